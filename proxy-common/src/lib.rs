@@ -1,0 +1,8 @@
+//! Types and names that the BPF programs and the daemon share.
+//!
+//! Rules of this crate: `no_std`, no I/O, no BPF helpers. Map types are `repr(C)` with explicit
+//! padding and only integers in them; integers are in host order unless a field says otherwise.
+#![no_std]
+
+pub mod abi;
+pub mod sock;

@@ -1,0 +1,1 @@
+//! Map types of the socket splice.

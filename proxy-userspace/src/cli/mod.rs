@@ -1,0 +1,22 @@
+//! The command line: one module for each subcommand.
+//!
+//! Exit codes: 0 fine, 1 failed at run time (for `check`: the file is bad), 2 wrong usage.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "steer", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+/// Runs the command line; the message of an error goes to stderr.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {}
+}

@@ -1,0 +1,5 @@
+//! `steer`: see [`steer::cli`].
+
+fn main() -> std::process::ExitCode {
+    steer::cli::main()
+}

@@ -1,0 +1,81 @@
+//! How an upgraded stream is carried once its 101 has been relayed. This module knows bytes and
+//! sockets, never HTTP; `http/` hands over a [`Session`] and does not learn which path takes it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+
+use crate::config::SpliceMode;
+use crate::telemetry::flows::FlowGuard;
+
+/// Two connected sockets whose bytes belong together, and what was already read from them.
+#[derive(Debug)]
+pub struct Session {
+    pub downstream: TcpStream,
+    pub upstream: TcpStream,
+    /// Read from `downstream`, not yet written to `upstream`.
+    pub to_upstream: Bytes,
+    /// Read from `upstream` (behind the 101), not yet written to `downstream`.
+    pub to_downstream: Bytes,
+    pub mode: SpliceMode,
+    /// Ends the stream when nothing has moved in either direction for this long.
+    pub idle_timeout: Option<Duration>,
+    /// Registers the stream in `/flows`; dropping it is the end of the stream.
+    pub flow: FlowGuard,
+}
+
+/// Carries sessions: decides on the path, and falls back to the relay with a counted reason.
+#[derive(Debug)]
+pub struct Splicer {}
+
+impl Splicer {
+    /// Carries a session to its end.
+    pub async fn carry(&self, session: Session) {
+        let _ = session;
+        todo!("Splicer::carry")
+    }
+}
+
+/// What carries a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Path {
+    Relay,
+    Sockmap,
+}
+
+impl Path {
+    pub const ALL: [Self; 2] = [Self::Relay, Self::Sockmap];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Sockmap => "sockmap",
+        }
+    }
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Both directions were finished by FIN.
+    Finished,
+    /// One side reset, or vanished; the other was reset too.
+    Reset,
+    IdleTimeout,
+    /// The proxy stops.
+    Shutdown,
+}
+
+impl End {
+    pub const ALL: [Self; 4] = [Self::Finished, Self::Reset, Self::IdleTimeout, Self::Shutdown];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Reset => "reset",
+            Self::IdleTimeout => "idle_timeout",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The table of live upgraded streams: one compact record each, from the 101 to the end.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use prometheus::{IntCounterVec, IntGaugeVec};
+use serde::Serialize;
+use slab::Slab;
+
+use super::metrics::Metrics;
+use crate::splice::{End, Path};
+
+/// What is known of a stream when it is opened.
+#[derive(Debug, Clone)]
+pub struct FlowInfo {
+    /// The peer of the downstream connection.
+    pub client: SocketAddr,
+    pub cluster: Arc<str>,
+    pub endpoint: SocketAddr,
+    /// `None`: there was no hash key and the endpoint was chosen at random.
+    pub key_hash: Option<u64>,
+}
+
+/// Bytes that userspace does not see: asked when somebody looks, and once at the end.
+pub trait KernelBytes: fmt::Debug + Send + Sync {
+    /// Payload bytes carried by the kernel so far, `[to upstream, to downstream]`.
+    fn carried(&self) -> [u64; 2];
+}
+
+/// The live record of one stream.
+#[derive(Debug)]
+pub struct Flow {
+    pub id: u64,
+    pub info: FlowInfo,
+    opened: Instant,
+    opened_at: SystemTime,
+    path: AtomicU8,
+    /// Payload bytes moved by userspace.
+    to_upstream: AtomicU64,
+    to_downstream: AtomicU64,
+    kernel: OnceLock<Arc<dyn KernelBytes>>,
+}
+
+impl Flow {
+    pub fn add_to_upstream(&self, bytes: u64) {
+        self.to_upstream.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn add_to_downstream(&self, bytes: u64) {
+        self.to_downstream.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The bytes that the kernel carries are added to those of userspace from now on. May be
+    /// called once per flow; later calls are ignored.
+    pub fn set_kernel_bytes(&self, source: Arc<dyn KernelBytes>) {
+        let _already_set = self.kernel.set(source);
+    }
+
+    pub fn path(&self) -> Path {
+        Path::ALL[usize::from(self.path.load(Ordering::Relaxed))]
+    }
+
+    /// `[to upstream, to downstream]`
+    pub fn bytes(&self) -> [u64; 2] {
+        let kernel = self.kernel.get().map_or([0, 0], |source| source.carried());
+        [
+            self.to_upstream.load(Ordering::Relaxed) + kernel[0],
+            self.to_downstream.load(Ordering::Relaxed) + kernel[1],
+        ]
+    }
+
+    pub fn view(&self) -> FlowView {
+        let [to_upstream, to_downstream] = self.bytes();
+        FlowView {
+            id: self.id,
+            client: self.info.client,
+            cluster: self.info.cluster.to_string(),
+            endpoint: self.info.endpoint,
+            key_hash: self.info.key_hash.map(|hash| format!("{hash:016x}")),
+            path: self.path().as_str(),
+            opened_unix_seconds: self
+                .opened_at
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0.0, |age| age.as_secs_f64()),
+            age_seconds: self.opened.elapsed().as_secs_f64(),
+            bytes_to_upstream: to_upstream,
+            bytes_to_downstream: to_downstream,
+        }
+    }
+}
+
+/// One row of `/flows`.
+#[derive(Debug, Clone, Serialize)]
+pub struct FlowView {
+    pub id: u64,
+    pub client: SocketAddr,
+    pub cluster: String,
+    pub endpoint: SocketAddr,
+    /// 16 hex digits.
+    pub key_hash: Option<String>,
+    pub path: &'static str,
+    pub opened_unix_seconds: f64,
+    pub age_seconds: f64,
+    pub bytes_to_upstream: u64,
+    pub bytes_to_downstream: u64,
+}
+
+/// All live streams.
+#[derive(Debug)]
+pub struct Flows {
+    table: Mutex<Table>,
+    streams: IntGaugeVec,
+    opened: IntCounterVec,
+    closed: IntCounterVec,
+    bytes: IntCounterVec,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    flows: Slab<Arc<Flow>>,
+    next_id: u64,
+}
+
+impl Flows {
+    pub(super) fn new(metrics: &Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            table: Mutex::default(),
+            streams: metrics.streams.clone(),
+            opened: metrics.streams_opened.clone(),
+            closed: metrics.streams_closed.clone(),
+            bytes: metrics.stream_bytes.clone(),
+        })
+    }
+
+    /// Registers a stream, on the relay path until [`FlowGuard::set_path`] says otherwise.
+    pub fn open(self: &Arc<Self>, info: FlowInfo) -> FlowGuard {
+        let mut table = self.lock();
+        table.next_id += 1;
+        let flow = Arc::new(Flow {
+            id: table.next_id,
+            info,
+            opened: Instant::now(),
+            opened_at: SystemTime::now(),
+            path: AtomicU8::new(index_of(Path::Relay)),
+            to_upstream: AtomicU64::new(0),
+            to_downstream: AtomicU64::new(0),
+            kernel: OnceLock::new(),
+        });
+        let key = table.flows.insert(Arc::clone(&flow));
+        drop(table);
+        self.opened.with_label_values(&[&*flow.info.cluster]).inc();
+        self.streams.with_label_values(&[&*flow.info.cluster, Path::Relay.as_str()]).inc();
+        FlowGuard { flows: Arc::clone(self), flow, key, end: End::Reset }
+    }
+
+    pub fn len(&self) -> usize {
+        self.lock().flows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The live streams, oldest first.
+    pub fn snapshot(&self) -> Vec<Arc<Flow>> {
+        let mut flows: Vec<_> = self.lock().flows.iter().map(|(_, flow)| Arc::clone(flow)).collect();
+        flows.sort_unstable_by_key(|flow| flow.id);
+        flows
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+        // Nothing panics while the lock is held, and the table is whole between any two statements.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Owns a stream's row; dropping it removes the row and counts the end.
+#[derive(Debug)]
+pub struct FlowGuard {
+    flows: Arc<Flows>,
+    flow: Arc<Flow>,
+    key: usize,
+    end: End,
+}
+
+impl FlowGuard {
+    pub fn flow(&self) -> &Arc<Flow> {
+        &self.flow
+    }
+
+    pub fn set_path(&self, path: Path) {
+        let old = Path::ALL[usize::from(self.flow.path.swap(index_of(path), Ordering::Relaxed))];
+        let gauge =
+            |path: Path| self.flows.streams.with_label_values(&[&*self.flow.info.cluster, path.as_str()]);
+        gauge(old).dec();
+        gauge(path).inc();
+    }
+
+    /// Says how the stream ended; without a word it counts as a reset.
+    pub fn ended(mut self, end: End) {
+        self.end = end;
+    }
+}
+
+impl Drop for FlowGuard {
+    fn drop(&mut self) {
+        self.flows.lock().flows.remove(self.key);
+        let (cluster, path) = (&*self.flow.info.cluster, self.flow.path().as_str());
+        let [to_upstream, to_downstream] = self.flow.bytes();
+        self.flows.streams.with_label_values(&[cluster, path]).dec();
+        self.flows.closed.with_label_values(&[cluster, self.end.as_str()]).inc();
+        self.flows.bytes.with_label_values(&[cluster, "to_upstream"]).inc_by(to_upstream);
+        self.flows.bytes.with_label_values(&[cluster, "to_downstream"]).inc_by(to_downstream);
+        tracing::info!(
+            stream = self.flow.id,
+            client = %self.flow.info.client,
+            cluster,
+            endpoint = %self.flow.info.endpoint,
+            path,
+            end = self.end.as_str(),
+            seconds = self.flow.opened.elapsed().as_secs_f64(),
+            to_upstream,
+            to_downstream,
+            "stream closed"
+        );
+    }
+}
+
+fn index_of(path: Path) -> u8 {
+    // The discriminants are the positions in `Path::ALL`.
+    path as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Telemetry;
+    use super::*;
+
+    fn info() -> FlowInfo {
+        FlowInfo {
+            client: "192.0.2.1:5000".parse().unwrap(),
+            cluster: "sio".into(),
+            endpoint: "192.0.2.9:3000".parse().unwrap(),
+            key_hash: Some(0xef46_db37_51d8_e999),
+        }
+    }
+
+    #[test]
+    fn paths_are_indexed_by_discriminant() {
+        for path in Path::ALL {
+            assert_eq!(Path::ALL[usize::from(index_of(path))], path);
+        }
+    }
+
+    #[test]
+    fn a_stream_is_listed_while_its_guard_lives_and_counted_after() {
+        let telemetry = Telemetry::new();
+        let guard = telemetry.flows.open(info());
+        guard.set_path(Path::Sockmap);
+        guard.flow().add_to_upstream(7);
+        let rows = telemetry.flows.snapshot();
+        assert_eq!(rows.len(), 1);
+        let view = rows[0].view();
+        assert_eq!((view.path, view.bytes_to_upstream, view.bytes_to_downstream), ("sockmap", 7, 0));
+        assert_eq!(view.key_hash.as_deref(), Some("ef46db3751d8e999"));
+        assert_eq!(telemetry.metrics.streams.with_label_values(&["sio", "relay"]).get(), 0);
+        assert_eq!(telemetry.metrics.streams.with_label_values(&["sio", "sockmap"]).get(), 1);
+
+        guard.ended(End::Finished);
+        assert!(telemetry.flows.is_empty());
+        assert_eq!(telemetry.metrics.streams.with_label_values(&["sio", "sockmap"]).get(), 0);
+        assert_eq!(telemetry.metrics.streams_closed.with_label_values(&["sio", "finished"]).get(), 1);
+        assert_eq!(telemetry.metrics.stream_bytes.with_label_values(&["sio", "to_upstream"]).get(), 7);
+    }
+
+    #[derive(Debug)]
+    struct Fixed;
+    impl KernelBytes for Fixed {
+        fn carried(&self) -> [u64; 2] {
+            [100, 1000]
+        }
+    }
+
+    #[test]
+    fn bytes_of_kernel_and_userspace_add_up() {
+        let telemetry = Telemetry::new();
+        let guard = telemetry.flows.open(info());
+        guard.flow().add_to_downstream(5);
+        guard.flow().set_kernel_bytes(Arc::new(Fixed));
+        assert_eq!(guard.flow().bytes(), [100, 1005]);
+    }
+}

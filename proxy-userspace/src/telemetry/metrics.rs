@@ -1,0 +1,183 @@
+//! Every metric of Steer, by name, in one place. Labels are clusters, endpoints, listeners and
+//! closed enums; never a client.
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub downstream_connections: IntGaugeVec,
+    pub downstream_connections_total: IntCounterVec,
+    pub requests: IntCounterVec,
+    pub faults: IntCounterVec,
+    pub request_seconds: Histogram,
+    pub picks: IntCounterVec,
+    pub ring_version: IntGaugeVec,
+    pub endpoints: IntGaugeVec,
+    pub upstream_connects: IntCounterVec,
+    pub streams: IntGaugeVec,
+    pub streams_opened: IntCounterVec,
+    pub streams_closed: IntCounterVec,
+    pub stream_bytes: IntCounterVec,
+    pub splice_fallbacks: IntCounterVec,
+    pub sock_gated: IntCounterVec,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name, help, labels: &[&str]| {
+            registered(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let gauge = |name, help, labels: &[&str]| {
+            registered(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
+        };
+
+        let metrics = Self {
+            downstream_connections: gauge(
+                "steer_downstream_connections",
+                "Downstream HTTP connections open now (an upgraded one counts as a stream instead).",
+                &["listener"],
+            ),
+            downstream_connections_total: counter(
+                "steer_downstream_connections_total",
+                "Downstream connections accepted.",
+                &["listener"],
+            ),
+            requests: counter(
+                "steer_requests_total",
+                "Requests answered, by status code; cluster is empty where no route matched.",
+                &["cluster", "code"],
+            ),
+            faults: counter(
+                "steer_faults_total",
+                "Requests that Steer answered itself, or connections it closed, by cause.",
+                &["kind"],
+            ),
+            request_seconds: registered(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "steer_request_duration_seconds",
+                        "From a request's head to its response's head (for an upgrade: to the 101).",
+                    )
+                    .buckets(vec![
+                        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                        30.0,
+                    ]),
+                ),
+            ),
+            picks: counter(
+                "steer_endpoint_picks_total",
+                "Requests sent to an endpoint, by how it was chosen: hash, or random for want of a key.",
+                &["cluster", "endpoint", "by"],
+            ),
+            ring_version: gauge(
+                "steer_ring_version",
+                "Version of the cluster's ring or table; grows by one with each change.",
+                &["cluster"],
+            ),
+            endpoints: gauge(
+                "steer_endpoints",
+                "Endpoints of the cluster; in_ring says whether requests can reach them.",
+                &["cluster", "in_ring"],
+            ),
+            upstream_connects: counter(
+                "steer_upstream_connects_total",
+                "Connections opened to endpoints, by result: ok, refused, timeout, error.",
+                &["cluster", "result"],
+            ),
+            streams: gauge(
+                "steer_streams",
+                "Upgraded streams alive now, by what carries them.",
+                &["cluster", "path"],
+            ),
+            streams_opened: counter("steer_streams_opened_total", "Upgraded streams opened.", &["cluster"]),
+            streams_closed: counter(
+                "steer_streams_closed_total",
+                "Upgraded streams that ended, by how.",
+                &["cluster", "end"],
+            ),
+            stream_bytes: counter(
+                "steer_stream_bytes_total",
+                "Payload bytes of upgraded streams that have ended (of live ones: /flows).",
+                &["cluster", "direction"],
+            ),
+            splice_fallbacks: counter(
+                "steer_splice_fallback_total",
+                "Streams, or single directions of one, that a better path than the relay refused, by reason.",
+                &["reason"],
+            ),
+            sock_gated: counter(
+                "steer_sock_splice_gated_total",
+                "Directions that left the socket splice for the relay because their reader fell behind.",
+                &["cluster"],
+            ),
+            registry,
+        };
+        metrics.add_build_info();
+        metrics
+    }
+
+    fn add_build_info(&self) {
+        let info = registered(
+            &self.registry,
+            IntGaugeVec::new(
+                Opts::new("steer_build_info", "Always 1; the version is in the label."),
+                &["version"],
+            ),
+        );
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        // Encoding fails only for a metric family without a name or samples, which registration
+        // has refused, or when the writer fails, which a Vec does not.
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "cannot encode the metrics");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+/// Names, labels and help texts are constants above, so a failure here is a mistake in this file
+/// that any start shows.
+fn registered<C>(registry: &Registry, collector: prometheus::Result<C>) -> C
+where
+    C: prometheus::core::Collector + Clone + 'static,
+{
+    #[expect(
+        clippy::expect_used,
+        clippy::unwrap_used,
+        reason = "constant input, checked by every test that starts Steer"
+    )]
+    {
+        let collector = collector.expect("metric descriptions are valid");
+        registry.register(Box::new(collector.clone())).expect("metric names are unique");
+        collector
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rendering_is_prometheus_text() {
+        let metrics = Metrics::new();
+        metrics.picks.with_label_values(&["sio", "192.0.2.9:3000", "hash"]).inc();
+        let text = metrics.render();
+        assert!(
+            text.contains(
+                "steer_endpoint_picks_total{by=\"hash\",cluster=\"sio\",endpoint=\"192.0.2.9:3000\"} 1\n"
+            ),
+            "{text}"
+        );
+        assert!(text.contains("# TYPE steer_endpoint_picks_total counter\n"), "{text}");
+        assert!(text.contains("steer_build_info{version=\""), "{text}");
+    }
+}
