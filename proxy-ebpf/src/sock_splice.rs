@@ -34,7 +34,9 @@ fn redirect(ctx: &SkBuffContext, len: u32) {
     // one, on one CPU at a time.
     let flow = unsafe { &mut *flow };
     // SAFETY: a value that userspace replaces whole; an older one is freed after this program ran.
-    let Some(credit) = (unsafe { SOCK_CREDIT.get(&cookie) }) else { return shut(ctx, flow, cookie, gate::CREDIT) };
+    let Some(credit) = (unsafe { SOCK_CREDIT.get(&cookie) }) else {
+        return shut(ctx, flow, cookie, gate::CREDIT);
+    };
 
     match step(flow, credit, len) {
         Step::Pass => {}
