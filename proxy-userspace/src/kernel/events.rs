@@ -1,0 +1,50 @@
+//! The event ring of the socket splice.
+
+use std::io;
+
+use aya::maps::{MapData, RingBuf};
+use proxy_common::sock::SockEvent;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+#[derive(Debug)]
+pub struct Events {
+    ring: AsyncFd<Ring>,
+}
+
+/// aya's ring is not `Debug`.
+struct Ring(RingBuf<MapData>);
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RingBuf")
+    }
+}
+
+impl std::os::fd::AsRawFd for Ring {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Events {
+    pub(super) fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
+        // SAFETY: the ring owns its descriptor, always gives the same one, and closes it when dropped.
+        let ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) };
+        Ok(Self { ring: ring? })
+    }
+
+    /// Waits for events and hands over all that are there.
+    pub async fn read(&mut self, mut each: impl FnMut(SockEvent)) -> io::Result<()> {
+        let mut ready = self.ring.readable_mut().await?;
+        while let Some(item) = ready.get_inner_mut().0.next() {
+            match bytemuck::try_pod_read_unaligned(&item) {
+                Ok(event) => each(event),
+                // The object in the binary is the one this was built with.
+                Err(_) => tracing::error!(bytes = item.len(), "an event of another size"),
+            }
+        }
+        ready.clear_ready();
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! Holds back what arrives at a socket, so that its place in a sockmap can be changed safely.
+//!
+//! A socket must not leave the map of a verdict program while the kernel works on its segments: one
+//! that is past TCP and then finds no program is dropped, although it was acknowledged
+//! (sk_psock_verdict_recv, net/core/skmsg.c). A [`Hold`] keeps segments with payload away from TCP:
+//! to the peer they are lost on the way, so it sends them again later. Nothing is lost.
+
+use std::io;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use socket2::{SockFilter, SockRef};
+
+/// Classic BPF over the TCP header: keeps segments without payload and RSTs, drops the others.
+/// The length that a socket filter of TCP sees begins with the TCP header (tcp_filter).
+const PAYLOAD_IS_DROPPED: [SockFilter; 10] = {
+    const fn op(code: u32, jt: u8, jf: u8, k: u32) -> SockFilter {
+        SockFilter::new(code as u16, jt, jf, k)
+    }
+    use libc::{
+        BPF_ALU, BPF_B, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LEN, BPF_MISC, BPF_RET, BPF_RSH, BPF_TAX,
+    };
+    const KEEP: u32 = u32::MAX;
+    [
+        // The flags: RST is kept.
+        op(BPF_LD | BPF_B | libc::BPF_ABS, 0, 0, 13),
+        op(BPF_JMP | BPF_JSET | BPF_K, 6, 0, 0x04),
+        // Header length in bytes: the upper half of byte 12, times four.
+        op(BPF_LD | BPF_B | libc::BPF_ABS, 0, 0, 12),
+        op(BPF_ALU | BPF_RSH | BPF_K, 0, 0, 2),
+        op(BPF_ALU | libc::BPF_AND | BPF_K, 0, 0, 0x3c),
+        op(BPF_MISC | BPF_TAX, 0, 0, 0),
+        op(BPF_LD | BPF_LEN, 0, 0, 0),
+        op(BPF_JMP | libc::BPF_JGT | libc::BPF_X, 1, 0, 0),
+        op(BPF_RET | BPF_K, 0, 0, KEEP),
+        op(BPF_RET | BPF_K, 0, 0, 0),
+    ]
+};
+
+/// While it lives, no payload gets to the socket (what is under way: see [`Hold::settle`]).
+#[derive(Debug)]
+pub struct Hold<'a> {
+    socket: &'a TcpStream,
+}
+
+impl<'a> Hold<'a> {
+    pub fn new(socket: &'a TcpStream) -> io::Result<Self> {
+        SockRef::from(socket).attach_filter(&PAYLOAD_IS_DROPPED)?;
+        Ok(Self { socket })
+    }
+
+    /// Returns when the kernel is done with every segment that had passed before the hold.
+    pub async fn settle(&self) -> io::Result<()> {
+        // Filters run inside an RCU reader that ends when the segment has been dealt with, or left
+        // in the socket's backlog ...
+        tokio::task::spawn_blocking(wait_for_rcu_readers).await.map_err(io::Error::other)?;
+        // ... which whoever unlocks the socket works off.
+        kick(self.socket)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = SockRef::from(self.socket).detach_filter() {
+            tracing::error!(%error, "cannot take the filter off a socket; its stream will stall");
+        }
+    }
+}
+
+/// About 12 ms with HZ=250.
+fn wait_for_rcu_readers() {
+    // SAFETY: takes two numbers and touches no memory.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // Refused with nohz_full CPUs, or by a seccomp profile. A softirq does not take this long.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Makes the kernel look at what has arrived at a socket, under its lock: a verdict program does
+/// not see by itself what was there before it (tcp_set_rcvlowat calls data_ready).
+pub fn kick(socket: &TcpStream) -> io::Result<()> {
+    let one: libc::c_int = 1;
+    // SAFETY: the pointer is to a local of the length given.
+    let result = unsafe {
+        libc::setsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(socket),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const one).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{Shutdown, TcpListener};
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn payload_is_held_back_and_comes_later() {
+        let (mut near, mut far) = pair();
+        near.write_all(b"before ").unwrap();
+        let hold = Hold::new(&far).unwrap();
+        hold.settle().await.unwrap();
+        near.write_all(b"during").unwrap();
+        near.shutdown(Shutdown::Write).unwrap();
+        far.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut bytes = [0; 64];
+        assert_eq!(far.read(&mut bytes).unwrap(), 7);
+        assert_eq!(far.read(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(hold);
+        // Retransmitted.
+        far.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut rest = Vec::new();
+        far.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"during");
+    }
+
+    #[tokio::test]
+    async fn acknowledgements_and_resets_get_through() {
+        let (near, mut far) = pair();
+        let hold = Hold::new(&far).unwrap();
+        hold.settle().await.unwrap();
+        (&far).write_all(b"x").unwrap();
+        (&near).read_exact(&mut [0]).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(crate::kernel::tcp_info::TcpInfo::of(&far).unwrap().send_queue_is_empty());
+        SockRef::from(&near).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(near);
+        far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        assert_eq!(far.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        drop(hold);
+    }
+}

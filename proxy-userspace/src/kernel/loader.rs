@@ -1,0 +1,187 @@
+//! Loads and attaches the BPF programs.
+
+use std::io;
+
+use aya::maps::{HashMap, MapData, MapError, RingBuf, SockHash};
+use aya::programs::{ProgramError, SkSkb};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use proxy_common::abi;
+use proxy_common::reason::Reason;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::events::Events;
+use super::maps::SockMaps;
+
+/// Built by `cargo xtask build-ebpf`; empty if that had not been run before this was compiled.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer-ebpf.o"));
+
+/// Why the programs are not in the kernel. Each message ends with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("built without the BPF object; run cargo xtask build-ebpf and build again")]
+    NoObject,
+    #[error(
+        "{missing} is missing; run as root, or give the process CAP_BPF and CAP_NET_ADMIN \
+         (systemd: AmbientCapabilities=)"
+    )]
+    NoCapability { missing: &'static str },
+    #[error("the kernel refused {what}; run with --log-level debug to see the verifier's log")]
+    Refused {
+        what: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("the BPF object has no {name}; run cargo xtask build-ebpf and build again")]
+    Incomplete { name: &'static str },
+}
+
+impl LoadError {
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NoObject | Self::Incomplete { .. } => Reason::NoObject,
+            Self::NoCapability { .. } => Reason::NoCapability,
+            Self::Refused { .. } => Reason::KernelRefused,
+        }
+    }
+
+    fn refused(what: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Refused { what, source: source.into() }
+    }
+}
+
+/// The socket splice's part of the kernel. Dropping both takes it out again.
+#[derive(Debug)]
+pub struct SockPrograms {
+    pub maps: SockMaps,
+    pub events: Events,
+}
+
+/// Loads the socket splice. Must be called inside a tokio runtime, which the event ring joins.
+pub fn load_sock_splice() -> Result<SockPrograms, LoadError> {
+    if OBJECT.is_empty() {
+        return Err(LoadError::NoObject);
+    }
+    // Asked first, since EPERM does not tell which one it is.
+    if let Some(missing) = missing_capability() {
+        return Err(LoadError::NoCapability { missing });
+    }
+    // aya raises RLIMIT_MEMLOCK itself where the kernel (before 5.11) counts maps against it.
+    let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(not_loaded)?;
+    start_program_log(&mut ebpf);
+
+    let target = sock_hash(&mut ebpf, abi::MAP_SOCK_TARGET)?;
+    let source = sock_hash(&mut ebpf, abi::MAP_SOCK_SOURCE)?;
+    let flow = take(&mut ebpf, abi::MAP_SOCK_FLOW, HashMap::try_from)?;
+    let credit = take(&mut ebpf, abi::MAP_SOCK_CREDIT, HashMap::try_from)?;
+    let ring: RingBuf<MapData> = take(&mut ebpf, abi::MAP_SOCK_EVENTS, RingBuf::try_from)?;
+
+    attach(&mut ebpf, &source)?;
+    let events = Events::new(ring).map_err(|error| LoadError::refused("the event ring", error))?;
+    Ok(SockPrograms { maps: SockMaps::new(ebpf, target, source, flow, credit), events })
+}
+
+fn attach(ebpf: &mut Ebpf, source: &SockHash<MapData, u64>) -> Result<(), LoadError> {
+    let name = abi::PROG_SOCK_SPLICE;
+    let program: &mut SkSkb = ebpf
+        .program_mut(name)
+        .ok_or(LoadError::Incomplete { name })?
+        .try_into()
+        .map_err(|error: ProgramError| LoadError::refused(name, error))?;
+    program.load().map_err(|error| {
+        if let ProgramError::LoadError { io_error, verifier_log } = error {
+            tracing::debug!(program = name, %verifier_log, "the verifier refused a program");
+            LoadError::refused(name, io_error)
+        } else {
+            LoadError::refused(name, error)
+        }
+    })?;
+    program.attach(source.fd()).map_err(|error| LoadError::refused("attaching sock_splice", error))?;
+    Ok(())
+}
+
+fn not_loaded(error: EbpfError) -> LoadError {
+    let what = if matches!(error, EbpfError::MapError(_)) { "the maps" } else { "the BPF object" };
+    LoadError::refused(what, error)
+}
+
+fn sock_hash(ebpf: &mut Ebpf, name: &'static str) -> Result<SockHash<MapData, u64>, LoadError> {
+    take(ebpf, name, SockHash::try_from)
+}
+
+fn take<M>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    typed: impl FnOnce(aya::maps::Map) -> Result<M, MapError>,
+) -> Result<M, LoadError> {
+    let map = ebpf.take_map(name).ok_or(LoadError::Incomplete { name })?;
+    typed(map).map_err(|error| LoadError::refused(name, error))
+}
+
+/// Forwards the programs' trace lines, if they were built with any (`build-ebpf --log`).
+fn start_program_log(ebpf: &mut Ebpf) {
+    if ebpf.map("AYA_LOGS").is_none() {
+        return;
+    }
+    let logger = aya_log::EbpfLogger::init(ebpf).map_err(io::Error::other).and_then(|logger| {
+        // SAFETY: the logger owns its descriptor, always gives the same one, and closes it when dropped.
+        let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+        Ok(logger?)
+    });
+    match logger {
+        Ok(mut logger) => {
+            tokio::spawn(async move {
+                while let Ok(mut ready) = logger.readable_mut().await {
+                    ready.get_inner_mut().flush();
+                    ready.clear_ready();
+                }
+            });
+        }
+        Err(error) => tracing::warn!(%error, "cannot read the BPF programs' log"),
+    }
+}
+
+/// The first capability that loading needs and this process has not.
+fn missing_capability() -> Option<&'static str> {
+    // include/uapi/linux/capability.h; CAP_SYS_ADMIN stands in for CAP_BPF.
+    const CAP_NET_ADMIN: u32 = 12;
+    const CAP_SYS_ADMIN: u32 = 21;
+    const CAP_BPF: u32 = 39;
+    let effective = effective_capabilities(&std::fs::read_to_string("/proc/self/status").ok()?)?;
+    let has = |capability: u32| effective & (1 << capability) != 0;
+    if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
+        Some("CAP_BPF")
+    } else if !has(CAP_NET_ADMIN) {
+        Some("CAP_NET_ADMIN")
+    } else {
+        None
+    }
+}
+
+/// `CapEff` of `/proc/PID/status`.
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_from_proc() {
+        assert_eq!(
+            effective_capabilities("Name:\tsteer\nCapEff:\t000001ffffffffff\n"),
+            Some(0x1ff_ffff_ffff)
+        );
+        assert_eq!(effective_capabilities("Name:\tsteer\n"), None);
+    }
+
+    #[test]
+    fn errors_name_the_next_step() {
+        let missing = LoadError::NoCapability { missing: "CAP_BPF" };
+        assert!(missing.to_string().starts_with("CAP_BPF is missing; run as root"));
+        assert_eq!(missing.reason(), Reason::NoCapability);
+        assert!(LoadError::NoObject.to_string().contains("cargo xtask build-ebpf"));
+    }
+}

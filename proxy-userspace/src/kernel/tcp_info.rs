@@ -1,0 +1,208 @@
+//! TCP's own counters of a socket (`TCP_INFO`, include/uapi/linux/tcp.h).
+
+use std::io;
+use std::mem::{offset_of, size_of};
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::time::Duration;
+
+/// The head of the kernel's `struct tcp_info`, as far as Linux 4.19 and anything newer has it.
+#[repr(C)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+struct RawTcpInfo {
+    state: u8,
+    ca_state_to_flags: [u8; 7],
+    rto: u32,
+    ato: u32,
+    snd_mss: u32,
+    rcv_mss: u32,
+    unacked: u32,
+    sacked_to_fackets: [u32; 4],
+    last_data_sent: u32,
+    last_ack_sent: u32,
+    last_data_recv: u32,
+    last_ack_recv: u32,
+    pmtu_to_total_retrans: [u32; 11],
+    pacing_rate: u64,
+    max_pacing_rate: u64,
+    bytes_acked: u64,
+    bytes_received: u64,
+    segs_out: u32,
+    segs_in: u32,
+    notsent_bytes: u32,
+    min_rtt: u32,
+    data_segs_in: u32,
+    data_segs_out: u32,
+    delivery_rate: u64,
+    busy_time: u64,
+    rwnd_limited: u64,
+    sndbuf_limited: u64,
+    delivered: u32,
+    delivered_ce: u32,
+    bytes_sent: u64,
+    bytes_retrans: u64,
+}
+
+const _: () = {
+    assert!(offset_of!(RawTcpInfo, unacked) == 24);
+    assert!(offset_of!(RawTcpInfo, last_data_recv) == 52);
+    assert!(offset_of!(RawTcpInfo, pacing_rate) == 104);
+    assert!(offset_of!(RawTcpInfo, bytes_received) == 128);
+    assert!(offset_of!(RawTcpInfo, notsent_bytes) == 144);
+    assert!(offset_of!(RawTcpInfo, bytes_sent) == 200);
+    assert!(size_of::<RawTcpInfo>() == 216);
+};
+
+/// `enum` of include/net/tcp_states.h.
+const TCP_ESTABLISHED: u8 = 1;
+const TCP_TIME_WAIT: u8 = 6;
+const TCP_CLOSE: u8 = 7;
+const TCP_CLOSE_WAIT: u8 = 8;
+const TCP_LAST_ACK: u8 = 9;
+const TCP_CLOSING: u8 = 11;
+
+/// One consistent view: the kernel takes it under the socket's lock.
+#[derive(Clone, Copy)]
+pub struct TcpInfo(RawTcpInfo);
+
+impl TcpInfo {
+    /// # Errors
+    /// The descriptor is no TCP socket, or the kernel is older than 4.19.
+    pub fn of(socket: impl AsFd) -> io::Result<Self> {
+        let mut raw = RawTcpInfo::default();
+        let mut len = size_of::<RawTcpInfo>() as libc::socklen_t;
+        // SAFETY: both pointers are to locals of the size that `len` tells; the kernel writes at
+        // most `len` bytes, and any bytes are a `RawTcpInfo`.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                (&raw mut raw).cast(),
+                &raw mut len,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if (len as usize) < size_of::<RawTcpInfo>() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's TCP_INFO is too short"));
+        }
+        Ok(Self(raw))
+    }
+
+    pub fn is_established(&self) -> bool {
+        self.0.state == TCP_ESTABLISHED
+    }
+
+    /// Payload bytes received in order, including those that nobody has read.
+    pub fn received(&self) -> u64 {
+        // The FIN takes a place in the sequence and counts as a byte.
+        let fin =
+            matches!(self.0.state, TCP_TIME_WAIT | TCP_CLOSE | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING);
+        self.0.bytes_received - u64::from(fin)
+    }
+
+    /// Payload bytes that were put into the send queue in the socket's life, sent or not. Exact
+    /// until the socket is shut down for writing.
+    pub fn queued(&self) -> u64 {
+        self.0.bytes_sent - self.0.bytes_retrans + u64::from(self.0.notsent_bytes)
+    }
+
+    /// Whether everything in the send queue was sent and acknowledged.
+    pub fn send_queue_is_empty(&self) -> bool {
+        self.0.unacked == 0 && self.0.notsent_bytes == 0
+    }
+
+    /// Since the last segment with payload came in.
+    pub fn since_last_data(&self) -> Duration {
+        Duration::from_millis(self.0.last_data_recv.into())
+    }
+}
+
+/// Bytes received in order that nobody has read. Not for a socket in a sockmap, where some kernels
+/// (6.6.128+, 6.12.75+, 6.18.14+) always answer 0.
+fn unread(socket: impl AsFd) -> io::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int to the pointer, which is to a local.
+    if unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    u64::try_from(bytes).map_err(io::Error::other)
+}
+
+/// Bytes of the socket that have been read so far; `None` if its peer has closed already, or data
+/// came in so fast that no two looks agreed. Not for a socket in a sockmap.
+pub fn bytes_read(socket: impl AsFd) -> io::Result<Option<u64>> {
+    const LOOKS: usize = 16;
+    let socket = socket.as_fd();
+    for _ in 0..LOOKS {
+        let before = TcpInfo::of(socket)?;
+        let unread = unread(socket)?;
+        let after = TcpInfo::of(socket)?;
+        if !after.is_established() {
+            return Ok(None);
+        }
+        if before.received() == after.received() {
+            return Ok(before.received().checked_sub(unread));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn counts_what_was_sent_received_and_read() {
+        let (mut near, mut far) = pair();
+        near.write_all(&[1; 1000]).unwrap();
+        far.read_exact(&mut [0; 400]).unwrap();
+        assert_eq!(TcpInfo::of(&near).unwrap().queued(), 1000);
+        assert_eq!(TcpInfo::of(&far).unwrap().received(), 1000);
+        assert_eq!(bytes_read(&far).unwrap(), Some(400));
+        assert!(TcpInfo::of(&far).unwrap().since_last_data() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_fin_is_not_a_byte() {
+        let (mut near, mut far) = pair();
+        near.write_all(b"last").unwrap();
+        near.shutdown(Shutdown::Write).unwrap();
+        far.read_to_end(&mut Vec::new()).unwrap();
+        assert_eq!(TcpInfo::of(&far).unwrap().received(), 4);
+        assert_eq!(bytes_read(&far).unwrap(), None, "its peer has closed");
+        // Closed by both: the other end is in TIME_WAIT, or rather its socket is closed.
+        far.shutdown(Shutdown::Write).unwrap();
+        near.read_to_end(&mut Vec::new()).unwrap();
+        assert_eq!(TcpInfo::of(&near).unwrap().received(), 0);
+    }
+
+    #[test]
+    fn unsent_bytes_are_queued_too() {
+        let (near, far) = pair();
+        near.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while let Ok(n) = (&near).write(&[7; 65536]) {
+            sent += n as u64;
+        }
+        let info = TcpInfo::of(&near).unwrap();
+        assert_eq!(info.queued(), sent);
+        assert!(!info.send_queue_is_empty());
+        drop(far);
+    }
+
+    #[test]
+    fn other_descriptors_are_refused() {
+        assert!(TcpInfo::of(std::io::stdin()).is_err());
+    }
+}
