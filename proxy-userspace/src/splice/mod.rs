@@ -122,3 +122,15 @@ impl End {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unmet_wish_has_a_reason() {
+        assert_eq!(decide(SpliceMode::Auto), (Path::Relay, None));
+        assert_eq!(decide(SpliceMode::Relay), (Path::Relay, None));
+        assert_eq!(decide(SpliceMode::Sockmap), (Path::Relay, Some(Reason::SockmapUnavailable)));
+    }
+}

@@ -26,11 +26,17 @@ const MIN_SIZE: usize = 1 << 16;
 #[derive(Debug)]
 pub(super) struct Pipes {
     permits: Arc<Semaphore>,
+    #[cfg(test)]
+    pub(super) max: usize,
 }
 
 impl Pipes {
     pub(super) fn new(max: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(max)) }
+        Self {
+            permits: Arc::new(Semaphore::new(max)),
+            #[cfg(test)]
+            max,
+        }
     }
 
     /// A new pipe, or `None` when there are enough, or no descriptors or memory for one: then the
@@ -100,3 +106,40 @@ impl Pipe {
 }
 
 const FLAGS: SpliceFlags = SpliceFlags::NONBLOCK.union(SpliceFlags::MOVE);
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    /// What a descriptor of this process refers to; a pipe's name holds its inode number, which is
+    /// not used again.
+    fn target(fd: impl std::fmt::Display) -> Option<std::path::PathBuf> {
+        std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()
+    }
+
+    fn open_descriptors_of(pipe: &std::path::Path) -> usize {
+        std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter(|entry| target(entry.as_ref().unwrap().file_name().display()).as_deref() == Some(pipe))
+            .count()
+    }
+
+    #[test]
+    fn pipes_are_capped_and_closed_when_given_back() {
+        let pipes = Pipes::new(2);
+        let (first, second) = (pipes.take().unwrap(), pipes.take().unwrap());
+        assert!(pipes.take().is_none());
+        assert!(first.capacity >= MIN_SIZE, "{}", first.capacity);
+
+        let name = target(first.read.as_raw_fd()).unwrap();
+        assert_eq!(open_descriptors_of(&name), 2);
+        drop(first);
+        assert_eq!(open_descriptors_of(&name), 0);
+        assert_eq!(pipes.left(), 1);
+        assert!(pipes.take().is_some());
+        drop(second);
+        assert_eq!(pipes.left(), 2);
+    }
+}

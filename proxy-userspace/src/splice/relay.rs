@@ -8,6 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::coop;
@@ -49,18 +50,18 @@ pub(super) enum Broken {
 
 /// Relays a session until both directions are finished, one side breaks, or nothing has moved for
 /// the idle timeout.
-pub(super) async fn run(session: Session, pipes: &Pipes) {
-    let Session { downstream, upstream, to_upstream, to_downstream, idle_timeout, flow, .. } = session;
+pub(super) async fn run(mut session: Session, pipes: &Pipes) {
     let last_moved = Activity::new();
+    let (downstream, upstream, flow) = (&session.downstream, &session.upstream, session.flow.flow());
     let both = async {
         tokio::try_join!(
-            direction(&downstream, &upstream, to_upstream, pipes, |bytes| {
+            direction(downstream, upstream, &mut session.to_upstream, pipes, |bytes| {
                 last_moved.now();
-                flow.flow().add_to_upstream(bytes);
+                flow.add_to_upstream(bytes);
             }),
-            direction(&upstream, &downstream, to_downstream, pipes, |bytes| {
+            direction(upstream, downstream, &mut session.to_downstream, pipes, |bytes| {
                 last_moved.now();
-                flow.flow().add_to_downstream(bytes);
+                flow.add_to_downstream(bytes);
             }),
         )
     };
@@ -72,34 +73,34 @@ pub(super) async fn run(session: Session, pipes: &Pipes) {
             Ok(_) => End::Finished,
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
-                tracing::debug!(stream = flow.flow().id, error, "stream broke");
+                tracing::debug!(stream = flow.id, error, "stream broke");
                 End::Reset
             }
         },
         _ = downstream.ready(Interest::ERROR) => End::Reset,
         _ = upstream.ready(Interest::ERROR) => End::Reset,
-        () = last_moved.quiet_for(idle_timeout) => End::IdleTimeout,
+        () = last_moved.quiet_for(session.idle_timeout) => End::IdleTimeout,
     };
     if end == End::Reset {
-        reset_on_close(&downstream);
-        reset_on_close(&upstream);
+        reset_on_close(downstream);
+        reset_on_close(upstream);
     }
     // The row of the stream goes last, so that a stream which is not listed holds nothing.
-    drop((downstream, upstream));
-    flow.ended(end);
+    drop((session.downstream, session.upstream));
+    session.flow.ended(end);
 }
 
 /// One direction of a stream: what was already read, then all until the FIN, then the FIN.
 async fn direction(
     from: &TcpStream,
     to: &TcpStream,
-    surplus: bytes::Bytes,
+    surplus: &mut Bytes,
     pipes: &Pipes,
     moved: impl Fn(u64),
 ) -> Result<(), Broken> {
-    write_all(to, &surplus, &moved).await?;
-    // May share the memory of a whole read buffer.
-    drop(surplus);
+    write_all(to, surplus, &moved).await?;
+    // It may share the memory of a whole read buffer.
+    *surplus = Bytes::new();
     pump(from, to, Some(pipes), moved).await?;
     socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write).map_err(Broken::To)
 }
@@ -133,8 +134,9 @@ pub(super) async fn pump(
         }
         if large_reads >= BULK_AFTER {
             large_reads = 0;
+            // Boxed, so that streams which never get here do not carry its state.
             if let Some(pipe) = pipes.and_then(Pipes::take)
-                && pump_bulk(from, to, pipe, &moved).await? == Bulk::Fin
+                && Box::pin(pump_bulk(from, to, pipe, &moved)).await? == Bulk::Fin
             {
                 return Ok(());
             }
@@ -302,3 +304,6 @@ impl Activity {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
