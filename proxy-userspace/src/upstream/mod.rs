@@ -1,5 +1,8 @@
 //! Clusters as they are now: each one immutable, versioned ring, shared by all workers.
 
+pub mod connect;
+pub mod pool;
+
 use std::sync::Arc;
 use std::time::Duration;
 
