@@ -1,1 +1,17 @@
-//! Harness of the integration tests.
+//! What the integration tests and `cargo xtask demo` stand on: network namespaces (`netns`,
+//! `topology`), processes that die with their owner (`process`), a running `steer` (`steer`), and
+//! the programs it is tried against (`peers`). The tests themselves are in `tests/`, one file for
+//! each subject.
+//!
+//! Every guard undoes what it did when it is dropped, also when a later step fails. Nothing sleeps
+//! for a guessed time: see [`eventually::eventually`].
+//!
+//! A test whose needs are not met says `SKIP`, or fails if `STEER_TESTS_REQUIRE=1`: see [`require`].
+
+pub mod eventually;
+pub mod netns;
+pub mod peers;
+pub mod process;
+pub mod require;
+pub mod steer;
+pub mod topology;

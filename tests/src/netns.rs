@@ -1,0 +1,194 @@
+//! Network namespaces that go away with their owner.
+//!
+//! A namespace belongs to a thread, not to a process: a tokio worker that was started elsewhere
+//! stays where it was. So there are two doors only: [`NetNs::enter`] for a child process, and
+//! [`NetNs::run`] for a closure on a thread of its own (use a current-thread runtime inside).
+
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{fs, io, thread};
+
+use anyhow::{Context as _, Result};
+
+/// Where iproute2 keeps names of namespaces.
+const DIRECTORY: &str = "/run/netns";
+
+/// A namespace with its loopback up. Its name is `PREFIX-PID-NUMBER-ROLE`, where PID is ours, so
+/// that [`remove_leftovers`] can tell what a crashed run has left.
+#[derive(Debug)]
+pub struct NetNs {
+    name: String,
+    handle: File,
+    keep: bool,
+}
+
+impl NetNs {
+    /// # Errors
+    /// When we are not root, or iproute2 is missing.
+    pub fn new(prefix: &str, role: &str) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{prefix}-{}-{number}-{role}", std::process::id());
+        ip(&["netns", "add", &name])?;
+        let handle = match File::open(path_of(&name)) {
+            Ok(handle) => handle,
+            Err(error) => {
+                delete(&name);
+                return Err(error).with_context(|| format!("cannot open the new namespace {name}"));
+            }
+        };
+        let netns = Self { name, handle, keep: false };
+        netns.ip(&["link", "set", "lo", "up"])?;
+        Ok(netns)
+    }
+
+    /// The name that `ip netns` knows it by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `ip ARGS` inside.
+    ///
+    /// # Errors
+    /// With the command line and what it said.
+    pub fn ip(&self, args: &[&str]) -> Result<()> {
+        ip(&[&["-n", &self.name], args].concat())
+    }
+
+    /// Makes the child that `command` will start live here.
+    pub fn enter(&self, command: &mut Command) -> Result<()> {
+        let handle = self.handle.try_clone().context("cannot duplicate a namespace's descriptor")?;
+        // SAFETY: between fork and exec only the system call setns is made; the closure owns its
+        // descriptor and allocates nothing.
+        unsafe { command.pre_exec(move || set_netns(&handle)) };
+        Ok(())
+    }
+
+    /// Runs `work` here, on a new thread, and returns what it returned. A panic in it goes on here.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let entered = thread::scope(|scope| {
+            let inside = scope.spawn(|| set_netns(&self.handle).map(|()| work()));
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        entered.with_context(|| format!("cannot enter the namespace {}", self.name))
+    }
+
+    /// Leaves the namespace standing when the guard is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for NetNs {
+    fn drop(&mut self) {
+        if !self.keep {
+            delete(&self.name);
+        }
+    }
+}
+
+/// Removes the namespaces whose names begin with `prefix` and whose makers are gone, with all
+/// processes that still live in them. Returns the names.
+pub fn remove_leftovers(prefix: &str) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    let entries = match fs::read_dir(DIRECTORY) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
+        Err(error) => return Err(error).with_context(|| format!("cannot list {DIRECTORY}")),
+    };
+    for entry in entries {
+        let name = entry.with_context(|| format!("cannot list {DIRECTORY}"))?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if maker_of(prefix, name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            for pid in processes_in(name)? {
+                // SAFETY: kill takes two integers; the process may be gone, which is fine.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+            delete(name);
+            removed.push(name.to_owned());
+        }
+    }
+    removed.sort();
+    Ok(removed)
+}
+
+/// The PID in a name that [`NetNs::new`] made with this prefix.
+fn maker_of(prefix: &str, name: &str) -> Option<u32> {
+    name.strip_prefix(prefix)?.strip_prefix('-')?.split('-').next()?.parse().ok()
+}
+
+/// The processes that live in a namespace.
+pub fn processes_in(name: &str) -> Result<Vec<libc::pid_t>> {
+    let output = Command::new("ip").args(["netns", "pids", name]).output().context("cannot run ip")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.split_whitespace().map(|pid| pid.parse().context("ip netns pids printed no number")).collect()
+}
+
+/// Moves the calling thread. Makes one system call and allocates nothing, so it may run after fork.
+fn set_netns(handle: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as `handle` is borrowed.
+    match unsafe { libc::setns(handle.as_raw_fd(), libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn path_of(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
+}
+
+fn delete(name: &str) {
+    if let Err(error) = ip(&["netns", "del", name]) {
+        eprintln!("the namespace {name} is left behind: {error:#}");
+    }
+}
+
+fn ip(args: &[&str]) -> Result<()> {
+    let line = format!("ip {}", args.join(" "));
+    let output = Command::new("ip").args(args).output().with_context(|| format!("cannot run `{line}`"))?;
+    anyhow::ensure!(
+        output.status.success(),
+        "`{line}` failed: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn the_maker_is_read_from_the_name_only_under_its_prefix() {
+        assert_eq!(maker_of("steer-t", "steer-t-4711-0-proxy"), Some(4711));
+        assert_eq!(maker_of("steer-t", "steer-tall-4711-0-proxy"), None);
+        assert_eq!(maker_of("steer-t", "steer-t-x"), None);
+        assert_eq!(maker_of("steer-t", "other"), None);
+    }
+
+    #[test]
+    fn a_namespace_has_its_own_loopback_and_goes_away() {
+        if !crate::require::root() {
+            return;
+        }
+        let netns = NetNs::new("steer-t", "unit").unwrap();
+        let name = netns.name().to_owned();
+        let listener = netns.run(|| TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(netns.run(|| TcpStream::connect(address).is_ok()).unwrap());
+        assert!(TcpStream::connect(address).is_err(), "the listener is seen from outside");
+        let mut child = Command::new("cat");
+        child.args(["/proc/net/dev"]);
+        netns.enter(&mut child).unwrap();
+        let devices = String::from_utf8(child.output().unwrap().stdout).unwrap();
+        assert!(devices.contains("lo:") && !devices.contains("eth0"), "{devices}");
+        drop(netns);
+        assert!(!path_of(&name).exists());
+    }
+}

@@ -1,0 +1,239 @@
+//! A running `steer`, as its operator has it: the binary, a config file, the admin listener.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::eventually::eventually;
+use crate::netns::NetNs;
+use crate::process::{Orphan, Process, quiet};
+
+/// From start to `/readyz` saying 200. Generous: large rings are built on a shared machine.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The binary under test: `STEER_BIN`, which `cargo xtask test` sets, else what was built last.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("STEER_BIN") {
+        return Ok(path.into());
+    }
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    let built = ["release", "debug"].map(|profile| target.join(profile).join("steer"));
+    let newest = built
+        .into_iter()
+        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
+        .max_by_key(|(modified, _)| *modified);
+    newest.map(|(_, path)| path).context("no steer binary: run `cargo build` or set STEER_BIN")
+}
+
+/// `steer run`, from readiness until the guard is dropped.
+#[derive(Debug)]
+pub struct Steer<'n> {
+    process: Process,
+    config: PathBuf,
+    admin: SocketAddr,
+    netns: Option<&'n NetNs>,
+    _directory: Option<TempDir>,
+}
+
+impl<'n> Steer<'n> {
+    /// Starts `steer run -c FILE ARGS`, FILE holding `config`, in `netns` (or where the caller is),
+    /// and waits until it is ready. The admin address of the config is overridden.
+    ///
+    /// Call it from the test's own thread: see [`Orphan::Dies`].
+    pub fn start(config: &str, netns: Option<&'n NetNs>, args: &[&str]) -> Result<Self> {
+        let directory = tempfile::tempdir().context("cannot make a directory")?;
+        let mut steer = Self::start_at(directory.path(), config, netns, args, Orphan::Dies)?;
+        steer._directory = Some(directory);
+        Ok(steer)
+    }
+
+    /// The same, with the config file and the logs in `directory`.
+    pub fn start_at(
+        directory: &Path,
+        config: &str,
+        netns: Option<&'n NetNs>,
+        args: &[&str],
+        orphan: Orphan,
+    ) -> Result<Self> {
+        let file = directory.join("steer.yaml");
+        fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
+        let admin = inside(netns, free_address)??;
+        let mut command = quiet(binary()?);
+        command.args(["run", "-c"]).arg(&file).arg("--admin").arg(admin.to_string()).args(args);
+        let process = Process::start("steer", command, directory, netns, orphan)?;
+        let mut steer = Self { process, config: file, admin, netns, _directory: None };
+        let ready = eventually("readiness of steer", READY_WITHIN, || {
+            steer.process.ensure_running()?;
+            Ok(steer.admin_get("/readyz").ok().filter(|answer| answer.status == 200))
+        });
+        ready.with_context(|| steer.process.tail())?;
+        Ok(steer)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The process: its logs, its signals, its end.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// The config file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The admin listener, inside the namespace.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// GET on the admin listener.
+    pub fn admin_get(&self, path: &str) -> Result<Answer> {
+        inside(self.netns, || get(self.admin, path))?
+            .with_context(|| format!("GET {path} on the admin listener {}", self.admin))
+    }
+
+    /// The rows of `/flows`.
+    pub fn flows(&self) -> Result<Vec<Value>> {
+        let body = self.admin_get("/flows")?.body;
+        serde_json::from_str(&body).with_context(|| format!("/flows is no JSON array: {body}"))
+    }
+
+    /// The sum of all series of `metric` in `/metrics` that carry all of `labels`; 0 if none does.
+    pub fn metric(&self, metric: &str, labels: &[(&str, &str)]) -> Result<f64> {
+        Ok(sum_of(&self.admin_get("/metrics")?.body, metric, labels))
+    }
+
+    /// Where this config sends each of `requests`: see [`route`].
+    pub fn route(&self, requests: &[Value]) -> Result<Vec<Value>> {
+        route(&self.config, requests)
+    }
+}
+
+/// What `steer route -c CONFIG --batch -` answers to `requests`, in order.
+pub fn route(config: &Path, requests: &[Value]) -> Result<Vec<Value>> {
+    let mut command = Command::new(binary()?);
+    command.args(["route", "-c"]).arg(config).args(["--batch", "-"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    let lines: String = requests.iter().map(|request| format!("{request}\n")).collect();
+    let mut stdin = child.stdin.take().context("the child has no standard input")?;
+    // On its own thread, because the child may answer before it has read everything.
+    let writer = std::thread::spawn(move || stdin.write_all(lines.as_bytes()));
+    let output = child.wait_with_output().context("cannot read the answers of steer route")?;
+    let written = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
+    anyhow::ensure!(output.status.success(), "steer route failed ({})", output.status);
+    written.context("cannot write the requests to steer route")?;
+    let answers: Vec<Value> = String::from_utf8(output.stdout)
+        .context("steer route printed bytes that are no text")?
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("steer route printed {line}")))
+        .collect::<Result<_>>()?;
+    anyhow::ensure!(
+        answers.len() == requests.len(),
+        "steer route answered {} of {} requests",
+        answers.len(),
+        requests.len()
+    );
+    Ok(answers)
+}
+
+/// What an HTTP server answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+/// A GET with the least of HTTP, for admin listeners (Steer's and Envoy's) only.
+pub fn get(address: SocketAddr, path: &str) -> Result<Answer> {
+    let mut stream = TcpStream::connect_timeout(&address, ADMIN_TIMEOUT).context("cannot connect")?;
+    stream.set_read_timeout(Some(ADMIN_TIMEOUT)).context("cannot set a time limit")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
+        .context("cannot send the request")?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).context("cannot read the answer")?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (head, body) = text.split_once("\r\n\r\n").context("the answer has no head")?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let status = status.with_context(|| format!("the answer has no status: {head}"))?;
+    let chunked = head.to_ascii_lowercase().contains("\r\ntransfer-encoding: chunked");
+    let body = if chunked { joined_chunks(body)? } else { body.to_owned() };
+    Ok(Answer { status, body })
+}
+
+/// The payload of a chunked body.
+fn joined_chunks(mut body: &str) -> Result<String> {
+    let mut payload = String::new();
+    loop {
+        let (size, rest) = body.split_once("\r\n").context("a chunk has no size")?;
+        let size = usize::from_str_radix(size.trim(), 16).context("a chunk's size is no number")?;
+        if size == 0 {
+            return Ok(payload);
+        }
+        payload.push_str(rest.get(..size).context("a chunk is cut off")?);
+        body = rest.get(size + 2..).context("a chunk is cut off")?;
+    }
+}
+
+/// A loopback address on which nobody listens now.
+pub fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free loopback port")?;
+    listener.local_addr().context("a listener has no address")
+}
+
+fn inside<T: Send>(netns: Option<&NetNs>, work: impl FnOnce() -> T + Send) -> Result<T> {
+    match netns {
+        Some(netns) => netns.run(work),
+        None => Ok(work()),
+    }
+}
+
+fn sum_of(metrics: &str, metric: &str, labels: &[(&str, &str)]) -> f64 {
+    let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+    let value_of = |line: &str| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let (name, set) = series.split_once('{').unwrap_or((series, ""));
+        let set: Vec<_> = set.trim_end_matches('}').split(',').collect();
+        let wanted = name == metric && labels.iter().all(|label| set.contains(&label.as_str()));
+        wanted.then(|| value.parse::<f64>().ok()).flatten()
+    };
+    metrics.lines().filter(|line| !line.starts_with('#')).filter_map(value_of).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_summed_by_name_and_labels() {
+        let text =
+            "# HELP a x\na{k=\"v\",l=\"1\"} 2\na{l=\"2\",k=\"v\"} 3\na{k=\"w\"} 5\nab{k=\"v\"} 7\nb 9\n";
+        assert_eq!(sum_of(text, "a", &[("k", "v")]), 5.0);
+        assert_eq!(sum_of(text, "a", &[]), 10.0);
+        assert_eq!(sum_of(text, "b", &[]), 9.0);
+        assert_eq!(sum_of(text, "c", &[]), 0.0);
+    }
+
+    #[test]
+    fn chunks_are_joined() {
+        assert_eq!(
+            joined_chunks("4\r\nWiki\r\nB\r\npedia in \r\n\r\n0\r\n\r\n").unwrap(),
+            "Wikipedia in \r\n"
+        );
+        assert!(joined_chunks("4\r\nWi").is_err());
+    }
+}
