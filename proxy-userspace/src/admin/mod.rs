@@ -1,1 +1,165 @@
-//! (being built)
+//! The admin listener: health, metrics and the live streams, for operators and scrapers. It has no
+//! access control of its own, so it belongs on loopback.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::telemetry::Telemetry;
+
+/// What the admin pages show.
+#[derive(Debug)]
+pub struct Admin {
+    telemetry: Arc<Telemetry>,
+    ready: AtomicBool,
+}
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+const INDEX: &str = "\
+/healthz  200 while the process lives
+/readyz   200 while it takes new connections, else 503
+/metrics  Prometheus text format
+/flows    the live upgraded streams, a JSON array, oldest first
+";
+
+impl Admin {
+    /// Not ready until [`Admin::set_ready`] says so.
+    pub fn new(telemetry: Arc<Telemetry>) -> Arc<Self> {
+        Arc::new(Self { telemetry, ready: AtomicBool::new(false) })
+    }
+
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// Serves until the task is dropped.
+    pub async fn serve(self: Arc<Self>, socket: TcpListener) {
+        loop {
+            match socket.accept().await {
+                Ok((stream, _peer)) => drop(tokio::spawn(Arc::clone(&self).connection(stream))),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an admin connection");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream) {
+        let answer = service_fn(|request| {
+            let response = self.answer(&request);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .serve_connection(TokioIo::new(stream), answer)
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%error, "admin connection broke off");
+        }
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            let mut response = page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/" => page(StatusCode::OK, TEXT, INDEX),
+            "/healthz" => page(StatusCode::OK, TEXT, "ok\n"),
+            "/readyz" if self.ready.load(Ordering::Relaxed) => page(StatusCode::OK, TEXT, "ready\n"),
+            "/readyz" => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n"),
+            "/metrics" => {
+                self.telemetry.flows.publish_bytes();
+                page(StatusCode::OK, METRICS, self.telemetry.metrics.render())
+            }
+            "/flows" => self.flows(),
+            _ => page(StatusCode::NOT_FOUND, TEXT, format!("not here; what is:\n{INDEX}")),
+        }
+    }
+
+    fn flows(&self) -> Response<Full<Bytes>> {
+        let rows: Vec<_> = self.telemetry.flows.snapshot().iter().map(|flow| flow.view()).collect();
+        match serde_json::to_vec(&rows) {
+            Ok(json) => page(StatusCode::OK, JSON, json),
+            Err(error) => {
+                page(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("cannot write the flows: {error}\n"))
+            }
+        }
+    }
+}
+
+fn page(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::telemetry::flows::FlowInfo;
+
+    async fn get(admin: &Admin, path: &str) -> (StatusCode, String) {
+        let response = admin.answer(&Request::get(path).body(()).unwrap());
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn readiness_follows_the_switch() {
+        let admin = Admin::new(Telemetry::new());
+        assert_eq!(get(&admin, "/healthz").await.0, StatusCode::OK);
+        assert_eq!(get(&admin, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+        admin.set_ready(true);
+        assert_eq!(get(&admin, "/readyz").await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn flows_are_listed_and_their_bytes_are_in_the_metrics_while_they_live() {
+        let telemetry = Telemetry::new();
+        let admin = Admin::new(Arc::clone(&telemetry));
+        assert_eq!(get(&admin, "/flows").await.1, "[]");
+        let guard = telemetry.flows.open(FlowInfo {
+            client: "192.0.2.1:5000".parse().unwrap(),
+            cluster: "sio".into(),
+            endpoint: "192.0.2.9:3000".parse().unwrap(),
+            key_hash: Some(1),
+        });
+        guard.flow().add_to_downstream(42);
+        let rows: serde_json::Value = serde_json::from_str(&get(&admin, "/flows").await.1).unwrap();
+        assert_eq!(rows[0]["client"], "192.0.2.1:5000");
+        assert_eq!(rows[0]["key_hash"], "0000000000000001");
+        assert_eq!(rows[0]["bytes_to_downstream"], 42);
+        let (_, metrics) = get(&admin, "/metrics").await;
+        let line = "steer_stream_bytes_total{cluster=\"sio\",direction=\"to_downstream\"} 42\n";
+        assert!(metrics.contains(line), "{metrics}");
+    }
+
+    #[tokio::test]
+    async fn other_paths_and_methods_are_refused() {
+        let admin = Admin::new(Telemetry::new());
+        let (status, text) = get(&admin, "/nothing").await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        assert!(text.contains("/metrics"));
+        let post = admin.answer(&Request::post("/flows").body(()).unwrap());
+        assert_eq!(post.status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+}

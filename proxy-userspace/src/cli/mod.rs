@@ -2,6 +2,8 @@
 //!
 //! Exit codes: 0 fine, 1 failed at run time (for `check`: the file is bad), 2 wrong usage.
 
+mod check;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -14,9 +16,14 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Check a configuration, without binding a port
+    Check(check::Args),
+}
 
 /// Runs the command line; the message of an error goes to stderr.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {}
+    match Cli::parse().command {
+        Command::Check(args) => check::run(&args),
+    }
 }

@@ -1,12 +1,25 @@
 //! From a request head to a cluster and a hash: forwarded headers, virtual hosts, routes, hash
 //! policies. Pure: the server and `steer route` call the same [`route`].
 
+mod forwarded;
+mod hop_by_hop;
+mod node;
+mod response;
+mod target;
+mod upgrade;
+mod virtual_host;
+
 use std::net::{IpAddr, SocketAddr};
 
-use http::{HeaderValue, StatusCode, request};
+use http::{HeaderValue, StatusCode, Version, request};
 use thiserror::Error;
 
+pub use node::node_address;
+pub use response::forward_response;
+
+use crate::affinity::hash_policy::{self, Outcome};
 use crate::config::{ClusterIndex, Listener, Route};
+use upgrade::Upgrade;
 
 /// The downstream connection that a request came on.
 #[derive(Debug, Clone, Copy)]
@@ -15,7 +28,7 @@ pub struct Connection {
     /// The address that the client connected to.
     pub local: SocketAddr,
     /// What stands in x-forwarded-for for a client on loopback: this host's first address that is
-    /// not loopback, as Envoy does.
+    /// not loopback, as Envoy does. See [`node_address`].
     pub node: IpAddr,
 }
 
@@ -35,10 +48,14 @@ pub struct Routed<'c> {
 /// Why a request goes nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 pub enum Refusal {
-    #[error("the request has no Host header")]
+    /// RFC 9112, 3.2: neither none nor several.
+    #[error("the request does not have exactly one Host header")]
     MissingHost,
     #[error("the request target is not a path")]
     BadTarget,
+    /// A client could hide where it comes from, or what it asks for.
+    #[error("the Connection header names a header that must reach the endpoint")]
+    BadConnection,
     #[error("HTTP/1.0 is not accepted here")]
     Http10,
     #[error("no virtual host or route matches")]
@@ -50,7 +67,7 @@ pub enum Refusal {
 impl Refusal {
     pub fn status(self) -> StatusCode {
         match self {
-            Self::MissingHost | Self::BadTarget => StatusCode::BAD_REQUEST,
+            Self::MissingHost | Self::BadTarget | Self::BadConnection => StatusCode::BAD_REQUEST,
             Self::Http10 => StatusCode::UPGRADE_REQUIRED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::UpgradeNotAllowed => StatusCode::FORBIDDEN,
@@ -60,12 +77,45 @@ impl Refusal {
 
 /// Decides where a request goes, and turns its head into the one the endpoint receives (origin-form
 /// target, `host`, forwarded headers, no hop-by-hop headers; an upgrade keeps `connection` and
-/// `upgrade`).
+/// `upgrade`). After a refusal the head is of no further use.
+///
+/// The order is Envoy's: hash policies see the head as the endpoint will.
 pub fn route<'c>(
     listener: &'c Listener,
     connection: &Connection,
     head: &mut request::Parts,
 ) -> Result<Routed<'c>, Refusal> {
-    let _ = (listener, connection, head);
-    todo!("routing::route")
+    let options = &listener.options;
+    if head.version < Version::HTTP_11 && !options.accept_http_10 {
+        return Err(Refusal::Http10);
+    }
+    target::normalise(head)?;
+    let upgrade = upgrade::requested(&mut head.headers);
+    hop_by_hop::strip_request(&mut head.headers, upgrade != Upgrade::None, options.use_remote_address)?;
+    let client = forwarded::apply(options, connection, &mut head.headers);
+
+    let route = virtual_host::find_route(&listener.virtual_hosts, head);
+    // Envoy asks this first: a refused upgrade is 403 even where no route matches.
+    let websocket = route.and_then(|route| route.upgrade_websocket).unwrap_or(options.upgrade_websocket);
+    match upgrade {
+        Upgrade::None => {}
+        Upgrade::WebSocket if websocket => {}
+        Upgrade::WebSocket | Upgrade::Other => return Err(Refusal::UpgradeNotAllowed),
+    }
+    let route = route.ok_or(Refusal::NoRoute)?;
+
+    let Outcome { hash, set_cookies } = hash_policy::evaluate(
+        &route.hash_policy,
+        &hash_policy::Request {
+            head,
+            scheme: forwarded::scheme(&head.headers),
+            client,
+            remote: connection.remote,
+            local: connection.local,
+        },
+    );
+    Ok(Routed { route, cluster: route.cluster, hash, set_cookies, upgrade: upgrade == Upgrade::WebSocket })
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,6 +42,8 @@ pub struct Flow {
     to_upstream: AtomicU64,
     to_downstream: AtomicU64,
     kernel: OnceLock<Arc<dyn KernelBytes>>,
+    /// How much of [`Flow::bytes`] the metric has been told of.
+    published: [AtomicU64; 2],
 }
 
 impl Flow {
@@ -148,6 +150,7 @@ impl Flows {
             to_upstream: AtomicU64::new(0),
             to_downstream: AtomicU64::new(0),
             kernel: OnceLock::new(),
+            published: Default::default(),
         });
         let key = table.flows.insert(Arc::clone(&flow));
         drop(table);
@@ -169,6 +172,23 @@ impl Flows {
         let mut flows: Vec<_> = self.lock().flows.iter().map(|(_, flow)| Arc::clone(flow)).collect();
         flows.sort_unstable_by_key(|flow| flow.id);
         flows
+    }
+
+    /// Brings `steer_stream_bytes_total` up to date with the live streams; called before a scrape.
+    pub fn publish_bytes(&self) {
+        for flow in self.snapshot() {
+            self.publish(&flow);
+        }
+    }
+
+    fn publish(&self, flow: &Flow) {
+        let now = flow.bytes();
+        for (index, direction) in ["to_upstream", "to_downstream"].into_iter().enumerate() {
+            // fetch_max, so that two scrapes at once count no byte twice.
+            let before = flow.published[index].fetch_max(now[index], Ordering::Relaxed);
+            let new = now[index].saturating_sub(before);
+            self.bytes.with_label_values(&[&*flow.info.cluster, direction]).inc_by(new);
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
@@ -209,11 +229,10 @@ impl Drop for FlowGuard {
     fn drop(&mut self) {
         self.flows.lock().flows.remove(self.key);
         let (cluster, path) = (&*self.flow.info.cluster, self.flow.path().as_str());
+        self.flows.publish(&self.flow);
         let [to_upstream, to_downstream] = self.flow.bytes();
         self.flows.streams.with_label_values(&[cluster, path]).dec();
         self.flows.closed.with_label_values(&[cluster, self.end.as_str()]).inc();
-        self.flows.bytes.with_label_values(&[cluster, "to_upstream"]).inc_by(to_upstream);
-        self.flows.bytes.with_label_values(&[cluster, "to_downstream"]).inc_by(to_downstream);
         tracing::info!(
             stream = self.flow.id,
             client = %self.flow.info.client,
@@ -268,12 +287,16 @@ mod tests {
         assert_eq!(view.key_hash.as_deref(), Some("ef46db3751d8e999"));
         assert_eq!(telemetry.metrics.streams.with_label_values(&["sio", "relay"]).get(), 0);
         assert_eq!(telemetry.metrics.streams.with_label_values(&["sio", "sockmap"]).get(), 1);
+        let published = || telemetry.metrics.stream_bytes.with_label_values(&["sio", "to_upstream"]).get();
+        telemetry.flows.publish_bytes();
+        assert_eq!(published(), 7);
+        guard.flow().add_to_upstream(3);
 
         guard.ended(End::Finished);
         assert!(telemetry.flows.is_empty());
         assert_eq!(telemetry.metrics.streams.with_label_values(&["sio", "sockmap"]).get(), 0);
         assert_eq!(telemetry.metrics.streams_closed.with_label_values(&["sio", "finished"]).get(), 1);
-        assert_eq!(telemetry.metrics.stream_bytes.with_label_values(&["sio", "to_upstream"]).get(), 7);
+        assert_eq!(published(), 10);
     }
 
     #[derive(Debug)]

@@ -102,7 +102,7 @@ impl Metrics {
             ),
             stream_bytes: counter(
                 "steer_stream_bytes_total",
-                "Payload bytes of upgraded streams that have ended (of live ones: /flows).",
+                "Payload bytes of upgraded streams, live ones included.",
                 &["cluster", "direction"],
             ),
             splice_fallbacks: counter(

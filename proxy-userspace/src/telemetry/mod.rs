@@ -1,6 +1,7 @@
 //! What Steer tells about itself: metrics, the table of live flows, logs.
 
 pub mod flows;
+pub mod log;
 pub mod metrics;
 
 use std::sync::Arc;

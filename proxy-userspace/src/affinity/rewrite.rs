@@ -1,0 +1,194 @@
+//! `regex_rewrite`: RE2's syntax and `GlobalReplace`, carried out by the `regex` crate.
+//!
+//! Both find the leftmost match, of several at one place the one that Perl would; they differ in
+//! what [`compile`] translates and in the empty matches that [`replace_all`] leaves out.
+
+use std::borrow::Cow;
+
+use regex::bytes::{Captures, Regex};
+
+use crate::config::RegexRewrite;
+
+/// Compiles a pattern written for RE2.
+pub fn compile(pattern: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&translated(pattern))
+}
+
+/// RE2 knows the classes `\d`, `\s`, `\w` and the boundary `\b` in ASCII only, where the `regex`
+/// crate takes all of Unicode; and inside brackets it has no nested classes and set operations.
+fn translated(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len());
+    let mut rest = pattern.chars().peekable();
+    let mut brackets = Brackets::Outside;
+    while let Some(c) = rest.next() {
+        let inside = brackets != Brackets::Outside;
+        brackets = match (brackets, c) {
+            (Brackets::Outside, '[') => Brackets::Opened,
+            (Brackets::Opened, '^') => Brackets::Opened,
+            (Brackets::Inside, ']') => Brackets::Outside,
+            (Brackets::Outside, _) => Brackets::Outside,
+            (Brackets::Opened | Brackets::Inside, _) => Brackets::Inside,
+        };
+        match c {
+            '\\' => match rest.next() {
+                Some(escaped) => push_escape(&mut out, escaped, inside),
+                None => out.push('\\'),
+            },
+            '[' if inside && rest.peek() != Some(&':') => out.push_str("\\["),
+            // One half of `&&`, `~~` or `--` is enough to break the operation.
+            '&' | '~' if inside => out.extend(['\\', c]),
+            '-' if inside && rest.peek() == Some(&'-') => out.push_str("\\-"),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Brackets {
+    Outside,
+    /// After `[` or `[^`, where `]` is a literal.
+    Opened,
+    Inside,
+}
+
+fn push_escape(out: &mut String, escaped: char, inside: bool) {
+    let class = match escaped {
+        'd' | 'D' => "0-9",
+        's' | 'S' => "\\t\\n\\x0C\\r ",
+        'w' | 'W' => "0-9A-Za-z_",
+        'b' | 'B' if !inside => {
+            out.extend(["(?-u:\\", if escaped == 'b' { "b" } else { "B" }, ")"]);
+            return;
+        }
+        _ => {
+            out.extend(['\\', escaped]);
+            return;
+        }
+    };
+    let negated = if escaped.is_ascii_uppercase() { "^" } else { "" };
+    out.extend(["[", negated, class, "]"]);
+}
+
+/// Replaces all matches that do not overlap. An empty match that touches the end of the match before
+/// it is left alone: `x*` → `-` turns `abxxc` into `-a-b-c-`.
+pub(super) fn replace_all<'v>(rule: &RegexRewrite, value: &'v [u8]) -> Cow<'v, [u8]> {
+    let mut out = Vec::new();
+    let mut copied = 0;
+    let mut start = 0;
+    let mut last_end = None;
+    let mut replaced = false;
+    while let Some(groups) = rule.pattern.captures_at(value, start) {
+        let found = groups.get_match();
+        if found.is_empty() && last_end == Some(found.start()) {
+            if start >= value.len() {
+                break;
+            }
+            start += width(&value[start..]);
+            continue;
+        }
+        out.extend_from_slice(&value[copied..found.start()]);
+        push_substitution(&mut out, &rule.substitution, &groups);
+        replaced = true;
+        copied = found.end();
+        start = found.end();
+        last_end = Some(found.end());
+        if start > value.len() {
+            break;
+        }
+    }
+    if !replaced {
+        return Cow::Borrowed(value);
+    }
+    out.extend_from_slice(&value[copied..]);
+    Cow::Owned(out)
+}
+
+/// The bytes of the first character; 1 where the bytes are not UTF-8.
+fn width(bytes: &[u8]) -> usize {
+    let longest = &bytes[..bytes.len().min(4)];
+    longest.utf8_chunks().next().and_then(|chunk| chunk.valid().chars().next()).map_or(1, char::len_utf8)
+}
+
+/// Groups that took no part in the match are empty.
+fn push_substitution(out: &mut Vec<u8>, substitution: &str, groups: &Captures<'_>) {
+    let mut bytes = substitution.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => match bytes.next() {
+                Some(digit @ b'0'..=b'9') => {
+                    out.extend_from_slice(
+                        groups.get(usize::from(digit - b'0')).map_or(&b""[..], |group| group.as_bytes()),
+                    );
+                }
+                // `\\`; anything else is refused with the configuration.
+                Some(other) => out.push(other),
+                None => {}
+            },
+            _ => out.push(byte),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replace(pattern: &str, substitution: &str, value: &str) -> String {
+        let rule = RegexRewrite { pattern: compile(pattern).unwrap(), substitution: substitution.into() };
+        String::from_utf8(replace_all(&rule, value.as_bytes()).into_owned()).unwrap()
+    }
+
+    #[test]
+    fn replaces_as_re2_does() {
+        for (pattern, substitution, value, expected) in [
+            ("x*", "-", "abxxc", "-a-b-c-"),
+            ("x*", "-", "", "-"),
+            ("x*", "-", "xxxx", "-"),
+            ("x*", "-", "é日x", "-é-日-"),
+            ("[0-9]+", "<\\0>", "ab12cd345", "ab<12>cd<345>"),
+            ("^([^,]+).*$", "\\1", "10.0.0.1, 10.0.0.2", "10.0.0.1"),
+            ("^([^,]+).*$", "\\1", ",z", ",z"),
+            ("(\\w+)@(\\w+)", "\\2.\\1", "a@b c@d", "b.a d.c"),
+            ("b", "\\\\", "abc", "a\\c"),
+            ("(a)|(b)", "[\\1\\2]", "ab", "[a][b]"),
+            ("$", "!", "ab", "ab!"),
+            ("(?i)abc", "z", "xABCy", "xzy"),
+        ] {
+            assert_eq!(replace(pattern, substitution, value), expected, "{pattern} on {value:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_kept() {
+        let rule = RegexRewrite { pattern: compile("x*").unwrap(), substitution: "-".into() };
+        assert_eq!(&*replace_all(&rule, b"\xff\xc3x"), b"-\xff-\xc3-");
+        let any = RegexRewrite { pattern: compile(".").unwrap(), substitution: "-".into() };
+        assert_eq!(&*replace_all(&any, b"a\xff\xc3\xa9"), b"-\xff-");
+    }
+
+    #[test]
+    fn perl_classes_are_ascii() {
+        assert_eq!(replace("\\w", "-", "aé1"), "-é-");
+        assert_eq!(replace("\\d+", "-", "1٣"), "-٣");
+        assert_eq!(replace("[\\W]", "-", "aé"), "a-");
+        assert_eq!(replace("\\ba", "-", "éa a"), "é- -");
+    }
+
+    #[test]
+    fn brackets_have_no_set_operations() {
+        assert_eq!(replace("[a&&b]", "-", "a&b"), "---");
+        assert_eq!(replace("[[]", "-", "a[b"), "a-b");
+        assert_eq!(replace("[]x]", "-", "]x[:"), "--[:");
+        assert_eq!(replace("[[:digit:]x]", "-", "1x:"), "--:");
+        assert_eq!(replace("[^\\]]", "-", "a]"), "-]");
+        assert_eq!(replace("[a~~b]", "-", "~"), "-");
+    }
+
+    #[test]
+    fn bad_patterns_are_errors() {
+        for pattern in ["(", "[a", "a\\", "(?=a)", "\\1"] {
+            assert!(compile(pattern).is_err(), "{pattern}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! `steer run`: from arguments to a running daemon.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use crate::config::{self, Config, SpliceMode};
+use crate::daemon;
+use crate::telemetry::log;
+
+/// Steer connections until told to stop
+///
+/// SIGTERM and SIGINT finish the requests in flight and end the streams; a second one stops at once.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Configuration: native YAML, an Envoy v3 bootstrap, or Envoy v1 JSON
+    #[arg(short, long, value_name = "FILE", env = "STEER_CONFIG", required_unless_present = "listen")]
+    config: Option<PathBuf>,
+
+    /// Without a file: address to listen on
+    #[arg(long, value_name = "ADDR", conflicts_with = "config", requires_all = ["backend", "hash"])]
+    listen: Option<SocketAddr>,
+
+    /// Without a file: the endpoints, in ring order
+    #[arg(long, value_name = "ADDR", num_args = 1.., requires = "listen")]
+    backend: Vec<SocketAddr>,
+
+    /// Without a file: header:NAME, cookie:NAME, query:NAME or source-ip
+    #[arg(long, value_name = "WHAT", requires = "listen")]
+    hash: Option<String>,
+
+    /// Where /metrics, /flows, /healthz and /readyz are served, or `off`; overrides the file
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<AdminAddress>,
+
+    /// How upgraded streams are carried; overrides the file
+    #[arg(long, value_name = "MODE")]
+    splice: Option<Splice>,
+
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: log::Format,
+
+    /// error, warn, info, debug, trace, or a filter such as info,steer::http=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "STEER_LOG")]
+    log_level: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Splice {
+    Auto,
+    Sockmap,
+    Relay,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct AdminAddress(Option<SocketAddr>);
+
+impl std::str::FromStr for AdminAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        text.parse().map(|address| Self(Some(address))).map_err(|error| format!("{error}: give IP:PORT, or off"))
+    }
+}
+
+impl Run {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        log::init(self.log_format, &self.log_level)
+            .with_context(|| format!("--log-level {:?}: try info, or debug", self.log_level))?;
+        let config = self.config()?;
+        for warning in &config.warnings {
+            tracing::warn!(line = warning.line, column = warning.column, "{}", warning.text);
+        }
+        daemon::run(config)
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        let mut config = match (&self.config, self.listen, &self.hash) {
+            (Some(file), _, _) => config::load(file)?,
+            (None, Some(listen), Some(hash)) => config::flags::config(listen, &self.backend, hash)?,
+            (None, _, _) => anyhow::bail!("give a configuration with -c FILE, or --listen, --backend and --hash"),
+        };
+        if let Some(AdminAddress(admin)) = self.admin {
+            config.admin = admin;
+        }
+        if let Some(splice) = self.splice {
+            config.splice = match splice {
+                Splice::Auto => SpliceMode::Auto,
+                Splice::Sockmap => SpliceMode::Sockmap,
+                Splice::Relay => SpliceMode::Relay,
+            };
+        }
+        Ok(config)
+    }
+}

@@ -1,0 +1,226 @@
+//! Where requests begin and end in the bytes of a downstream connection. Pure: no I/O, no clock; the
+//! same bytes give the same events however they are cut into segments.
+
+use super::head::{self, BodyFraming, Head, Malformed};
+
+/// Limits on a request head.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Bytes, from the request line to the empty line.
+    pub(super) head_bytes: usize,
+    /// Header lines.
+    pub(super) headers: usize,
+}
+
+/// What stands at the front of the unread bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Cannot be told before more bytes arrive.
+    Incomplete,
+    /// This many bytes of empty lines before a request line (RFC 9112, 2.2), to be skipped.
+    Blank(usize),
+    /// A whole request head of `len` bytes.
+    Head { len: usize, head: Head },
+    /// This many bytes of the current request's body, chunk framing included.
+    Body(usize),
+    /// Nothing behind this can be understood any more.
+    Malformed(Malformed),
+}
+
+/// Follows the framing of one connection's requests.
+#[derive(Debug)]
+pub(super) struct Framing {
+    limits: Limits,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Head(HeadScan),
+    /// Bytes of a Content-Length body still to come; never 0.
+    Length(u64),
+    Chunked(Chunk),
+    /// After [`Event::Malformed`].
+    Broken(Malformed),
+}
+
+/// How far an incomplete head was looked at.
+#[derive(Debug, Clone, Copy, Default)]
+struct HeadScan {
+    scanned: usize,
+    line_start: usize,
+    lines: usize,
+}
+
+/// Position within a chunked body (RFC 9112, 7.1).
+#[derive(Debug, Clone, Copy)]
+enum Chunk {
+    Size {
+        value: u64,
+        digits: u8,
+    },
+    Extension {
+        value: u64,
+    },
+    SizeLf {
+        value: u64,
+    },
+    /// Bytes of the chunk still to come; never 0.
+    Data(u64),
+    DataCr,
+    DataLf,
+    /// At the start of a trailer line or of the empty line.
+    Trailer,
+    TrailerLine,
+    TrailerLf,
+    EndLf,
+}
+
+/// 60 bits: no chunk is longer, and the arithmetic cannot overflow.
+const MAX_CHUNK_DIGITS: u8 = 15;
+
+impl Framing {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, state: State::Head(HeadScan::default()) }
+    }
+
+    /// Between requests, or within a request head.
+    pub(super) fn at_head(&self) -> bool {
+        matches!(self.state, State::Head(_))
+    }
+
+    /// Looks at the unread bytes. The caller removes from the front what the event covers before the
+    /// next call, and after [`Event::Incomplete`] calls again with the same bytes and more.
+    pub(super) fn next(&mut self, unread: &[u8]) -> Event {
+        match self.state {
+            State::Head(scan) => self.next_in_head(scan, unread),
+            State::Length(left) => {
+                let len = unread.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                match left - len as u64 {
+                    0 => self.state = State::Head(HeadScan::default()),
+                    left => self.state = State::Length(left),
+                }
+                if len == 0 { Event::Incomplete } else { Event::Body(len) }
+            }
+            State::Chunked(chunk) => self.next_in_chunks(chunk, unread),
+            State::Broken(why) => Event::Malformed(why),
+        }
+    }
+
+    fn malformed(&mut self, why: Malformed) -> Event {
+        self.state = State::Broken(why);
+        Event::Malformed(why)
+    }
+
+    fn next_in_head(&mut self, mut scan: HeadScan, unread: &[u8]) -> Event {
+        let bytes = &unread[..unread.len().min(self.limits.head_bytes)];
+        while let Some(found) = memchr::memchr3(b'\r', b'\n', 0, &bytes[scan.scanned..]) {
+            let at = scan.scanned + found;
+            match (bytes[at], bytes.get(at + 1)) {
+                (0, _) => return self.malformed(Malformed::Nul),
+                (b'\n', _) => return self.malformed(Malformed::BareLf),
+                (_, Some(b'\n')) => {}
+                (_, Some(_)) => return self.malformed(Malformed::BareCr),
+                (_, None) => {
+                    scan.scanned = at;
+                    return self.incomplete_head(scan, bytes.len());
+                }
+            }
+            let empty = at == scan.line_start;
+            scan.scanned = at + 2;
+            scan.line_start = at + 2;
+            match (empty, scan.lines) {
+                (true, 0) => {
+                    self.state = State::Head(HeadScan::default());
+                    return Event::Blank(at + 2);
+                }
+                (true, _) => return self.complete_head(&bytes[..at + 2]),
+                (false, lines) if lines > self.limits.headers => {
+                    return self.malformed(Malformed::TooManyHeaders);
+                }
+                (false, _) => scan.lines += 1,
+            }
+        }
+        scan.scanned = bytes.len();
+        self.incomplete_head(scan, bytes.len())
+    }
+
+    fn incomplete_head(&mut self, scan: HeadScan, len: usize) -> Event {
+        if len >= self.limits.head_bytes {
+            return self.malformed(Malformed::TooLong);
+        }
+        self.state = State::Head(scan);
+        Event::Incomplete
+    }
+
+    fn complete_head(&mut self, bytes: &[u8]) -> Event {
+        match head::check(bytes) {
+            Ok(head) => {
+                self.state = match head.body {
+                    // Not framed: it follows the 101 as it is.
+                    _ if head.upgrade => State::Head(HeadScan::default()),
+                    BodyFraming::None => State::Head(HeadScan::default()),
+                    BodyFraming::Length(length) => State::Length(length),
+                    BodyFraming::Chunked => State::Chunked(Chunk::Size { value: 0, digits: 0 }),
+                };
+                Event::Head { len: bytes.len(), head }
+            }
+            Err(why) => self.malformed(why),
+        }
+    }
+
+    fn next_in_chunks(&mut self, mut chunk: Chunk, unread: &[u8]) -> Event {
+        let mut at = 0;
+        while let Some(&byte) = unread.get(at) {
+            if let Chunk::Data(left) = chunk {
+                let len = (unread.len() - at).min(usize::try_from(left).unwrap_or(usize::MAX));
+                at += len;
+                chunk = match left - len as u64 {
+                    0 => Chunk::DataCr,
+                    left => Chunk::Data(left),
+                };
+                continue;
+            }
+            match chunk.after(byte) {
+                Ok(Some(next)) => chunk = next,
+                Ok(None) => {
+                    self.state = State::Head(HeadScan::default());
+                    return Event::Body(at + 1);
+                }
+                // What came before it is told first, so that segments make no difference.
+                Err(why) if at == 0 => return self.malformed(why),
+                Err(_) => break,
+            }
+            at += 1;
+        }
+        self.state = State::Chunked(chunk);
+        if at == 0 { Event::Incomplete } else { Event::Body(at) }
+    }
+}
+
+impl Chunk {
+    /// The position behind `byte`; `None` behind the end of the body.
+    fn after(self, byte: u8) -> Result<Option<Self>, Malformed> {
+        Ok(Some(match (self, byte) {
+            (Self::Size { value, digits }, _) if byte.is_ascii_hexdigit() && digits < MAX_CHUNK_DIGITS => {
+                let digit = char::from(byte).to_digit(16).unwrap_or_default();
+                Self::Size { value: value << 4 | u64::from(digit), digits: digits + 1 }
+            }
+            (Self::Size { value, digits: 1.. }, b'\r') => Self::SizeLf { value },
+            (Self::Size { value, digits: 1.. }, b';') => Self::Extension { value },
+            (Self::Extension { value }, b'\r') => Self::SizeLf { value },
+            (Self::SizeLf { value: 0 }, b'\n') => Self::Trailer,
+            (Self::SizeLf { value }, b'\n') => Self::Data(value),
+            (Self::DataCr, b'\r') => Self::DataLf,
+            (Self::DataLf, b'\n') => Self::Size { value: 0, digits: 0 },
+            (Self::Trailer, b'\r') => Self::EndLf,
+            (Self::TrailerLine, b'\r') => Self::TrailerLf,
+            (Self::TrailerLf, b'\n') => Self::Trailer,
+            (Self::EndLf, b'\n') => return Ok(None),
+            (Self::Extension { value }, b' '.. | b'\t') if byte != 0x7f => Self::Extension { value },
+            (Self::Trailer, b'!'..) if byte != 0x7f => Self::TrailerLine,
+            (Self::TrailerLine, b' '.. | b'\t') if byte != 0x7f => Self::TrailerLine,
+            _ => return Err(Malformed::Chunk),
+        }))
+    }
+}

@@ -1,0 +1,232 @@
+//! One downstream connection, from accept to close, or to the stream that it becomes.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1::{self, UpgradeableConnection};
+use hyper::service::{Service, service_fn};
+use socket2::SockRef;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use super::Downstream;
+use super::exchange::{ConnectionTimeouts, Exchange, Overdue};
+use super::fault::Fault;
+use super::forward::{self, ResponseBody};
+use super::framing::Limits;
+use super::guard::Guard;
+use super::listener::{self, Front, Speaking};
+use crate::routing;
+use crate::splice::Session;
+
+/// hyper's own limits are looser than the guard's, which answers first.
+const HYPER_MIN_BUFFER: usize = 8192;
+/// hyper keeps room for so many headers on the stack.
+const HYPER_HEADERS: usize = 100;
+/// How long, and for how many bytes, a closed connection is read on, so that what the client was still
+/// sending does not reset the last response away (RFC 9112, 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1024 * 1024;
+
+/// Serves one connection.
+pub(super) async fn run(
+    front: Arc<Front>,
+    client: TcpStream,
+    remote: SocketAddr,
+    drain: watch::Receiver<bool>,
+    speaking: Speaking,
+) {
+    let splicer = Arc::clone(&front.shared.splicer);
+    // Boxed, so that a stream's task does not keep room for what its HTTP life needed.
+    let session = Box::pin(serve_http(front, client, remote, drain)).await;
+    drop(speaking);
+    if let Some(session) = session {
+        splicer.carry(session).await;
+    }
+}
+
+/// Answers requests until the connection ends, or turns into a stream.
+async fn serve_http(
+    front: Arc<Front>,
+    client: TcpStream,
+    remote: SocketAddr,
+    drain: watch::Receiver<bool>,
+) -> Option<Session> {
+    let local = match client.local_addr().and_then(|local| listener::prepare(&client).map(|()| local)) {
+        Ok(local) => local,
+        Err(error) => {
+            tracing::debug!(%remote, %error, "the client was gone at once");
+            return None;
+        }
+    };
+    let options = &front.config.options;
+    let exchange = Arc::new(Exchange::new(ConnectionTimeouts {
+        head: options.request_headers_timeout,
+        idle: options.idle_timeout,
+    }));
+    let limits =
+        Limits { head_bytes: options.max_request_headers_bytes, headers: options.max_request_headers_count };
+    let guard = Guard::new(client, limits, Arc::clone(&exchange));
+    let downstream = Arc::new(Downstream {
+        listener: Arc::clone(&front.config),
+        shared: Arc::clone(&front.shared),
+        connection: routing::Connection {
+            remote: canonical(remote),
+            local: canonical(local),
+            node: front.shared.node,
+        },
+        server_name: front.server_name.clone(),
+        exchange: Arc::clone(&exchange),
+    });
+
+    let mut builder = http1::Builder::new();
+    builder.header_read_timeout(None).max_buf_size(HYPER_MIN_BUFFER.max(limits.head_bytes + 1));
+    if limits.headers > HYPER_HEADERS {
+        builder.max_headers(limits.headers);
+    }
+    let service = service_fn(|request: Request<Incoming>| {
+        let downstream = Arc::clone(&downstream);
+        async move { Ok::<_, Infallible>(forward::respond(downstream, request).await) }
+    });
+    let mut connection = builder.serve_connection(guard, service).with_upgrades();
+    let ended = drive(&mut connection, &exchange, drain).await;
+
+    if let Some(switched) = exchange.take_switched() {
+        // Without it hyper failed to write the 101, and the stream ends as it began.
+        drop(connection);
+        let parts = switched.downstream.await.ok()?.downcast::<Guard>().ok()?;
+        let (socket, held) = parts.io.into_parts();
+        return Some(Session {
+            downstream: socket,
+            upstream: switched.upstream,
+            to_upstream: joined(parts.read_buf.into(), held).freeze(),
+            to_downstream: switched.to_downstream,
+            mode: front.shared.splice_mode,
+            idle_timeout: switched.idle_timeout,
+            flow: switched.flow,
+        });
+    }
+    let looks_complete = exchange.would_look_complete();
+    let guard = connection.into_parts().map(|parts| parts.io);
+    match (ended, guard) {
+        (Ended::Closed, Some(guard)) => linger(guard).await,
+        (Ended::Failed(error), guard) => {
+            if error.is_parse() {
+                // hyper has answered it.
+                downstream.count_hyper_refusal();
+            }
+            tracing::debug!(%remote, error = &error as &dyn std::error::Error, "connection failed");
+            if looks_complete && let Some(guard) = guard {
+                reset(&guard);
+            }
+        }
+        (Ended::Overdue, Some(guard)) => {
+            downstream.count_fault(Fault::StreamIdle);
+            reset(&guard);
+        }
+        (Ended::Closed | Ended::Overdue, None) => {}
+    }
+    None
+}
+
+/// How a connection ended that did not become a stream.
+enum Ended {
+    /// In order: the write side is shut down.
+    Closed,
+    Failed(hyper::Error),
+    /// In the middle of a response on which nothing moved.
+    Overdue,
+}
+
+/// Polls hyper's connection, and beside it the drain signal and the one timer that all timeouts share.
+async fn drive<S>(
+    connection: &mut UpgradeableConnection<Guard, S>,
+    exchange: &Exchange,
+    mut drain: watch::Receiver<bool>,
+) -> Ended
+where
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
+{
+    let mut timer: Pin<Box<Sleep>> = Box::pin(sleep_until(Instant::now()));
+    let mut draining = pin!(async move {
+        // An error: whoever could ask for it is gone, which asks for nothing.
+        if drain.wait_for(|drain| *drain).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    });
+    let mut drained = false;
+    poll_fn(|cx| {
+        loop {
+            match Pin::new(&mut *connection).poll(cx) {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ended::Closed),
+                Poll::Ready(Err(error)) => return Poll::Ready(Ended::Failed(error)),
+                Poll::Pending => {}
+            }
+            if !drained && draining.as_mut().poll(cx).is_ready() {
+                drained = true;
+                Pin::new(&mut *connection).graceful_shutdown();
+                continue;
+            }
+            let Some(deadline) = exchange.deadline().map(Instant::from_std) else { return Poll::Pending };
+            if timer.deadline() != deadline {
+                timer.as_mut().reset(deadline);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            match exchange.overdue() {
+                Overdue::CloseIdle => Pin::new(&mut *connection).graceful_shutdown(),
+                Overdue::Answer => {}
+                Overdue::Abort => return Poll::Ready(Ended::Overdue),
+            }
+        }
+    })
+    .await
+}
+
+/// Reads on for a moment after the last response.
+async fn linger(guard: Guard) {
+    if guard.has_finished() {
+        return;
+    }
+    let (mut socket, mut unread) = guard.into_parts();
+    let drained = async {
+        let mut total = 0;
+        while total < LINGER_BYTES {
+            unread.clear();
+            unread.reserve(4096);
+            match socket.read_buf(&mut unread).await {
+                Ok(0) | Err(_) => break,
+                Ok(len) => total += len,
+            }
+        }
+    };
+    let _either_way_it_closes = timeout(LINGER, drained).await;
+}
+
+/// Makes closing the socket a RST, so that a response without a length does not look complete.
+fn reset(guard: &Guard) {
+    if let Err(error) = SockRef::from(guard.socket()).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "cannot reset the connection");
+    }
+}
+
+fn joined(mut first: BytesMut, second: BytesMut) -> BytesMut {
+    first.unsplit(second);
+    first
+}
+
+/// An IPv4 client of an IPv6 socket is an IPv4 client.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

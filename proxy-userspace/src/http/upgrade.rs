@@ -1,0 +1,78 @@
+//! An upgrade, from the request to two bare sockets: it gets a connection of its own to the endpoint,
+//! since after the 101 that connection is the stream.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::fault::Fault;
+use super::forward::{connect_fault, upstream_fault};
+use crate::telemetry::flows::FlowGuard;
+use crate::upstream::connect::Connector;
+
+/// The upstream half of a stream that waits for its downstream half: hyper gives that up when it has
+/// written the 101.
+#[derive(Debug)]
+pub(super) struct Switched {
+    pub(super) downstream: OnUpgrade,
+    pub(super) upstream: TcpStream,
+    /// What the endpoint sent right behind its 101.
+    pub(super) to_downstream: Bytes,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) flow: FlowGuard,
+}
+
+/// An endpoint's answer to an upgrade.
+pub(super) enum Answer {
+    /// 101; the socket, and what was read from it behind the head.
+    Switched(Response<()>, TcpStream, Bytes),
+    /// Any other response.
+    Declined(Response<Incoming>),
+}
+
+/// Asks the endpoint to switch protocols.
+pub(super) async fn ask(
+    connector: &Connector,
+    endpoint: SocketAddr,
+    request: Request<Empty<Bytes>>,
+) -> Result<Answer, Fault> {
+    let socket = connector.connect(endpoint).await.map_err(|error| connect_fault(&error))?;
+    let (mut sender, mut connection) =
+        http1::handshake(TokioIo::new(socket)).await.map_err(|error| upstream_fault(&error))?;
+
+    let mut response = pin!(sender.send_request(request));
+    let response = poll_fn(|cx| {
+        if let Poll::Ready(result) = response.as_mut().poll(cx) {
+            return Poll::Ready(result);
+        }
+        // The connection gives its outcome, good or bad, to the response.
+        let _ended = connection.poll_without_shutdown(cx);
+        response.as_mut().poll(cx)
+    })
+    .await
+    .map_err(|error| upstream_fault(&error))?;
+
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%endpoint, %error, "the connection of a declined upgrade broke");
+            }
+        });
+        return Ok(Answer::Declined(response));
+    }
+    // An endpoint that says 101 has read the request, so none of it waits here to be written; and
+    // hyper takes nothing behind the head for itself.
+    let parts = connection.into_parts();
+    Ok(Answer::Switched(response.map(drop), parts.io.into_inner(), parts.read_buf))
+}
