@@ -37,7 +37,7 @@ pub fn sock_splice(maps: &SockMaps) -> Result<(), ProbeError> {
     let result = through(maps, cookies, [&downstream, &upstream], [&client, &server]);
     // Closing takes the sockets out of the maps.
     drop((downstream, upstream));
-    cookies.map(|cookie| maps.forget(cookie));
+    cookies.into_iter().for_each(|cookie| maps.forget(cookie));
     result
 }
 

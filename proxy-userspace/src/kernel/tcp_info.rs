@@ -5,6 +5,8 @@ use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::time::Duration;
 
+use proxy_common::reason::Reason;
+
 /// The head of the kernel's `struct tcp_info`, as far as Linux 4.19 and anything newer has it.
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
@@ -96,16 +98,17 @@ impl TcpInfo {
 
     /// Payload bytes received in order, including those that nobody has read.
     pub fn received(&self) -> u64 {
-        // The FIN takes a place in the sequence and counts as a byte.
+        // The FIN takes a place in the sequence and counts as a byte. (A reset connection is closed
+        // too, without one; what it had received does not matter any more.)
         let fin =
             matches!(self.0.state, TCP_TIME_WAIT | TCP_CLOSE | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING);
-        self.0.bytes_received - u64::from(fin)
+        self.0.bytes_received.saturating_sub(u64::from(fin))
     }
 
     /// Payload bytes that were put into the send queue in the socket's life, sent or not. Exact
     /// until the socket is shut down for writing.
     pub fn queued(&self) -> u64 {
-        self.0.bytes_sent - self.0.bytes_retrans + u64::from(self.0.notsent_bytes)
+        self.0.bytes_sent.saturating_sub(self.0.bytes_retrans) + u64::from(self.0.notsent_bytes)
     }
 
     /// Whether everything in the send queue was sent and acknowledged.
@@ -130,23 +133,26 @@ fn unread(socket: impl AsFd) -> io::Result<u64> {
     u64::try_from(bytes).map_err(io::Error::other)
 }
 
-/// Bytes of the socket that have been read so far; `None` if its peer has closed already, or data
-/// came in so fast that no two looks agreed. Not for a socket in a sockmap.
-pub fn bytes_read(socket: impl AsFd) -> io::Result<Option<u64>> {
+/// Bytes of an established socket that have been read so far. Not for a socket in a sockmap.
+///
+/// # Errors
+/// Its peer has closed it already, or data came in so fast that no two looks agreed.
+pub fn bytes_read(socket: impl AsFd) -> Result<u64, Reason> {
     const LOOKS: usize = 16;
     let socket = socket.as_fd();
+    let look = || TcpInfo::of(socket).map_err(|_| Reason::StateUnreadable);
     for _ in 0..LOOKS {
-        let before = TcpInfo::of(socket)?;
-        let unread = unread(socket)?;
-        let after = TcpInfo::of(socket)?;
+        let before = look()?;
+        let unread = unread(socket).map_err(|_| Reason::StateUnreadable)?;
+        let after = look()?;
         if !after.is_established() {
-            return Ok(None);
+            return Err(Reason::NotEstablished);
         }
         if before.received() == after.received() {
-            return Ok(before.received().checked_sub(unread));
+            return before.received().checked_sub(unread).ok_or(Reason::StateUnreadable);
         }
     }
-    Ok(None)
+    Err(Reason::Busy)
 }
 
 #[cfg(test)]
@@ -169,7 +175,7 @@ mod tests {
         far.read_exact(&mut [0; 400]).unwrap();
         assert_eq!(TcpInfo::of(&near).unwrap().queued(), 1000);
         assert_eq!(TcpInfo::of(&far).unwrap().received(), 1000);
-        assert_eq!(bytes_read(&far).unwrap(), Some(400));
+        assert_eq!(bytes_read(&far), Ok(400));
         assert!(TcpInfo::of(&far).unwrap().since_last_data() < Duration::from_secs(10));
     }
 
@@ -180,7 +186,7 @@ mod tests {
         near.shutdown(Shutdown::Write).unwrap();
         far.read_to_end(&mut Vec::new()).unwrap();
         assert_eq!(TcpInfo::of(&far).unwrap().received(), 4);
-        assert_eq!(bytes_read(&far).unwrap(), None, "its peer has closed");
+        assert_eq!(bytes_read(&far), Err(Reason::NotEstablished));
         // Closed by both: the other end is in TIME_WAIT, or rather its socket is closed.
         far.shutdown(Shutdown::Write).unwrap();
         near.read_to_end(&mut Vec::new()).unwrap();

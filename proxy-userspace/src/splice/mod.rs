@@ -3,6 +3,7 @@
 
 mod pipe;
 mod relay;
+pub mod sock;
 
 use std::sync::Arc;
 use std::time::Duration;
