@@ -11,12 +11,10 @@ use crate::process::Process;
 /// From start to the first word, and from the first client to the last.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Everything of this kind that these programs have said so far.
-pub fn events(programs: &[Process], kind: &str) -> Result<Vec<Value>> {
-    let mut events = Vec::new();
-    for program in programs {
-        events.extend(said(program)?.into_iter().filter(|event| event["event"] == kind));
-    }
+/// The events of this kind in a program's standard output.
+pub fn events(output: &str, kind: &str) -> Result<Vec<Value>> {
+    let mut events = said(output)?;
+    events.retain(|event| event["event"] == kind);
     Ok(events)
 }
 
@@ -25,7 +23,7 @@ pub fn wait_for(kind: &str, program: &mut Process) -> Result<()> {
     eventually(&format!("word `{kind}`"), PATIENCE, || {
         // Asked first: what an ended program has said is complete then.
         let running = program.ensure_running();
-        if said(program)?.iter().any(|event| event["event"] == kind) {
+        if !events(&program.stdout()?, kind)?.is_empty() {
             return Ok(Some(()));
         }
         running.map(|()| None)
@@ -37,8 +35,7 @@ pub fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn said(program: &Process) -> Result<Vec<Value>> {
-    let output = program.stdout()?;
+fn said(output: &str) -> Result<Vec<Value>> {
     // The last line may be half written.
     let whole = output.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("this is no JSON: {line}"));

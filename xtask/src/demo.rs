@@ -161,8 +161,8 @@ impl<'n> Stage<'n> {
         let flows = self.steer.flows()?;
         let addresses = topology.endpoint_addresses(SERVER_PORT);
         let names: BTreeMap<_, _> = addresses.iter().map(ToString::to_string).zip(SERVERS).collect();
-        let reports = events(&self.clients, "client")?;
-        let records = events(&self.servers, "request")?;
+        let reports = all_events(&self.clients, "client")?;
+        let records = all_events(&self.servers, "request")?;
 
         let row = |((transports, key), choice): (&(&'static str, &'static str), &Value)| {
             let report = reports.iter().find(|report| report["key"] == *key).unwrap_or(&Value::Null);
@@ -198,7 +198,7 @@ impl<'n> Stage<'n> {
             group.signal(libc::SIGTERM)?;
             group.wait(PATIENCE)?;
         }
-        let closed = events(&self.clients, "closed")?;
+        let closed = all_events(&self.clients, "closed")?;
         let lost: Vec<_> = closed.iter().filter_map(|event| event["lost"].as_array()).flatten().collect();
         lost.iter().for_each(|key| println!("  ! {key} was cut off before it left"));
         Ok(closed.len() == self.clients.len() && lost.is_empty())
@@ -348,4 +348,13 @@ fn node(script: &str, args: &[&str]) -> Result<Command> {
     let mut command = peers::node_app(script).context("the packages of tests/apps are gone")?;
     command.args(args);
     Ok(command)
+}
+
+/// The events of this kind in what these programs have said.
+fn all_events(programs: &[Process], kind: &str) -> Result<Vec<Value>> {
+    let mut all = Vec::new();
+    for program in programs {
+        all.extend(events(&program.stdout()?, kind)?);
+    }
+    Ok(all)
 }
