@@ -18,7 +18,7 @@ pub(crate) const TARGET: &str = "bpfel-unknown-none";
 pub(crate) const OBJECT: &str = "target/bpf/steer-ebpf.o";
 
 /// Build the BPF programs that `steer` embeds, installing the compiler for them where possible
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only say what would be installed
     #[arg(long)]

@@ -6,6 +6,7 @@
 
 mod envoy_v3;
 mod error;
+mod flags;
 mod hash_policy;
 mod listening;
 mod load;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use regex::bytes::Regex;
 
 pub use error::{LoadError, Problem};
+pub use flags::from_flags;
 pub use load::{Format, Loaded, load, parse, read};
 
 /// Index into [`Config::clusters`].

@@ -77,6 +77,7 @@ impl Fault {
             Self::Malformed(why) => why.as_str(),
             Self::Refused(Refusal::MissingHost) => "missing_host",
             Self::Refused(Refusal::BadTarget) => "bad_target",
+            Self::Refused(Refusal::BadConnection) => "bad_connection",
             Self::Refused(Refusal::Http10) => "http_10",
             Self::Refused(Refusal::NoRoute) => "no_route",
             Self::Refused(Refusal::UpgradeNotAllowed) => "upgrade_not_allowed",
