@@ -109,7 +109,7 @@ mod tests {
 
     #[tokio::test]
     async fn payload_is_held_back_and_comes_later() {
-        let (mut near, mut far) = pair();
+        let (mut near, far) = pair();
         near.write_all(b"before ").unwrap();
         let hold = Hold::new(&far).unwrap();
         hold.settle().await.unwrap();
@@ -117,19 +117,19 @@ mod tests {
         near.shutdown(Shutdown::Write).unwrap();
         far.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let mut bytes = [0; 64];
-        assert_eq!(far.read(&mut bytes).unwrap(), 7);
-        assert_eq!(far.read(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!((&far).read(&mut bytes).unwrap(), 7);
+        assert_eq!((&far).read(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(hold);
         // Retransmitted.
         far.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut rest = Vec::new();
-        far.read_to_end(&mut rest).unwrap();
+        (&far).read_to_end(&mut rest).unwrap();
         assert_eq!(rest, b"during");
     }
 
     #[tokio::test]
     async fn acknowledgements_and_resets_get_through() {
-        let (near, mut far) = pair();
+        let (near, far) = pair();
         let hold = Hold::new(&far).unwrap();
         hold.settle().await.unwrap();
         (&far).write_all(b"x").unwrap();
@@ -139,7 +139,7 @@ mod tests {
         SockRef::from(&near).set_linger(Some(Duration::ZERO)).unwrap();
         drop(near);
         far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        assert_eq!(far.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!((&far).read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         drop(hold);
     }
 }

@@ -209,6 +209,6 @@ mod tests {
 
     #[test]
     fn other_descriptors_are_refused() {
-        assert!(TcpInfo::of(std::io::stdin()).is_err());
+        assert!(TcpInfo::of(io::stdin()).is_err());
     }
 }

@@ -30,14 +30,17 @@ use crate::kernel::tcp_info::TcpInfo;
 use crate::telemetry::flows::Flow;
 
 /// Payload bytes that a flow may move without userspace looking at its reader: the most that the
-/// kernel holds for it besides the sockets' own buffers.
-const CREDIT: u64 = 2 << 20;
+/// kernel ever holds for it besides the sockets' own buffers. It takes a userspace that gets no CPU
+/// to come to that, and it should: bytes that meet a shut gate can get stuck (see above) until the
+/// other direction's reader moves.
+const CREDIT: u64 = 32 << 20;
 /// Userspace looks each time after this many.
 const LOOK_AFTER: u64 = 512 << 10;
 /// A reader is behind if more than this many bytes wait for room in its socket ...
 const BEHIND: u64 = 256 << 10;
-/// ... and still do after this long.
+/// ... and still do after this long, or after this many more bytes.
 const CATCH_UP: Duration = Duration::from_millis(8);
+const CATCH_UP_BYTES: u64 = 1 << 20;
 
 /// A sender who is still ahead of userspace after this many bytes is relayed.
 const MAX_DRAIN: usize = 4 << 20;
@@ -73,6 +76,8 @@ impl<'a> Socket<'a> {
         let signal = watch.add(cookie, &stream)?;
         // From here on every way out, a dropped future included, may lose what the kernel holds.
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        // The kernel sends each segment by itself; Nagle would make it wait for the one before.
+        stream.set_nodelay(true)?;
         Ok(Self { stream, signal, watch, cookie, read })
     }
 
@@ -203,7 +208,7 @@ impl<'a> Lane<'a> {
 
     /// Gives new credit, if the reader keeps up.
     async fn renew_credit(&self, base: &Base) -> Result<bool, Broken> {
-        let start = Instant::now();
+        let (start, first_look) = (Instant::now(), self.flow()?.bytes);
         loop {
             let flow = self.flow()?;
             let waiting = flow.bytes.saturating_sub(self.given(base).map_err(Broken::To)?);
@@ -212,7 +217,8 @@ impl<'a> Lane<'a> {
                 let set = self.session.splice.maps.set_credit(self.from.cookie, credit);
                 return set.map(|()| true).map_err(Broken::From);
             }
-            if flow.gate != gate::OPEN || start.elapsed() > CATCH_UP {
+            let used = flow.bytes.saturating_sub(first_look);
+            if used > CATCH_UP_BYTES || start.elapsed() > CATCH_UP {
                 return Ok(false);
             }
             sleep(Duration::from_millis(1)).await;
@@ -257,6 +263,12 @@ impl<'a> Lane<'a> {
         }
         self.session.splice.maps.remove_source(self.from.cookie);
         drop(hold);
+        tracing::debug!(
+            stream = self.session.flow.flow().id,
+            redirected,
+            parked = parked.len(),
+            "a direction is back in userspace"
+        );
         self.all_given(base, redirected).await?;
         Ok(parked)
     }

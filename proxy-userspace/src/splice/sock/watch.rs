@@ -177,7 +177,7 @@ mod tests {
         let task = tokio::spawn(Arc::clone(&watch).run());
         let ((mut near, far), cookie) = (pair(), 7);
         let signal = watch.add(cookie, &far).unwrap();
-        std::io::Write::write_all(&mut near, b"payload").unwrap();
+        io::Write::write_all(&mut near, b"payload").unwrap();
         assert!(timeout(Duration::from_millis(50), signal.next()).await.is_err());
 
         near.shutdown(std::net::Shutdown::Write).unwrap();
