@@ -1,0 +1,7 @@
+//! Steer against what a real Envoy did: every case of `tests/fixtures/envoy/vectors.json` (see the
+//! README there), fed as an Envoy v3 config.
+
+mod balancing;
+mod fixture;
+mod forwarding;
+mod policies;
