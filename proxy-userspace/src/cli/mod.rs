@@ -23,7 +23,7 @@ enum Command {
     Check(check::Args),
     /// Say where requests would go, without opening a socket
     Route(Box<route::Args>),
-    Run(run::Run),
+    Run(Box<run::Run>),
 }
 
 /// Runs the command line; the message of an error goes to stderr.

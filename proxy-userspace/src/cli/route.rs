@@ -198,7 +198,7 @@ impl<'c> Router<'c> {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let answer = match serde_json::from_slice(&line) {
+            let answer = match Request::parse(&line) {
                 Ok(request) => self.answer(&request),
                 Err(error) => Answer::undecided(&format!("line {number}: {error}")),
             };
@@ -259,6 +259,14 @@ impl<'c> Router<'c> {
 }
 
 impl Request {
+    fn parse(line: &[u8]) -> Result<Self, String> {
+        // serde would take a list for the fields in their order.
+        if !line.trim_ascii_start().starts_with(b"{") {
+            return Err("not a JSON object".to_owned());
+        }
+        serde_json::from_slice(line).map_err(|error| error.to_string())
+    }
+
     /// The head as an HTTP/1 parser hands it over.
     fn head(&self) -> Result<request::Parts, String> {
         let (mut head, ()) = http::Request::new(()).into_parts();
