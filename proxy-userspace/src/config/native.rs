@@ -13,6 +13,8 @@ use super::{
 pub(super) const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 pub(super) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const DEFAULT_PANIC_THRESHOLD: f64 = 50.0;
+/// The virtual host that `routes` directly under a listener stands for.
+pub(super) const ONLY_VIRTUAL_HOST: &str = "default";
 pub(super) const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {
@@ -70,7 +72,7 @@ fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Option<Listen
     map.finish();
     let virtual_hosts = match (routes, virtual_hosts) {
         (Some(list), None) => vec![VirtualHost {
-            name: "default".to_owned(),
+            name: ONLY_VIRTUAL_HOST.to_owned(),
             domains: vec!["*".to_owned()],
             routes: routes_of(&list, clusters, &options),
         }],

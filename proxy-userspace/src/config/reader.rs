@@ -70,8 +70,7 @@ impl<'t> Field<'t> {
 
     /// A string, unless YAML reads it as something else.
     pub(super) fn is_string(&self) -> bool {
-        self.scalar()
-            .is_some_and(|(text, plain)| !plain || !(is_null(text) || is_bool(text) || is_number(text)))
+        self.scalar().is_some_and(|(text, plain)| !plain || reads_as_string(text))
     }
 
     pub(super) fn is_map(&self) -> bool {
@@ -201,6 +200,14 @@ impl<'t> Field<'t> {
         let Value::Map(entries) = &self.node.value else { return None };
         let entry = entries.iter().find(|entry| self.report.same_key(&entry.key, name))?;
         Some(self.child(entry))
+    }
+
+    /// The first item, if this is a list; reports nothing.
+    pub(super) fn first(&self) -> Option<Self> {
+        match &self.node.value {
+            Value::List(_) => self.items().into_iter().next(),
+            _ => None,
+        }
     }
 
     fn child(&self, entry: &'t Entry) -> Self {
@@ -343,6 +350,11 @@ fn is_camel_case_of(key: &str, name: &str) -> bool {
         }
     }
     key.next().is_none()
+}
+
+/// Whether YAML's core schema takes an unquoted scalar for a string.
+pub(super) fn reads_as_string(text: &str) -> bool {
+    !(is_null(text) || is_bool(text) || is_number(text))
 }
 
 fn is_null(text: &str) -> bool {
