@@ -331,7 +331,7 @@ fn cluster(field: &Field<'_>) -> Option<Cluster> {
     map.refuse(&["ssl_context"], "Steer does not speak TLS to endpoints", "use plain TCP");
     map.refuse(&["features", "http2_settings"], "Steer speaks HTTP/1.1 to endpoints", "remove it");
     map.refuse(&["service_name", "lb_subset_config"], NO_SERVER, "write the hosts out");
-    let name = map.require("name", "\"sio\"").and_then(|name| name.header_text());
+    let name = map.require("name", "\"sio\"").and_then(|name| name.not_empty());
     if let Some(kind) = map.require("type", "\"static\"") {
         discovery(&kind);
     }

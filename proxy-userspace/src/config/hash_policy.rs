@@ -71,12 +71,12 @@ fn source(policy: &Field<'_>, value: &Field<'_>, short_forms: bool) -> Option<Ha
         if short { plain_cookie(cookie_text(value, true)?) } else { cookie(value.map()?) }
     } else if is("query_parameter") {
         if short {
-            return Some(HashSource::QueryParameter { name: not_empty(value)? });
+            return Some(HashSource::QueryParameter { name: value.not_empty()?.to_owned() });
         }
         let map = value.map()?;
-        let name = map.require("name", "room").and_then(|name| not_empty(&name));
+        let name = map.require("name", "room").and_then(|name| name.not_empty());
         map.finish();
-        Some(HashSource::QueryParameter { name: name? })
+        Some(HashSource::QueryParameter { name: name?.to_owned() })
     } else {
         let map = value.map()?;
         let source_ip = map.boolean("source_ip").unwrap_or(false);
@@ -196,17 +196,7 @@ fn cookie_text(field: &Field<'_>, is_name: bool) -> Option<String> {
 
 fn is_cookie_text(text: &str, is_name: bool) -> bool {
     let bad = |c: char| !(' '..='~').contains(&c) || c == ';' || is_name && matches!(c, '=' | ' ' | '"');
-    !text.contains(bad) && !(is_name && text.is_empty())
-}
-
-/// A string of at least one character.
-pub(super) fn not_empty(field: &Field<'_>) -> Option<String> {
-    let text = field.string()?;
-    if text.is_empty() {
-        field.error("must not be empty", "give it a value, or remove the key");
-        return None;
-    }
-    Some(text.to_owned())
+    !(text.contains(bad) || is_name && text.is_empty())
 }
 
 /// `header:NAME`, `cookie:NAME`, `query:NAME` or `source-ip`, as `steer run --hash` takes it.

@@ -18,6 +18,9 @@ mod re2;
 mod reader;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -91,14 +91,21 @@ impl<'t> Field<'t> {
         }
     }
 
-    /// A string that may stand in a header line: no control characters, not empty.
-    pub(super) fn header_text(&self) -> Option<&'t str> {
+    /// A string of at least one character.
+    pub(super) fn not_empty(&self) -> Option<&'t str> {
         let text = self.string()?;
-        if text.is_empty() || text.chars().any(char::is_control) {
-            self.error(
-                "must be text without control characters, and not empty",
-                "write printable characters",
-            );
+        if text.is_empty() {
+            self.error("must not be empty", "give it a value, or remove the key");
+            return None;
+        }
+        Some(text)
+    }
+
+    /// A string that may stand in a header line.
+    pub(super) fn header_text(&self) -> Option<&'t str> {
+        let text = self.not_empty()?;
+        if text.contains(|c| !(' '..='~').contains(&c)) {
+            self.error("must be printable ASCII, to stand in a header", "leave other characters out");
             return None;
         }
         Some(text)
