@@ -269,6 +269,7 @@ impl Body for ResponseBody {
             Source::Endpoint(body) => {
                 let frame = Pin::new(body).poll_frame(cx);
                 if matches!(frame, Poll::Ready(Some(Err(_)))) {
+                    this.in_flight.downstream.exchange.break_off();
                     this.in_flight.downstream.count_fault(Fault::ResponseBroken);
                 }
                 frame
