@@ -2,3 +2,28 @@
 
 /// Version of every map layout in this crate; raised by any change to a shared type.
 pub const ABI_VERSION: u32 = 1;
+
+/// The sk_skb stream verdict program of the socket splice.
+pub const PROG_SOCK_SPLICE: &str = "sock_splice";
+
+/// Names of the maps as they stand in the object (the kernel keeps the first 15 bytes).
+pub const MAP_SOCK_TARGET: &str = "SOCK_TARGET";
+pub const MAP_SOCK_SOURCE: &str = "SOCK_SOURCE";
+pub const MAP_SOCK_FLOW: &str = "SOCK_FLOW";
+pub const MAP_SOCK_CREDIT: &str = "SOCK_CREDIT";
+pub const MAP_SOCK_EVENTS: &str = "SOCK_EVENTS";
+
+/// Entries in each socket map: one for each direction, hence two for each session.
+pub const SOCK_ENTRIES: u32 = 131_072;
+
+/// Bytes of the event ring; a power of two and a multiple of the page size.
+///
+/// A flow can have two events under way, one warning (user space arms the next one) and one gate
+/// event (there is only one in its life). An event takes 16 bytes and the ring's own 8. So a ring
+/// of 2 * 24 bytes for each entry is never full: 131,072 * 48 = 6 MiB, rounded up.
+pub const SOCK_EVENTS_BYTES: u32 = 8 << 20;
+
+const _: () = assert!(SOCK_EVENTS_BYTES.is_power_of_two());
+const _: () = assert!(
+    SOCK_EVENTS_BYTES as usize >= SOCK_ENTRIES as usize * 2 * (size_of::<crate::sock::SockEvent>() + 8)
+);

@@ -1,1 +1,28 @@
-fn main() {}
+//! The BPF programs: thin shells over `proxy-common`, without policy. Built for BPF by
+//! `cargo xtask build-ebpf`; for the host this is an ordinary (and useless) program, so that
+//! `cargo check` and `cargo clippy` of the workspace just work.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod sock_splice;
+
+/// Helpers such as `bpf_sk_redirect_hash` are for programs under a GPL-compatible licence.
+#[cfg(target_arch = "bpf")]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that can come here.
+    loop {}
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() -> std::process::ExitCode {
+    eprintln!("steer-ebpf holds BPF programs and does nothing on the host; run: cargo xtask build-ebpf");
+    std::process::ExitCode::FAILURE
+}

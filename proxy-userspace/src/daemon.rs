@@ -1,28 +1,30 @@
 //! The life of the process: bind everything, serve, wait for a signal, stop in order.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::Config;
-use crate::http;
+use crate::config::{Config, Listener};
+use crate::http::{self, Shared};
+use crate::routing;
 use crate::splice::Splicer;
 use crate::telemetry::Telemetry;
 use crate::upstream::Clusters;
+use crate::upstream::pool::Pool;
 
-/// How long requests in flight may take to finish after the first SIGTERM.
+/// How long requests in flight may take to finish after the first signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// A listener cannot be bound, or the runtime cannot start. Nothing serves then.
+/// A port cannot be bound, or the runtime cannot start; nothing has been served then.
 pub fn run(config: Config) -> anyhow::Result<()> {
     raise_fd_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -30,7 +32,112 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     let served = runtime.block_on(serve(config));
-    // Streams that are left are cut here: their tasks end with the runtime.
+    // Streams that are still open are cut here: their tasks end with the runtime.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut stop = Stop::new()?;
+    let telemetry = Telemetry::new();
+    let admin = Admin::new(Arc::clone(&telemetry));
+    let bound = bind(&config.listeners)?;
+    let mut always = JoinSet::new();
+    if let Some(address) = config.admin {
+        if !address.ip().is_loopback() {
+            tracing::warn!(%address, "the admin listener has no access control and is not on loopback");
+        }
+        let socket = http::bind(address).with_context(|| {
+            format!(
+                "cannot bind the admin listener to {address}: choose another with --admin, or --admin off"
+            )
+        })?;
+        tracing::info!(%address, "admin");
+        always.spawn(Arc::clone(&admin).serve(socket));
+    }
+    let shared = Arc::new(Shared {
+        clusters: Arc::new(Clusters::new(&config, &telemetry)),
+        pool: Pool::new(&config, &telemetry),
+        splicer: Arc::new(Splicer::new(Arc::clone(&telemetry))),
+        telemetry: Arc::clone(&telemetry),
+        splice_mode: config.splice,
+        node: routing::node_address(),
+    });
+
+    let (drain, draining) = watch::channel(false);
+    let mut listeners = JoinSet::new();
+    for (listener, socket) in bound {
+        listeners.spawn(http::serve(Arc::new(listener), socket, Arc::clone(&shared), draining.clone()));
+    }
+    admin.set_ready(true);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+
+    let signal = stop.wait().await;
+    admin.set_ready(false);
+    let streams = telemetry.flows.len();
+    tracing::info!(signal, streams, "stopping: no new connections, requests in flight finish, streams end");
+    drain.send_replace(true);
+    let finished = async { while listeners.join_next().await.is_some() {} };
+    tokio::select! {
+        () = finished => {}
+        () = tokio::time::sleep(DRAIN_TIMEOUT) => {
+            tracing::warn!(seconds = DRAIN_TIMEOUT.as_secs(), "some requests did not finish in time");
+        }
+        signal = stop.wait() => tracing::warn!(signal, "second signal, stopping at once"),
+    }
+    Ok(())
+}
+
+/// Binds every listener before any of them serves, so that a bad address stops the start.
+fn bind(listeners: &[Listener]) -> anyhow::Result<Vec<(Listener, TcpListener)>> {
+    let bind = |listener: &Listener| {
+        let (name, address) = (&listener.name, listener.address);
+        let socket =
+            http::bind(address).with_context(|| format!("cannot bind listener {name} to {address}"))?;
+        tracing::info!(listener = name, %address, "listening");
+        Ok((listener.clone(), socket))
+    };
+    listeners.iter().map(bind).collect()
+}
+
+/// The signals that ask for an orderly stop.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            quit: listen(SignalKind::quit())?,
+        })
+    }
+
+    /// The name of the next one.
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.quit.recv() => "SIGQUIT",
+        }
+    }
+}
+
+/// A relayed stream holds two descriptors, and the soft limit is 1,024 almost everywhere.
+fn raise_fd_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live rlimit.
+    let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if read == 0 && limit.rlim_cur < limit.rlim_max {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: as above; the value is within the hard limit.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+            let error = std::io::Error::last_os_error();
+            tracing::warn!(%error, "cannot raise the limit of open files to {}", limit.rlim_max);
+        }
+    }
 }

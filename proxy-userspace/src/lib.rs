@@ -15,4 +15,5 @@ pub mod splice;
 
 pub mod admin;
 pub mod cli;
+pub mod daemon;
 pub mod telemetry;

@@ -72,10 +72,12 @@ async function converse(key) {
   return socket;
 }
 
+const stopped = new Promise((resolve) => process.once("SIGTERM", resolve));
+const alive = setInterval(() => {}, 60_000); // with all clients cut off nothing else would keep us here
 const sockets = await Promise.all(keys.map(converse));
 say({ event: "settled" });
-process.stdin.resume();
-await new Promise((resolve) => process.stdin.once("end", resolve));
+await stopped;
+clearInterval(alive);
 const lost = keys.filter((_, i) => !sockets[i].connected);
 sockets.forEach((socket) => socket.disconnect());
 say({ event: "closed", lost });

@@ -1,6 +1,6 @@
 //! What the integration tests and `cargo xtask demo` stand on: network namespaces (`netns`,
 //! `topology`), processes that die with their owner (`process`), a running `steer` (`steer`), and
-//! the programs it is tried against (`peers`). The tests themselves are in `tests/`, one file for
+//! the programs it is tried against (`peers`, `socketio`). The tests themselves are in `tests/`, one file for
 //! each subject.
 //!
 //! Every guard undoes what it did when it is dropped, also when a later step fails. Nothing sleeps
@@ -13,5 +13,6 @@ pub mod netns;
 pub mod peers;
 pub mod process;
 pub mod require;
+pub mod socketio;
 pub mod steer;
 pub mod topology;

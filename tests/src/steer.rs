@@ -50,13 +50,14 @@ impl<'n> Steer<'n> {
     /// Call it from the test's own thread: see [`Orphan::Dies`].
     pub fn start(config: &str, netns: Option<&'n NetNs>, args: &[&str]) -> Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a directory")?;
-        let mut steer = Self::start_at(directory.path(), config, netns, args, Orphan::Dies)?;
+        let mut steer = Self::start_at(&binary()?, directory.path(), config, netns, args, Orphan::Dies)?;
         steer._directory = Some(directory);
         Ok(steer)
     }
 
-    /// The same, with the config file and the logs in `directory`.
+    /// The same with this binary, and with the config file and the logs in `directory`.
     pub fn start_at(
+        binary: &Path,
         directory: &Path,
         config: &str,
         netns: Option<&'n NetNs>,
@@ -66,7 +67,7 @@ impl<'n> Steer<'n> {
         let file = directory.join("steer.yaml");
         fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
         let admin = inside(netns, free_address)??;
-        let mut command = quiet(binary()?);
+        let mut command = quiet(binary);
         command.args(["run", "-c"]).arg(&file).arg("--admin").arg(admin.to_string()).args(args);
         let process = Process::start("steer", command, directory, netns, orphan)?;
         let mut steer = Self { process, config: file, admin, netns, _directory: None };
@@ -113,16 +114,11 @@ impl<'n> Steer<'n> {
     pub fn metric(&self, metric: &str, labels: &[(&str, &str)]) -> Result<f64> {
         Ok(sum_of(&self.admin_get("/metrics")?.body, metric, labels))
     }
-
-    /// Where this config sends each of `requests`: see [`route`].
-    pub fn route(&self, requests: &[Value]) -> Result<Vec<Value>> {
-        route(&self.config, requests)
-    }
 }
 
 /// What `steer route -c CONFIG --batch -` answers to `requests`, in order.
-pub fn route(config: &Path, requests: &[Value]) -> Result<Vec<Value>> {
-    let mut command = Command::new(binary()?);
+pub fn route(binary: &Path, config: &Path, requests: &[Value]) -> Result<Vec<Value>> {
+    let mut command = Command::new(binary);
     command.args(["route", "-c"]).arg(config).args(["--batch", "-"]);
     let mut child = command
         .stdin(Stdio::piped())

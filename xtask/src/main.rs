@@ -1,1 +1,42 @@
-fn main() {}
+//! `cargo xtask`: what a person or a machine does with this repository, one module for each task.
+
+mod build_ebpf;
+mod demo;
+mod exec;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Tasks of the Steer repository")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    BuildEbpf(build_ebpf::Args),
+    /// Sets up what is missing and shows Steer in front of three socket.io servers
+    Demo(demo::Options),
+    /// Sets up what is missing and runs every test
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::BuildEbpf(args) => build_ebpf::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => test::run(&options),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -2,6 +2,9 @@
 //!
 //! Exit codes: 0 fine, 1 failed at run time (for `check`: the file is bad), 2 wrong usage.
 
+mod check;
+mod run;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -14,9 +17,26 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Check a configuration, without binding a port
+    Check(check::Args),
+    Run(run::Run),
+}
 
 /// Runs the command line; the message of an error goes to stderr.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {}
+    match Cli::parse().command {
+        Command::Check(args) => check::run(&args),
+        Command::Run(run) => exit_code(run.run()),
+    }
+}
+
+fn exit_code(done: anyhow::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

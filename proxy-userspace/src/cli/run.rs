@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use crate::config::{self, Config, SpliceMode};
+use crate::config::{self, Config, CookiePolicy, HashSource, HeaderSource, SpliceMode};
 use crate::daemon;
 use crate::telemetry::log;
 
@@ -14,7 +14,7 @@ use crate::telemetry::log;
 ///
 /// SIGTERM and SIGINT finish the requests in flight and end the streams; a second one stops at once.
 #[derive(Debug, Args)]
-pub struct Run {
+pub(super) struct Run {
     /// Configuration: native YAML, an Envoy v3 bootstrap, or Envoy v1 JSON
     #[arg(short, long, value_name = "FILE", env = "STEER_CONFIG", required_unless_present = "listen")]
     config: Option<PathBuf>,
@@ -28,8 +28,8 @@ pub struct Run {
     backend: Vec<SocketAddr>,
 
     /// Without a file: header:NAME, cookie:NAME, query:NAME or source-ip
-    #[arg(long, value_name = "WHAT", requires = "listen")]
-    hash: Option<String>,
+    #[arg(long, value_name = "WHAT", requires = "listen", value_parser = hash_source)]
+    hash: Option<HashSource>,
 
     /// Where /metrics, /flows, /healthz and /readyz are served, or `off`; overrides the file
     #[arg(long, value_name = "ADDR")]
@@ -64,7 +64,9 @@ impl std::str::FromStr for AdminAddress {
         if text == "off" {
             return Ok(Self(None));
         }
-        text.parse().map(|address| Self(Some(address))).map_err(|error| format!("{error}: give IP:PORT, or off"))
+        text.parse()
+            .map(|address| Self(Some(address)))
+            .map_err(|error| format!("{error}: give IP:PORT, or off"))
     }
 }
 
@@ -82,8 +84,10 @@ impl Run {
     fn config(&self) -> anyhow::Result<Config> {
         let mut config = match (&self.config, self.listen, &self.hash) {
             (Some(file), _, _) => config::load(file)?,
-            (None, Some(listen), Some(hash)) => config::flags::config(listen, &self.backend, hash)?,
-            (None, _, _) => anyhow::bail!("give a configuration with -c FILE, or --listen, --backend and --hash"),
+            (None, Some(listen), Some(hash)) => config::from_flags(listen, &self.backend, hash.clone()),
+            (None, _, _) => {
+                anyhow::bail!("give a configuration with -c FILE, or --listen, --backend and --hash")
+            }
         };
         if let Some(AdminAddress(admin)) = self.admin {
             config.admin = admin;
@@ -96,5 +100,39 @@ impl Run {
             };
         }
         Ok(config)
+    }
+}
+
+fn hash_source(text: &str) -> Result<HashSource, String> {
+    match text.split_once(':') {
+        Some(("header", name)) => match name.parse() {
+            Ok(name) => Ok(HashSource::Header { name: HeaderSource::Name(name), rewrite: None }),
+            Err(_) => Err(format!("{name:?} is not a header name")),
+        },
+        Some(("cookie", name)) if !name.is_empty() => Ok(HashSource::Cookie(CookiePolicy {
+            name: name.to_owned(),
+            ttl: None,
+            path: None,
+            attributes: Vec::new(),
+        })),
+        Some(("query", name)) if !name.is_empty() => Ok(HashSource::QueryParameter { name: name.to_owned() }),
+        None if text == "source-ip" => Ok(HashSource::SourceIp),
+        _ => Err("give header:NAME, cookie:NAME, query:NAME or source-ip".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hash_sources_are_named_as_in_the_help() {
+        assert!(matches!(hash_source("header:X-Forwarded-For"), Ok(HashSource::Header { .. })));
+        assert!(matches!(hash_source("cookie:sid"), Ok(HashSource::Cookie(_))));
+        assert!(matches!(hash_source("query:room"), Ok(HashSource::QueryParameter { .. })));
+        assert!(matches!(hash_source("source-ip"), Ok(HashSource::SourceIp)));
+        for bad in ["", "header", "header:", "header:a b", "cookie:", "query:", "source-ip:x", "path:/"] {
+            assert!(hash_source(bad).is_err(), "{bad:?}");
+        }
     }
 }

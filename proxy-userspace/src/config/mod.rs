@@ -4,10 +4,26 @@
 //!
 //! Words and defaults are Envoy's (v3) unless a field says otherwise.
 
+mod envoy_v3;
+mod error;
+mod flags;
+mod hash_policy;
+mod listening;
+mod load;
+mod load_balancing;
+mod native;
+mod re2;
+mod reader;
+mod tree;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use regex::bytes::Regex;
+
+pub use error::{LoadError, Problem};
+pub use flags::from_flags;
+pub use load::{Format, Loaded, load, parse, read};
 
 /// Index into [`Config::clusters`].
 pub type ClusterIndex = usize;
@@ -205,6 +221,12 @@ pub enum LbPolicy {
 }
 
 impl LbPolicy {
+    /// A ring with all defaults.
+    pub const RING_HASH: Self = Self::RingHash {
+        hash_function: HashFunction::XxHash,
+        minimum_ring_size: Self::DEFAULT_MINIMUM_RING_SIZE,
+        maximum_ring_size: Self::DEFAULT_MAXIMUM_RING_SIZE,
+    };
     pub const DEFAULT_MINIMUM_RING_SIZE: u64 = 1024;
     /// Also the greatest value that either ring size may have.
     pub const DEFAULT_MAXIMUM_RING_SIZE: u64 = 8 * 1024 * 1024;

@@ -1,0 +1,49 @@
+//! The configuration that `steer run --listen ADDR --backend ADDR... --hash SOURCE` stands for.
+
+use std::net::SocketAddr;
+
+use super::{
+    Cluster, Config, Endpoint, HashPolicy, HashSource, Health, HttpOptions, LbPolicy, Listener, PathMatch,
+    Route, SpliceMode, VirtualHost, load_balancing, native,
+};
+
+/// One listener, one route that allows websocket, one ring over `backends`; the rest is the native
+/// format's default. Ports and the number of backends are for the caller to check.
+pub fn from_flags(listen: SocketAddr, backends: &[SocketAddr], hash: HashSource) -> Config {
+    let endpoint = |address: &SocketAddr| Endpoint {
+        address: *address,
+        weight: 1,
+        hash_key: load_balancing::address_text(*address),
+        health: Health::Healthy,
+    };
+    let route = Route {
+        path: PathMatch::Prefix("/".to_owned()),
+        cluster: 0,
+        timeout: Some(native::DEFAULT_ROUTE_TIMEOUT),
+        idle_timeout: None,
+        upgrade_websocket: Some(true),
+        hash_policy: vec![HashPolicy { source: hash, terminal: false }],
+    };
+    Config {
+        listeners: vec![Listener {
+            name: "listener_0".to_owned(),
+            address: listen,
+            options: HttpOptions::default(),
+            virtual_hosts: vec![VirtualHost {
+                name: "default".to_owned(),
+                domains: vec!["*".to_owned()],
+                routes: vec![route],
+            }],
+        }],
+        clusters: vec![Cluster {
+            name: "backends".to_owned(),
+            lb_policy: LbPolicy::RING_HASH,
+            connect_timeout: native::DEFAULT_CONNECT_TIMEOUT,
+            endpoints: backends.iter().map(endpoint).collect(),
+            healthy_panic_threshold: native::DEFAULT_PANIC_THRESHOLD,
+        }],
+        admin: Some(native::DEFAULT_ADMIN),
+        splice: SpliceMode::default(),
+        warnings: Vec::new(),
+    }
+}

@@ -1,0 +1,389 @@
+//! Typed access to a [`tree`](super::tree) for the readers of the formats. A getter that does not
+//! find what it wants reports that with the value's place and path and returns `None`; the reader
+//! goes on with a default, so that one run finds many problems. Whoever reads a map ends with
+//! [`Map::finish`], which reports the keys that nobody asked for: nothing is dropped in silence.
+
+use std::cell::{Cell, RefCell};
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::Warning;
+use super::error::Problem;
+use super::tree::{Entry, Node, Position, Value};
+
+/// Longer durations are refused: about 136 years.
+const MAX_SECONDS: u64 = u32::MAX as u64;
+
+/// What reading one file brings to light.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    pub(super) problems: RefCell<Vec<Problem>>,
+    pub(super) warnings: RefCell<Vec<Warning>>,
+    /// Protobuf's JSON form also allows `hashPolicy` for `hash_policy`.
+    pub(super) camel_case: bool,
+}
+
+/// A value with its path, such as `listeners[0].routes[1].cluster`.
+#[derive(Debug, Clone)]
+pub(super) struct Field<'t> {
+    node: &'t Node,
+    path: String,
+    report: &'t Report,
+}
+
+impl<'t> Field<'t> {
+    pub(super) fn root(node: &'t Node, report: &'t Report) -> Self {
+        Self { node, path: String::new(), report }
+    }
+
+    pub(super) fn at(&self) -> Position {
+        self.node.at
+    }
+
+    pub(super) fn error(&self, message: impl Display, hint: impl Into<String>) {
+        self.report.problem(self.node.at, &self.path, message, hint);
+    }
+
+    pub(super) fn warn(&self, text: impl Display) {
+        self.report.warning(self.node.at, &self.path, text);
+    }
+
+    fn wrong_type(&self, wanted: &str, hint: impl Into<String>) {
+        let found = match &self.node.value {
+            Value::List(_) => "a list".to_owned(),
+            Value::Map(_) => "a map".to_owned(),
+            Value::Scalar { text, plain: true } if is_null(text) => "empty".to_owned(),
+            Value::Scalar { text, .. } => format!("`{}`", shorten(text)),
+        };
+        self.error(format_args!("must be {wanted}, is {found}"), hint);
+    }
+
+    /// The text of a scalar, and whether it is plain.
+    pub(super) fn scalar(&self) -> Option<(&'t str, bool)> {
+        match &self.node.value {
+            Value::Scalar { text, plain } => Some((text, *plain)),
+            Value::List(_) | Value::Map(_) => None,
+        }
+    }
+
+    /// A string, unless YAML reads it as something else.
+    pub(super) fn is_string(&self) -> bool {
+        self.scalar()
+            .is_some_and(|(text, plain)| !plain || !(is_null(text) || is_bool(text) || is_number(text)))
+    }
+
+    pub(super) fn is_map(&self) -> bool {
+        matches!(self.node.value, Value::Map(_))
+    }
+
+    pub(super) fn string(&self) -> Option<&'t str> {
+        match self.scalar() {
+            Some((text, _)) if self.is_string() => Some(text),
+            Some((text, _)) if !is_null(text) => {
+                self.wrong_type("a string", format!("quote it: \"{text}\""));
+                None
+            }
+            _ => {
+                self.wrong_type("a string", "give it one value");
+                None
+            }
+        }
+    }
+
+    /// A string that may stand in a header line: no control characters, not empty.
+    pub(super) fn header_text(&self) -> Option<&'t str> {
+        let text = self.string()?;
+        if text.is_empty() || text.chars().any(char::is_control) {
+            self.error(
+                "must be text without control characters, and not empty",
+                "write printable characters",
+            );
+            return None;
+        }
+        Some(text)
+    }
+
+    pub(super) fn boolean(&self) -> Option<bool> {
+        match self.scalar() {
+            Some(("true" | "True" | "TRUE", true)) => Some(true),
+            Some(("false" | "False" | "FALSE", true)) => Some(false),
+            _ => {
+                self.wrong_type("true or false", "write true or false, without quotes");
+                None
+            }
+        }
+    }
+
+    /// A whole number; it may be quoted, as protobuf's JSON form allows.
+    pub(super) fn unsigned(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        let (low, high) = (*range.start(), *range.end());
+        let number = self.scalar().and_then(|(text, _)| text.parse().ok()).filter(|n| range.contains(n));
+        if number.is_none() {
+            self.wrong_type(&format!("a whole number from {low} to {high}"), "write a number in that range");
+        }
+        number
+    }
+
+    pub(super) fn percent(&self) -> Option<f64> {
+        let number = self.scalar().and_then(|(text, _)| text.parse::<f64>().ok());
+        let number = number.filter(|n| (0.0..=100.0).contains(n));
+        if number.is_none() {
+            self.wrong_type("a number from 0 to 100", "write a percentage without the sign, such as 50");
+        }
+        number
+    }
+
+    /// `250ms`, `15s`, `0.25s`, `5m`, `1h`.
+    pub(super) fn duration(&self) -> Option<Duration> {
+        let duration = self.scalar().and_then(|(text, _)| parse_duration(text));
+        if duration.is_none() {
+            self.wrong_type("a duration", "write a number and its unit: 250ms, 15s, 0.25s, 5m or 1h");
+        }
+        duration
+    }
+
+    /// A duration of which 0 means "no limit".
+    pub(super) fn limit(&self) -> Option<Option<Duration>> {
+        self.duration().map(|limit| Some(limit).filter(|limit| !limit.is_zero()))
+    }
+
+    /// One of some words, in the case given.
+    pub(super) fn one_of<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        self.word(words, |a, b| a == b)
+    }
+
+    /// One of some words, in any case.
+    pub(super) fn one_of_any_case<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        self.word(words, |a, b| a.eq_ignore_ascii_case(b))
+    }
+
+    fn word<T: Copy>(&self, words: &[(&str, T)], same: fn(&str, &str) -> bool) -> Option<T> {
+        let found = self.scalar().map(|(text, _)| text);
+        let hit = found.and_then(|text| words.iter().find(|(word, _)| same(word, text)));
+        if hit.is_none() {
+            let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            let hint = match found.and_then(|text| nearest(text, names.iter().copied())) {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => format!("write one of {}", names.join(", ")),
+            };
+            self.wrong_type(&format!("one of {}", names.join(", ")), hint);
+        }
+        hit.map(|(_, value)| *value)
+    }
+
+    /// The items of a list; empty, and reported, if it is none.
+    pub(super) fn items(&self) -> Vec<Self> {
+        let Value::List(items) = &self.node.value else {
+            self.wrong_type("a list", "write each item on its own line after `- `");
+            return Vec::new();
+        };
+        let item = |(index, node): (usize, &'t Rc<Node>)| Self {
+            node,
+            path: format!("{}[{index}]", self.path),
+            report: self.report,
+        };
+        items.iter().enumerate().map(item).collect()
+    }
+
+    pub(super) fn map(&self) -> Option<Map<'t>> {
+        let Value::Map(entries) = &self.node.value else {
+            self.wrong_type("a map", "write `key: value` lines, indented below it");
+            return None;
+        };
+        let used = entries.iter().map(|_| Cell::new(false)).collect();
+        Some(Map { field: self.clone(), entries, used, asked: RefCell::default() })
+    }
+
+    /// Looks at a key without reading the map; reports nothing.
+    pub(super) fn peek(&self, name: &str) -> Option<Self> {
+        let Value::Map(entries) = &self.node.value else { return None };
+        let entry = entries.iter().find(|entry| self.report.same_key(&entry.key, name))?;
+        Some(self.child(entry))
+    }
+
+    fn child(&self, entry: &'t Entry) -> Self {
+        Self { node: &entry.value, path: self.join(&entry.key), report: self.report }
+    }
+
+    fn join(&self, key: &str) -> String {
+        let key = shorten(key);
+        if self.path.is_empty() { key } else { format!("{}.{key}", self.path) }
+    }
+}
+
+impl Report {
+    fn problem(&self, at: Position, path: &str, message: impl Display, hint: impl Into<String>) {
+        let message = if path.is_empty() { message.to_string() } else { format!("{path}: {message}") };
+        self.problems.borrow_mut().push(Problem::at(at, message).hint(hint));
+    }
+
+    fn warning(&self, at: Position, path: &str, text: impl Display) {
+        let text = format!("{path}: {text}");
+        self.warnings.borrow_mut().push(Warning { line: at.line, column: at.column, text });
+    }
+
+    fn same_key(&self, key: &str, name: &str) -> bool {
+        key == name || self.camel_case && is_camel_case_of(key, name)
+    }
+}
+
+/// A map of which each key must be asked for.
+#[derive(Debug)]
+#[must_use = "a map that is not finished hides unknown keys"]
+pub(super) struct Map<'t> {
+    pub(super) field: Field<'t>,
+    entries: &'t [Entry],
+    used: Vec<Cell<bool>>,
+    asked: RefCell<Vec<&'static str>>,
+}
+
+impl<'t> Map<'t> {
+    fn entry(&self, name: &'static str) -> Option<&'t Entry> {
+        self.asked.borrow_mut().push(name);
+        let index = self.entries.iter().position(|entry| self.field.report.same_key(&entry.key, name))?;
+        self.used[index].set(true);
+        Some(&self.entries[index])
+    }
+
+    pub(super) fn get(&self, name: &'static str) -> Option<Field<'t>> {
+        self.entry(name).map(|entry| self.field.child(entry))
+    }
+
+    /// `get`, for a key that must be there.
+    pub(super) fn require(&self, name: &'static str, example: &str) -> Option<Field<'t>> {
+        let field = self.get(name);
+        if field.is_none() {
+            self.field.error(format_args!("`{name}` is missing"), format!("add `{name}: {example}`"));
+        }
+        field
+    }
+
+    pub(super) fn boolean(&self, name: &'static str) -> Option<bool> {
+        self.get(name)?.boolean()
+    }
+
+    /// Keys that cannot change what a client or an endpoint sees.
+    pub(super) fn harmless(&self, names: &[&'static str]) {
+        for name in names {
+            self.entry(name);
+        }
+    }
+
+    /// Something that Steer lacks, without harm to correctness.
+    pub(super) fn warn(&self, names: &[&'static str], text: &str) {
+        for name in names {
+            if let Some(entry) = self.entry(name) {
+                self.field.report.warning(entry.at, &self.field.join(&entry.key), text);
+            }
+        }
+    }
+
+    /// Something that Steer must not ignore, since requests would go, or look, otherwise.
+    pub(super) fn refuse(&self, names: &[&'static str], why: &str, hint: &str) {
+        for name in names {
+            if let Some(entry) = self.entry(name) {
+                self.field.report.problem(entry.at, &self.field.join(&entry.key), why, hint);
+            }
+        }
+    }
+
+    /// As [`Map::refuse`], but `false`, the default, does no harm.
+    pub(super) fn refuse_true(&self, names: &[&'static str], why: &str, hint: &str) {
+        for name in names {
+            if let Some(field) = self.get(name)
+                && field.boolean() == Some(true)
+            {
+                field.error(why, hint);
+            }
+        }
+    }
+
+    /// Reports every key that nobody asked for.
+    pub(super) fn finish(self) {
+        let asked = self.asked.borrow();
+        for (entry, _) in self.entries.iter().zip(&self.used).filter(|(_, used)| !used.get()) {
+            let hint = match nearest(&entry.key, asked.iter().copied()) {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => "remove it; docs/configuration.md lists what is read here".to_owned(),
+            };
+            self.field.report.problem(
+                entry.at,
+                &self.field.join(&entry.key),
+                "unknown key, Steer does not read it",
+                hint,
+            );
+        }
+    }
+}
+
+/// The name that someone who wrote `word` most likely meant.
+pub(super) fn nearest<'n>(word: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let word = word.to_lowercase();
+    names
+        .map(|name| (strsim::damerau_levenshtein(&word, &name.to_lowercase()), name))
+        .filter(|(distance, name)| *distance <= 1 + name.len() / 5)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+fn is_camel_case_of(key: &str, name: &str) -> bool {
+    let mut key = key.chars();
+    let mut upper = false;
+    for c in name.chars() {
+        if c == '_' {
+            upper = true;
+            continue;
+        }
+        let want = if upper { c.to_ascii_uppercase() } else { c };
+        upper = false;
+        if key.next() != Some(want) {
+            return false;
+        }
+    }
+    key.next().is_none()
+}
+
+fn is_null(text: &str) -> bool {
+    matches!(text, "" | "~" | "null" | "Null" | "NULL")
+}
+
+fn is_bool(text: &str) -> bool {
+    matches!(text, "true" | "True" | "TRUE" | "false" | "False" | "FALSE")
+}
+
+fn is_number(text: &str) -> bool {
+    let digits = text.bytes().any(|byte| byte.is_ascii_digit());
+    digits && (text.parse::<f64>().is_ok() || text.starts_with("0x") || text.starts_with("0o"))
+}
+
+/// Long enough to recognise, short enough for one line.
+fn shorten(text: &str) -> String {
+    const SHOWN: usize = 60;
+    let line: String = text.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(SHOWN).is_some() { line + "…" } else { line }
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (number, unit) = text.split_at(digits);
+    let nanoseconds_per_unit: u128 = match unit {
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        _ => return None,
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    if whole.len() > 12 || fraction.is_empty() || fraction.len() > 9 {
+        return None;
+    }
+    let whole: u128 = whole.parse().ok()?;
+    let scale = 10u128.pow(u32::try_from(fraction.len()).ok()?);
+    let fraction: u128 = fraction.parse().ok()?;
+    let nanoseconds = whole * nanoseconds_per_unit + fraction * nanoseconds_per_unit / scale;
+    let seconds = u64::try_from(nanoseconds / 1_000_000_000).ok().filter(|s| *s <= MAX_SECONDS)?;
+    let rest = u32::try_from(nanoseconds % 1_000_000_000).ok()?;
+    Some(Duration::new(seconds, rest))
+}

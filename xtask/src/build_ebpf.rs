@@ -1,0 +1,90 @@
+//! `cargo xtask build-ebpf`: builds the BPF programs into [`OBJECT`], which `steer` embeds.
+//!
+//! BPF is no target that rustup ships a `core` for, so a stable toolchain alone cannot do it. Two
+//! ways are known, and tried in this order: a rustc with a `core` built for BPF (Debian has one), or
+//! a rustup nightly with `rust-src`, which compiles `core` itself. Both link with bpf-linker.
+
+mod toolchain;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use toolchain::Toolchain;
+
+pub(crate) const TARGET: &str = "bpfel-unknown-none";
+/// Relative to the workspace; `proxy-userspace/build.rs` looks for it there.
+pub(crate) const OBJECT: &str = "target/bpf/steer-ebpf.o";
+
+/// Build the BPF programs that `steer` embeds, installing the compiler for them where possible
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only say what would be installed
+    #[arg(long)]
+    no_install: bool,
+    /// Let the programs write trace lines to steer's log (for debugging a program)
+    #[arg(long)]
+    log: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
+    let toolchain = toolchain::find_or_install(!args.no_install)?;
+    let linker = toolchain::find_or_install_linker(&toolchain, !args.no_install)?;
+    eprintln!("build-ebpf: {toolchain}, linked by {}", linker.display());
+
+    let built = compile(workspace, &toolchain, &linker, args.log)?;
+    let object = workspace.join(OBJECT);
+    verify::check(&built)?;
+    install(&built, &object)?;
+    eprintln!("build-ebpf: {OBJECT} is ready; next: cargo build --release");
+    Ok(())
+}
+
+/// Returns the path of the linked object.
+fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, log: bool) -> Result<PathBuf> {
+    let target_dir = workspace.join("target/bpf");
+    let mut cargo = toolchain.cargo();
+    cargo
+        .current_dir(workspace)
+        .args(["build", "--locked", "--package", "proxy-ebpf", "--profile", "bpf", "--target", TARGET])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        // The flags of the host (a linker, a CPU) mean nothing here.
+        .env_remove("RUSTFLAGS")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(linker));
+    if log {
+        cargo.args(["--features", "log"]);
+    }
+    run_visibly(&mut cargo)?;
+    Ok(target_dir.join(TARGET).join("bpf/steer-ebpf"))
+}
+
+/// In Cargo's encoding, which unlike `RUSTFLAGS` has room for blanks in a path.
+fn rustflags(linker: &Path) -> String {
+    [format!("-Clinker={}", linker.display()), "-Clink-arg=--btf".into(), "-Cdebuginfo=2".into()].join("\x1f")
+}
+
+/// Replaces the object only when it has changed, so that `steer` is not built again for nothing.
+fn install(built: &Path, object: &Path) -> Result<()> {
+    let bytes = std::fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    if std::fs::read(object).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    // Renamed into place: a build that runs at the same time sees the old or the new one.
+    let new = object.with_extension("o.new");
+    std::fs::write(&new, bytes).with_context(|| format!("cannot write {}", new.display()))?;
+    std::fs::rename(&new, object).with_context(|| format!("cannot write {}", object.display()))
+}
+
+/// Runs a command with its output on the terminal.
+fn run_visibly(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{:?} failed: {status}", command.get_program());
+    }
+    Ok(())
+}

@@ -1,0 +1,45 @@
+//! What must be in the object besides code: bpf-linker leaves BTF out without a word when a crate
+//! was built without debug info, and the kernel refuses most helpers to a program without licence.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use object::{Object as _, ObjectSection as _};
+
+const LICENSE: &[u8] = b"Dual MIT/GPL\0";
+const PROGRAMS: [&str; 1] = ["sk_skb/stream_verdict"];
+
+pub(super) fn check(path: &Path) -> Result<()> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    check_bytes(&bytes).with_context(|| format!("{} is not what steer can load", path.display()))
+}
+
+fn check_bytes(bytes: &[u8]) -> Result<()> {
+    let file = object::File::parse(bytes).context("not an object file")?;
+    ensure!(file.architecture() == object::Architecture::Bpf, "it is for {:?}", file.architecture());
+    let section = |name: &str| -> Result<&[u8]> {
+        let section = file.section_by_name(name).with_context(|| format!("section {name} is missing"))?;
+        let data = section.data().with_context(|| format!("section {name} cannot be read"))?;
+        ensure!(!data.is_empty(), "section {name} is empty");
+        Ok(data)
+    };
+    for name in [".BTF", ".BTF.ext", "maps"].into_iter().chain(PROGRAMS) {
+        section(name)?;
+    }
+    ensure!(section("license")? == LICENSE, "its licence is not {LICENSE:?}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_files_are_refused() {
+        assert!(check_bytes(b"").is_err());
+        assert!(check_bytes(b"\x7fELF and nothing more").is_err());
+        let host = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let error = check_bytes(&host).unwrap_err().to_string();
+        assert!(error.starts_with("it is for"), "{error}");
+    }
+}

