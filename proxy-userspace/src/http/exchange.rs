@@ -90,6 +90,7 @@ struct State {
     request: RequestTimeouts,
     responded: bool,
     framed: bool,
+    broken_off: bool,
     /// Ends the request in flight.
     fault: Option<Fault>,
     head_overdue: bool,
@@ -111,6 +112,7 @@ impl Exchange {
                 request: RequestTimeouts::default(),
                 responded: false,
                 framed: true,
+                broken_off: false,
                 fault: None,
                 head_overdue: false,
                 switched: None,
@@ -196,6 +198,11 @@ impl Exchange {
         state.framed = framed;
     }
 
+    /// The response's body ends before its end.
+    pub(super) fn break_off(&self) {
+        self.lock().broken_off = true;
+    }
+
     /// The upgrade is accepted: after this response the connection carries a stream.
     pub(super) fn switch(&self, switched: Switched) {
         let mut state = self.lock();
@@ -220,11 +227,10 @@ impl Exchange {
         self.lock().switched.take()
     }
 
-    /// Whether the response in flight ends where the connection ends, so that breaking it off with a
-    /// FIN would look like its end.
+    /// Whether closing with a FIN would make a response that broke off look complete.
     pub(super) fn would_look_complete(&self) -> bool {
         let state = self.lock();
-        state.phase == Phase::Busy && state.responded && !state.framed
+        state.broken_off && !state.framed
     }
 
     /// When [`Self::overdue`] has something to do; `None`: not before something happens.

@@ -1,7 +1,7 @@
 //! Everything that can go wrong with a request, and what the client is told: one table.
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE};
+use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use thiserror::Error;
@@ -100,7 +100,7 @@ impl Fault {
     /// Whether the connection cannot be used for another request.
     fn closes(self) -> bool {
         match self {
-            Self::Refused(refusal) => matches!(refusal, Refusal::UpgradeNotAllowed | Refusal::Http10),
+            Self::Refused(refusal) => refusal != Refusal::NoRoute,
             Self::Malformed(_)
             | Self::HeadTimeout
             | Self::BodyTimeout
@@ -118,10 +118,11 @@ impl Fault {
         }
     }
 
-    pub(super) fn response(self) -> Response<Full<Bytes>> {
+    pub(super) fn response(self, server: HeaderValue) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(Bytes::from(format!("{self}\n"))));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
+        headers.insert(SERVER, server);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         if self.closes() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
