@@ -16,6 +16,9 @@ use tokio::net::TcpStream;
 
 use crate::telemetry::Telemetry;
 
+/// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.
+pub const MAX_BUFFER: usize = 64 * 1024;
+
 /// Connects to the endpoints of one cluster, and counts how that goes.
 #[derive(Debug, Clone)]
 pub struct Connector {

@@ -186,8 +186,8 @@ impl Client {
     pub(crate) async fn try_head(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.read.windows(4).position(|four| four == b"\r\n\r\n") {
-                let head = self.read.drain(..end + 4).collect();
-                return Some(String::from_utf8(head).unwrap());
+                let head: Vec<u8> = self.read.drain(..end + 4).collect();
+                return Some(String::from_utf8_lossy(&head).into_owned());
             }
             if self.socket.read_buf(&mut self.read).await.ok()? == 0 {
                 return None;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+
 use super::support::{Backend, Setup, eventually, header, in_time, status};
 
 const SHORT: Duration = Duration::from_millis(150);
@@ -153,4 +155,28 @@ async fn a_body_that_moves_is_not_idle() {
     let mut client = steer.client().await;
     client.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").await;
     assert_eq!(in_time("all of it", client.response()).await.1.len(), 20);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_response_is_cut_off_in_the_end() {
+    const LEN: usize = 4 * 1024 * 1024;
+    let backend = Backend::start(|mut client| async move {
+        client.head().await;
+        client.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {LEN}\r\n\r\n")).await;
+        client.send(vec![b'x'; LEN]).await;
+    })
+    .await;
+    // As much as leaves the last piece of the response with the proxy is different everywhere.
+    for unread in [1, 64 * 1024, 512 * 1024, 1024 * 1024] {
+        let mut setup = Setup::new(&[backend.address]);
+        setup.options.idle_timeout = Some(SHORT);
+        setup.options.stream_idle_timeout = Some(SHORT * 6);
+        let steer = setup.start().await;
+        let mut client = steer.client().await;
+        SockRef::from(&client.socket).set_recv_buffer_size(64 * 1024).unwrap();
+        client.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").await;
+        client.head().await;
+        client.exactly(LEN - unread).await;
+        eventually("closed", || steer.open_connections() == 0).await;
+    }
 }
