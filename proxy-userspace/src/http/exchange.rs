@@ -135,10 +135,10 @@ impl Exchange {
 
     // What the guard says and asks.
 
-    /// The phase; whoever sees another than [`Phase::Open`] is woken when that changes.
-    pub(super) fn phase(&self, cx: &Context<'_>) -> Phase {
+    /// The phase. A guard that `holds` bytes is woken when they may pass.
+    pub(super) fn phase(&self, cx: &Context<'_>, holds: bool) -> Phase {
         let mut state = self.lock();
-        if state.phase != Phase::Open {
+        if state.phase == Phase::Busy && holds {
             match &mut state.reader {
                 Some(reader) => reader.clone_from(cx.waker()),
                 reader => *reader = Some(cx.waker().clone()),
@@ -225,6 +225,9 @@ impl Exchange {
         let mut state = self.lock();
         if state.phase == Phase::Busy {
             state.phase = Phase::Open;
+            // Unless the guard, when asked next, finds that there is more already.
+            state.waiting = Waiting::FirstByte;
+            state.waiting_since = Instant::now();
         }
         if let Some(reader) = state.reader.take() {
             reader.wake();
