@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, SERVER, SET_COOKIE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request};
 use http_body_util::{Empty, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -207,7 +207,11 @@ fn to_client<B: Body>(
     response: Response<B>,
 ) -> Response<B> {
     let (mut head, body) = response.into_parts();
-    routing::forward_response(&downstream.listener.options, &routed.set_cookies, &mut head);
+    routing::forward_response(&downstream.listener.options, &mut head.headers);
+    for cookie in &routed.set_cookies {
+        head.headers.append(SET_COOKIE, cookie.clone());
+    }
+    head.headers.insert(SERVER, downstream.server_name.clone());
     let no_body = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     if no_body || body.size_hint().exact().is_none() && method != Method::HEAD {
         // Either hyper would not send it, or something else has framed the body.
