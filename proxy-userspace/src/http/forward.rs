@@ -44,6 +44,14 @@ pub(super) async fn respond(
         Ok(response) => response,
         Err(fault) => {
             downstream.count_fault(fault);
+            tracing::debug!(
+                client = %downstream.connection.remote,
+                listener = downstream.listener.name,
+                cluster = cluster.as_deref(),
+                fault = fault.kind(),
+                status = fault.status().as_u16(),
+                "request answered with a fault"
+            );
             fault.response(downstream.server_name.clone()).map(Source::Steer)
         }
     };
