@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use hyper::upgrade::OnUpgrade;
+
 use super::fault::Fault;
 use super::upgrade::Switched;
 
@@ -69,7 +71,7 @@ pub(super) enum Overdue {
     CloseIdle,
     /// The answer is on its way: poll the connection again.
     Answer,
-    /// Break off: a response has begun and does not move.
+    /// Break off: a response has begun and does not move any more.
     Abort,
 }
 
@@ -94,6 +96,9 @@ struct State {
     /// Ends the request in flight.
     fault: Option<Fault>,
     head_overdue: bool,
+    /// The connection was asked to close, being idle.
+    closing: bool,
+    on_upgrade: Option<OnUpgrade>,
     switched: Option<Switched>,
     reader: Option<Waker>,
 }
@@ -115,6 +120,8 @@ impl Exchange {
                 broken_off: false,
                 fault: None,
                 head_overdue: false,
+                closing: false,
+                on_upgrade: None,
                 switched: None,
                 reader: None,
             }),
@@ -128,11 +135,14 @@ impl Exchange {
 
     // What the guard says and asks.
 
-    /// The phase; whoever sees another than [`Phase::Open`] is woken when that changes.
-    pub(super) fn phase(&self, cx: &Context<'_>) -> Phase {
+    /// The phase. A guard that `holds` bytes is woken when they may pass.
+    pub(super) fn phase(&self, cx: &Context<'_>, holds: bool) -> Phase {
         let mut state = self.lock();
-        if state.phase != Phase::Open {
-            state.reader = Some(cx.waker().clone());
+        if state.phase == Phase::Busy && holds {
+            match &mut state.reader {
+                Some(reader) => reader.clone_from(cx.waker()),
+                reader => *reader = Some(cx.waker().clone()),
+            }
         }
         state.phase
     }
@@ -215,13 +225,25 @@ impl Exchange {
         let mut state = self.lock();
         if state.phase == Phase::Busy {
             state.phase = Phase::Open;
+            // Unless the guard, when asked next, finds that there is more already.
+            state.waiting = Waiting::FirstByte;
+            state.waiting_since = Instant::now();
         }
         if let Some(reader) = state.reader.take() {
             reader.wake();
         }
     }
 
+    /// hyper's promise to give the connection back, for each request that it takes for an upgrade.
+    pub(super) fn keep_upgrade(&self, on_upgrade: OnUpgrade) {
+        self.lock().on_upgrade = Some(on_upgrade);
+    }
+
     // What the connection's task asks.
+
+    pub(super) fn take_upgrade(&self) -> Option<OnUpgrade> {
+        self.lock().on_upgrade.take()
+    }
 
     pub(super) fn take_switched(&self) -> Option<Switched> {
         self.lock().switched.take()
@@ -237,7 +259,9 @@ impl Exchange {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let state = self.lock();
         match state.waiting {
-            Waiting::FirstByte => Some(state.waiting_since + self.timeouts.idle?),
+            // The last response may still be on its way out.
+            Waiting::FirstByte => Some(state.waiting_since.max(state.moved) + self.timeouts.idle?),
+            Waiting::RestOfHead if state.head_overdue => None,
             Waiting::RestOfHead => Some(state.waiting_since + self.timeouts.head?),
             // The service is about to answer.
             Waiting::Body | Waiting::Response if state.fault.is_some() && !state.responded => None,
@@ -256,7 +280,12 @@ impl Exchange {
     pub(super) fn overdue(&self) -> Overdue {
         let mut state = self.lock();
         match state.waiting {
-            Waiting::FirstByte => Overdue::CloseIdle,
+            Waiting::FirstByte if state.closing => Overdue::Abort,
+            Waiting::FirstByte => {
+                state.closing = true;
+                state.waiting_since = Instant::now();
+                Overdue::CloseIdle
+            }
             Waiting::RestOfHead => {
                 state.head_overdue = true;
                 Overdue::Answer

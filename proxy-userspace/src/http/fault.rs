@@ -136,3 +136,64 @@ impl From<Refusal> for Fault {
         Self::Refused(refusal)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_every_fault() {
+        use Malformed as M;
+        use Refusal as R;
+        let malformed = [
+            M::BareLf,
+            M::BareCr,
+            M::Nul,
+            M::RequestLine,
+            M::Fragment,
+            M::Folded,
+            M::HeaderLine,
+            M::SpaceBeforeColon,
+            M::RepeatedHost,
+            M::ContentLength,
+            M::LengthAndEncoding,
+            M::TransferEncoding,
+            M::Chunk,
+            M::TooLong,
+            M::TooManyHeaders,
+            M::TargetTooLong,
+        ];
+        let refusals =
+            [R::MissingHost, R::BadTarget, R::BadConnection, R::Http10, R::NoRoute, R::UpgradeNotAllowed];
+        let others = [
+            Fault::HeadTimeout,
+            Fault::BodyTimeout,
+            Fault::StreamIdle,
+            Fault::ClientGone,
+            Fault::NoHealthyEndpoint,
+            Fault::ConnectRefused,
+            Fault::ConnectFailed,
+            Fault::ConnectTimeout,
+            Fault::ResponseTimeout,
+            Fault::EndpointClosed,
+            Fault::EndpointProtocol,
+            Fault::UnaskedSwitch,
+            Fault::ResponseBroken,
+        ];
+        let all =
+            malformed.map(Fault::Malformed).into_iter().chain(refusals.map(Fault::Refused)).chain(others);
+        let rows: Vec<String> = all
+            .map(|fault| {
+                let answer = match fault {
+                    Fault::ResponseBroken | Fault::ClientGone => "-".to_owned(),
+                    fault => fault.status().as_u16().to_string(),
+                };
+                let end = if fault.closes() { "closed" } else { "kept" };
+                format!("| `{}` | {answer} | {end} | {fault} |", fault.kind())
+            })
+            .collect();
+        let documented = include_str!("../../../docs/faults.md");
+        let found: Vec<&str> = documented.lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(found, rows, "docs/faults.md should have these rows:\n{}", rows.join("\n"));
+    }
+}

@@ -27,10 +27,13 @@ use crate::upstream::{Cluster, Pick};
 /// Answers one request: with the endpoint's response, or with Steer's own.
 pub(super) async fn respond(
     downstream: Arc<Downstream>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let in_flight = InFlight { downstream };
     let downstream = &*in_flight.downstream;
+    if let Some(on_upgrade) = request.extensions_mut().remove::<OnUpgrade>() {
+        downstream.exchange.keep_upgrade(on_upgrade);
+    }
     let started = Instant::now();
     let passed = downstream.exchange.passed();
     // An HTTP/1.0 client may get a body that ends with the connection.
@@ -41,6 +44,14 @@ pub(super) async fn respond(
         Ok(response) => response,
         Err(fault) => {
             downstream.count_fault(fault);
+            tracing::debug!(
+                client = %downstream.connection.remote,
+                listener = downstream.listener.name,
+                cluster = cluster.as_deref(),
+                fault = fault.kind(),
+                status = fault.status().as_u16(),
+                "request answered with a fault"
+            );
             fault.response(downstream.server_name.clone()).map(Source::Steer)
         }
     };
@@ -75,8 +86,6 @@ async fn forward(
         // RFC 9110, 7.8: Upgrade in an HTTP/1.0 request is to be ignored.
         head.headers.remove(UPGRADE);
     }
-    // Kept out of what routing makes of the head.
-    let on_upgrade = head.extensions.remove::<OnUpgrade>();
 
     let listener = &downstream.listener;
     let routed = routing::route(listener, &downstream.connection, &mut head)?;
@@ -90,12 +99,10 @@ async fn forward(
     let pick = cluster.pick(routed.hash).map_err(|_none| Fault::NoHealthyEndpoint)?;
     head.version = Version::HTTP_11;
 
-    match (passed, on_upgrade) {
-        (Passed::Upgrade { .. }, Some(on_upgrade)) if routed.upgrade => {
-            switch(downstream, head, cluster, &routed, &pick, on_upgrade).await
-        }
+    match passed {
+        Passed::Upgrade { .. } if routed.upgrade => switch(downstream, head, cluster, &routed, &pick).await,
         // The body's framing was cut off the head, for the upgrade that it is not to be.
-        (Passed::Upgrade { had_body: true }, _) => Err(Refusal::UpgradeNotAllowed.into()),
+        Passed::Upgrade { had_body: true } => Err(Refusal::UpgradeNotAllowed.into()),
         _ => send(downstream, head, body, &routed, &pick).await,
     }
 }
@@ -134,7 +141,6 @@ async fn switch(
     cluster: &Cluster,
     routed: &Routed<'_>,
     pick: &Pick,
-    on_upgrade: OnUpgrade,
 ) -> Result<Response<Source>, Fault> {
     let endpoint: SocketAddr = pick.endpoint.address;
     let connector = downstream.shared.pool.connector(routed.cluster);
@@ -154,13 +160,7 @@ async fn switch(
                 endpoint,
                 key_hash: routed.hash,
             });
-            downstream.exchange.switch(Switched {
-                downstream: on_upgrade,
-                upstream,
-                to_downstream,
-                idle_timeout,
-                flow,
-            });
+            downstream.exchange.switch(Switched { upstream, to_downstream, idle_timeout, flow });
             let response = response.map(|()| Full::default());
             Ok(to_client(downstream, routed, &method, response).map(Source::Steer))
         }

@@ -339,6 +339,32 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// hyper parses with httparse: it must see the head end where the guard saw it, or refuse it.
+        #[test]
+        fn hyper_agrees_where_a_head_ends(
+            mut bytes in prop::sample::select(vec![
+                &b"GET /a HTTP/1.1\r\nHost: t\r\nA: b\r\n\r\nrest\r\n\r\n"[..],
+                b"POST / HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc\r\n\r\n",
+            ]).prop_map(<[u8]>::to_vec),
+            changes in prop::collection::vec((0usize..64, prop::sample::select(b"\r\n \t:,;a0\0\x7f\xff".to_vec())), 0..4),
+            insert in any::<bool>(),
+        ) {
+            for (at, byte) in changes {
+                let at = at % bytes.len();
+                if insert { bytes.insert(at, byte) } else { bytes[at] = byte }
+            }
+            let mut framing = Framing::new(LIMITS);
+            if let Event::Head { len, .. } = framing.next(&bytes) {
+                let mut headers = [httparse::EMPTY_HEADER; LIMITS.headers];
+                match httparse::Request::new(&mut headers).parse(&bytes) {
+                    Ok(status) => prop_assert_eq!(status, httparse::Status::Complete(len)),
+                    Err(_refused) => {}
+                }
+            }
+        }
+    }
+
     fn kinds(bytes: &str) -> String {
         let name = |seen: &Seen| match seen {
             Seen::Head(..) => "head".to_owned(),

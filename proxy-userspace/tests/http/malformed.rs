@@ -1,7 +1,12 @@
 //! Requests that two parsers could understand differently: each gets its answer, the connection is
 //! closed, nothing reaches the backend, and the cause is counted.
 
-use super::support::{Backend, Setup, header, status};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+
+use super::support::{Backend, Setup, eventually, header, status};
 
 const SOUND: &str = "GET /second HTTP/1.1\r\nHost: t\r\n\r\n";
 
@@ -185,5 +190,94 @@ async fn a_bad_chunk_aborts_the_request() {
         let got = String::from_utf8_lossy(&got);
         assert!(!got.contains("0\r\n\r\n") && !got.contains("smuggled"), "{chunk:?}: {got:?}");
         assert_eq!(steer.faults("chunk"), 1, "{chunk:?}: {}", steer.all_faults());
+    }
+}
+
+#[tokio::test]
+async fn what_only_hyper_refuses_is_counted_too() {
+    let backend = Backend::echo().await;
+    let steer = Setup::new(&[backend.address]).start().await;
+    for (n, target) in ["/a<b", "/\u{7b}\u{0}", "http://[::1/", "http://a b/", "x", "/\\^"].iter().enumerate()
+    {
+        let mut client = steer.client().await;
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: t\r\n\r\n{SOUND}")).await;
+        let head = client.head().await;
+        if status(&head) == "200" {
+            continue;
+        }
+        assert_eq!(status(&head), "400", "{target:?}");
+        client.rest().await.unwrap();
+        assert_eq!(steer.requests("", "400"), n as u64 + 1, "{target:?}: {}", steer.all_faults());
+    }
+}
+
+/// Sound requests with a few bytes changed, cut anywhere: whatever comes of it, no task panics and
+/// every connection ends.
+#[tokio::test]
+async fn damaged_requests_never_panic() {
+    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let in_a_test = info.location().is_some_and(|at| at.file().contains("tests/http/"));
+        PANICS.fetch_add(usize::from(!in_a_test), Ordering::SeqCst);
+        usual(info);
+    }));
+    let backend = Backend::start(|mut client| async move {
+        while client.try_head().await.is_some() {
+            let response = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+            if client.socket.write_all(response.as_bytes()).await.is_err() {
+                break;
+            }
+        }
+    })
+    .await;
+    let mut setup = Setup::new(&[backend.address]);
+    setup.options.accept_http_10 = true;
+    setup.options.idle_timeout = Some(Duration::from_millis(50));
+    setup.options.request_headers_timeout = Some(Duration::from_millis(50));
+    setup.timeout = Some(Duration::from_millis(50));
+    let steer = setup.start().await;
+    let seeds = [
+        "GET /a?b HTTP/1.1\r\nHost: t\r\nConnection: keep-alive\r\nCookie: a=b\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n",
+        "PUT / HTTP/1.0\r\nHost: t\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\nabcd",
+        "GET http://u:p@t:1/x HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nframes",
+    ];
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for round in 0..400 {
+        let mut bytes = [seeds[round % seeds.len()], SOUND].concat().into_bytes();
+        for _ in 0..random.below(4) {
+            let at = random.below(bytes.len());
+            match random.below(3) {
+                0 => bytes[at] = random.below(256) as u8,
+                1 => bytes.insert(at, b"\r\n \t:;,#\0"[random.below(9)]),
+                _ => {
+                    bytes.remove(at);
+                }
+            }
+        }
+        let cut = random.below(bytes.len());
+        let mut client = steer.client().await;
+        // The proxy may have closed by then.
+        let _ = client.socket.write_all(&bytes[..cut]).await;
+        tokio::task::yield_now().await;
+        let _ = client.socket.write_all(&bytes[cut..]).await;
+        let _ = client.rest().await;
+    }
+    drop(backend);
+    eventually("all closed", || steer.open_connections() == 0).await;
+    assert_eq!(PANICS.load(Ordering::SeqCst), 0);
+}
+
+/// splitmix64
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % limit as u64) as usize
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use socket2::SockRef;
 use steer::config::{
     Cluster, Config, Endpoint, HashFunction, HashPolicy, HashSource, HeaderSource, Health, HttpOptions,
     LbPolicy, Listener, PathMatch, Route, SpliceMode, VirtualHost,
@@ -51,6 +52,8 @@ pub(crate) struct Setup {
     pub(crate) timeout: Option<Duration>,
     pub(crate) connect_timeout: Duration,
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// The kernel keeps as little of a response as it can.
+    pub(crate) small_send_buffers: bool,
 }
 
 impl Setup {
@@ -61,6 +64,7 @@ impl Setup {
             timeout: Some(Duration::from_secs(15)),
             connect_timeout: Duration::from_secs(5),
             endpoints: endpoints.to_vec(),
+            small_send_buffers: false,
         }
     }
 
@@ -114,12 +118,12 @@ impl Setup {
             splice: SpliceMode::Relay,
             warnings: Vec::new(),
         };
-        Steer::start(&config)
+        Steer::start(&config, self.small_send_buffers)
     }
 }
 
 impl Steer {
-    fn start(config: &Config) -> Self {
+    fn start(config: &Config, small_send_buffers: bool) -> Self {
         let telemetry = Telemetry::new();
         let shared = Arc::new(Shared {
             clusters: Arc::new(Clusters::new(config, &telemetry)),
@@ -131,6 +135,10 @@ impl Steer {
         });
         let listener = Arc::new(config.listeners[0].clone());
         let socket = http::bind(listener.address).unwrap();
+        if small_send_buffers {
+            // Accepted sockets inherit it; the kernel doubles it, and has a minimum.
+            SockRef::from(&socket).set_send_buffer_size(1).unwrap();
+        }
         let address = socket.local_addr().unwrap();
         let (drain, drained) = watch::channel(false);
         let served = tokio::spawn(http::serve(listener, socket, shared, drained));
@@ -186,8 +194,8 @@ impl Client {
     pub(crate) async fn try_head(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.read.windows(4).position(|four| four == b"\r\n\r\n") {
-                let head = self.read.drain(..end + 4).collect();
-                return Some(String::from_utf8(head).unwrap());
+                let head: Vec<u8> = self.read.drain(..end + 4).collect();
+                return Some(String::from_utf8_lossy(&head).into_owned());
             }
             if self.socket.read_buf(&mut self.read).await.ok()? == 0 {
                 return None;

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::support::{Backend, Setup, eventually, header, in_time, status};
+use tokio::net::TcpSocket;
+
+use super::support::{Backend, Client, Setup, eventually, header, in_time, status};
 
 const SHORT: Duration = Duration::from_millis(150);
 
@@ -153,4 +155,33 @@ async fn a_body_that_moves_is_not_idle() {
     let mut client = steer.client().await;
     client.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").await;
     assert_eq!(in_time("all of it", client.response()).await.1.len(), 20);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_response_is_cut_off_in_the_end() {
+    let backend = Backend::start(|mut client| async move {
+        let head = client.head().await;
+        let len: usize = header(&head, "x-length").unwrap().parse().unwrap();
+        client.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {len}\r\n\r\n")).await;
+        client.send(vec![b'x'; len]).await;
+    })
+    .await;
+    let mut setup = Setup { small_send_buffers: true, ..Setup::new(&[backend.address]) };
+    setup.options.idle_timeout = Some(SHORT);
+    setup.options.stream_idle_timeout = Some(SHORT);
+    let steer = setup.start().await;
+    // Some are wholly with the kernel when it stalls, some partly with the proxy, and of some the
+    // proxy has not yet got the end.
+    let mut clients = Vec::new();
+    for len in (0..60).map(|n| n * 4096) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(1).unwrap();
+        let mut client = Client::from(socket.connect(steer.address).await.unwrap());
+        client.send(format!("GET / HTTP/1.1\r\nHost: t\r\nX-Length: {len}\r\n\r\n")).await;
+        clients.push(client);
+    }
+    eventually("accepted", || steer.open_connections() == 60).await;
+    eventually("closed", || steer.open_connections() == 0).await;
+    let cut = steer.faults("stream_idle");
+    assert!((1..60).contains(&cut), "{cut} cut off");
 }
