@@ -165,17 +165,23 @@ async fn reset_reaches_a_silent_peer() {
     }
 }
 
-/// The relay waits for one side to take bytes, and does not read the side that resets.
+/// The relay waits for one side to take bytes, and the other side has nothing more to be told: so
+/// nobody reads or writes the side that resets.
 #[tokio::test]
 async fn reset_is_seen_while_the_other_side_is_stalled() {
     for (from_client, pipes) in [(true, 0), (false, 0), (true, 2), (false, 2)] {
         let mut rig = Rig::start(Options { pipes, ..Options::default() }).await;
-        let sender = if from_client { &mut rig.client } else { &mut rig.backend };
+        let (sender, reader) = match from_client {
+            true => (&mut rig.client, &mut rig.backend),
+            false => (&mut rig.backend, &mut rig.client),
+        };
+        reader.shutdown().await.unwrap();
+        assert_eq!(read_to_end(sender).await, b"");
         write_until_stalled(sender).await;
         sender.set_zero_linger().unwrap();
         // Replaces the sender by an unrelated socket, which drops it.
         *sender = connected().await.0;
-        expect_reset(if from_client { &mut rig.backend } else { &mut rig.client }).await;
+        expect_reset(reader).await;
         assert_eq!(rig.end().await.0, End::Reset);
     }
 }
