@@ -193,7 +193,8 @@ impl<'t> Bed<'t> {
             let mut paths = BTreeMap::new();
             while !load.is_finished() {
                 for row in self.steer.flows()? {
-                    *paths.entry(row["path"].to_string()).or_insert(0_u64) += 1;
+                    let path = row["path"].as_str().context("a flow without a path")?;
+                    *paths.entry(path.to_owned()).or_insert(0_u64) += 1;
                 }
                 thread::sleep(Duration::from_millis(100));
             }
@@ -208,8 +209,7 @@ impl<'t> Bed<'t> {
             started.elapsed(),
         );
         ensure_none(&outcome.failures)?;
-        let expected = format!("\"{}\"", self.mode);
-        anyhow::ensure!(paths.contains_key(&expected), "no stream was seen on {expected}: {paths:?}");
+        anyhow::ensure!(paths.contains_key(self.mode), "no stream was seen on the {}: {paths:?}", self.mode);
 
         self.at_rest()?;
         let counted = Counters::of(&self.steer)?.since(before);
