@@ -65,11 +65,12 @@ fn every_case_ends_through_steer_as_it_ends_without() {
 /// The streams went through Steer, and on the path that was asked for.
 fn check_metrics(fronts: &[Steer<'_>; 2]) {
     for (path, front) in PATHS.iter().zip(fronts) {
-        let metric = |name| front.metric(name, &[]).unwrap();
-        let opened = metric("steer_streams_opened_total");
-        let refused = metric("steer_splice_fallback_total");
-        println!("{path}: {opened} streams, {refused} refusals of a better path");
+        let opened = front.metric("steer_streams_opened_total", &[]).unwrap();
+        let refused = front.metric("steer_splice_fallback_total", &[]).unwrap();
+        println!("{path}: {opened} streams, {refused} left or refused to the relay");
         assert!(opened > 300.0, "{path}: {opened} streams");
+        // A few fast and large ones may leave the socket splice, whose reader has fallen behind.
+        assert!(refused < opened / 10.0, "{path}: {refused} of {opened} streams were not spliced");
     }
 }
 
