@@ -123,6 +123,7 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
         let peers = setup::peers()?;
         environment.push(("STEER_BIN", steer.display().to_string()));
         environment.push(("STEER_ENVOY_BIN", peers.envoy.display().to_string()));
+        environment.push(("STEER_WSTEST", peers.wstest.display().to_string()));
         environment.push(("STEER_TESTS_REQUIRE", "1".to_owned()));
     }
     Ok(environment)
