@@ -264,10 +264,11 @@ mod tests {
     #[test]
     fn rewrites_come_before_sorting_and_after_joining() {
         let mut policies = [header("x-a"), header("user-agent")];
+        let pattern = regex::bytes::Regex::new("^([^,]+).*$").unwrap();
+        let rule = RegexRewrite { pattern, substitution: "\\1".into() };
         for policy in &mut policies {
             let HashSource::Header { rewrite, .. } = &mut policy.source else { unreachable!() };
-            let pattern = rewrite::compile("^([^,]+).*$").unwrap();
-            *rewrite = Some(RegexRewrite { pattern, substitution: "\\1".into() });
+            *rewrite = Some(rule.clone());
         }
         let chained = seeded_xxh64(b"b", seeded_xxh64(b"a", 0));
         assert_eq!(hash(&policies[..1], &[("x-a", "b,1"), ("x-a", "a,2")]), Some(chained));

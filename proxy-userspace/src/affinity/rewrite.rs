@@ -1,74 +1,13 @@
-//! `regex_rewrite`: RE2's syntax and `GlobalReplace`, carried out by the `regex` crate.
+//! `regex_rewrite`: RE2's `GlobalReplace`, carried out by the `regex` crate.
 //!
-//! Both find the leftmost match, of several at one place the one that Perl would; they differ in
-//! what [`compile`] translates and in the empty matches that [`replace_all`] leaves out.
+//! Both find the leftmost match, of several at one place the one that Perl would. Where their syntax
+//! differs, config has translated the pattern; they also differ in which empty matches count.
 
 use std::borrow::Cow;
 
-use regex::bytes::{Captures, Regex};
+use regex::bytes::Captures;
 
 use crate::config::RegexRewrite;
-
-/// Compiles a pattern written for RE2.
-pub fn compile(pattern: &str) -> Result<Regex, regex::Error> {
-    Regex::new(&translated(pattern))
-}
-
-/// RE2 knows the classes `\d`, `\s`, `\w` and the boundary `\b` in ASCII only, where the `regex`
-/// crate takes all of Unicode; and inside brackets it has no nested classes and set operations.
-fn translated(pattern: &str) -> String {
-    let mut out = String::with_capacity(pattern.len());
-    let mut rest = pattern.chars().peekable();
-    let mut brackets = Brackets::Outside;
-    while let Some(c) = rest.next() {
-        let inside = brackets != Brackets::Outside;
-        brackets = match (brackets, c) {
-            (Brackets::Outside, '[') => Brackets::Opened,
-            (Brackets::Opened, '^') => Brackets::Opened,
-            (Brackets::Inside, ']') => Brackets::Outside,
-            (Brackets::Outside, _) => Brackets::Outside,
-            (Brackets::Opened | Brackets::Inside, _) => Brackets::Inside,
-        };
-        match c {
-            '\\' => match rest.next() {
-                Some(escaped) => push_escape(&mut out, escaped, inside),
-                None => out.push('\\'),
-            },
-            '[' if inside && rest.peek() != Some(&':') => out.push_str("\\["),
-            // One half of `&&`, `~~` or `--` is enough to break the operation.
-            '&' | '~' if inside => out.extend(['\\', c]),
-            '-' if inside && rest.peek() == Some(&'-') => out.push_str("\\-"),
-            _ => out.push(c),
-        }
-    }
-    out
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Brackets {
-    Outside,
-    /// After `[` or `[^`, where `]` is a literal.
-    Opened,
-    Inside,
-}
-
-fn push_escape(out: &mut String, escaped: char, inside: bool) {
-    let class = match escaped {
-        'd' | 'D' => "0-9",
-        's' | 'S' => "\\t\\n\\x0C\\r ",
-        'w' | 'W' => "0-9A-Za-z_",
-        'b' | 'B' if !inside => {
-            out.extend(["(?-u:\\", if escaped == 'b' { "b" } else { "B" }, ")"]);
-            return;
-        }
-        _ => {
-            out.extend(['\\', escaped]);
-            return;
-        }
-    };
-    let negated = if escaped.is_ascii_uppercase() { "^" } else { "" };
-    out.extend(["[", negated, class, "]"]);
-}
 
 /// Replaces all matches that do not overlap. An empty match that touches the end of the match before
 /// it is left alone: `x*` → `-` turns `abxxc` into `-a-b-c-`.
@@ -93,9 +32,6 @@ pub(super) fn replace_all<'v>(rule: &RegexRewrite, value: &'v [u8]) -> Cow<'v, [
         copied = found.end();
         start = found.end();
         last_end = Some(found.end());
-        if start > value.len() {
-            break;
-        }
     }
     if !replaced {
         return Cow::Borrowed(value);
@@ -132,10 +68,12 @@ fn push_substitution(out: &mut Vec<u8>, substitution: &str, groups: &Captures<'_
 
 #[cfg(test)]
 mod tests {
+    use regex::bytes::Regex;
+
     use super::*;
 
     fn replace(pattern: &str, substitution: &str, value: &str) -> String {
-        let rule = RegexRewrite { pattern: compile(pattern).unwrap(), substitution: substitution.into() };
+        let rule = RegexRewrite { pattern: Regex::new(pattern).unwrap(), substitution: substitution.into() };
         String::from_utf8(replace_all(&rule, value.as_bytes()).into_owned()).unwrap()
     }
 
@@ -161,34 +99,9 @@ mod tests {
 
     #[test]
     fn bytes_that_are_not_utf8_are_kept() {
-        let rule = RegexRewrite { pattern: compile("x*").unwrap(), substitution: "-".into() };
+        let rule = RegexRewrite { pattern: Regex::new("x*").unwrap(), substitution: "-".into() };
         assert_eq!(&*replace_all(&rule, b"\xff\xc3x"), b"-\xff-\xc3-");
-        let any = RegexRewrite { pattern: compile(".").unwrap(), substitution: "-".into() };
+        let any = RegexRewrite { pattern: Regex::new(".").unwrap(), substitution: "-".into() };
         assert_eq!(&*replace_all(&any, b"a\xff\xc3\xa9"), b"-\xff-");
-    }
-
-    #[test]
-    fn perl_classes_are_ascii() {
-        assert_eq!(replace("\\w", "-", "aé1"), "-é-");
-        assert_eq!(replace("\\d+", "-", "1٣"), "-٣");
-        assert_eq!(replace("[\\W]", "-", "aé"), "a-");
-        assert_eq!(replace("\\ba", "-", "éa a"), "é- -");
-    }
-
-    #[test]
-    fn brackets_have_no_set_operations() {
-        assert_eq!(replace("[a&&b]", "-", "a&b"), "---");
-        assert_eq!(replace("[[]", "-", "a[b"), "a-b");
-        assert_eq!(replace("[]x]", "-", "]x[:"), "--[:");
-        assert_eq!(replace("[[:digit:]x]", "-", "1x:"), "--:");
-        assert_eq!(replace("[^\\]]", "-", "a]"), "-]");
-        assert_eq!(replace("[a~~b]", "-", "~"), "-");
-    }
-
-    #[test]
-    fn bad_patterns_are_errors() {
-        for pattern in ["(", "[a", "a\\", "(?=a)", "\\1"] {
-            assert!(compile(pattern).is_err(), "{pattern}");
-        }
     }
 }

@@ -3,6 +3,8 @@
 //! Exit codes: 0 fine, 1 failed at run time (for `check`: the file is bad), 2 wrong usage.
 
 mod check;
+mod import;
+mod route;
 mod run;
 
 use std::process::ExitCode;
@@ -20,13 +22,19 @@ pub struct Cli {
 enum Command {
     /// Check a configuration, without binding a port
     Check(check::Args),
-    Run(run::Run),
+    /// Print a configuration, such as Envoy's, in Steer's own format
+    Import(import::Args),
+    /// Say where requests would go, without opening a socket
+    Route(Box<route::Args>),
+    Run(Box<run::Run>),
 }
 
 /// Runs the command line; the message of an error goes to stderr.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Check(args) => check::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Route(args) => exit_code(route::run(&args)),
         Command::Run(run) => exit_code(run.run()),
     }
 }

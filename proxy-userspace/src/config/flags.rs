@@ -30,7 +30,7 @@ pub fn from_flags(listen: SocketAddr, backends: &[SocketAddr], hash: HashSource)
             address: listen,
             options: HttpOptions::default(),
             virtual_hosts: vec![VirtualHost {
-                name: "default".to_owned(),
+                name: native::ONLY_VIRTUAL_HOST.to_owned(),
                 domains: vec!["*".to_owned()],
                 routes: vec![route],
             }],

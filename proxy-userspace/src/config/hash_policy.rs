@@ -1,6 +1,8 @@
 //! `hash_policy`, which the native format and Envoy v3 write alike; the native one also has short
 //! forms for the common cases.
 
+use std::str::FromStr;
+
 use http::HeaderName;
 
 use super::reader::{Field, Map};
@@ -64,35 +66,33 @@ fn source(policy: &Field<'_>, value: &Field<'_>, short_forms: bool) -> Option<Ha
     let is = |kind| policy.peek(kind).is_some();
     let short = short_forms && value.scalar().is_some();
     if is("header") {
-        if short {
-            return Some(HashSource::Header { name: header_source(value)?, rewrite: None });
-        }
-        header(value.map()?)
+        if short { plain_header(value) } else { header(value.map()?) }
     } else if is("cookie") {
-        if short {
-            let name = cookie_text(value, true)?;
-            return Some(HashSource::Cookie(CookiePolicy {
-                name,
-                ttl: None,
-                path: None,
-                attributes: Vec::new(),
-            }));
-        }
-        cookie(value.map()?)
+        if short { plain_cookie(cookie_text(value, true)?) } else { cookie(value.map()?) }
     } else if is("query_parameter") {
         if short {
-            return Some(HashSource::QueryParameter { name: not_empty(value)? });
+            return Some(HashSource::QueryParameter { name: value.not_empty()?.to_owned() });
         }
         let map = value.map()?;
-        let name = map.require("name", "room").and_then(|name| not_empty(&name));
+        let name = map.require("name", "room").and_then(|name| name.not_empty());
         map.finish();
-        Some(HashSource::QueryParameter { name: name? })
+        Some(HashSource::QueryParameter { name: name?.to_owned() })
     } else {
         let map = value.map()?;
         let source_ip = map.boolean("source_ip").unwrap_or(false);
         map.finish();
         source_ip.then_some(HashSource::SourceIp)
     }
+}
+
+/// A header without `regex_rewrite`.
+pub(super) fn plain_header(name: &Field<'_>) -> Option<HashSource> {
+    Some(HashSource::Header { name: header_source(name)?, rewrite: None })
+}
+
+/// A cookie that clients bring along.
+fn plain_cookie(name: String) -> Option<HashSource> {
+    Some(HashSource::Cookie(CookiePolicy { name, ttl: None, path: None, attributes: Vec::new() }))
 }
 
 fn header(map: Map<'_>) -> Option<HashSource> {
@@ -104,21 +104,9 @@ fn header(map: Map<'_>) -> Option<HashSource> {
 
 fn header_source(field: &Field<'_>) -> Option<HeaderSource> {
     let text = field.string()?;
-    let source = match text.to_ascii_lowercase().as_str() {
-        ":path" => HeaderSource::Path,
-        ":authority" | "host" => HeaderSource::Authority,
-        ":method" => HeaderSource::Method,
-        ":scheme" => HeaderSource::Scheme,
-        name => match HeaderName::try_from(name) {
-            Ok(name) => HeaderSource::Name(name),
-            Err(_) => {
-                field.error(
-                    format_args!("`{text}` is not a header name"),
-                    "write a name such as x-forwarded-for, or one of :path, :authority, :method, :scheme",
-                );
-                return None;
-            }
-        },
+    let Some(source) = header_name(text) else {
+        field.error(format_args!("`{text}` is not a header name"), HEADER_NAME_HINT);
+        return None;
     };
     if let HeaderSource::Name(name) = &source
         && REMOVED.contains(&name.as_str())
@@ -127,6 +115,20 @@ fn header_source(field: &Field<'_>) -> Option<HeaderSource> {
             .warn(format_args!("`{name}` is removed before the hash is taken: this policy never yields one"));
     }
     Some(source)
+}
+
+const HEADER_NAME_HINT: &str =
+    "write a name such as x-forwarded-for, or one of :path, :authority, :method, :scheme";
+
+/// A header by its name in any case, or a pseudo header; `host` is `:authority`.
+pub(super) fn header_name(text: &str) -> Option<HeaderSource> {
+    match text.to_ascii_lowercase().as_str() {
+        ":path" => Some(HeaderSource::Path),
+        ":authority" | "host" => Some(HeaderSource::Authority),
+        ":method" => Some(HeaderSource::Method),
+        ":scheme" => Some(HeaderSource::Scheme),
+        name => HeaderName::try_from(name).ok().map(HeaderSource::Name),
+    }
 }
 
 fn regex_rewrite(map: Map<'_>) -> Option<RegexRewrite> {
@@ -181,8 +183,7 @@ fn cookie_attribute(field: &Field<'_>) -> Option<(String, String)> {
 /// What may be printed into a Set-Cookie line without changing its parts.
 fn cookie_text(field: &Field<'_>, is_name: bool) -> Option<String> {
     let text = field.string()?;
-    let bad = |c: char| !(' '..='~').contains(&c) || c == ';' || is_name && matches!(c, '=' | ' ' | '"');
-    if text.contains(bad) || is_name && text.is_empty() {
+    if !is_cookie_text(text, is_name) {
         let forbidden = if is_name { "`;`, `=`, quotes or spaces, and not empty" } else { "`;`" };
         field.error(
             format_args!("must be printable ASCII without {forbidden}"),
@@ -193,12 +194,26 @@ fn cookie_text(field: &Field<'_>, is_name: bool) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// A string of at least one character.
-pub(super) fn not_empty(field: &Field<'_>) -> Option<String> {
-    let text = field.string()?;
-    if text.is_empty() {
-        field.error("must not be empty", "give it a value, or remove the key");
-        return None;
+fn is_cookie_text(text: &str, is_name: bool) -> bool {
+    let bad = |c: char| !(' '..='~').contains(&c) || c == ';' || is_name && matches!(c, '=' | ' ' | '"');
+    !(text.contains(bad) || is_name && text.is_empty())
+}
+
+/// `header:NAME`, `cookie:NAME`, `query:NAME` or `source-ip`, as `steer run --hash` takes it.
+impl FromStr for HashSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let source = match text.split_once(':') {
+            None if text == "source-ip" => Some(Self::SourceIp),
+            Some(("header", name)) => header_name(name).map(|name| Self::Header { name, rewrite: None }),
+            Some(("cookie", name)) if is_cookie_text(name, true) => plain_cookie(name.to_owned()),
+            Some(("query", name)) if !name.is_empty() => Some(Self::QueryParameter { name: name.to_owned() }),
+            _ => None,
+        };
+        source.ok_or_else(|| {
+            "write header:NAME, cookie:NAME, query:NAME or source-ip, such as header:x-forwarded-for"
+                .to_owned()
+        })
     }
-    Some(text.to_owned())
 }

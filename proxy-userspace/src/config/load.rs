@@ -6,7 +6,7 @@ use std::path::Path;
 use super::error::Problem;
 use super::reader::{Field, Report};
 use super::tree::{self, Position};
-use super::{Config, LoadError, envoy_v3, native};
+use super::{Config, LoadError, envoy_v1, envoy_v3, native};
 
 /// Larger files are refused.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
@@ -73,7 +73,8 @@ pub fn parse(text: &str, file: &str) -> Result<Loaded, LoadError> {
     let root = Field::root(&tree, &report);
     let config = match format {
         Format::EnvoyV3 => envoy_v3::read(&root),
-        Format::Native | Format::EnvoyV1 => native::read(&root),
+        Format::EnvoyV1 => envoy_v1::read(&root),
+        Format::Native => native::read(&root),
     };
     let mut problems = report.problems.take();
     problems.sort_by_key(|problem| (problem.line, problem.column));
@@ -95,8 +96,17 @@ pub fn parse(text: &str, file: &str) -> Result<Loaded, LoadError> {
 /// Tells the formats apart by the keys that only one of them has.
 fn recognise(root: &Field<'_>) -> Format {
     let has = |names: &[&str]| names.iter().any(|name| root.peek(name).is_some());
+    let first = |list: &str, names: &[&str]| {
+        let item = root.peek(list).and_then(|list| list.first());
+        item.is_some_and(|item| names.iter().any(|name| item.peek(name).is_some()))
+    };
     if has(&["static_resources", "staticResources", "dynamic_resources", "dynamicResources"]) {
         Format::EnvoyV3
+    } else if has(&["cluster_manager", "route_config"])
+        || first("listeners", &["filters"])
+        || first("clusters", &["hosts", "lb_type", "connect_timeout_ms"])
+    {
+        Format::EnvoyV1
     } else {
         Format::Native
     }

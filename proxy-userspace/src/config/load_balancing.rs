@@ -75,7 +75,7 @@ pub(super) fn maglev(map: &Map<'_>) -> LbPolicy {
 }
 
 fn is_prime(n: u64) -> bool {
-    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
 /// What all formats demand of a cluster's endpoints.

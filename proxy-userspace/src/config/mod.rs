@@ -4,6 +4,7 @@
 //!
 //! Words and defaults are Envoy's (v3) unless a field says otherwise.
 
+mod envoy_v1;
 mod envoy_v3;
 mod error;
 mod flags;
@@ -12,9 +13,13 @@ mod listening;
 mod load;
 mod load_balancing;
 mod native;
+mod print;
 mod re2;
 mod reader;
 mod tree;
+
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,6 +29,7 @@ use regex::bytes::Regex;
 pub use error::{LoadError, Problem};
 pub use flags::from_flags;
 pub use load::{Format, Loaded, load, parse, read};
+pub use print::to_yaml;
 
 /// Index into [`Config::clusters`].
 pub type ClusterIndex = usize;

@@ -13,6 +13,8 @@ use super::{
 pub(super) const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 pub(super) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const DEFAULT_PANIC_THRESHOLD: f64 = 50.0;
+/// The virtual host that `routes` directly under a listener stands for.
+pub(super) const ONLY_VIRTUAL_HOST: &str = "default";
 pub(super) const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {
@@ -61,7 +63,7 @@ pub(super) const SPLICE_MODES: [(&str, SpliceMode); 3] =
 
 fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Option<Listener> {
     let map = field.map()?;
-    let name = map.get("name").and_then(|name| name.header_text()).map(str::to_owned);
+    let name = map.get("name").and_then(|name| name.not_empty()).map(str::to_owned);
     let address = map.require("address", "0.0.0.0:8080");
     let address = address.and_then(|field| load_balancing::socket_address(&field, field.string()?, true));
     let options = http_options(&map);
@@ -70,14 +72,14 @@ fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Option<Listen
     map.finish();
     let virtual_hosts = match (routes, virtual_hosts) {
         (Some(list), None) => vec![VirtualHost {
-            name: "default".to_owned(),
+            name: ONLY_VIRTUAL_HOST.to_owned(),
             domains: vec!["*".to_owned()],
             routes: routes_of(&list, clusters, &options),
         }],
         (None, Some(list)) => {
             let mut seen = HashMap::new();
             let read = |(index, item)| virtual_host(item, index, clusters, &options, &mut seen);
-            list.items().iter().enumerate().filter_map(read).collect()
+            listening::virtual_hosts(&list).iter().enumerate().filter_map(read).collect()
         }
         (Some(_), Some(list)) => {
             list.error(
@@ -204,7 +206,7 @@ fn path_match(field: &Field<'_>) -> Option<PathMatch> {
 
 fn cluster(field: &Field<'_>) -> Option<Cluster> {
     let map = field.map()?;
-    let name = map.require("name", "sio").and_then(|name| name.header_text());
+    let name = map.require("name", "sio").and_then(|name| name.not_empty());
     let policy = map.require("lb_policy", "ring_hash");
     let maglev = policy.and_then(|word| word.one_of_any_case(&[("ring_hash", false), ("maglev", true)]));
     let ring_config = map.get("ring_hash_lb_config").and_then(|field| field.map());
@@ -268,9 +270,8 @@ fn endpoint(field: &Field<'_>, by_hostname: bool) -> Option<Endpoint> {
     let address = map.require("address", "10.0.0.1:3000");
     let address = address.and_then(|field| load_balancing::socket_address(&field, field.string()?, false));
     let weight = map.get("weight").and_then(|weight| weight.unsigned(1..=u64::from(u32::MAX)));
-    let not_empty = |field: Field<'_>| hash_policy::not_empty(&field);
-    let hash_key = map.get("hash_key").and_then(not_empty);
-    let hostname = map.get("hostname").and_then(not_empty);
+    let hash_key = map.get("hash_key").and_then(|key| key.not_empty()).map(str::to_owned);
+    let hostname = map.get("hostname").and_then(|name| name.not_empty()).map(str::to_owned);
     let health = map.get("health_status").and_then(|word| word.one_of_any_case(&load_balancing::HEALTH));
     map.finish();
     if by_hostname && hash_key.is_none() && hostname.is_none() {

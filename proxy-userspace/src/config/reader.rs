@@ -70,8 +70,7 @@ impl<'t> Field<'t> {
 
     /// A string, unless YAML reads it as something else.
     pub(super) fn is_string(&self) -> bool {
-        self.scalar()
-            .is_some_and(|(text, plain)| !plain || !(is_null(text) || is_bool(text) || is_number(text)))
+        self.scalar().is_some_and(|(text, plain)| !plain || reads_as_string(text))
     }
 
     pub(super) fn is_map(&self) -> bool {
@@ -92,14 +91,21 @@ impl<'t> Field<'t> {
         }
     }
 
-    /// A string that may stand in a header line: no control characters, not empty.
-    pub(super) fn header_text(&self) -> Option<&'t str> {
+    /// A string of at least one character.
+    pub(super) fn not_empty(&self) -> Option<&'t str> {
         let text = self.string()?;
-        if text.is_empty() || text.chars().any(char::is_control) {
-            self.error(
-                "must be text without control characters, and not empty",
-                "write printable characters",
-            );
+        if text.is_empty() {
+            self.error("must not be empty", "give it a value, or remove the key");
+            return None;
+        }
+        Some(text)
+    }
+
+    /// A string that may stand in a header line.
+    pub(super) fn header_text(&self) -> Option<&'t str> {
+        let text = self.not_empty()?;
+        if text.contains(|c| !(' '..='~').contains(&c)) {
+            self.error("must be printable ASCII, to stand in a header", "leave other characters out");
             return None;
         }
         Some(text)
@@ -201,6 +207,14 @@ impl<'t> Field<'t> {
         let Value::Map(entries) = &self.node.value else { return None };
         let entry = entries.iter().find(|entry| self.report.same_key(&entry.key, name))?;
         Some(self.child(entry))
+    }
+
+    /// The first item, if this is a list; reports nothing.
+    pub(super) fn first(&self) -> Option<Self> {
+        match &self.node.value {
+            Value::List(_) => self.items().into_iter().next(),
+            _ => None,
+        }
     }
 
     fn child(&self, entry: &'t Entry) -> Self {
@@ -343,6 +357,11 @@ fn is_camel_case_of(key: &str, name: &str) -> bool {
         }
     }
     key.next().is_none()
+}
+
+/// Whether YAML's core schema takes an unquoted scalar for a string.
+pub(super) fn reads_as_string(text: &str) -> bool {
+    !(is_null(text) || is_bool(text) || is_number(text))
 }
 
 fn is_null(text: &str) -> bool {

@@ -63,8 +63,10 @@ pub(super) fn parse(text: &str) -> Result<Rc<Node>, Problem> {
     let mut builder = Builder::default();
     let mut parser = Parser::new_from_str(&text);
     while let Some(event) = parser.next_event() {
-        let (event, span) = event
-            .map_err(|error| Problem::at((*error.marker()).into(), format!("bad YAML: {}", error.info())))?;
+        let (event, span) = event.map_err(|error| {
+            Problem::at((*error.marker()).into(), format!("bad YAML: {}", error.info()))
+                .hint("indent with spaces, and check quotes and brackets here and on the lines above")
+        })?;
         builder.take(event, span.start.into())?;
     }
     builder.root.ok_or_else(|| {
@@ -142,7 +144,8 @@ impl Builder {
 
     fn open(&mut self, at: Position, anchor: usize, value: Value) -> Result<(), Problem> {
         if self.open.len() >= MAX_DEPTH {
-            return Err(Problem::at(at, format!("nested more than {MAX_DEPTH} deep")));
+            return Err(Problem::at(at, format!("nested more than {MAX_DEPTH} deep"))
+                .hint("no setting stands that deep; check brackets and indentation"));
         }
         if self.expects_key() {
             return Err(Problem::at(at, "a list or a map cannot be a key").hint("write `key: value`"));
@@ -172,7 +175,8 @@ impl Builder {
         open.size = open.size.saturating_add(node.size);
         self.values = self.values.max(open.size);
         if self.values > MAX_VALUES {
-            return Err(Problem::at(at, format!("more than {MAX_VALUES} values, aliases counted in full")));
+            let text = format!("more than {MAX_VALUES} values, aliases counted in full");
+            return Err(Problem::at(at, text).hint("use fewer aliases"));
         }
         match &mut open.value {
             Value::List(items) => items.push(node),
@@ -184,14 +188,17 @@ impl Builder {
                         return Err(Problem::at(at, text).hint("keep one of the two"));
                     }
                     if entries.len() >= MAX_KEYS {
-                        return Err(Problem::at(at, format!("more than {MAX_KEYS} keys in one map")));
+                        let text = format!("more than {MAX_KEYS} keys in one map");
+                        return Err(Problem::at(at, text).hint("no map of this file needs so many"));
                     }
                     entries.push(Entry { key, at, value: node });
                 }
                 None => match &node.value {
                     Value::Scalar { text, .. } => open.key = Some((text.clone(), at)),
                     Value::List(_) | Value::Map(_) => {
-                        return Err(Problem::at(at, "a list or a map cannot be a key"));
+                        return Err(
+                            Problem::at(at, "a list or a map cannot be a key").hint("write `key: value`")
+                        );
                     }
                 },
             },

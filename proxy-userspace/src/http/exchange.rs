@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use hyper::upgrade::OnUpgrade;
+
 use super::fault::Fault;
 use super::upgrade::Switched;
 
@@ -69,7 +71,7 @@ pub(super) enum Overdue {
     CloseIdle,
     /// The answer is on its way: poll the connection again.
     Answer,
-    /// Break off: a response has begun and does not move.
+    /// Break off: a response has begun and does not move any more.
     Abort,
 }
 
@@ -90,9 +92,13 @@ struct State {
     request: RequestTimeouts,
     responded: bool,
     framed: bool,
+    broken_off: bool,
     /// Ends the request in flight.
     fault: Option<Fault>,
     head_overdue: bool,
+    /// The connection was asked to close, being idle.
+    closing: bool,
+    on_upgrade: Option<OnUpgrade>,
     switched: Option<Switched>,
     reader: Option<Waker>,
 }
@@ -111,8 +117,11 @@ impl Exchange {
                 request: RequestTimeouts::default(),
                 responded: false,
                 framed: true,
+                broken_off: false,
                 fault: None,
                 head_overdue: false,
+                closing: false,
+                on_upgrade: None,
                 switched: None,
                 reader: None,
             }),
@@ -126,11 +135,14 @@ impl Exchange {
 
     // What the guard says and asks.
 
-    /// The phase; whoever sees another than [`Phase::Open`] is woken when that changes.
-    pub(super) fn phase(&self, cx: &Context<'_>) -> Phase {
+    /// The phase. A guard that `holds` bytes is woken when they may pass.
+    pub(super) fn phase(&self, cx: &Context<'_>, holds: bool) -> Phase {
         let mut state = self.lock();
-        if state.phase != Phase::Open {
-            state.reader = Some(cx.waker().clone());
+        if state.phase == Phase::Busy && holds {
+            match &mut state.reader {
+                Some(reader) => reader.clone_from(cx.waker()),
+                reader => *reader = Some(cx.waker().clone()),
+            }
         }
         state.phase
     }
@@ -196,6 +208,11 @@ impl Exchange {
         state.framed = framed;
     }
 
+    /// The response's body ends before its end.
+    pub(super) fn break_off(&self) {
+        self.lock().broken_off = true;
+    }
+
     /// The upgrade is accepted: after this response the connection carries a stream.
     pub(super) fn switch(&self, switched: Switched) {
         let mut state = self.lock();
@@ -208,30 +225,43 @@ impl Exchange {
         let mut state = self.lock();
         if state.phase == Phase::Busy {
             state.phase = Phase::Open;
+            // Unless the guard, when asked next, finds that there is more already.
+            state.waiting = Waiting::FirstByte;
+            state.waiting_since = Instant::now();
         }
         if let Some(reader) = state.reader.take() {
             reader.wake();
         }
     }
 
+    /// hyper's promise to give the connection back, for each request that it takes for an upgrade.
+    pub(super) fn keep_upgrade(&self, on_upgrade: OnUpgrade) {
+        self.lock().on_upgrade = Some(on_upgrade);
+    }
+
     // What the connection's task asks.
+
+    pub(super) fn take_upgrade(&self) -> Option<OnUpgrade> {
+        self.lock().on_upgrade.take()
+    }
 
     pub(super) fn take_switched(&self) -> Option<Switched> {
         self.lock().switched.take()
     }
 
-    /// Whether the response in flight ends where the connection ends, so that breaking it off with a
-    /// FIN would look like its end.
+    /// Whether closing with a FIN would make a response that broke off look complete.
     pub(super) fn would_look_complete(&self) -> bool {
         let state = self.lock();
-        state.phase == Phase::Busy && state.responded && !state.framed
+        state.broken_off && !state.framed
     }
 
     /// When [`Self::overdue`] has something to do; `None`: not before something happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let state = self.lock();
         match state.waiting {
-            Waiting::FirstByte => Some(state.waiting_since + self.timeouts.idle?),
+            // The last response may still be on its way out.
+            Waiting::FirstByte => Some(state.waiting_since.max(state.moved) + self.timeouts.idle?),
+            Waiting::RestOfHead if state.head_overdue => None,
             Waiting::RestOfHead => Some(state.waiting_since + self.timeouts.head?),
             // The service is about to answer.
             Waiting::Body | Waiting::Response if state.fault.is_some() && !state.responded => None,
@@ -250,7 +280,12 @@ impl Exchange {
     pub(super) fn overdue(&self) -> Overdue {
         let mut state = self.lock();
         match state.waiting {
-            Waiting::FirstByte => Overdue::CloseIdle,
+            Waiting::FirstByte if state.closing => Overdue::Abort,
+            Waiting::FirstByte => {
+                state.closing = true;
+                state.waiting_since = Instant::now();
+                Overdue::CloseIdle
+            }
             Waiting::RestOfHead => {
                 state.head_overdue = true;
                 Overdue::Answer

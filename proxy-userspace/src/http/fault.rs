@@ -1,7 +1,7 @@
 //! Everything that can go wrong with a request, and what the client is told: one table.
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE};
+use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use thiserror::Error;
@@ -100,7 +100,7 @@ impl Fault {
     /// Whether the connection cannot be used for another request.
     fn closes(self) -> bool {
         match self {
-            Self::Refused(refusal) => matches!(refusal, Refusal::UpgradeNotAllowed | Refusal::Http10),
+            Self::Refused(refusal) => refusal != Refusal::NoRoute,
             Self::Malformed(_)
             | Self::HeadTimeout
             | Self::BodyTimeout
@@ -118,10 +118,11 @@ impl Fault {
         }
     }
 
-    pub(super) fn response(self) -> Response<Full<Bytes>> {
+    pub(super) fn response(self, server: HeaderValue) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(Bytes::from(format!("{self}\n"))));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
+        headers.insert(SERVER, server);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         if self.closes() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -133,5 +134,66 @@ impl Fault {
 impl From<Refusal> for Fault {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_every_fault() {
+        use Malformed as M;
+        use Refusal as R;
+        let malformed = [
+            M::BareLf,
+            M::BareCr,
+            M::Nul,
+            M::RequestLine,
+            M::Fragment,
+            M::Folded,
+            M::HeaderLine,
+            M::SpaceBeforeColon,
+            M::RepeatedHost,
+            M::ContentLength,
+            M::LengthAndEncoding,
+            M::TransferEncoding,
+            M::Chunk,
+            M::TooLong,
+            M::TooManyHeaders,
+            M::TargetTooLong,
+        ];
+        let refusals =
+            [R::MissingHost, R::BadTarget, R::BadConnection, R::Http10, R::NoRoute, R::UpgradeNotAllowed];
+        let others = [
+            Fault::HeadTimeout,
+            Fault::BodyTimeout,
+            Fault::StreamIdle,
+            Fault::ClientGone,
+            Fault::NoHealthyEndpoint,
+            Fault::ConnectRefused,
+            Fault::ConnectFailed,
+            Fault::ConnectTimeout,
+            Fault::ResponseTimeout,
+            Fault::EndpointClosed,
+            Fault::EndpointProtocol,
+            Fault::UnaskedSwitch,
+            Fault::ResponseBroken,
+        ];
+        let all =
+            malformed.map(Fault::Malformed).into_iter().chain(refusals.map(Fault::Refused)).chain(others);
+        let rows: Vec<String> = all
+            .map(|fault| {
+                let answer = match fault {
+                    Fault::ResponseBroken | Fault::ClientGone => "-".to_owned(),
+                    fault => fault.status().as_u16().to_string(),
+                };
+                let end = if fault.closes() { "closed" } else { "kept" };
+                format!("| `{}` | {answer} | {end} | {fault} |", fault.kind())
+            })
+            .collect();
+        let documented = include_str!("../../../docs/faults.md");
+        let found: Vec<&str> = documented.lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(found, rows, "docs/faults.md should have these rows:\n{}", rows.join("\n"));
     }
 }

@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request, response};
+use http::header::{CONNECTION, CONTENT_LENGTH, SERVER, SET_COOKIE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request};
 use http_body_util::{Empty, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::upgrade::OnUpgrade;
@@ -27,10 +27,13 @@ use crate::upstream::{Cluster, Pick};
 /// Answers one request: with the endpoint's response, or with Steer's own.
 pub(super) async fn respond(
     downstream: Arc<Downstream>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let in_flight = InFlight { downstream };
     let downstream = &*in_flight.downstream;
+    if let Some(on_upgrade) = request.extensions_mut().remove::<OnUpgrade>() {
+        downstream.exchange.keep_upgrade(on_upgrade);
+    }
     let started = Instant::now();
     let passed = downstream.exchange.passed();
     // An HTTP/1.0 client may get a body that ends with the connection.
@@ -41,13 +44,20 @@ pub(super) async fn respond(
         Ok(response) => response,
         Err(fault) => {
             downstream.count_fault(fault);
-            fault.response().map(Source::Steer)
+            tracing::debug!(
+                client = %downstream.connection.remote,
+                listener = downstream.listener.name,
+                cluster = cluster.as_deref(),
+                fault = fault.kind(),
+                status = fault.status().as_u16(),
+                "request answered with a fault"
+            );
+            fault.response(downstream.server_name.clone()).map(Source::Steer)
         }
     };
     if matches!(passed, Passed::Upgrade { .. }) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         close_declined(&mut response, passed);
     }
-    response.headers_mut().insert(http::header::SERVER, downstream.server_name.clone());
 
     let metrics = &downstream.shared.telemetry.metrics;
     let cluster: &str = cluster.as_deref().unwrap_or_default();
@@ -76,8 +86,6 @@ async fn forward(
         // RFC 9110, 7.8: Upgrade in an HTTP/1.0 request is to be ignored.
         head.headers.remove(UPGRADE);
     }
-    // Kept out of what routing makes of the head.
-    let on_upgrade = head.extensions.remove::<OnUpgrade>();
 
     let listener = &downstream.listener;
     let routed = routing::route(listener, &downstream.connection, &mut head)?;
@@ -91,18 +99,12 @@ async fn forward(
     let pick = cluster.pick(routed.hash).map_err(|_none| Fault::NoHealthyEndpoint)?;
     head.version = Version::HTTP_11;
 
-    let mut response = match (passed, on_upgrade) {
-        (Passed::Upgrade { .. }, Some(on_upgrade)) if routed.upgrade => {
-            switch(downstream, head, cluster, &routed, &pick, on_upgrade).await?
-        }
+    match passed {
+        Passed::Upgrade { .. } if routed.upgrade => switch(downstream, head, cluster, &routed, &pick).await,
         // The body's framing was cut off the head, for the upgrade that it is not to be.
-        (Passed::Upgrade { had_body: true }, _) => return Err(Refusal::UpgradeNotAllowed.into()),
-        _ => send(downstream, head, body, &routed, &pick).await?,
-    };
-    for cookie in routed.set_cookies {
-        response.headers_mut().append(http::header::SET_COOKIE, cookie);
+        Passed::Upgrade { had_body: true } => Err(Refusal::UpgradeNotAllowed.into()),
+        _ => send(downstream, head, body, &routed, &pick).await,
     }
-    Ok(response)
 }
 
 /// An ordinary request, over the pool.
@@ -113,8 +115,6 @@ async fn send(
     routed: &Routed<'_>,
     pick: &Pick,
 ) -> Result<Response<Source>, Fault> {
-    // hyper has sent or will send 100 Continue itself, when the endpoint's connection wants the body.
-    head.headers.remove(EXPECT);
     if body.size_hint().exact().is_none() {
         // Said aloud, since hyper's client drops the body of a GET that only its type knows of.
         head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -131,7 +131,7 @@ async fn send(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Fault::UnaskedSwitch);
     }
-    Ok(to_client(response, &method).map(Source::Endpoint))
+    Ok(to_client(downstream, routed, &method, response).map(Source::Endpoint))
 }
 
 /// An upgrade, on a connection of its own.
@@ -141,7 +141,6 @@ async fn switch(
     cluster: &Cluster,
     routed: &Routed<'_>,
     pick: &Pick,
-    on_upgrade: OnUpgrade,
 ) -> Result<Response<Source>, Fault> {
     let endpoint: SocketAddr = pick.endpoint.address;
     let connector = downstream.shared.pool.connector(routed.cluster);
@@ -149,7 +148,9 @@ async fn switch(
     let request = Request::from_parts(head, Empty::<Bytes>::new());
     let asked = upgrade::ask(connector, endpoint, request);
     match unless_failed(downstream, asked).await?? {
-        Answer::Declined(response) => Ok(to_client(response, &method).map(Source::Endpoint)),
+        Answer::Declined(response) => {
+            Ok(to_client(downstream, routed, &method, response).map(Source::Endpoint))
+        }
         Answer::Switched(response, upstream, to_downstream) => {
             let idle_timeout =
                 routed.route.idle_timeout.unwrap_or(downstream.listener.options.stream_idle_timeout);
@@ -159,14 +160,9 @@ async fn switch(
                 endpoint,
                 key_hash: routed.hash,
             });
-            downstream.exchange.switch(Switched {
-                downstream: on_upgrade,
-                upstream,
-                to_downstream,
-                idle_timeout,
-                flow,
-            });
-            Ok(response.map(|()| Source::Steer(Full::default())))
+            downstream.exchange.switch(Switched { upstream, to_downstream, idle_timeout, flow });
+            let response = response.map(|()| Full::default());
+            Ok(to_client(downstream, routed, &method, response).map(Source::Steer))
         }
     }
 }
@@ -211,43 +207,26 @@ pub(super) fn connect_fault(error: &ConnectError) -> Fault {
     }
 }
 
-/// The response without what concerns only the upstream connection.
-fn to_client(response: Response<Incoming>, method: &Method) -> Response<Incoming> {
+/// The endpoint's response as the client gets it.
+fn to_client<B: Body>(
+    downstream: &Downstream,
+    routed: &Routed<'_>,
+    method: &Method,
+    response: Response<B>,
+) -> Response<B> {
     let (mut head, body) = response.into_parts();
-    hop_by_hop(&mut head);
-    let unsized_body = body.size_hint().exact().is_none();
+    routing::forward_response(&downstream.listener.options, &mut head.headers);
+    for cookie in &routed.set_cookies {
+        head.headers.append(SET_COOKIE, cookie.clone());
+    }
+    head.headers.insert(SERVER, downstream.server_name.clone());
     let no_body = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    if no_body || unsized_body && method != Method::HEAD {
-        // Either hyper cannot send it, or the body was framed by something that beats it.
+    if no_body || body.size_hint().exact().is_none() && method != Method::HEAD {
+        // Either hyper would not send it, or something else has framed the body.
         head.headers.remove(CONTENT_LENGTH);
     }
     head.version = Version::HTTP_11;
     Response::from_parts(head, body)
-}
-
-/// Response headers that are between the endpoint and Steer (RFC 9110, 7.6.1). An answer that itself
-/// offers an upgrade, such as 426, keeps its offer.
-fn hop_by_hop(head: &mut response::Parts) {
-    let named: Vec<http::HeaderName> = head
-        .headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    let offers_upgrade = named.contains(&UPGRADE) && head.headers.contains_key(UPGRADE);
-    for name in named.iter().filter(|name| !offers_upgrade || *name != UPGRADE) {
-        head.headers.remove(name);
-    }
-    for name in ["connection", "keep-alive", "proxy-connection", "transfer-encoding"] {
-        head.headers.remove(name);
-    }
-    if offers_upgrade {
-        head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    } else {
-        head.headers.remove(UPGRADE);
-    }
 }
 
 /// An upgrade that was not accepted ends its connection, since bytes of the stream may have been sent
@@ -294,6 +273,7 @@ impl Body for ResponseBody {
             Source::Endpoint(body) => {
                 let frame = Pin::new(body).poll_frame(cx);
                 if matches!(frame, Poll::Ready(Some(Err(_)))) {
+                    this.in_flight.downstream.exchange.break_off();
                     this.in_flight.downstream.count_fault(Fault::ResponseBroken);
                 }
                 frame

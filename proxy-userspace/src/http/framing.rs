@@ -224,3 +224,207 @@ impl Chunk {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { head_bytes: 256, headers: 4 };
+
+    /// What was seen, with neighbouring pieces of a body joined.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    enum Seen {
+        Head(Vec<u8>, Head),
+        Body(Vec<u8>),
+        Malformed(Malformed),
+    }
+
+    /// Feeds `bytes` in segments that end at `cuts`.
+    fn scan(bytes: &[u8], cuts: &[usize]) -> Vec<Seen> {
+        let mut framing = Framing::new(LIMITS);
+        let mut seen = Vec::new();
+        let mut unread = Vec::new();
+        let mut fed = 0;
+        for end in cuts.iter().copied().chain([bytes.len()]) {
+            let end = end.clamp(fed, bytes.len());
+            unread.extend_from_slice(&bytes[fed..end]);
+            fed = end;
+            loop {
+                let len = match framing.next(&unread) {
+                    Event::Incomplete => break,
+                    Event::Blank(len) => len,
+                    Event::Head { len, head } => {
+                        seen.push(Seen::Head(unread[..len].to_vec(), head));
+                        len
+                    }
+                    Event::Body(len) => {
+                        match seen.last_mut() {
+                            Some(Seen::Body(body)) => body.extend_from_slice(&unread[..len]),
+                            _ => seen.push(Seen::Body(unread[..len].to_vec())),
+                        }
+                        len
+                    }
+                    Event::Malformed(why) => {
+                        seen.push(Seen::Malformed(why));
+                        return seen;
+                    }
+                };
+                assert!(len > 0, "an event covers something");
+                unread.drain(..len);
+            }
+        }
+        seen
+    }
+
+    fn piece() -> impl Strategy<Value = Vec<u8>> {
+        let known = prop::sample::select(vec![
+            &b"GET / HTTP/1.1\r\nHost: t\r\n\r\n"[..],
+            b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"5\r\nhello\r\n",
+            b"a;x=\"y\"\r\n0123456789\r\n",
+            b"0\r\n\r\n",
+            b"0\r\nTrailer: x\r\n\r\n",
+            b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+            b"\r\n",
+            b"\n",
+            b"\r",
+            b"\0",
+            b"Content-Length: 3\r\n",
+            b"A: b\r\n",
+        ]);
+        prop_oneof![
+            8 => known.prop_map(<[u8]>::to_vec),
+            1 => prop::collection::vec(any::<u8>(), 0..8),
+            1 => prop::collection::vec(prop::sample::select(b"\r\n 0a:;".to_vec()), 0..300),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn segments_make_no_difference(
+            pieces in prop::collection::vec(piece(), 0..8),
+            mut cuts in prop::collection::vec(0usize..600, 0..12),
+        ) {
+            let bytes = pieces.concat();
+            cuts.sort_unstable();
+            let whole = scan(&bytes, &[]);
+            prop_assert_eq!(&scan(&bytes, &cuts), &whole);
+            let each: Vec<usize> = (0..bytes.len()).collect();
+            prop_assert_eq!(&scan(&bytes, &each), &whole);
+        }
+
+        /// Heads and bodies that were passed are the input, in order and without gaps (but for empty
+        /// lines), up to where it stopped making sense.
+        #[test]
+        fn nothing_is_lost_or_invented(pieces in prop::collection::vec(piece(), 0..8)) {
+            let bytes = pieces.concat();
+            let mut rest = &bytes[..];
+            for seen in scan(&bytes, &[]) {
+                let passed = match seen {
+                    Seen::Head(head, _) => {
+                        while let Some(after) = rest.strip_prefix(b"\r\n") {
+                            rest = after;
+                        }
+                        head
+                    }
+                    Seen::Body(body) => body,
+                    Seen::Malformed(_) => break,
+                };
+                prop_assert!(rest.starts_with(&passed));
+                rest = &rest[passed.len()..];
+            }
+        }
+    }
+
+    proptest! {
+        /// hyper parses with httparse: it must see the head end where the guard saw it, or refuse it.
+        #[test]
+        fn hyper_agrees_where_a_head_ends(
+            mut bytes in prop::sample::select(vec![
+                &b"GET /a HTTP/1.1\r\nHost: t\r\nA: b\r\n\r\nrest\r\n\r\n"[..],
+                b"POST / HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc\r\n\r\n",
+            ]).prop_map(<[u8]>::to_vec),
+            changes in prop::collection::vec((0usize..64, prop::sample::select(b"\r\n \t:,;a0\0\x7f\xff".to_vec())), 0..4),
+            insert in any::<bool>(),
+        ) {
+            for (at, byte) in changes {
+                let at = at % bytes.len();
+                if insert { bytes.insert(at, byte) } else { bytes[at] = byte }
+            }
+            let mut framing = Framing::new(LIMITS);
+            if let Event::Head { len, .. } = framing.next(&bytes) {
+                let mut headers = [httparse::EMPTY_HEADER; LIMITS.headers];
+                match httparse::Request::new(&mut headers).parse(&bytes) {
+                    Ok(status) => prop_assert_eq!(status, httparse::Status::Complete(len)),
+                    Err(_refused) => {}
+                }
+            }
+        }
+    }
+
+    fn kinds(bytes: &str) -> String {
+        let name = |seen: &Seen| match seen {
+            Seen::Head(..) => "head".to_owned(),
+            Seen::Body(body) => format!("body {}", body.len()),
+            Seen::Malformed(why) => why.as_str().to_owned(),
+        };
+        scan(bytes.as_bytes(), &[]).iter().map(name).collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn requests_follow_each_other() {
+        let get = "GET / HTTP/1.1\r\nHost: t\r\n\r\n";
+        assert_eq!(kinds(&get.repeat(3)), "head, head, head");
+        let post = "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc";
+        assert_eq!(kinds(&format!("\r\n{post}\r\n{get}")), "head, body 3, head");
+        let chunked =
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n";
+        assert_eq!(kinds(&format!("{chunked}{get}")), "head, body 23, head");
+        // A body that was announced with an upgrade is not framed.
+        let upgrade =
+            "GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\n\r\n";
+        assert_eq!(kinds(&format!("{upgrade}{get}")), "head, head");
+    }
+
+    #[test]
+    fn limits_hold_to_the_byte() {
+        let of = |len: usize| format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "a".repeat(len - 23));
+        assert_eq!(of(LIMITS.head_bytes).len(), LIMITS.head_bytes);
+        assert_eq!(kinds(&of(LIMITS.head_bytes)), "head");
+        assert_eq!(kinds(&of(LIMITS.head_bytes + 1)), "head_too_long");
+        assert_eq!(kinds(&"a".repeat(LIMITS.head_bytes)), "head_too_long");
+        let of = |lines: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(lines));
+        assert_eq!(kinds(&of(LIMITS.headers)), "head");
+        assert_eq!(kinds(&of(LIMITS.headers + 1)), "too_many_headers");
+    }
+
+    #[test]
+    fn bad_chunks() {
+        let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for (chunks, good) in [
+            ("\r\n", 0),
+            ("g\r\n", 0),
+            (" 1\r\na\r\n", 0),
+            ("+1\r\na\r\n", 0),
+            ("0x1\r\na\r\n", 1),
+            ("1\na\r\n", 1),
+            ("1 \r\na\r\n", 1),
+            ("1;\na\r\n", 2),
+            ("1;\0\r\na\r\n", 2),
+            ("1\r\rna\r\n", 2),
+            ("1\r\nab\r\n", 4),
+            ("1\r\na\n", 4),
+            ("0\r\n\n", 3),
+            ("0\r\nA: b\n\r\n", 7),
+            ("0\r\n folded\r\n\r\n", 3),
+            ("1000000000000000\r\n", 15),
+        ] {
+            let expected =
+                if good == 0 { "head, chunk".to_owned() } else { format!("head, body {good}, chunk") };
+            assert_eq!(kinds(&format!("{head}{chunks}")), expected, "{chunks:?}");
+        }
+    }
+}

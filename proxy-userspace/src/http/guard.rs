@@ -98,7 +98,7 @@ impl Guard {
         }
         let at_head = self.framing.at_head();
         if at_head {
-            match self.exchange.phase(cx) {
+            match self.exchange.phase(cx, !self.unread.is_empty()) {
                 Phase::Open => {}
                 Phase::Busy if self.unread.len() < MAX_AHEAD => return Ok(Step::ReadOn),
                 Phase::Busy | Phase::Switched => return Ok(Step::Wait),

@@ -88,6 +88,9 @@ impl Malformed {
 /// The longest request target that `http::Uri` can hold.
 const MAX_TARGET: usize = u16::MAX as usize - 1;
 
+/// Longer than any real one; `http::HeaderName` holds twice that.
+const MAX_NAME: usize = 32 * 1024;
+
 /// Checks a complete head: CRLF line ends throughout (the caller has seen to that), up to and
 /// including the empty line.
 pub(super) fn check(head: &[u8]) -> Result<Head, Malformed> {
@@ -199,7 +202,7 @@ fn header_line(line: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
         return Err(Malformed::SpaceBeforeColon);
     }
     let allowed = |&b: &u8| b >= b' ' && b != 0x7f || b == b'\t';
-    if name.is_empty() || !name.iter().all(is_token) || !value.iter().all(allowed) {
+    if name.is_empty() || name.len() > MAX_NAME || !name.iter().all(is_token) || !value.iter().all(allowed) {
         return Err(Malformed::HeaderLine);
     }
     Ok((name, trim(value)))

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use prometheus::IntGauge;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use super::{Shared, server};
@@ -114,14 +113,4 @@ pub async fn serve(
 /// Whether the error is about this process or host, not about one connection (accept(2)).
 fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
-}
-
-/// Finds out in a bit more than two minutes that an idle client has vanished.
-pub(super) fn prepare(client: &TcpStream) -> io::Result<()> {
-    client.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
-    SockRef::from(client).set_tcp_keepalive(&keepalive)
 }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{self, UpgradeableConnection};
 use hyper::service::{Service, service_fn};
 use socket2::SockRef;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
@@ -25,14 +25,17 @@ use super::fault::Fault;
 use super::forward::{self, ResponseBody};
 use super::framing::Limits;
 use super::guard::Guard;
-use super::listener::{self, Front, Speaking};
+use super::listener::{Front, Speaking};
 use crate::routing;
 use crate::splice::Session;
+use crate::upstream::connect;
 
 /// hyper's own limits are looser than the guard's, which answers first.
 const HYPER_MIN_BUFFER: usize = 8192;
 /// hyper keeps room for so many headers on the stack.
 const HYPER_HEADERS: usize = 100;
+/// `http::HeaderMap` cannot hold many more, and hyper sets so much room aside for each head.
+const MAX_HEADERS: usize = 16 * 1024;
 /// How long, and for how many bytes, a closed connection is read on, so that what the client was still
 /// sending does not reset the last response away (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(1);
@@ -62,7 +65,7 @@ async fn serve_http(
     remote: SocketAddr,
     drain: watch::Receiver<bool>,
 ) -> Option<Session> {
-    let local = match client.local_addr().and_then(|local| listener::prepare(&client).map(|()| local)) {
+    let local = match client.local_addr().and_then(|local| connect::prepare(&client).map(|()| local)) {
         Ok(local) => local,
         Err(error) => {
             tracing::debug!(%remote, %error, "the client was gone at once");
@@ -74,8 +77,10 @@ async fn serve_http(
         head: options.request_headers_timeout,
         idle: options.idle_timeout,
     }));
-    let limits =
-        Limits { head_bytes: options.max_request_headers_bytes, headers: options.max_request_headers_count };
+    let limits = Limits {
+        head_bytes: options.max_request_headers_bytes,
+        headers: options.max_request_headers_count.min(MAX_HEADERS),
+    };
     let guard = Guard::new(client, limits, Arc::clone(&exchange));
     let downstream = Arc::new(Downstream {
         listener: Arc::clone(&front.config),
@@ -101,40 +106,42 @@ async fn serve_http(
     let mut connection = builder.serve_connection(guard, service).with_upgrades();
     let ended = drive(&mut connection, &exchange, drain).await;
 
-    if let Some(switched) = exchange.take_switched() {
-        // Without it hyper failed to write the 101, and the stream ends as it began.
-        drop(connection);
-        let parts = switched.downstream.await.ok()?.downcast::<Guard>().ok()?;
-        let (socket, held) = parts.io.into_parts();
-        return Some(Session {
-            downstream: socket,
-            upstream: switched.upstream,
-            to_upstream: joined(parts.read_buf.into(), held).freeze(),
-            to_downstream: switched.to_downstream,
-            mode: front.shared.splice_mode,
-            idle_timeout: switched.idle_timeout,
-            flow: switched.flow,
-        });
-    }
-    let looks_complete = exchange.would_look_complete();
-    let guard = connection.into_parts().map(|parts| parts.io);
-    match (ended, guard) {
-        (Ended::Closed, Some(guard)) => linger(guard).await,
-        (Ended::Failed(error), guard) => {
+    let (guard, read_by_hyper) = match connection.into_parts() {
+        Some(parts) => (parts.io, parts.read_buf),
+        // hyper gives a connection up like this after any request with an `upgrade` header.
+        None => {
+            let parts = exchange.take_upgrade()?.await.ok()?.downcast::<Guard>().ok()?;
+            (parts.io, parts.read_buf)
+        }
+    };
+    match (ended, exchange.take_switched()) {
+        (Ended::Closed, Some(switched)) => {
+            let (socket, held) = guard.into_parts();
+            return Some(Session {
+                downstream: socket,
+                upstream: switched.upstream,
+                to_upstream: compact(&[&read_by_hyper, &held]),
+                to_downstream: compact(&[&switched.to_downstream]),
+                mode: front.shared.splice_mode,
+                idle_timeout: switched.idle_timeout,
+                flow: switched.flow,
+            });
+        }
+        (Ended::Closed, None) => linger(guard).await,
+        (Ended::Failed(error), _) => {
             if error.is_parse() {
                 // hyper has answered it.
                 downstream.count_hyper_refusal();
             }
             tracing::debug!(%remote, error = &error as &dyn std::error::Error, "connection failed");
-            if looks_complete && let Some(guard) = guard {
+            if exchange.would_look_complete() {
                 reset(&guard);
             }
         }
-        (Ended::Overdue, Some(guard)) => {
+        (Ended::Overdue, _) => {
             downstream.count_fault(Fault::StreamIdle);
             reset(&guard);
         }
-        (Ended::Closed | Ended::Overdue, None) => {}
     }
     None
 }
@@ -194,12 +201,14 @@ where
     .await
 }
 
-/// Reads on for a moment after the last response.
+/// Finishes the connection, and reads on for a moment after the last response.
 async fn linger(guard: Guard) {
     if guard.has_finished() {
         return;
     }
     let (mut socket, mut unread) = guard.into_parts();
+    // hyper has done so already, unless it took the connection for upgraded.
+    let _already_done = socket.shutdown().await;
     let drained = async {
         let mut total = 0;
         while total < LINGER_BYTES {
@@ -221,9 +230,9 @@ fn reset(guard: &Guard) {
     }
 }
 
-fn joined(mut first: BytesMut, second: BytesMut) -> BytesMut {
-    first.unsplit(second);
-    first
+/// The bytes without the buffer around them: it would live as long as the stream.
+fn compact(parts: &[&[u8]]) -> Bytes {
+    if parts.iter().all(|part| part.is_empty()) { Bytes::new() } else { parts.concat().into() }
 }
 
 /// An IPv4 client of an IPv6 socket is an IPv4 client.

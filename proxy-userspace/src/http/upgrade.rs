@@ -12,20 +12,17 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::fault::Fault;
 use super::forward::{connect_fault, upstream_fault};
 use crate::telemetry::flows::FlowGuard;
-use crate::upstream::connect::Connector;
+use crate::upstream::connect::{Connector, MAX_BUFFER};
 
-/// The upstream half of a stream that waits for its downstream half: hyper gives that up when it has
-/// written the 101.
+/// The upstream half of a stream. The downstream half joins it when hyper has written the 101.
 #[derive(Debug)]
 pub(super) struct Switched {
-    pub(super) downstream: OnUpgrade,
     pub(super) upstream: TcpStream,
     /// What the endpoint sent right behind its 101.
     pub(super) to_downstream: Bytes,
@@ -48,8 +45,11 @@ pub(super) async fn ask(
     request: Request<Empty<Bytes>>,
 ) -> Result<Answer, Fault> {
     let socket = connector.connect(endpoint).await.map_err(|error| connect_fault(&error))?;
-    let (mut sender, mut connection) =
-        http1::handshake(TokioIo::new(socket)).await.map_err(|error| upstream_fault(&error))?;
+    let (mut sender, mut connection) = http1::Builder::new()
+        .max_buf_size(MAX_BUFFER)
+        .handshake(TokioIo::new(socket))
+        .await
+        .map_err(|error| upstream_fault(&error))?;
 
     let mut response = pin!(sender.send_request(request));
     let response = poll_fn(|cx| {

@@ -87,7 +87,8 @@ fn trusted_client(
         .unwrap_or(peer)
 }
 
-fn trim_blanks(mut bytes: &[u8]) -> &[u8] {
+/// A field value without the blanks around it (RFC 9112, 5.1).
+pub(crate) fn trim_blanks(mut bytes: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = bytes {
         bytes = rest;
     }

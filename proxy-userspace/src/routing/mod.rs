@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::{HeaderValue, StatusCode, Version, request};
 use thiserror::Error;
 
+pub(crate) use forwarded::trim_blanks;
 pub use node::node_address;
 pub use response::forward_response;
 

@@ -11,10 +11,14 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use prometheus::IntCounter;
+use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::TcpStream;
 
 use crate::telemetry::Telemetry;
+
+/// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.
+pub const MAX_BUFFER: usize = 64 * 1024;
 
 /// Connects to the endpoints of one cluster, and counts how that goes.
 #[derive(Debug, Clone)]
@@ -61,12 +65,12 @@ impl Connector {
         }
     }
 
-    /// A new connection with TCP_NODELAY.
+    /// A new connection, [prepared](prepare).
     pub async fn connect(&self, endpoint: SocketAddr) -> Result<TcpStream, ConnectError> {
         let Inner { timeout, ok, refused, timed_out, failed } = &*self.inner;
         let opened = async {
             let socket = TcpStream::connect(endpoint).await?;
-            socket.set_nodelay(true)?;
+            prepare(&socket)?;
             io::Result::Ok(socket)
         };
         match tokio::time::timeout(*timeout, opened).await {
@@ -93,6 +97,17 @@ impl Connector {
             }
         }
     }
+}
+
+/// What both sides' connections have in common: no delay for small writes, and a peer that has vanished
+/// is noticed in two minutes of silence.
+pub fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
 
 /// What the pool asks when it has no idle connection: the URI's authority is the endpoint.

@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use super::connect::Connector;
+use super::connect::{Connector, MAX_BUFFER};
 use crate::config::{ClusterIndex, Config};
 use crate::telemetry::Telemetry;
 
@@ -18,8 +18,6 @@ use crate::telemetry::Telemetry;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections kept for each endpoint.
 const MAX_IDLE: usize = 256;
-/// Read buffer of an upstream connection; a longer response head is an error.
-const MAX_BUFFER: usize = 64 * 1024;
 
 /// One pool for each cluster.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ pub(super) fn read(field: &Field<'_>) -> Option<Cluster> {
     let map = field.map()?;
     harmless_and_warned(&map);
     refused(&map);
-    let name = map.require("name", "sio").and_then(|name| name.header_text());
+    let name = map.require("name", "sio").and_then(|name| name.not_empty());
     let discovery = map.get("type").and_then(|kind| discovery(&kind)).unwrap_or(Discovery::Static);
     let connect_timeout = map.get("connect_timeout").and_then(|field| native::connect_timeout(&field));
     let common = map.get("common_lb_config").and_then(|field| field.map());

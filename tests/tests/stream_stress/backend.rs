@@ -1,0 +1,121 @@
+//! The endpoint of all streams: answers the upgrade by hand, then does what the stream's name says,
+//! and tells the client's side how it went.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use crate::plan::{Kind, Plan};
+use crate::stall::{self, Sends, Stall};
+use crate::{peer, upgrade};
+
+/// What a stream is, as the path of its request tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Name {
+    Planned { kind: Kind, seed: u64 },
+    Stall { sends: Sends, number: u32 },
+}
+
+#[derive(Debug)]
+pub(crate) struct Backend {
+    verdicts: Mutex<HashMap<Name, oneshot::Sender<Result<()>>>>,
+    pub(crate) stall: Stall,
+}
+
+impl Backend {
+    /// Serves `listener` for as long as the runtime lives; call it inside one.
+    pub(crate) fn start(listener: std::net::TcpListener) -> Result<Arc<Self>> {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let backend = Arc::new(Self { verdicts: Mutex::default(), stall: Stall::new() });
+        let serving = Arc::clone(&backend);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(Arc::clone(&serving).serve(stream));
+            }
+        });
+        Ok(backend)
+    }
+
+    /// What the backend will say of the stream `name`, which is yet to come.
+    pub(crate) fn verdict_on(&self, name: Name) -> oneshot::Receiver<Result<()>> {
+        let (sender, receiver) = oneshot::channel();
+        self.verdicts().insert(name, sender);
+        receiver
+    }
+
+    fn verdicts(&self) -> MutexGuard<'_, HashMap<Name, oneshot::Sender<Result<()>>>> {
+        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn serve(self: Arc<Self>, mut stream: TcpStream) {
+        // Without a name there is nobody to tell; the client fails too then, for want of a 101.
+        let Ok((head, surplus)) = upgrade::read_head(&mut stream).await else { return };
+        let Some(name) = upgrade::name_of(&head).and_then(|name| name.parse().ok()) else { return };
+        let result = match name {
+            Name::Planned { kind, seed } => planned(stream, &surplus, &Plan::new(seed, kind)).await,
+            Name::Stall { sends, .. } => stalled(stream, &surplus, sends, &self.stall).await,
+        };
+        let waiting = self.verdicts().remove(&name);
+        if let Some(sender) = waiting {
+            // The client's side may have given up already.
+            let _unheard = sender.send(result);
+        }
+    }
+}
+
+async fn planned(mut stream: TcpStream, surplus: &[u8], plan: &Plan) -> Result<()> {
+    sleep(plan.delay_101).await;
+    let mut response = upgrade::RESPONSE.as_bytes().to_vec();
+    let mut sends = plan.backend.sends;
+    while sends.position() < plan.with_101 as u64 {
+        let bytes = sends.peek(plan.with_101 - sends.position() as usize);
+        response.extend_from_slice(bytes);
+        sends.advance(bytes.len());
+    }
+    stream.write_all(&response).await.context("sending the 101")?;
+    peer::run(stream, &plan.backend, surplus, plan.with_101).await
+}
+
+async fn stalled(mut stream: TcpStream, surplus: &[u8], sends: Sends, stall: &Stall) -> Result<()> {
+    anyhow::ensure!(surplus.is_empty(), "bytes before the 101 that nobody sent");
+    stream.write_all(upgrade::RESPONSE.as_bytes()).await.context("sending the 101")?;
+    stall::run(stream, sends.backend(), &[], stall).await
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Planned { kind: Kind::Whole, seed } => write!(f, "whole-{seed:x}"),
+            Self::Planned { kind: Kind::Abort, seed } => write!(f, "abort-{seed:x}"),
+            Self::Stall { sends: Sends::Client, number } => write!(f, "client-{number:x}"),
+            Self::Stall { sends: Sends::Backend, number } => write!(f, "backend-{number:x}"),
+            Self::Stall { sends: Sends::Both, number } => write!(f, "both-{number:x}"),
+        }
+    }
+}
+
+impl FromStr for Name {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (what, number) = text.split_once('-').context("no number")?;
+        let seed = u64::from_str_radix(number, 16)?;
+        let stall = |sends| Ok(Self::Stall { sends, number: u32::try_from(seed)? });
+        match what {
+            "whole" => Ok(Self::Planned { kind: Kind::Whole, seed }),
+            "abort" => Ok(Self::Planned { kind: Kind::Abort, seed }),
+            "client" => stall(Sends::Client),
+            "backend" => stall(Sends::Backend),
+            "both" => stall(Sends::Both),
+            _ => anyhow::bail!("no kind of stream is called {what}"),
+        }
+    }
+}
