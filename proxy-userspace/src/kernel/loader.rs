@@ -1,8 +1,10 @@
 //! Loads and attaches the BPF programs.
 
 use std::io;
+use std::os::fd::AsFd as _;
 
-use aya::maps::{HashMap, MapData, MapError, RingBuf, SockHash};
+use aya::maps::sock::SockMapFd;
+use aya::maps::{Map, MapData, MapError, RingBuf};
 use aya::programs::{ProgramError, SkSkb};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use proxy_common::abi;
@@ -11,7 +13,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::events::Events;
-use super::maps::SockMaps;
+use super::maps::{Handles, SockMaps, Sockets};
 
 /// Built by `cargo xtask build-ebpf`; empty if that had not been run before this was compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer-ebpf.o"));
@@ -70,18 +72,21 @@ pub fn load_sock_splice() -> Result<SockPrograms, LoadError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(not_loaded)?;
     start_program_log(&mut ebpf);
 
-    let target = sock_hash(&mut ebpf, abi::MAP_SOCK_TARGET)?;
-    let source = sock_hash(&mut ebpf, abi::MAP_SOCK_SOURCE)?;
-    let flow = take(&mut ebpf, abi::MAP_SOCK_FLOW, HashMap::try_from)?;
-    let credit = take(&mut ebpf, abi::MAP_SOCK_CREDIT, HashMap::try_from)?;
-    let ring: RingBuf<MapData> = take(&mut ebpf, abi::MAP_SOCK_EVENTS, RingBuf::try_from)?;
-
-    attach(&mut ebpf, &source)?;
+    let ring = typed::<RingBuf<MapData>>(take(&mut ebpf, abi::MAP_SOCK_EVENTS)?, abi::MAP_SOCK_EVENTS)?;
+    let source: Sockets = handles(&mut ebpf, abi::MAP_SOCK_SOURCE)?;
+    attach(&mut ebpf, source.reader.fd())?;
+    let maps = SockMaps {
+        target: handles(&mut ebpf, abi::MAP_SOCK_TARGET)?,
+        source,
+        flow: handles(&mut ebpf, abi::MAP_SOCK_FLOW)?,
+        credit: handles(&mut ebpf, abi::MAP_SOCK_CREDIT)?,
+        _programs: ebpf,
+    };
     let events = Events::new(ring).map_err(|error| LoadError::refused("the event ring", error))?;
-    Ok(SockPrograms { maps: SockMaps::new(ebpf, target, source, flow, credit), events })
+    Ok(SockPrograms { maps, events })
 }
 
-fn attach(ebpf: &mut Ebpf, source: &SockHash<MapData, u64>) -> Result<(), LoadError> {
+fn attach(ebpf: &mut Ebpf, source: &SockMapFd) -> Result<(), LoadError> {
     let name = abi::PROG_SOCK_SPLICE;
     let program: &mut SkSkb = ebpf
         .program_mut(name)
@@ -96,7 +101,7 @@ fn attach(ebpf: &mut Ebpf, source: &SockHash<MapData, u64>) -> Result<(), LoadEr
             LoadError::refused(name, error)
         }
     })?;
-    program.attach(source.fd()).map_err(|error| LoadError::refused("attaching sock_splice", error))?;
+    program.attach(source).map_err(|error| LoadError::refused("attaching sock_splice", error))?;
     Ok(())
 }
 
@@ -105,17 +110,26 @@ fn not_loaded(error: EbpfError) -> LoadError {
     LoadError::refused(what, error)
 }
 
-fn sock_hash(ebpf: &mut Ebpf, name: &'static str) -> Result<SockHash<MapData, u64>, LoadError> {
-    take(ebpf, name, SockHash::try_from)
-}
-
-fn take<M>(
+fn handles<M: TryFrom<Map, Error = MapError>>(
     ebpf: &mut Ebpf,
     name: &'static str,
-    typed: impl FnOnce(aya::maps::Map) -> Result<M, MapError>,
-) -> Result<M, LoadError> {
-    let map = ebpf.take_map(name).ok_or(LoadError::Incomplete { name })?;
-    typed(map).map_err(|error| LoadError::refused(name, error))
+) -> Result<Handles<M>, LoadError> {
+    let map = take(ebpf, name)?;
+    let (Map::SockHash(data) | Map::HashMap(data)) = &map else {
+        return Err(LoadError::Incomplete { name });
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| LoadError::refused(name, error))?;
+    let again = MapData::from_fd(fd).and_then(Map::from_map_data);
+    let again = again.map_err(|error| LoadError::refused(name, error))?;
+    Ok(Handles::new(typed(map, name)?, typed(again, name)?))
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Incomplete { name })
+}
+
+fn typed<M: TryFrom<Map, Error = MapError>>(map: Map, name: &'static str) -> Result<M, LoadError> {
+    M::try_from(map).map_err(|error| LoadError::refused(name, error))
 }
 
 /// Forwards the programs' trace lines, if they were built with any (`build-ebpf --log`).

@@ -45,16 +45,36 @@ impl InsertError {
     }
 }
 
+/// Two handles on one map, since aya's want `&mut` for writing.
+pub(super) struct Handles<M> {
+    /// Locked for one system call at a time.
+    writer: Mutex<M>,
+    /// Never waits.
+    pub(super) reader: M,
+}
+
+impl<M> Handles<M> {
+    pub(super) fn new(writer: M, reader: M) -> Self {
+        Self { writer: Mutex::new(writer), reader }
+    }
+
+    fn writer(&self) -> MutexGuard<'_, M> {
+        // The handle holds a descriptor and nothing that a panic could leave half done.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) type Sockets = Handles<SockHash<MapData, u64>>;
+pub(super) type Values<V> = Handles<HashMap<MapData, u64, V>>;
+
 /// See `proxy-ebpf/src/maps.rs` for what each map means. Keys are socket cookies.
-///
-/// aya's handles want `&mut` for writing, hence the locks; each is held for one system call.
 pub struct SockMaps {
-    target: Mutex<SockHash<MapData, u64>>,
-    source: Mutex<SockHash<MapData, u64>>,
-    flow: Mutex<HashMap<MapData, u64, SockFlow>>,
-    credit: Mutex<HashMap<MapData, u64, SockCredit>>,
+    pub(super) target: Sockets,
+    pub(super) source: Sockets,
+    pub(super) flow: Values<SockFlow>,
+    pub(super) credit: Values<SockCredit>,
     /// Keeps the program attached.
-    _programs: Ebpf,
+    pub(super) _programs: Ebpf,
 }
 
 impl fmt::Debug for SockMaps {
@@ -74,31 +94,15 @@ pub struct Entries {
 }
 
 impl SockMaps {
-    pub(super) fn new(
-        programs: Ebpf,
-        target: SockHash<MapData, u64>,
-        source: SockHash<MapData, u64>,
-        flow: HashMap<MapData, u64, SockFlow>,
-        credit: HashMap<MapData, u64, SockCredit>,
-    ) -> Self {
-        Self {
-            target: Mutex::new(target),
-            source: Mutex::new(source),
-            flow: Mutex::new(flow),
-            credit: Mutex::new(credit),
-            _programs: programs,
-        }
-    }
-
     /// Makes `peer` the socket that the bytes of the socket `cookie` go to. Redirects nothing yet.
     /// The kernel takes the entry out when `peer` is closed.
     pub fn insert_target(&self, cookie: u64, peer: impl AsFd) -> Result<(), InsertError> {
         let peer = peer.as_fd().as_raw_fd();
-        lock(&self.target).insert(cookie, peer, BPF_NOEXIST).map_err(InsertError::from_map)
+        self.target.writer().insert(cookie, peer, BPF_NOEXIST).map_err(InsertError::from_map)
     }
 
     pub fn remove_target(&self, cookie: u64) {
-        remove(lock(&self.target).remove(&cookie), cookie, "target");
+        remove(self.target.writer().remove(&cookie), cookie, "target");
     }
 
     /// Switches the flow from this socket to the kernel, with `credit` to begin with; what has
@@ -110,11 +114,13 @@ impl SockMaps {
         socket: impl AsFd,
         credit: SockCredit,
     ) -> Result<(), InsertError> {
-        lock(&self.flow).insert(cookie, SockFlow::default(), BPF_NOEXIST).map_err(InsertError::from_map)?;
+        self.flow.writer().insert(cookie, SockFlow::default(), BPF_NOEXIST).map_err(InsertError::from_map)?;
         let socket = socket.as_fd().as_raw_fd();
-        let inserted = lock(&self.credit)
+        let inserted = self
+            .credit
+            .writer()
             .insert(cookie, credit, BPF_NOEXIST)
-            .and_then(|()| lock(&self.source).insert(cookie, socket, BPF_NOEXIST))
+            .and_then(|()| self.source.writer().insert(cookie, socket, BPF_NOEXIST))
             .map_err(InsertError::from_map);
         if inserted.is_err() {
             self.forget(cookie);
@@ -125,32 +131,32 @@ impl SockMaps {
     /// Switches the flow back to userspace. Safe only while nothing arrives at the socket: see
     /// [`super::hold`].
     pub fn remove_source(&self, cookie: u64) {
-        remove(lock(&self.source).remove(&cookie), cookie, "source");
+        remove(self.source.writer().remove(&cookie), cookie, "source");
     }
 
     pub fn set_credit(&self, cookie: u64, credit: SockCredit) -> io::Result<()> {
-        lock(&self.credit).insert(cookie, credit, BPF_ANY).map_err(into_io)
+        self.credit.writer().insert(cookie, credit, BPF_ANY).map_err(into_io)
     }
 
     /// # Errors
     /// The flow was never inserted, or is forgotten.
     pub fn flow(&self, cookie: u64) -> io::Result<SockFlow> {
-        lock(&self.flow).get(&cookie, 0).map_err(into_io)
+        self.flow.reader.get(&cookie, 0).map_err(into_io)
     }
 
     /// Removes what the kernel does not remove when the socket is closed.
     pub fn forget(&self, cookie: u64) {
-        remove(lock(&self.flow).remove(&cookie), cookie, "flow");
-        remove(lock(&self.credit).remove(&cookie), cookie, "credit");
+        remove(self.flow.writer().remove(&cookie), cookie, "flow");
+        remove(self.credit.writer().remove(&cookie), cookie, "credit");
     }
 
     /// Counts by walking the maps: for tests and diagnosis.
     pub fn entries(&self) -> Entries {
         Entries {
-            target: lock(&self.target).keys().flatten().count(),
-            source: lock(&self.source).keys().flatten().count(),
-            flow: lock(&self.flow).keys().flatten().count(),
-            credit: lock(&self.credit).keys().flatten().count(),
+            target: self.target.reader.keys().flatten().count(),
+            source: self.source.reader.keys().flatten().count(),
+            flow: self.flow.reader.keys().flatten().count(),
+            credit: self.credit.reader.keys().flatten().count(),
         }
     }
 }
@@ -172,9 +178,4 @@ fn into_io(error: MapError) -> io::Error {
         MapError::KeyNotFound | MapError::ElementNotFound => io::Error::from_raw_os_error(libc::ENOENT),
         error => io::Error::other(error),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The handles hold a descriptor and nothing that a panic could leave half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

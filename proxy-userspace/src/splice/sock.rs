@@ -5,6 +5,7 @@
 //! front of it ([`lane`]): whoever gets ahead of its reader is taken back to userspace.
 //! Each direction is a [`lane::Lane`]; [`watch`] tells the lanes what happens to their sockets.
 
+mod gauge;
 mod lane;
 mod watch;
 
@@ -20,6 +21,7 @@ use socket2::SockRef;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
+use self::gauge::MapEntries;
 use self::lane::{Lane, Socket};
 use self::watch::Watch;
 use super::{End, Path, Session};
@@ -73,6 +75,7 @@ impl SockSplice {
     pub fn start(telemetry: Arc<Telemetry>) -> Result<Arc<Self>, StartError> {
         let SockPrograms { maps, mut events } = loader::load_sock_splice()?;
         probe::sock_splice(&maps)?;
+        let maps = Arc::new(maps);
         let watch = Arc::new(Watch::new().map_err(StartError::Watch)?);
 
         let sockets = tokio::spawn(Arc::clone(&watch).run()).abort_handle();
@@ -86,7 +89,11 @@ impl SockSplice {
             }
         })
         .abort_handle();
-        Ok(Arc::new(Self { maps: Arc::new(maps), watch, telemetry, tasks: [sockets, ring] }))
+        let entries = MapEntries::new(Arc::clone(&maps));
+        if let Err(error) = entries.and_then(|entries| telemetry.metrics.register(Box::new(entries))) {
+            tracing::warn!(%error, "the entries of the BPF maps are not in /metrics");
+        }
+        Ok(Arc::new(Self { maps, watch, telemetry, tasks: [sockets, ring] }))
     }
 
     /// How many entries the maps hold; all 0 when no session is spliced.
