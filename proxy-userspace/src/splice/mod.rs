@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use proxy_common::reason::Reason;
 use tokio::net::TcpStream;
 
+use self::sock::SockSplice;
 use crate::config::SpliceMode;
 use crate::telemetry::Telemetry;
 use crate::telemetry::flows::FlowGuard;
@@ -36,47 +38,49 @@ pub struct Session {
 pub struct Splicer {
     telemetry: Arc<Telemetry>,
     pipes: pipe::Pipes,
+    /// Or why it is not there.
+    sock: Result<Arc<SockSplice>, Reason>,
 }
 
 impl Splicer {
-    pub fn new(telemetry: Arc<Telemetry>) -> Self {
-        Self { telemetry, pipes: pipe::Pipes::new(pipe::MAX_PIPES) }
+    /// Prepares what `mode` may need. A splice that cannot be had is no error, since the relay
+    /// carries everything; it is logged here, and counted for each stream. Must be called inside a
+    /// tokio runtime, and may block for some milliseconds.
+    pub fn start(telemetry: Arc<Telemetry>, mode: SpliceMode) -> Self {
+        let sock = match mode {
+            SpliceMode::Auto | SpliceMode::Relay => Err(Reason::SpliceOff),
+            SpliceMode::Sockmap => SockSplice::start(Arc::clone(&telemetry)).map_err(|error| {
+                let reason = error.reason();
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, reason = reason.as_str(), "no socket splice, streams are relayed");
+                reason
+            }),
+        };
+        Self { telemetry, pipes: pipe::Pipes::new(pipe::MAX_PIPES), sock }
     }
 
     /// Carries a session to its end. Dropping the future ends the stream at once: both sockets are
     /// closed, and the flow counts as reset.
     pub async fn carry(&self, session: Session) {
-        let (path, refusal) = decide(session.mode);
-        if let Some(reason) = refusal {
-            self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason.as_str()]).inc();
-        }
-        session.flow.set_path(path);
-        match path {
-            Path::Relay => relay::run(session, &self.pipes).await,
-            Path::Sockmap => unreachable!("decide() never names it"),
-        }
+        let session = match session.mode {
+            SpliceMode::Auto | SpliceMode::Relay => session,
+            SpliceMode::Sockmap => match self.spliced(session).await {
+                Ok(()) => return,
+                Err(refused) => {
+                    let reason = refused.reason.as_str();
+                    self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason]).inc();
+                    refused.session
+                }
+            },
+        };
+        session.flow.set_path(Path::Relay);
+        relay::run(session, &self.pipes).await;
     }
-}
 
-/// The path for a stream, and why it is not the one that was asked for.
-fn decide(mode: SpliceMode) -> (Path, Option<Reason>) {
-    match mode {
-        SpliceMode::Auto | SpliceMode::Relay => (Path::Relay, None),
-        SpliceMode::Sockmap => (Path::Relay, Some(Reason::SockmapUnavailable)),
-    }
-}
-
-/// Why a stream is relayed although a better path was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// The socket splice is not available in this process.
-    SockmapUnavailable,
-}
-
-impl Reason {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::SockmapUnavailable => "sockmap_unavailable",
+    async fn spliced(&self, session: Session) -> Result<(), Box<sock::Refused>> {
+        match &self.sock {
+            Ok(sock) => sock.carry(session).await,
+            Err(reason) => Err(Box::new(sock::Refused { session, reason: *reason })),
         }
     }
 }
@@ -126,12 +130,47 @@ impl End {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
 
-    #[test]
-    fn only_an_unmet_wish_has_a_reason() {
-        assert_eq!(decide(SpliceMode::Auto), (Path::Relay, None));
-        assert_eq!(decide(SpliceMode::Relay), (Path::Relay, None));
-        assert_eq!(decide(SpliceMode::Sockmap), (Path::Relay, Some(Reason::SockmapUnavailable)));
+    use super::*;
+    use crate::telemetry::flows::FlowInfo;
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_refused_is_relayed_and_counted() {
+        let telemetry = Telemetry::new();
+        let splicer = Splicer::start(Arc::clone(&telemetry), SpliceMode::Relay);
+        let ((mut client, downstream), (mut backend, upstream)) = (connected().await, connected().await);
+        let flow = telemetry.flows.open(FlowInfo {
+            client: client.local_addr().unwrap(),
+            cluster: "sio".into(),
+            endpoint: backend.local_addr().unwrap(),
+            key_hash: None,
+        });
+        let session = Session {
+            downstream,
+            upstream,
+            to_upstream: Bytes::from_static(b"early, "),
+            to_downstream: Bytes::new(),
+            mode: SpliceMode::Sockmap,
+            idle_timeout: None,
+            flow,
+        };
+        let carried = tokio::spawn(async move { splicer.carry(session).await });
+        client.write_all(b"late").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        backend.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"early, late");
+        drop((client, backend));
+        carried.await.unwrap();
+        let refused = telemetry.metrics.splice_fallbacks.with_label_values(&["splice_off"]).get();
+        assert_eq!(refused, 1);
     }
 }

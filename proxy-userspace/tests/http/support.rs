@@ -128,7 +128,7 @@ impl Steer {
         let shared = Arc::new(Shared {
             clusters: Arc::new(Clusters::new(config, &telemetry)),
             pool: Pool::new(config, &telemetry),
-            splicer: Arc::new(Splicer::new(Arc::clone(&telemetry))),
+            splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config.splice)),
             telemetry: Arc::clone(&telemetry),
             splice_mode: config.splice,
             node: "192.0.2.2".parse().unwrap(),
