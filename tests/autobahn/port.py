@@ -2,10 +2,11 @@
 
     python port.py            (in the virtual environment that it is installed in)
 
-The syntax is lib2to3's work. What lib2to3 cannot know is that a Python 2 string is made of bytes. So
-the suite keeps such strings, one character (U+0000 to U+00FF, Latin-1) for each byte, and they are
-turned into bytes and back at its borders: where it calls the WebSocket library, where the library
-calls it, and at hashes, codecs and dumps. The cases themselves stay as they are.
+The syntax is the work of fissix (lib2to3). What that cannot know is that a Python 2 string is made
+of bytes. So the suite keeps such strings, one character (U+0000 to U+00FF, Latin-1) for each byte,
+and they are turned into bytes and back at its borders: where it calls the WebSocket library, where
+the library calls it, and at hashes, codecs and dumps. The cases themselves stay as they are. All
+verdicts on the suite's own server were compared with those under Python 2.7, and were the same.
 """
 
 import importlib.util
@@ -13,7 +14,7 @@ import pathlib
 import re
 import sys
 
-from lib2to3.refactor import RefactoringTool, get_fixers_from_package
+from fissix.refactor import RefactoringTool, get_fixers_from_package
 
 # What each border needs: (file name or None for every file, pattern, replacement).
 BORDERS = [
@@ -60,8 +61,12 @@ def hexadecimal(string):
 class Protocol:
     """Stands between the suite's protocol classes and the WebSocket library's."""
 
-    def sendFrame(self, opcode, payload=b"", **options):
-        super().sendFrame(opcode, payload=octets(payload), **options)
+    def sendFrame(self, opcode, payload=b"", payload_len=None, **options):
+        payload = octets(payload)
+        if payload_len is not None:
+            # Repeated here, because the library divides as Python 2 did.
+            payload = (payload * (payload_len // len(payload) + 1))[:payload_len]
+        super().sendFrame(opcode, payload=payload, **options)
 
     def sendMessage(self, payload, *args, **options):
         super().sendMessage(octets(payload), *args, **options)
@@ -90,7 +95,7 @@ def main():
     borders = package / "_borders.py"
     if borders.exists():
         sys.exit(f"{package} is ported already")
-    tool = RefactoringTool(get_fixers_from_package("lib2to3.fixes"))
+    tool = RefactoringTool(get_fixers_from_package("fissix.fixes"))
     for path in sorted(package.rglob("*.py")):
         # Read as Latin-1, each byte of the source becomes the character that stands for it.
         source = path.read_text(encoding="latin-1").replace("\r\n", "\n")

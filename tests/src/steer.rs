@@ -207,7 +207,11 @@ fn sum_of(metrics: &str, metric: &str, labels: &[(&str, &str)]) -> f64 {
         let wanted = name == metric && labels.iter().all(|label| set.contains(&label.as_str()));
         wanted.then(|| value.parse::<f64>().ok()).flatten()
     };
-    metrics.lines().filter(|line| !line.starts_with('#')).filter_map(value_of).sum()
+    metrics
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(value_of)
+        .fold(0.0, |sum, value| sum + value)
 }
 
 #[cfg(test)]

@@ -127,13 +127,13 @@ fn clients_stay(splice: &str) {
     for transports in ["upgrade", "websocket"] {
         let mut clients = cluster.converse(transports, &keys);
         let flows = cluster.steer.flows().unwrap();
+        clients.signal(libc::SIGTERM).unwrap();
+        clients.wait(PATIENCE).unwrap();
+        check_reports(&clients, transports, &ring);
         assert_eq!(flows.len(), CLIENTS, "{flows:?}");
         for flow in &flows {
             assert_eq!(flow["path"], splice, "{flow}");
         }
-        clients.signal(libc::SIGTERM).unwrap();
-        clients.wait(PATIENCE).unwrap();
-        check_reports(&clients, transports, &ring);
     }
     check_records(&cluster, &ring);
     let none_left = || Ok(cluster.steer.flows()?.is_empty().then_some(()));

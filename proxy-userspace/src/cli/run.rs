@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use crate::config::{self, Config, CookiePolicy, HashSource, HeaderSource, SpliceMode};
+use crate::config::{self, Config, HashSource, SpliceMode};
 use crate::daemon;
 use crate::telemetry::log;
 
@@ -28,7 +28,7 @@ pub(super) struct Run {
     backend: Vec<SocketAddr>,
 
     /// Without a file: header:NAME, cookie:NAME, query:NAME or source-ip
-    #[arg(long, value_name = "WHAT", requires = "listen", value_parser = hash_source)]
+    #[arg(long, value_name = "WHAT", requires = "listen")]
     hash: Option<HashSource>,
 
     /// Where /metrics, /flows, /healthz and /readyz are served, or `off`; overrides the file
@@ -100,39 +100,5 @@ impl Run {
             };
         }
         Ok(config)
-    }
-}
-
-fn hash_source(text: &str) -> Result<HashSource, String> {
-    match text.split_once(':') {
-        Some(("header", name)) => match name.parse() {
-            Ok(name) => Ok(HashSource::Header { name: HeaderSource::Name(name), rewrite: None }),
-            Err(_) => Err(format!("{name:?} is not a header name")),
-        },
-        Some(("cookie", name)) if !name.is_empty() => Ok(HashSource::Cookie(CookiePolicy {
-            name: name.to_owned(),
-            ttl: None,
-            path: None,
-            attributes: Vec::new(),
-        })),
-        Some(("query", name)) if !name.is_empty() => Ok(HashSource::QueryParameter { name: name.to_owned() }),
-        None if text == "source-ip" => Ok(HashSource::SourceIp),
-        _ => Err("give header:NAME, cookie:NAME, query:NAME or source-ip".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hash_sources_are_named_as_in_the_help() {
-        assert!(matches!(hash_source("header:X-Forwarded-For"), Ok(HashSource::Header { .. })));
-        assert!(matches!(hash_source("cookie:sid"), Ok(HashSource::Cookie(_))));
-        assert!(matches!(hash_source("query:room"), Ok(HashSource::QueryParameter { .. })));
-        assert!(matches!(hash_source("source-ip"), Ok(HashSource::SourceIp)));
-        for bad in ["", "header", "header:", "header:a b", "cookie:", "query:", "source-ip:x", "path:/"] {
-            assert!(hash_source(bad).is_err(), "{bad:?}");
-        }
     }
 }

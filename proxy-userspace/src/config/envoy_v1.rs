@@ -85,7 +85,11 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
 fn admin<'t>(field: &Field<'t>) -> Option<(Field<'t>, SocketAddr)> {
     let map = field.map()?;
     map.harmless(&["profile_path"]);
-    map.warn(&["access_log_path"], "not written: Steer has its own logs");
+    if let Some(path) = map.get("access_log_path")
+        && path.scalar().is_none_or(|(text, _)| text != "/dev/null")
+    {
+        path.warn("not written: Steer has its own logs");
+    }
     let address = map.require("address", "\"tcp://127.0.0.1:9901\"");
     map.finish();
     let field = address?;
@@ -231,7 +235,8 @@ fn route_config(field: &Field<'_>, clusters: &[&str], options: &HttpOptions) -> 
         EDITS,
         ELSEWHERE,
     );
-    let hosts = map.require("virtual_hosts", "[...]").map(|list| list.items()).unwrap_or_default();
+    let hosts =
+        map.require("virtual_hosts", "[...]").map(|list| listening::virtual_hosts(&list)).unwrap_or_default();
     map.finish();
     let mut seen = HashMap::new();
     Some(hosts.iter().filter_map(|host| virtual_host(host, clusters, options, &mut seen)).collect())

@@ -43,6 +43,15 @@ pub(super) fn unique<'t>(fields: impl Iterator<Item = Field<'t>>, kind: &str) {
     }
 }
 
+/// The items of a listener's `virtual_hosts`.
+pub(super) fn virtual_hosts<'t>(list: &Field<'t>) -> Vec<Field<'t>> {
+    let items = list.items();
+    if items.is_empty() {
+        list.warn("no virtual hosts: every request is answered with 404");
+    }
+    items
+}
+
 /// Reads a virtual host's `domains`; `seen` is shared by all virtual hosts of a listener.
 pub(super) fn domains<'t>(list: &Field<'t>, seen: &mut HashMap<String, usize>) -> Vec<String> {
     let items = list.items();

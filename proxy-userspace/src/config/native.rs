@@ -79,7 +79,7 @@ fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Option<Listen
         (None, Some(list)) => {
             let mut seen = HashMap::new();
             let read = |(index, item)| virtual_host(item, index, clusters, &options, &mut seen);
-            list.items().iter().enumerate().filter_map(read).collect()
+            listening::virtual_hosts(&list).iter().enumerate().filter_map(read).collect()
         }
         (Some(_), Some(list)) => {
             list.error(

@@ -136,7 +136,8 @@ fn connection_manager(field: &Field<'_>, clusters: &[&str]) -> Option<(HttpOptio
         "Steer compares hosts and paths as they come",
         "remove it; list domains with their ports",
     );
-    let hosts = map.get("virtual_hosts").map(|list| list.items()).unwrap_or_default();
+    let hosts =
+        map.require("virtual_hosts", "[...]").map(|list| listening::virtual_hosts(&list)).unwrap_or_default();
     map.finish();
     let mut seen = HashMap::new();
     let hosts = hosts.iter().filter_map(|host| virtual_host(host, clusters, &options, &mut seen)).collect();

@@ -207,6 +207,13 @@ fn what_is_lacking_is_warned_about_by_name() {
             "13: clusters[0].ring_hash_lb_config.minimum_ring_size: a ring of size 0",
         ),
         (
+            NATIVE.replace(
+                &NATIVE[NATIVE.find("  routes:").unwrap()..NATIVE.find("clusters:").unwrap()],
+                "  virtual_hosts: []\n",
+            ),
+            "3: listeners[0].virtual_hosts: no virtual hosts",
+        ),
+        (
             NATIVE.replace("127.0.0.1:9901", "0.0.0.0:9901"),
             "15: admin: the admin server on 0.0.0.0:9901 has no password",
         ),
@@ -235,4 +242,22 @@ fn what_is_lacking_is_warned_about_by_name() {
     }
     assert_eq!(warnings(NATIVE), "");
     assert_eq!(warnings(ENVOY_V3), "");
+}
+
+#[test]
+fn the_documentation_names_every_key_and_shows_good_files() {
+    let page = include_str!("../../../../docs/configuration.md");
+    let key = regex::Regex::new(r"(?m)(?:^[ -]*|[{,] )([a-z][a-z_0-9]*):(?: |$)").unwrap();
+    let keys: std::collections::BTreeSet<_> =
+        key.captures_iter(EVERY_KEY).map(|found| found[1].to_owned()).collect();
+    assert!(keys.len() > 50, "{} keys found", keys.len());
+    for key in keys {
+        let named = regex::Regex::new(&format!(r"`[^`]*\b{key}\b[^`]*`")).unwrap();
+        assert!(named.is_match(page), "docs/configuration.md does not name `{key}`");
+    }
+    let files: Vec<_> = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        config(file);
+    }
 }

@@ -1,0 +1,161 @@
+//! The Autobahn fuzzing client against Autobahn's own server: each case must end with the verdict
+//! through Steer that it has without Steer, whatever that is. The cases are about WebSocket frames,
+//! which Steer does not look into; what they find in a proxy is a byte that was changed, lost or held
+//! back, and an end of a connection that was passed on too early, too late or not at all.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use steer_tests::eventually::eventually;
+use steer_tests::netns::NetNs;
+use steer_tests::peers::wstest_binary;
+use steer_tests::process::{Orphan, Process, quiet};
+use steer_tests::require;
+use steer_tests::socketio::text;
+use steer_tests::steer::Steer;
+use steer_tests::topology::Topology;
+
+/// The suite's name of the way without Steer.
+const DIRECT: &str = "direct";
+const PATHS: [&str; 2] = ["relay", "sockmap"];
+const PORT: u16 = 9001;
+const SECOND_FRONT: Ipv4Addr = Ipv4Addr::new(10, 71, 0, 3);
+const PATIENCE: Duration = Duration::from_secs(20);
+/// For the whole fuzzing run in its standard form (about a minute on a machine that does nothing else).
+const STANDARD_PATIENCE: Duration = Duration::from_secs(400);
+const LONG_PATIENCE: Duration = Duration::from_secs(3000);
+
+/// Which cases to run. Each of the 216 compression cases (12 and 13) sends 1,000 messages of one
+/// size, which takes most of the suite's time, and for a proxy they differ in nothing but the sizes:
+/// the standard form has nine of them, the long form all. The other 301 cases are always run.
+const STANDARD: &[&str] = &[
+    "1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*", "12.1.1", "12.1.11", "12.2.2", "12.3.3",
+    "12.4.4", "12.5.1", "13.1.1", "13.4.2", "13.7.3",
+];
+const LONG: &[&str] = &["*"];
+
+#[test]
+fn every_case_ends_through_steer_as_it_ends_without() {
+    if !require::root() {
+        return;
+    }
+    let Some(wstest) = wstest_binary() else { return };
+    let logs = tempfile::tempdir().unwrap();
+    let topology = Topology::new(1).unwrap();
+    open_direct_way(&topology);
+    let server = SocketAddr::from((Topology::endpoint(0), PORT));
+    let _server = echo_server(&wstest, logs.path(), &topology.endpoints[0], server);
+    // All on one port: the server compares the port in the Host header with its own.
+    let [relay, sockmap] = [Topology::PROXY, SECOND_FRONT].map(|ip| SocketAddr::from((ip, PORT)));
+    let fronts =
+        [start(PATHS[0], relay, server, &topology.proxy), start(PATHS[1], sockmap, server, &topology.proxy)];
+    let agent = |name, address| json!({ "agent": name, "url": format!("ws://{address}") });
+    let agents = [agent(DIRECT, server), agent(PATHS[0], relay), agent(PATHS[1], sockmap)];
+    fuzz(&wstest, logs.path(), &topology.clients, &agents);
+    let index = fs::read_to_string(logs.path().join("reports/index.json")).unwrap();
+    compare(&serde_json::from_str(&index).unwrap());
+    check_metrics(&fronts);
+}
+
+/// The streams went through Steer, and on the path that was asked for.
+fn check_metrics(fronts: &[Steer<'_>; 2]) {
+    for (path, front) in PATHS.iter().zip(fronts) {
+        let opened = front.metric("steer_streams_opened_total", &[]).unwrap();
+        let refused = front.metric("steer_splice_fallback_total", &[]).unwrap();
+        println!("{path}: {opened} streams, {refused} left or refused to the relay");
+        assert!(opened > 300.0, "{path}: {opened} streams");
+        // A few fast and large ones may leave the socket splice, whose reader has fallen behind.
+        assert!(refused < opened / 10.0, "{path}: {refused} of {opened} streams were not spliced");
+    }
+}
+
+/// Lets the clients reach the endpoint without Steer, and gives the proxy a second address.
+fn open_direct_way(topology: &Topology) {
+    let Topology { clients, proxy, endpoints } = topology;
+    proxy.ip(&["address", "add", &format!("{SECOND_FRONT}/24"), "dev", "clients"]).unwrap();
+    proxy.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap()).unwrap();
+    clients.ip(&["route", "add", "default", "via", &Topology::PROXY.to_string()]).unwrap();
+    endpoints[0].ip(&["route", "add", "default", "via", "10.71.1.1"]).unwrap();
+}
+
+fn start<'n>(path: &str, front: SocketAddr, server: SocketAddr, netns: &'n NetNs) -> Steer<'n> {
+    let config = format!(
+        "\
+listeners:
+- address: {front}
+  routes:
+  - cluster: echo
+    hash_policy: [{{ source_ip: true }}]
+    upgrade_configs: [websocket]
+clusters:
+- name: echo
+  lb_policy: ring_hash
+  endpoints: [{server}]
+"
+    );
+    Steer::start(&config, Some(netns), &["--splice", path]).unwrap()
+}
+
+fn echo_server(wstest: &Path, logs: &Path, netns: &NetNs, address: SocketAddr) -> Process {
+    let mut command = quiet(wstest);
+    command.args(["-m", "testeeserver", "-w", &format!("ws://{address}")]).current_dir(logs);
+    let mut server = Process::start("echo-server", command, logs, Some(netns), Orphan::Dies).unwrap();
+    let listening = || {
+        server.ensure_running()?;
+        Ok(netns.run(|| TcpStream::connect(address)).unwrap().ok())
+    };
+    eventually("listening echo server", PATIENCE, listening).unwrap();
+    server
+}
+
+/// Runs the fuzzing client, for all agents one after the other, to its end.
+fn fuzz(wstest: &Path, logs: &Path, netns: &NetNs, agents: &[Value]) {
+    let specification = json!({
+        "outdir": logs.join("reports"),
+        "servers": agents,
+        "cases": if require::long() { LONG } else { STANDARD },
+        "exclude-cases": [],
+        "exclude-agent-cases": {},
+    });
+    let file = logs.join("fuzzing.json");
+    fs::write(&file, specification.to_string()).unwrap();
+    let mut command = quiet(wstest);
+    command.args(["-m", "fuzzingclient", "-s"]).arg(&file).current_dir(logs);
+    let mut client = Process::start("fuzzing-client", command, logs, Some(netns), Orphan::Dies).unwrap();
+    let status = client.wait(if require::long() { LONG_PATIENCE } else { STANDARD_PATIENCE }).unwrap();
+    assert!(status.success(), "{status}");
+}
+
+/// Verdicts by case: on what was received, and on how the connection ended.
+type Verdicts = BTreeMap<String, (String, String)>;
+
+fn verdicts(index: &Value, agent: &str) -> Verdicts {
+    let cases = index[agent].as_object().unwrap_or_else(|| panic!("no report on {agent}"));
+    let verdict = |case: &Value| (text(&case["behavior"]), text(&case["behaviorClose"]));
+    cases.iter().map(|(id, case)| (id.clone(), verdict(case))).collect()
+}
+
+/// Checks that the ways through Steer differ from the direct one in no case.
+fn compare(index: &Value) {
+    let direct = verdicts(index, DIRECT);
+    let mut counts = BTreeMap::<_, usize>::new();
+    direct.values().for_each(|verdict| *counts.entry(verdict).or_default() += 1);
+    println!("{} cases; without Steer: {counts:?}", direct.len());
+    let fine = counts.get(&("OK".to_owned(), "OK".to_owned())).copied().unwrap_or(0);
+    assert!(fine > 300, "the suite does not get along with its own server: {counts:?}");
+    for path in PATHS {
+        let through = verdicts(index, path);
+        let cases = direct.keys().chain(through.keys()).collect::<BTreeSet<_>>();
+        let differing: Vec<_> = cases
+            .into_iter()
+            .filter(|case| direct.get(*case) != through.get(*case))
+            .map(|case| format!("{case}: {:?} without, {:?} with", direct.get(case), through.get(case)))
+            .collect();
+        assert!(differing.is_empty(), "{path}: {differing:#?}");
+    }
+}
