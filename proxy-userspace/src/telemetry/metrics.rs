@@ -155,16 +155,9 @@ fn registered<C>(registry: &Registry, collector: prometheus::Result<C>) -> C
 where
     C: prometheus::core::Collector + Clone + 'static,
 {
-    #[expect(
-        clippy::expect_used,
-        clippy::unwrap_used,
-        reason = "constant input, checked by every test that starts Steer"
-    )]
-    {
-        let collector = collector.expect("metric descriptions are valid");
-        registry.register(Box::new(collector.clone())).expect("metric names are unique");
-        collector
-    }
+    let collector = collector.expect("metric descriptions are valid");
+    registry.register(Box::new(collector.clone())).expect("metric names are unique");
+    collector
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ fn stress(mode: &str) -> Result<()> {
     let bed = Bed::new(&topology, mode)?;
     // Allocators and tables grow to their working size once: the first round is not measured, but
     // has as many streams at a time as the others.
-    bed.round(Kind::Whole, seed, streams / 4)?;
+    bed.round(Kind::Whole, seed, (streams / 4).max(400))?;
     let before = bed.at_rest()?;
     bed.round(Kind::Whole, seed.wrapping_add(1), streams)?;
     bed.round(Kind::Abort, seed.wrapping_add(2), streams / 4)?;
