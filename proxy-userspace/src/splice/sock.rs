@@ -93,6 +93,7 @@ impl SockSplice {
         if let Err(error) = entries.and_then(|entries| telemetry.metrics.register(Box::new(entries))) {
             tracing::warn!(%error, "the entries of the BPF maps are not in /metrics");
         }
+        tracing::info!("socket splice ready");
         Ok(Arc::new(Self { maps, watch, telemetry, tasks: [sockets, ring] }))
     }
 
