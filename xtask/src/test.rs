@@ -110,7 +110,6 @@ fn chosen(suites: Vec<Suite>, only: &[String]) -> Result<Vec<Suite>> {
 
 /// Does the set-up that these suites need; returns the variables that tell the tests of it.
 fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
-    setup::lint_tools()?;
     let mut environment = vec![("STEER_TESTS_LONG", u8::from(long).to_string())];
     if suites.iter().any(|suite| suite.needs_setup) {
         anyhow::ensure!(
@@ -126,6 +125,7 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
         environment.push(("STEER_WSTEST", peers.wstest.display().to_string()));
         environment.push(("STEER_TESTS_REQUIRE", "1".to_owned()));
     }
+    setup::lint_tools()?;
     Ok(environment)
 }
 
