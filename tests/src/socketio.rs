@@ -1,5 +1,6 @@
 //! What the programs of `tests/apps` say: JSON objects, one a line, with their kind in `event`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -7,6 +8,28 @@ use serde_json::Value;
 
 use crate::eventually::eventually;
 use crate::process::Process;
+
+/// The configuration of the case that Steer is for: one cluster of socket.io servers, by x-forwarded-for.
+pub fn config(listen: SocketAddr, endpoints: &[SocketAddr]) -> String {
+    let endpoints: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
+    format!(
+        "\
+listeners:
+- address: {listen}
+  routes:
+  - match: {{ prefix: / }}
+    cluster: sio
+    hash_policy:
+    - header: {{ header_name: x-forwarded-for }}
+    upgrade_configs: [websocket]
+clusters:
+- name: sio
+  lb_policy: ring_hash
+  endpoints: [{}]
+",
+        endpoints.join(", ")
+    )
+}
 
 /// From start to the first word, and from the first client to the last.
 const PATIENCE: Duration = Duration::from_secs(90);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use steer_tests::eventually::eventually;
 use steer_tests::peers::node_app;
 use steer_tests::process::{Orphan, Process};
 use steer_tests::require;
-use steer_tests::socketio::{events, text, wait_for};
+use steer_tests::socketio::{config, events, text, wait_for};
 use steer_tests::steer::{Steer, binary, route};
 use steer_tests::topology::Topology;
 use tempfile::TempDir;
@@ -58,25 +59,7 @@ impl<'n> Cluster<'n> {
             })
             .collect();
         servers.iter_mut().for_each(|server| wait_for("listening", server).unwrap());
-        let endpoints: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        let config = format!(
-            "\
-listeners:
-- address: {}:{PORT}
-  routes:
-  - match: {{ prefix: / }}
-    cluster: sio
-    hash_policy:
-    - header: {{ header_name: x-forwarded-for }}
-    upgrade_configs: [websocket]
-clusters:
-- name: sio
-  lb_policy: ring_hash
-  endpoints: [{}]
-",
-            Topology::PROXY,
-            endpoints.join(", ")
-        );
+        let config = config(SocketAddr::from((Topology::PROXY, PORT)), &addresses);
         let steer = Steer::start(&config, Some(&topology.proxy), &["--splice", splice]).unwrap();
         Self { steer, servers, logs, topology }
     }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use steer_tests::process::{Orphan, Process};
 use steer_tests::require::is_root;
-use steer_tests::socketio::{events, text, wait_for};
+use steer_tests::socketio::{self, events, text, wait_for};
 use steer_tests::steer::{Steer, route};
 use steer_tests::topology::Topology;
 use steer_tests::{netns, peers};
@@ -130,7 +130,7 @@ impl<'n> Stage<'n> {
         }
 
         step("steer");
-        let config = config(&addresses);
+        let config = socketio::config(SocketAddr::from((Topology::PROXY, LISTEN_PORT)), &addresses);
         let steer = Steer::start_at(binary, directory, &config, Some(&topology.proxy), &[], orphan)?;
         println!("    steer run -c {}  (namespace {})", steer.config().display(), topology.proxy.name());
         config.lines().for_each(|line| println!("    | {line}"));
@@ -311,28 +311,6 @@ fn print_what_to_try(stage: &Stage<'_>, topology: &Topology, binary: &Path) {
 
 /// The first request of a polling client.
 const HANDSHAKE: &str = "/socket.io/?EIO=4&transport=polling";
-
-fn config(endpoints: &[SocketAddr]) -> String {
-    let endpoints: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
-    format!(
-        "\
-listeners:
-- address: {}:{LISTEN_PORT}
-  routes:
-  - match: {{ prefix: / }}
-    cluster: sio
-    hash_policy:
-    - header: {{ header_name: x-forwarded-for }}
-    upgrade_configs: [websocket]
-clusters:
-- name: sio
-  lb_policy: ring_hash
-  endpoints: [{}]
-",
-        Topology::PROXY,
-        endpoints.join(", ")
-    )
-}
 
 fn url() -> String {
     format!("http://{}:{LISTEN_PORT}", Topology::PROXY)

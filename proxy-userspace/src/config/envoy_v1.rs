@@ -304,14 +304,7 @@ fn route(field: &Field<'_>, clusters: &[&str], options: &HttpOptions) -> Option<
 }
 
 fn path_match(route: &Field<'_>, map: &Map<'_>) -> Option<PathMatch> {
-    match (map.get("prefix"), map.get("path")) {
-        (Some(prefix), None) => Some(PathMatch::Prefix(listening::path(&prefix)?.to_owned())),
-        (None, Some(path)) => listening::exact_path(&path),
-        _ => {
-            route.error("must have either `prefix` or `path`", "write `\"prefix\": \"/\"`");
-            None
-        }
-    }
+    listening::path_match(route, (map.get("prefix"), map.get("path")), "write `\"prefix\": \"/\"`")
 }
 
 /// One object with one header: v1 knew nothing else.

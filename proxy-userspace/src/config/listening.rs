@@ -97,8 +97,24 @@ pub(super) fn path<'t>(field: &Field<'t>) -> Option<&'t str> {
     Some(text)
 }
 
+/// What `prefix` and `path` of a route mean, of which there must be one; `hint` says how to write it.
+pub(super) fn path_match(
+    field: &Field<'_>,
+    found: (Option<Field<'_>>, Option<Field<'_>>),
+    hint: &str,
+) -> Option<PathMatch> {
+    match found {
+        (Some(prefix), None) => Some(PathMatch::Prefix(path(&prefix)?.to_owned())),
+        (None, Some(exact)) => exact_path(&exact),
+        _ => {
+            field.error("must have either `prefix` or `path`", hint);
+            None
+        }
+    }
+}
+
 /// An exact path; `None` and reported if empty.
-pub(super) fn exact_path(field: &Field<'_>) -> Option<PathMatch> {
+fn exact_path(field: &Field<'_>) -> Option<PathMatch> {
     let text = path(field)?;
     if text.is_empty() {
         field.error("must not be empty", "write a path such as /socket.io/");

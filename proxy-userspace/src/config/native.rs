@@ -191,17 +191,9 @@ fn route(field: &Field<'_>, clusters: &[&str], options: &HttpOptions) -> Option<
 
 fn path_match(field: &Field<'_>) -> Option<PathMatch> {
     let map = field.map()?;
-    let prefix = map.get("prefix");
-    let exact = map.get("path");
+    let found = (map.get("prefix"), map.get("path"));
     map.finish();
-    match (prefix, exact) {
-        (Some(prefix), None) => Some(PathMatch::Prefix(listening::path(&prefix)?.to_owned())),
-        (None, Some(path)) => listening::exact_path(&path),
-        _ => {
-            field.error("must have either `prefix` or `path`", "write `match: { prefix: / }`");
-            None
-        }
-    }
+    listening::path_match(field, found, "write `match: { prefix: / }`")
 }
 
 fn cluster(field: &Field<'_>) -> Option<Cluster> {

@@ -111,19 +111,16 @@ pub enum End {
     /// One side reset, or vanished; the other was reset too.
     Reset,
     IdleTimeout,
-    /// The proxy stops.
-    Shutdown,
 }
 
 impl End {
-    pub const ALL: [Self; 4] = [Self::Finished, Self::Reset, Self::IdleTimeout, Self::Shutdown];
+    pub const ALL: [Self; 3] = [Self::Finished, Self::Reset, Self::IdleTimeout];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Finished => "finished",
             Self::Reset => "reset",
             Self::IdleTimeout => "idle_timeout",
-            Self::Shutdown => "shutdown",
         }
     }
 }

@@ -388,17 +388,9 @@ fn path_match(field: &Field<'_>) -> Option<PathMatch> {
     {
         sensitive.error("Steer compares paths case-sensitively", "remove it, and list each spelling");
     }
-    let prefix = map.get("prefix");
-    let exact = map.get("path");
+    let found = (map.get("prefix"), map.get("path"));
     map.finish();
-    match (prefix, exact) {
-        (Some(prefix), None) => Some(PathMatch::Prefix(listening::path(&prefix)?.to_owned())),
-        (None, Some(path)) => listening::exact_path(&path),
-        _ => {
-            field.error("must have either `prefix` or `path`", "write `match: { prefix: / }`");
-            None
-        }
-    }
+    listening::path_match(field, found, "write `match: { prefix: / }`")
 }
 
 /// Reads a `RouteAction`; the caller knows the path.
