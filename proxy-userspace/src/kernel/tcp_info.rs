@@ -105,6 +105,11 @@ impl TcpInfo {
         self.0.bytes_received.saturating_sub(u64::from(fin))
     }
 
+    /// Payload bytes received in order, and one for the peer's FIN if it has come.
+    pub fn received_with_fin(&self) -> u64 {
+        self.0.bytes_received
+    }
+
     /// Payload bytes that were put into the send queue in the socket's life, sent or not. Exact
     /// until the socket is shut down for writing.
     pub fn queued(&self) -> u64 {
@@ -191,6 +196,21 @@ mod tests {
         far.shutdown(Shutdown::Write).unwrap();
         near.read_to_end(&mut Vec::new()).unwrap();
         assert_eq!(TcpInfo::of(&near).unwrap().received(), 0);
+    }
+
+    /// Once its error was taken, the state and epoll tell a reset like an orderly end.
+    #[test]
+    fn a_fin_takes_a_place_in_the_sequence_and_a_reset_does_not() {
+        for (reset, expected) in [(false, 5), (true, 4)] {
+            let (mut near, far) = pair();
+            near.write_all(b"last").unwrap();
+            if reset {
+                socket2::SockRef::from(&near).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            drop(near);
+            assert_eq!(far.take_error().unwrap().is_some(), reset);
+            assert_eq!(TcpInfo::of(&far).unwrap().received_with_fin(), expected);
+        }
     }
 
     #[test]

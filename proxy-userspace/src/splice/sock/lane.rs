@@ -129,6 +129,7 @@ impl<'a> Lane<'a> {
 
     /// Moves all there is, from the surplus to the FIN.
     pub(super) async fn run(&self, surplus: Bytes) -> Result<(), Broken> {
+        let (start, early) = (self.to_queued()?, surplus.len() as u64);
         self.send(&surplus).await?;
         // It may share the memory of a whole read buffer.
         drop(surplus);
@@ -142,7 +143,18 @@ impl<'a> Lane<'a> {
                 self.relay().await?;
             }
         }
+        // A reset looks like a FIN when its error was already taken, as by the kernel's own sending
+        // to this socket. But only a FIN takes a place in the sequence.
+        let given = self.to_queued()?.saturating_sub(start + early);
+        let received = TcpInfo::of(&self.from.stream).map_err(Broken::From)?.received_with_fin();
+        if received.saturating_sub(self.from.read) <= given {
+            return Err(Broken::From(io::ErrorKind::ConnectionReset.into()));
+        }
         self.to.stream.shutdown(Shutdown::Write).map_err(Broken::To)
+    }
+
+    fn to_queued(&self) -> Result<u64, Broken> {
+        Ok(TcpInfo::of(&self.to.stream).map_err(Broken::To)?.queued())
     }
 
     /// Whether bytes that have arrived were not given to the target.
