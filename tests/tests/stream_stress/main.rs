@@ -214,7 +214,9 @@ impl<'t> Bed<'t> {
             }
         }
         ensure_none(&outcome.failures)?;
-        anyhow::ensure!(paths.contains_key(self.mode), "no stream was seen on the {}: {paths:?}", self.mode);
+        // Not all: the socket splice leaves some streams to the relay, as the counters above tell.
+        let (on_path, all) = (paths.get(self.mode).copied().unwrap_or(0), paths.values().sum::<u64>());
+        anyhow::ensure!(2 * on_path > all, "few streams are carried by the {}: {paths:?}", self.mode);
 
         self.at_rest()?;
         let counted = Counters::of(&self.steer)?.since(before);
