@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 
 use crate::config::{self, Config, HashSource, SpliceMode};
 use crate::daemon;
@@ -14,13 +14,14 @@ use crate::telemetry::log;
 ///
 /// SIGTERM and SIGINT finish the requests in flight and end the streams; a second one stops at once.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true).args(["config", "listen"]))]
 pub(super) struct Run {
     /// Configuration: native YAML, an Envoy v3 bootstrap, or Envoy v1 JSON
-    #[arg(short, long, value_name = "FILE", env = "STEER_CONFIG", required_unless_present = "listen")]
+    #[arg(short, long, value_name = "FILE", env = "STEER_CONFIG")]
     config: Option<PathBuf>,
 
     /// Without a file: address to listen on
-    #[arg(long, value_name = "ADDR", conflicts_with = "config", requires_all = ["backend", "hash"])]
+    #[arg(long, value_name = "ADDR", requires_all = ["backend", "hash"])]
     listen: Option<SocketAddr>,
 
     /// Without a file: the endpoints, in ring order

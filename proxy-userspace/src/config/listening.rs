@@ -21,6 +21,7 @@ pub(super) fn cluster_index(field: &Field<'_>, names: &[&str]) -> Option<Cluster
     if index.is_none() {
         let hint = match nearest(name, names.iter().copied()) {
             Some(near) => format!("did you mean `{near}`?"),
+            None if names.is_empty() => format!("define it: clusters: [{{ name: {name}, ... }}]"),
             None => format!("define it, or use one of: {}", names.join(", ")),
         };
         field.error(format_args!("there is no cluster `{name}`"), hint);
