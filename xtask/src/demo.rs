@@ -37,6 +37,9 @@ pub(crate) struct Options {
     /// Stop what `--keep` left running
     #[arg(long)]
     stop: bool,
+    /// How Steer carries the WebSockets
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = ["auto", "sockmap", "relay"])]
+    splice: String,
 }
 
 /// How a group of clients connects, in `clients.js`' word and in ours, and their keys.
@@ -62,7 +65,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     for name in netns::remove_leftovers(PREFIX)? {
         println!("    removed what an earlier demo had left: {name}");
     }
-    let good = show(&binary, options.keep)?;
+    let good = show(&binary, &options.splice, options.keep)?;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -76,12 +79,12 @@ fn stop() -> Result<ExitCode> {
 }
 
 /// Returns whether everything was as it should be.
-fn show(binary: &Path, keep: bool) -> Result<bool> {
+fn show(binary: &Path, splice: &str, keep: bool) -> Result<bool> {
     let directory = target().join("demo");
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let mut topology = Topology::with_prefix(PREFIX, SERVERS.len() as u8)?;
     let orphan = if keep { Orphan::Lives } else { Orphan::Dies };
-    let mut stage = Stage::set(binary, &directory, &topology, orphan)?;
+    let mut stage = Stage::set(binary, &directory, &topology, splice, orphan)?;
 
     step("What happened");
     let rows = stage.rows(binary, &topology)?;
@@ -99,7 +102,8 @@ fn show(binary: &Path, keep: bool) -> Result<bool> {
         topology.keep();
     } else if good {
         println!(
-            "\nNext: `cargo xtask demo --keep` leaves it all running, `cargo xtask test` runs every test."
+            "\nNext: `cargo xtask demo --keep` leaves it all running, `--splice sockmap` lets the kernel carry the \
+             WebSockets, `cargo xtask test` runs every test."
         );
     }
     Ok(good)
@@ -116,7 +120,13 @@ struct Stage<'n> {
 }
 
 impl<'n> Stage<'n> {
-    fn set(binary: &Path, directory: &Path, topology: &'n Topology, orphan: Orphan) -> Result<Self> {
+    fn set(
+        binary: &Path,
+        directory: &Path,
+        topology: &'n Topology,
+        splice: &str,
+        orphan: Orphan,
+    ) -> Result<Self> {
         step("Three socket.io servers");
         let mut servers = Vec::new();
         let addresses = topology.endpoint_addresses(SERVER_PORT);
@@ -131,8 +141,16 @@ impl<'n> Stage<'n> {
 
         step("steer");
         let config = socketio::config(SocketAddr::from((Topology::PROXY, LISTEN_PORT)), &addresses);
-        let steer = Steer::start_at(binary, directory, &config, Some(&topology.proxy), &[], orphan)?;
-        println!("    steer run -c {}  (namespace {})", steer.config().display(), topology.proxy.name());
+        let steer = Steer::start_at(
+            binary,
+            directory,
+            &config,
+            Some(&topology.proxy),
+            &["--splice", splice],
+            orphan,
+        )?;
+        let (file, namespace) = (steer.config().display(), topology.proxy.name());
+        println!("    steer run -c {file} --splice {splice}  (namespace {namespace})");
         config.lines().for_each(|line| println!("    | {line}"));
 
         step("Clients");
