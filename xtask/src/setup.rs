@@ -17,7 +17,13 @@ const OLDEST_NODE: u32 = 18;
 /// What the demo needs; returns the release binary of `steer`.
 pub(crate) fn steer() -> Result<PathBuf> {
     step("Set-up: programs");
-    debian_packages(&[("iproute2", has_ip as fn() -> bool), ("nodejs", has_node), ("npm", has_npm)])?;
+    // jemalloc, which steer allocates with, is built by make.
+    debian_packages(&[
+        ("make", has_make as fn() -> bool),
+        ("iproute2", has_ip),
+        ("nodejs", has_node),
+        ("npm", has_npm),
+    ])?;
     step("Set-up: socket.io (tests/apps)");
     npm_packages()?;
     step("Set-up: BPF object");
@@ -76,6 +82,10 @@ fn debian_packages(wanted: &[Package]) -> Result<()> {
         anyhow::ensure!(present(), "{name} is installed, but still missing or too old here");
     }
     Ok(())
+}
+
+fn has_make() -> bool {
+    answer(Command::new("make").arg("--version")).is_some()
 }
 
 fn has_ip() -> bool {
