@@ -207,10 +207,13 @@ impl<'a> Lane<'a> {
                 // Told inside the kernel's handling of the last segment. Asking for the socket's
                 // state waits for its end, and then the flow is as it will stay.
                 let received = TcpInfo::of(&self.from.stream).map_err(Broken::From)?.received();
-                if self.flow()?.gate != gate::OPEN {
+                let flow = self.flow()?;
+                if flow.gate != gate::OPEN {
                     return self.reader_is_behind(base).await;
                 }
-                return self.all_given(&base, received.saturating_sub(base.read)).await;
+                // The larger, because after a reset `received` may be one too small: it takes the
+                // connection's end for a FIN, which counts as a byte.
+                return self.all_given(&base, received.saturating_sub(base.read).max(flow.bytes)).await;
             }
             if bits & WARN != 0 && !self.renew_credit(&base).await? {
                 return self.reader_is_behind(base).await;
