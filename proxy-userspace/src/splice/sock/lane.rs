@@ -26,7 +26,7 @@ use super::super::relay::{Broken, pump, write_all};
 use super::Shared;
 use super::watch::{GATE, HANG_UP, Signal, TAKE_BACK, WARN, Watch};
 use crate::kernel::hold::{self, Hold};
-use crate::kernel::tcp_info::TcpInfo;
+use crate::kernel::tcp_info::{self, TcpInfo};
 use crate::telemetry::flows::Flow;
 
 /// Payload bytes that a flow may move without userspace looking at its reader: the most that the
@@ -154,7 +154,7 @@ impl<'a> Lane<'a> {
     }
 
     fn to_queued(&self) -> Result<u64, Broken> {
-        Ok(TcpInfo::of(&self.to.stream).map_err(Broken::To)?.queued())
+        tcp_info::queued(&self.to.stream).map_err(Broken::To)
     }
 
     /// Whether bytes that have arrived were not given to the target.
@@ -179,7 +179,7 @@ impl<'a> Lane<'a> {
                 return Ok(Err(Reason::Busy));
             }
         }
-        let queued = TcpInfo::of(&self.to.stream).map_err(Broken::To)?.queued();
+        let queued = self.to_queued()?;
         let base = Base { read: self.from.read + drained as u64, queued };
         let credit = SockCredit { limit: CREDIT, warn: LOOK_AFTER };
         if let Err(error) =
@@ -205,15 +205,14 @@ impl<'a> Lane<'a> {
             }
             if bits & HANG_UP != 0 {
                 // Told inside the kernel's handling of the last segment. Asking for the socket's
-                // state waits for its end, and then the flow is as it will stay.
-                let received = TcpInfo::of(&self.from.stream).map_err(Broken::From)?.received();
+                // counters waits for its end, and then the flow is as it will stay: all that has
+                // come was redirected, unless the gate is shut.
+                TcpInfo::of(&self.from.stream).map_err(Broken::From)?;
                 let flow = self.flow()?;
                 if flow.gate != gate::OPEN {
                     return self.reader_is_behind(base).await;
                 }
-                // The larger, because after a reset `received` may be one too small: it takes the
-                // connection's end for a FIN, which counts as a byte.
-                return self.all_given(&base, received.saturating_sub(base.read).max(flow.bytes)).await;
+                return self.all_given(&base, flow.bytes).await;
             }
             if bits & WARN != 0 && !self.renew_credit(&base).await? {
                 return self.reader_is_behind(base).await;
@@ -293,11 +292,10 @@ impl<'a> Lane<'a> {
         let mut pause = Pause::default();
         let mut starving: Option<Instant> = None;
         loop {
-            let to = TcpInfo::of(&self.to.stream).map_err(Broken::To)?;
-            if to.queued().saturating_sub(base.queued) >= bytes {
+            if self.given(base).map_err(Broken::To)? >= bytes {
                 return Ok(());
             }
-            if !to.send_queue_is_empty() {
+            if !TcpInfo::of(&self.to.stream).map_err(Broken::To)?.send_queue_is_empty() {
                 starving = None;
             } else if starving.get_or_insert_with(Instant::now).elapsed() > LOST_AFTER {
                 return Err(Broken::To(io::Error::other("the kernel has lost redirected bytes")));
@@ -308,7 +306,7 @@ impl<'a> Lane<'a> {
 
     /// Bytes that were put into the target's send queue since the switch.
     fn given(&self, base: &Base) -> io::Result<u64> {
-        Ok(TcpInfo::of(&self.to.stream)?.queued().saturating_sub(base.queued))
+        Ok(tcp_info::queued(&self.to.stream)?.saturating_sub(base.queued))
     }
 
     fn flow(&self) -> Result<proxy_common::sock::SockFlow, Broken> {
