@@ -87,6 +87,11 @@ impl TcpInfo {
         self.0.state == TCP_ESTABLISHED
     }
 
+    /// Both directions are finished, or the connection was reset.
+    pub fn is_closed(&self) -> bool {
+        self.0.state == TCP_CLOSE
+    }
+
     /// Payload bytes received in order, including those that nobody has read. One too many if the
     /// peer's FIN is being handled at this moment, because of the older state.
     pub fn received(&self) -> u64 {

@@ -13,6 +13,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ pub(super) struct Socket<'a> {
     cookie: u64,
     /// Bytes that were read from it before it was enrolled.
     read: u64,
+    /// It was shut down for writing.
+    shut: AtomicBool,
 }
 
 impl<'a> Socket<'a> {
@@ -78,7 +81,7 @@ impl<'a> Socket<'a> {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         // The kernel sends each segment by itself; Nagle would make it wait for the one before.
         stream.set_nodelay(true)?;
-        Ok(Self { stream, signal, watch, cookie, read })
+        Ok(Self { stream, signal, watch, cookie, read, shut: AtomicBool::new(false) })
     }
 
     /// What is in its send queue is still sent, and then the FIN.
@@ -150,6 +153,7 @@ impl<'a> Lane<'a> {
         if received.saturating_sub(self.from.read) <= given {
             return Err(Broken::From(io::ErrorKind::ConnectionReset.into()));
         }
+        self.to.shut.store(true, Ordering::Relaxed);
         self.to.stream.shutdown(Shutdown::Write).map_err(Broken::To)
     }
 
@@ -265,8 +269,13 @@ impl<'a> Lane<'a> {
         // What the gate left to the socket is in a queue of the sockmap, and must be read while the
         // program is still attached: without it, reading from there confuses TCP's own queue.
         loop {
-            let received = TcpInfo::of(&self.from.stream).map_err(Broken::From)?.received();
-            let missing = received.saturating_sub(base.read + redirected + parked.len() as u64);
+            let from = TcpInfo::of(&self.from.stream).map_err(Broken::From)?;
+            // Closed, though no FIN was sent to it. `received` is one too small then, and the byte that
+            // is left would be read from the wrong queue later.
+            if from.is_closed() && !self.from.shut.load(Ordering::Relaxed) {
+                return Err(Broken::From(io::ErrorKind::ConnectionReset.into()));
+            }
+            let missing = from.received().saturating_sub(base.read + redirected + parked.len() as u64);
             if missing == 0 {
                 break;
             }
