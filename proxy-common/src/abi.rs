@@ -1,12 +1,32 @@
 //! Names and sizes that both sides spell the same way.
 
 /// Version of every map layout in this crate; raised by any change to a shared type.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The sk_skb stream verdict program of the socket splice.
 pub const PROG_SOCK_SPLICE: &str = "sock_splice";
 
+/// The packet splice's programs for the TC hooks of an interface.
+pub const PROG_PACKET_INGRESS: &str = "packet_ingress";
+pub const PROG_PACKET_EGRESS: &str = "packet_egress";
+
 /// Names of the maps as they stand in the object (the kernel keeps the first 15 bytes).
+pub const MAP_FLOWS4: &str = "STEER_FLOWS4";
+pub const MAP_FLOWS6: &str = "STEER_FLOWS6";
+pub const MAP_CONNS: &str = "STEER_CONNS";
+pub const MAP_FLOW_EVENTS: &str = "STEER_EVENTS";
+pub const MAP_FLOW_STATS: &str = "STEER_STATS";
+/// A global of the object: the mark (`SO_MARK`) of the proxy's own sockets during a hand-over. The mark plus one is
+/// that of copied acknowledgements.
+pub const GLOBAL_MARK: &str = "MARK";
+pub const DEFAULT_MARK: u32 = 0x5b11_ce00;
+
+/// Sessions that the packet splice has room for, unless userspace sets another size when it loads the
+/// maps (`STEER_CONNS` has so many entries, the flow maps twice as many).
+pub const DEFAULT_MAX_CONNS: u32 = 65_536;
+/// Bytes of the event ring; events may be lost, so it need not hold all that can be under way.
+pub const FLOW_EVENTS_BYTES: u32 = 1 << 20;
+
 pub const MAP_SOCK_TARGET: &str = "SOCK_TARGET";
 pub const MAP_SOCK_SOURCE: &str = "SOCK_SOURCE";
 pub const MAP_SOCK_FLOW: &str = "SOCK_FLOW";

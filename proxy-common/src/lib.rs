@@ -5,5 +5,7 @@
 #![no_std]
 
 pub mod abi;
+pub mod flow;
 pub mod reason;
+pub mod stat;
 pub mod sock;

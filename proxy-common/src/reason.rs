@@ -35,7 +35,7 @@ reasons! {
     SelfTestFailed = 5, "self_test_failed";
     /// A socket was no longer established (its peer had already closed) at the hand-over.
     NotEstablished = 6, "not_established";
-    /// The socket maps are full.
+    /// The maps of the wanted path are full.
     MapFull = 7, "map_full";
     /// The kernel refused the socket for another reason (kTLS, owned by other BPF maps).
     InsertFailed = 8, "insert_failed";
@@ -45,6 +45,28 @@ reasons! {
     Gated = 10, "gated";
     /// The socket's TCP state could not be read.
     StateUnreadable = 11, "state_unreadable";
+    /// One connection has TCP timestamps and the other has not.
+    TimestampsDiffer = 12, "timestamps_differ";
+    /// A connection's timestamps are in microseconds.
+    MicrosecondTimestamps = 13, "microsecond_timestamps";
+    /// A peer may send larger segments than the other one accepts.
+    Mss = 14, "mss";
+    /// One connection is IPv4 and the other IPv6.
+    FamiliesDiffer = 15, "families_differ";
+    /// Connection tracking would drop what the hand-over sends: neither notrack nor be_liberal.
+    Conntrack = 16, "conntrack";
+    /// There is no route, or not one over an interface, to a peer.
+    NoRoute = 17, "no_route";
+    /// The program cannot be attached to an interface (not Ethernet or loopback, or refused).
+    Interface = 18, "interface";
+    /// A peer on this host in a combination that is not spliced.
+    LocalHop = 19, "local_hop";
+    /// All source ports towards the endpoint are taken by living streams.
+    NoSourcePort = 20, "no_source_port";
+    /// The kernel refused TCP_REPAIR or SO_MARK.
+    RepairRefused = 21, "repair_refused";
+    /// The connection has what cannot be translated: TCP-MD5/AO, MPTCP, kTLS.
+    TcpFeature = 22, "tcp_feature";
 }
 
 impl Reason {

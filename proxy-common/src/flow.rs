@@ -1,0 +1,271 @@
+//! Map types of the packet splice.
+//!
+//! A *connection record* ([`Conn`]) describes one spliced session: two TCP connections, of which
+//! the proxy was one end each. A *flow* is one direction of it as the kernel sees it: the packets that
+//! arrive from one peer. Words of sequence space: *arrival space* of a flow is that of the TCP connection
+//! its packets arrive on (their `seq`, before it is rewritten), and the same for acknowledgements.
+//!
+//! Byte order: fields that say "wire" hold the bytes of the packet as a native load reads them; all
+//! others are host order.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Index of a [`Conn`] in the map `CONNS`, with the direction in the lowest bit: the value of the flow maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct FlowRef(pub u32);
+
+impl FlowRef {
+    pub const fn new(conn: u32, direction: Direction) -> Self {
+        Self(conn << 1 | direction as u32)
+    }
+
+    pub const fn conn(self) -> u32 {
+        self.0 >> 1
+    }
+
+    pub const fn direction(self) -> Direction {
+        if self.0 & 1 == 0 { Direction::ToUpstream } else { Direction::ToDownstream }
+    }
+}
+
+/// Where a flow's packets go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Direction {
+    /// Arrives from the client (downstream).
+    ToUpstream = 0,
+    /// Arrives from the endpoint (upstream).
+    ToDownstream = 1,
+}
+
+impl Direction {
+    pub const BOTH: [Self; 2] = [Self::ToUpstream, Self::ToDownstream];
+
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::ToUpstream => Self::ToDownstream,
+            Self::ToDownstream => Self::ToUpstream,
+        }
+    }
+}
+
+/// Key of `FLOWS4`: a packet as it arrives, so the source is the peer and the destination is the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct FlowKey4 {
+    /// Wire.
+    pub source: u32,
+    /// Wire.
+    pub destination: u32,
+    /// Wire: the first four bytes of the TCP header, source port first.
+    pub ports: u32,
+}
+
+/// Key of `FLOWS6`, as [`FlowKey4`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct FlowKey6 {
+    /// Wire.
+    pub source: [u32; 4],
+    /// Wire.
+    pub destination: [u32; 4],
+    /// Wire.
+    pub ports: u32,
+}
+
+/// Values of [`Conn::state`]. Userspace takes OFF -> HAND_OVER -> SPLICED, and anything -> OFF when it frees
+/// the record; the program takes the later ones. Every change is a compare-exchange or a store that loses
+/// nothing when it is overwritten by a later state.
+pub mod state {
+    /// Not in use, or not active yet: packets pass to the local stack.
+    pub const OFF: u32 = 0;
+    /// Packets are spliced; the proxy's sockets still own bytes that are not acknowledged, so they are
+    /// given copies of acknowledgements ([`super::flags::COPY_ACKS`]).
+    pub const HAND_OVER: u32 = 1;
+    /// Packets are spliced; there are no sockets (or there will be none in a moment).
+    pub const SPLICED: u32 = 2;
+    /// Both FINs were acknowledged. Late retransmissions are still spliced.
+    pub const FINISHED: u32 = 3;
+    /// A plausible RST went through. Stragglers are still spliced.
+    pub const RESET: u32 = 4;
+    /// The tuple was taken by a new connection: packets pass to the local stack.
+    pub const DEAD: u32 = 5;
+}
+
+/// Bits of [`Conn::flags`].
+pub mod flags {
+    /// Both connections negotiated timestamps, which are translated.
+    pub const TIMESTAMPS: u32 = 1 << 0;
+    /// SACK blocks are translated.
+    pub const SACK: u32 = 1 << 1;
+    /// In HAND_OVER, give the local sockets copies of acknowledgements.
+    pub const COPY_ACKS: u32 = 1 << 2;
+    /// Only one of the connections negotiated ECN: clear ECT, ECE and CWR.
+    pub const STRIP_ECN: u32 = 1 << 3;
+}
+
+/// Values of [`DirFixed::output`].
+pub mod output {
+    /// Both peers are on loopback: rewritten in place, the packet goes on to the local stack.
+    pub const IN_PLACE: u8 = 0;
+    /// bpf_redirect_neigh to `ifindex`.
+    pub const NEIGHBOUR: u8 = 1;
+    /// bpf_redirect to the ingress of `ifindex`, which is loopback; MAC addresses are zeroed.
+    pub const LOOPBACK: u8 = 2;
+}
+
+/// One session. Userspace sees the whole array through mmap and writes single fields of it, never a
+/// whole live record (that would undo what the program writes).
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct Conn {
+    /// One of [`state`]. Userspace stores it with Release after everything else.
+    pub state: u32,
+    /// [`flags`]. Written by userspace.
+    pub flags: u32,
+    /// Grows with each use of the record, so that a late event is not taken for a new session's.
+    pub generation: u32,
+    /// Seconds without payload after which userspace ends the session; 0 = never.
+    pub idle_timeout_secs: u32,
+    /// The hash that chose the endpoint; meaningful if `has_key` is 1.
+    pub key_hash: u64,
+    /// xxh64 (seed 0) of the cluster's name.
+    pub cluster: u64,
+    /// When the stream was opened, Unix milliseconds.
+    pub opened_unix_ms: u64,
+    /// Payload bytes that userspace moved before the splice, by [`Direction`].
+    pub relayed: [u64; 2],
+    pub has_key: u32,
+    /// 4 or 6.
+    pub family: u32,
+    /// By [`Direction`].
+    pub flows: [Flow; 2],
+}
+
+/// One direction of a [`Conn`].
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct Flow {
+    pub fixed: DirFixed,
+    pub live: DirLive,
+}
+
+/// How this direction's packets are rewritten. Written by userspace before the record is active; except
+/// `ts_delta`, nothing changes afterwards, and a copy on another machine (with its own `ifindex`)
+/// carries the stream on.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct DirFixed {
+    /// Wire; IPv4 in the first word, the rest zero. The proxy's address towards the next peer.
+    pub to_source: [u32; 4],
+    /// Wire. The next peer.
+    pub to_destination: [u32; 4],
+    /// Wire, source port first.
+    pub to_ports: u32,
+    /// Added to `seq`.
+    pub seq_delta: u32,
+    /// Added to `ack` and to both edges of SACK blocks; the negative of the other direction's `seq_delta`.
+    pub ack_delta: u32,
+    /// Added to TSval, and subtracted from the TSecr of the other direction; see [`DirLive::ts_state`].
+    /// Written by the program.
+    pub ts_delta: u32,
+    /// What the local socket of the outgoing connection adds to CLOCK_MONOTONIC in milliseconds to make a TSval.
+    pub ts_offset: u32,
+    /// Where packets leave.
+    pub ifindex: u32,
+    /// One of [`output`].
+    pub output: u8,
+    /// `window << left >> right`, at most 65,535: from the peer's scale to the one that the proxy announced
+    /// on the outgoing connection. Each 0 to 14.
+    pub window_left: u8,
+    pub window_right: u8,
+    pub _pad: [u8; 5],
+}
+
+/// What the program counts and remembers of this direction. Userspace initialises `seq_end`, `ack_end`
+/// and (for FINs which the socket had seen) `fin_end` and `bits`; after that only the program writes,
+/// except `own_end`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct DirLive {
+    pub packets: u64,
+    /// Payload bytes by advance of `seq_end`: retransmissions and forgeries do not count.
+    pub bytes: u64,
+    /// CLOCK_MONOTONIC_COARSE ns of the last packet with payload that advanced `seq_end`; userspace starts it with the
+    /// moment of the splice.
+    pub last_payload_ns: u64,
+    /// The same of the last plausible packet of any kind.
+    pub last_packet_ns: u64,
+    /// Arrival space: one behind the last byte (or FIN) seen.
+    pub seq_end: u32,
+    /// Arrival space of this flow's `ack` field: the highest acknowledgement seen.
+    pub ack_end: u32,
+    /// The last window field, unscaled as it arrived.
+    pub window: u32,
+    /// TSval of the last plausible packet, as it arrived.
+    pub ts_value: u32,
+    /// Arrival space: one behind the FIN, valid with [`bits::FIN_SEEN`].
+    pub fin_end: u32,
+    /// [`bits`].
+    pub bits: u32,
+    /// 0: no TSval was translated yet. 1: stamped from the own clock, `ts_delta` may change (HAND_OVER). 2: fixed.
+    pub ts_state: u32,
+    /// In `ack` space of this flow: end of what the local socket of the *arrival* connection has been given to
+    /// send. Userspace writes it before each write to that socket; the program reads it in HAND_OVER.
+    pub own_end: u32,
+}
+
+/// Bits of [`DirLive::bits`].
+pub mod bits {
+    /// A plausible FIN of this direction was seen.
+    pub const FIN_SEEN: u32 = 1 << 0;
+    /// ... and acknowledged by the other side.
+    pub const FIN_ACKED: u32 = 1 << 1;
+}
+
+/// A record of the ring `FLOW_EVENTS`, from the program to userspace. May be lost when the ring is full:
+/// userspace sweeps the records too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FlowEvent {
+    pub flow: FlowRef,
+    pub generation: u32,
+    /// One of [`event`].
+    pub kind: u32,
+    pub _pad: u32,
+}
+
+/// Values of [`FlowEvent::kind`].
+pub mod event {
+    /// The first FIN of a direction.
+    pub const FIN: u32 = 1;
+    /// The state became RESET.
+    pub const RESET: u32 = 2;
+    /// The state became FINISHED.
+    pub const FINISHED: u32 = 3;
+    /// The state became DEAD: a SYN took the tuple. The program has deleted this flow's key.
+    pub const REUSED: u32 = 4;
+}
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: `repr(transparent)` over u32.
+    unsafe impl aya::Pod for super::FlowRef {}
+    // SAFETY: `repr(C)`, integers only, no padding (checked below and by bytemuck's derive).
+    unsafe impl aya::Pod for super::FlowKey4 {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FlowKey6 {}
+}
+
+const _: () = {
+    use core::mem::{align_of, offset_of, size_of};
+    assert!(size_of::<FlowKey4>() == 12 && size_of::<FlowKey6>() == 36);
+    assert!(size_of::<Conn>() == 320 && align_of::<Conn>() == 64);
+    assert!(offset_of!(Conn, flows) == 64 && size_of::<Flow>() == 128);
+    assert!(offset_of!(Flow, live) == 64);
+    assert!(size_of::<DirFixed>() == 64 && offset_of!(DirFixed, to_ports) == 32);
+    assert!(offset_of!(DirFixed, output) == 56);
+    assert!(size_of::<DirLive>() == 64 && offset_of!(DirLive, seq_end) == 32);
+    assert!(size_of::<FlowEvent>() == 16);
+};
