@@ -15,226 +15,258 @@
 //! sender's eyes; receivers identify the connection by the quote alone (RFC 1122 section 4.2.3.9). A NAT does the
 //! same for errors from its inner side (RFC 5508 section 4.2).
 
+use bytemuck::Zeroable;
+
+use super::checksum::Difference;
+use super::headers::{Ipv4, Ipv6, Tcp, protocol};
 use crate::flow::{DirFixed, FlowKey4, FlowKey6};
 
-/// A TCP header without options.
-const TCP_WORDS: usize = 5;
-/// All that a quote must hold of the TCP header (RFC 792): ports and sequence number.
-const QUOTED_TCP_WORDS: usize = 2;
-const ICMP_WORDS: usize = 2;
-/// Of the longer one, IPv6.
-const WORDS: usize = 10 + ICMP_WORDS + 10 + TCP_WORDS;
-/// Protocol numbers (IPv4), next headers (IPv6).
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const ICMPV6: u8 = 58;
-/// In the last 16 bits of an IPv4 header's second word.
-const MORE_FRAGMENTS_AND_OFFSET: u16 = 0x3fff;
-const FRAGMENT_OFFSET: u16 = 0x1fff;
-
-/// The first words of an ICMP error, from its IP header to the end of the quoted TCP header (without options), as
-/// they lie in the packet (wire). Those behind the end of the packet are zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IcmpError<const V6: bool> {
-    words: [u32; WORDS],
+/// The header of an ICMP or ICMPv6 error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Zeroable)]
+#[repr(C)]
+pub struct Icmp {
+    pub kind: u8,
+    pub code: u8,
+    pub check: u16,
+    /// Depends on kind and code; the MTU, for one.
+    pub rest: u32,
 }
 
-impl<const V6: bool> IcmpError<V6> {
-    const IP_WORDS: usize = if V6 { 10 } else { 5 };
-    const QUOTE: usize = Self::IP_WORDS + ICMP_WORDS;
-    const QUOTED_TCP: usize = Self::QUOTE + Self::IP_WORDS;
-    /// Of the source address in an IP header; the destination's follows.
-    const ADDRESSES: usize = if V6 { 2 } else { 3 };
-    const ADDRESS_WORDS: usize = if V6 { 4 } else { 1 };
-    /// What the ICMP checksum covers begins here (as far as it changes): IPv6 has a pseudo header.
-    const CHECKSUMMED: usize = if V6 { Self::ADDRESSES } else { Self::IP_WORDS };
+/// What an ICMP error is about: the IP header in front of it, and the one that it quotes.
+pub trait IpHeader: Copy + Zeroable {
+    /// Key of the flow map.
+    type Key;
+    /// The number of ICMP in this version.
+    const ICMP: u8;
 
-    /// Bytes that every error about a TCP packet has.
-    pub const SHORT: usize = (Self::QUOTED_TCP + QUOTED_TCP_WORDS) * 4;
-    /// Bytes of one that quotes the whole TCP header.
-    pub const LONG: usize = (Self::QUOTED_TCP + TCP_WORDS) * 4;
+    /// Whether this type of ICMP message is an error that the sender of a packet must be told.
+    fn is_error(kind: u8) -> bool;
+    /// Of the packet, in bytes, as the header says.
+    fn packet_len(&self) -> usize;
+    /// The protocol of what follows, if the header is a plain one and the packet is no fragment but,
+    /// if `first` is allowed, the first one.
+    fn protocol(&self, first: bool) -> Option<u8>;
+    /// Replaces the addresses (wire) and adjusts the header's own checksum, if it has one.
+    fn set_addresses(&mut self, source: &[u32; 4], destination: &[u32; 4]) -> Replaced;
+    /// The key of packets that answer this one.
+    fn key_of_answer(&self, ports: u32) -> Self::Key;
+    /// What ICMP's checksum covers of the header in front of it.
+    fn pseudo_header(replaced: &Replaced) -> Difference;
+}
 
-    pub const fn zeroed() -> Self {
-        Self { words: [0; WORDS] }
+/// What replacing addresses does to sums.
+#[derive(Debug, Clone, Copy)]
+pub struct Replaced {
+    /// Over the addresses: the pseudo header of TCP.
+    addresses: Difference,
+    /// Over the whole IP header.
+    header: Difference,
+}
+
+/// The first bytes of an ICMP error, as they lie in the packet.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct IcmpError<Ip: IpHeader> {
+    pub ip: Ip,
+    pub icmp: Icmp,
+    pub quoted: Ip,
+    /// All but ports and `seq` is zero if the error quotes less than the whole of it.
+    pub tcp: Tcp,
+}
+
+impl<Ip: IpHeader> IcmpError<Ip> {
+    /// Bytes of one that quotes the whole TCP header (without options).
+    pub const LONG: usize = size_of::<Self>();
+    /// Bytes that every error about a TCP packet has: it need not quote more of TCP than ports and `seq` (RFC 792).
+    pub const SHORT: usize = Self::LONG - Tcp::LEN + 8;
+
+    /// To be filled from a packet.
+    #[inline(always)]
+    pub fn zeroed() -> Self {
+        let (icmp, tcp) = (Icmp::zeroed(), Tcp::zeroed());
+        Self { ip: Ip::zeroed(), icmp, quoted: Ip::zeroed(), tcp }
     }
 
-    /// Where the first [`Self::SHORT`] bytes of the packet go, and to the end of [`Self::LONG`] if
-    /// [`Self::quotes_tcp_header`].
-    pub const fn words_mut(&mut self) -> &mut [u32; WORDS] {
-        &mut self.words
-    }
-
-    /// Whether this is an unfragmented ICMP error without IP options, about a first (or the only) fragment of a TCP packet.
+    /// Whether this is an unfragmented ICMP error, without IP options, about a TCP packet (or its first
+    /// fragment). Looks at no more than [`Self::SHORT`] bytes.
+    #[inline(always)]
     pub fn is_about_tcp(&self) -> bool {
-        let icmp_type = self.bytes(Self::IP_WORDS)[0];
-        let (outer, is_error, quoted) = if V6 {
-            // Destination unreachable, packet too big, time exceeded, parameter problem.
-            let is_error = matches!(icmp_type, 1..=4);
-            (self.next_header_v6(0) == Some(ICMPV6), is_error, self.next_header_v6(Self::QUOTE))
-        } else {
-            // Destination unreachable (fragmentation needed is one of its codes), time exceeded, parameter problem.
-            let is_error = matches!(icmp_type, 3 | 11 | 12);
-            let outer = self.protocol_v4(0, MORE_FRAGMENTS_AND_OFFSET);
-            (outer == Some(ICMP), is_error, self.protocol_v4(Self::QUOTE, FRAGMENT_OFFSET))
-        };
-        outer && is_error && quoted == Some(TCP) && self.length() >= Self::SHORT
+        self.ip.protocol(false) == Some(Ip::ICMP)
+            && self.ip.packet_len() >= Self::SHORT
+            && Ip::is_error(self.icmp.kind)
+            && self.quoted.protocol(true) == Some(protocol::TCP)
     }
 
-    /// Whether the packet goes on to [`Self::LONG`] bytes. By the IP header: an Ethernet frame may be longer.
+    /// Whether the packet goes on to [`Self::LONG`] bytes. By the IP header, since an Ethernet frame may be longer.
+    #[inline(always)]
     pub fn quotes_tcp_header(&self) -> bool {
-        self.length() >= Self::LONG
+        self.ip.packet_len() >= Self::LONG
     }
 
-    /// Of the IP packet, as its header says.
-    fn length(&self) -> usize {
-        if V6 {
-            let [high, low, ..] = self.bytes(1);
-            Self::IP_WORDS * 4 + usize::from(u16::from_be_bytes([high, low]))
-        } else {
-            let [.., high, low] = self.bytes(0);
-            usize::from(u16::from_be_bytes([high, low]))
-        }
-    }
-
-    /// The protocol of the IPv4 header at this word, if it has no options and none of `fragment`'s bits.
-    fn protocol_v4(&self, header: usize, fragment: u16) -> Option<u8> {
-        const VERSION_AND_LENGTH: u8 = 0x45;
-        let [.., high, low] = self.bytes(header + 1);
-        (self.bytes(header)[0] == VERSION_AND_LENGTH && u16::from_be_bytes([high, low]) & fragment == 0)
-            .then_some(self.bytes(header + 2)[1])
-    }
-
-    /// The next header of the IPv6 header at this word.
-    fn next_header_v6(&self, header: usize) -> Option<u8> {
-        (self.bytes(header)[0] >> 4 == 6).then_some(self.bytes(header + 1)[2])
-    }
-
-    fn bytes(&self, word: usize) -> [u8; 4] {
-        self.words[word].to_ne_bytes()
+    /// The key of the back flow.
+    #[inline(always)]
+    pub fn key(&self) -> Ip::Key {
+        self.quoted.key_of_answer(exchanged(self.tcp.ports))
     }
 
     /// Sequence number of the quoted packet.
+    #[inline(always)]
     pub fn quoted_seq(&self) -> u32 {
-        u32::from_be(self.words[Self::QUOTED_TCP + 1])
+        u32::from_be(self.tcp.seq)
     }
 
     /// Turns the error into one for the sender: addressed to it, and with the quote as it had sent the packet.
     ///
-    /// ICMP type, code, MTU and the rest of the quote (window, options, payload) stay; IP packets are spliced without
-    /// changing their length, so the MTU is right for the sender too. All checksums are adjusted by what
-    /// changed: one that was wrong stays wrong.
+    /// ICMP type, code, MTU and the rest of the quote (window, options, payload) stay; the length of a packet does not
+    /// change when it is spliced, so the MTU is right for the sender too. All checksums are adjusted by
+    /// what changed: one that was wrong stays wrong.
+    #[inline(always)]
     pub fn translate(&mut self, sent: &DirFixed, back: &DirFixed) {
-        let has_tcp_header = self.quotes_tcp_header();
-        let icmp_before = sum(&self.words, Self::CHECKSUMMED, WORDS);
-        self.set_addresses(0, &back.to_source, &back.to_destination);
-
-        let addresses_before = self.sum_addresses(Self::QUOTE);
-        let tcp_before = sum(&self.words, Self::QUOTED_TCP, WORDS);
-        self.set_addresses(Self::QUOTE, &back.to_destination, &back.to_source);
-        self.words[Self::QUOTED_TCP] = back.to_ports.rotate_left(16);
-        self.subtract(Self::QUOTED_TCP + 1, sent.seq_delta);
-        if has_tcp_header {
-            self.subtract(Self::QUOTED_TCP + 2, sent.ack_delta);
-            let after = self.sum_addresses(Self::QUOTE) + sum(&self.words, Self::QUOTED_TCP, WORDS);
-            let word = &mut self.words[Self::QUOTED_TCP + 4];
-            *word = with_half(*word, 0, adjusted(half(*word, 0), addresses_before + tcp_before, after));
-        }
-
-        let icmp_after = sum(&self.words, Self::CHECKSUMMED, WORDS);
-        let word = &mut self.words[Self::IP_WORDS];
-        *word = with_half(*word, 1, adjusted(half(*word, 1), icmp_before, icmp_after));
+        let outer = self.ip.set_addresses(&back.to_source, &back.to_destination);
+        let inner = self.quoted.set_addresses(&back.to_destination, &back.to_source);
+        let mut icmp = Ip::pseudo_header(&outer);
+        icmp.add(inner.header);
+        icmp.add(self.translate_tcp(inner.addresses, sent, back));
+        self.icmp.check = icmp.apply(self.icmp.check);
     }
 
-    /// Replaces the addresses of the IP header at this word, and adjusts its checksum if it has one.
-    fn set_addresses(&mut self, header: usize, source: &[u32; 4], destination: &[u32; 4]) {
-        let before = self.sum_addresses(header);
-        for i in 0..Self::ADDRESS_WORDS {
-            self.words[header + Self::ADDRESSES + i] = source[i];
-            self.words[header + Self::ADDRESSES + Self::ADDRESS_WORDS + i] = destination[i];
+    /// Returns what it does to the sum of the TCP header, given what was done to its pseudo header.
+    #[inline(always)]
+    fn translate_tcp(&mut self, pseudo: Difference, sent: &DirFixed, back: &DirFixed) -> Difference {
+        let before = self.tcp;
+        self.tcp.ports = exchanged(back.to_ports);
+        self.tcp.seq = minus(before.seq, sent.seq_delta);
+        let mut header = Difference::default();
+        header.replace(before.ports, self.tcp.ports);
+        header.replace(before.seq, self.tcp.seq);
+        if self.quotes_tcp_header() {
+            self.tcp.ack = minus(before.ack, sent.ack_delta);
+            header.replace(before.ack, self.tcp.ack);
+            let mut all = header;
+            all.add(pseudo);
+            self.tcp.check = all.apply(before.check);
+            header.replace(before.check.into(), self.tcp.check.into());
         }
-        if !V6 {
-            let after = self.sum_addresses(header);
-            let word = &mut self.words[header + 2];
-            *word = with_half(*word, 1, adjusted(half(*word, 1), before, after));
-        }
-    }
-
-    fn sum_addresses(&self, header: usize) -> u64 {
-        let begin = header + Self::ADDRESSES;
-        sum(&self.words, begin, begin + 2 * Self::ADDRESS_WORDS)
-    }
-
-    fn subtract(&mut self, word: usize, delta: u32) {
-        self.words[word] = u32::from_be(self.words[word]).wrapping_sub(delta).to_be();
+        header
     }
 }
 
-impl IcmpError<false> {
-    /// The key of the back flow.
-    pub fn key(&self) -> FlowKey4 {
-        let address = Self::QUOTE + Self::ADDRESSES;
-        FlowKey4 {
-            source: self.words[address + 1],
-            destination: self.words[address],
-            ports: self.words[Self::QUOTED_TCP].rotate_left(16),
-        }
+impl IpHeader for Ipv4 {
+    type Key = FlowKey4;
+    const ICMP: u8 = protocol::ICMP;
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        // Destination unreachable (fragmentation needed is one of its codes), time exceeded, parameter problem.
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn packet_len(&self) -> usize {
+        u16::from_be(self.total_length).into()
+    }
+
+    #[inline(always)]
+    fn protocol(&self, first: bool) -> Option<u8> {
+        const VERSION_4_NO_OPTIONS: u8 = 0x45;
+        const OFFSET: u16 = 0x1fff;
+        const MORE: u16 = 0x2000;
+        let forbidden = if first { OFFSET } else { OFFSET | MORE };
+        let is_plain = self.version_and_length == VERSION_4_NO_OPTIONS;
+        (is_plain && self.fragment & forbidden.to_be() == 0).then_some(self.protocol)
+    }
+
+    #[inline(always)]
+    fn set_addresses(&mut self, source: &[u32; 4], destination: &[u32; 4]) -> Replaced {
+        let mut addresses = Difference::default();
+        addresses.replace(self.source, source[0]);
+        addresses.replace(self.destination, destination[0]);
+        let check = addresses.apply(self.check);
+        let mut header = addresses;
+        header.replace(self.check.into(), check.into());
+        (self.source, self.destination, self.check) = (source[0], destination[0], check);
+        Replaced { addresses, header }
+    }
+
+    #[inline(always)]
+    fn key_of_answer(&self, ports: u32) -> FlowKey4 {
+        FlowKey4 { source: self.destination, destination: self.source, ports }
+    }
+
+    #[inline(always)]
+    fn pseudo_header(_replaced: &Replaced) -> Difference {
+        Difference::default()
     }
 }
 
-impl IcmpError<true> {
-    /// The key of the back flow.
-    pub fn key(&self) -> FlowKey6 {
-        let address = Self::QUOTE + Self::ADDRESSES;
-        let at = |word: usize| [0, 1, 2, 3].map(|i| self.words[word + i]);
-        FlowKey6 {
-            source: at(address + Self::ADDRESS_WORDS),
-            destination: at(address),
-            ports: self.words[Self::QUOTED_TCP].rotate_left(16),
+impl IpHeader for Ipv6 {
+    type Key = FlowKey6;
+    const ICMP: u8 = protocol::ICMPV6;
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        // Destination unreachable, packet too big, time exceeded, parameter problem.
+        matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn packet_len(&self) -> usize {
+        size_of::<Self>() + usize::from(u16::from_be(self.payload_length))
+    }
+
+    #[inline(always)]
+    fn protocol(&self, _first: bool) -> Option<u8> {
+        // Fragments have a header of their own.
+        let version = u32::from_be(self.version_class_label) >> 28;
+        (version == 6).then_some(self.next_header)
+    }
+
+    #[inline(always)]
+    fn set_addresses(&mut self, source: &[u32; 4], destination: &[u32; 4]) -> Replaced {
+        let mut addresses = Difference::default();
+        for i in 0..4 {
+            addresses.replace(self.source[i], source[i]);
+            addresses.replace(self.destination[i], destination[i]);
         }
+        (self.source, self.destination) = (*source, *destination);
+        Replaced { addresses, header: addresses }
+    }
+
+    #[inline(always)]
+    fn key_of_answer(&self, ports: u32) -> FlowKey6 {
+        FlowKey6 { source: self.destination, destination: self.source, ports }
+    }
+
+    #[inline(always)]
+    fn pseudo_header(replaced: &Replaced) -> Difference {
+        replaced.addresses
     }
 }
 
 /// Whether a packet with this sequence number can be on its way (RFC 5927 section 4.1: `una <= seq < next`, in sequence
-/// space): nobody who cannot see the connection's packets guesses it, and on an idle connection there is none.
-pub fn is_outstanding(seq: u32, una: u32, next: u32) -> bool {
+/// space). Nobody who cannot see the connection's packets guesses it, and on an idle connection there is none.
+#[inline(always)]
+pub const fn is_outstanding(seq: u32, una: u32, next: u32) -> bool {
     let outstanding = next.wrapping_sub(una);
     (outstanding as i32) > 0 && seq.wrapping_sub(una) < outstanding
 }
 
-/// The words' ones-complement sum, unfolded. Right for either byte order (RFC 1071 section 2).
-fn sum(words: &[u32; WORDS], begin: usize, end: usize) -> u64 {
-    let mut sum = 0;
-    for i in begin..end {
-        sum += u64::from(words[i]);
-    }
-    sum
+/// Ports (wire), source and destination exchanged.
+#[inline(always)]
+const fn exchanged(ports: u32) -> u32 {
+    ports.rotate_left(16)
 }
 
-/// A checksum after words whose sum was `before` have become words whose sum is `after` (RFC 1624, equation 3).
-fn adjusted(checksum: u16, before: u64, after: u64) -> u16 {
-    !fold(u64::from(!checksum) + u64::from(!fold(before)) + u64::from(fold(after)))
+/// Of a number that is wire.
+#[inline(always)]
+const fn minus(number: u32, delta: u32) -> u32 {
+    u32::from_be(number).wrapping_sub(delta).to_be()
 }
 
-/// Of less than 2^16 words.
-fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
-}
-
-/// The first (0) or second (1) 16 bits of a word, in the order of the packet.
-fn half(word: u32, index: usize) -> u16 {
-    let [a, b, c, d] = word.to_ne_bytes();
-    u16::from_ne_bytes(if index == 0 { [a, b] } else { [c, d] })
-}
-
-fn with_half(word: u32, index: usize, value: u16) -> u32 {
-    let [a, b, c, d] = word.to_ne_bytes();
-    let [x, y] = value.to_ne_bytes();
-    u32::from_ne_bytes(if index == 0 { [x, y, c, d] } else { [a, b, x, y] })
-}
+const _: () = {
+    assert!(IcmpError::<Ipv4>::LONG == 68 && IcmpError::<Ipv4>::SHORT == 56);
+    assert!(IcmpError::<Ipv6>::LONG == 108 && IcmpError::<Ipv6>::SHORT == 96);
+};
 
 #[cfg(test)]
 mod tests;

@@ -1,3 +1,7 @@
-//! Packets, without I/O: what the programs do with headers, as functions that the tests run too.
+//! What the packet splice's programs do to a packet, as functions over headers and a record: no packet
+//! access, no maps, no helpers. The programs run them in the kernel, the tests on the host.
 
+pub mod checksum;
+pub mod headers;
 pub mod icmp;
+pub mod seq;

@@ -4,6 +4,7 @@ extern crate std;
 
 use std::vec::Vec;
 
+use bytemuck::Pod;
 use proptest::prelude::*;
 
 use super::*;
@@ -78,38 +79,51 @@ impl<const V6: bool> Parts<V6> {
         tcp.extend([0, 0]);
         tcp.extend(&self.rest[4..]);
         tcp.extend(&self.payload);
-        let sum = checksum(&[&pseudo::<V6>(&self.quoted, TCP, tcp.len()), &tcp]);
+        let sum = checksum(&[&pseudo::<V6>(&self.quoted, protocol::TCP, tcp.len()), &tcp]);
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
 
         let mut icmp = self.kind.to_vec();
-        icmp.extend(ip_header::<V6>(&self.quoted, TCP, tcp.len()));
+        icmp.extend(ip_header::<V6>(&self.quoted, protocol::TCP, tcp.len()));
         icmp.extend(&tcp[..self.quoted_bytes]);
-        let protocol = if V6 { ICMPV6 } else { ICMP };
-        let pseudo = if V6 { pseudo::<V6>(&self.outer, protocol, icmp.len()) } else { Vec::new() };
+        let number = if V6 { protocol::ICMPV6 } else { protocol::ICMP };
+        let pseudo = if V6 { pseudo::<V6>(&self.outer, number, icmp.len()) } else { Vec::new() };
         let sum = checksum(&[&pseudo, &icmp]);
         icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-        [ip_header::<V6>(&self.outer, protocol, icmp.len()), icmp].concat()
+        [ip_header::<V6>(&self.outer, number, icmp.len()), icmp].concat()
     }
 }
 
 /// As the program does it.
-fn load<const V6: bool>(bytes: &[u8]) -> Option<IcmpError<V6>> {
-    let mut error = IcmpError::<V6>::zeroed();
-    let mut fill = |length: usize| {
-        for (word, bytes) in error.words.iter_mut().zip(bytes.get(..length)?.chunks(4)) {
-            *word = u32::from_ne_bytes(bytes.try_into().ok()?);
-        }
-        Some(error)
-    };
-    let short = fill(IcmpError::<V6>::SHORT)?;
-    if short.is_about_tcp() && short.quotes_tcp_header() { fill(IcmpError::<V6>::LONG) } else { Some(short) }
+fn load<Ip: IpHeader + Pod>(bytes: &[u8]) -> Option<IcmpError<Ip>> {
+    let mut error = IcmpError::<Ip>::zeroed();
+    let short = fill(&mut error, bytes.get(..IcmpError::<Ip>::SHORT)?);
+    if short.is_about_tcp() && short.quotes_tcp_header() {
+        return Some(fill(&mut error, bytes.get(..IcmpError::<Ip>::LONG)?));
+    }
+    Some(short)
 }
 
-fn store<const V6: bool>(error: &IcmpError<V6>, bytes: &mut [u8]) {
-    let length = if error.quotes_tcp_header() { IcmpError::<V6>::LONG } else { IcmpError::<V6>::SHORT };
-    for (bytes, word) in bytes[..length].chunks_mut(4).zip(error.words) {
-        bytes.copy_from_slice(&word.to_ne_bytes());
-    }
+fn fill<Ip: IpHeader + Pod>(error: &mut IcmpError<Ip>, bytes: &[u8]) -> IcmpError<Ip> {
+    let (ip, bytes) = bytes.split_at(size_of::<Ip>());
+    let (icmp, bytes) = bytes.split_at(8);
+    let (quoted, tcp) = bytes.split_at(size_of::<Ip>());
+    bytemuck::bytes_of_mut(&mut error.ip).copy_from_slice(ip);
+    (error.icmp.kind, error.icmp.code) = (icmp[0], icmp[1]);
+    error.icmp.check = u16::from_ne_bytes([icmp[2], icmp[3]]);
+    error.icmp.rest = u32::from_ne_bytes([icmp[4], icmp[5], icmp[6], icmp[7]]);
+    bytemuck::bytes_of_mut(&mut error.quoted).copy_from_slice(quoted);
+    bytemuck::bytes_of_mut(&mut error.tcp)[..tcp.len()].copy_from_slice(tcp);
+    *error
+}
+
+fn store<Ip: IpHeader + Pod>(error: &IcmpError<Ip>, bytes: &mut [u8]) {
+    let Icmp { kind, code, check, rest } = error.icmp;
+    let [c, d] = check.to_ne_bytes();
+    let icmp = [&[kind, code, c, d][..], &rest.to_ne_bytes()].concat();
+    let (ip, quoted) = (bytemuck::bytes_of(&error.ip), bytemuck::bytes_of(&error.quoted));
+    let all = [ip, &icmp, quoted, bytemuck::bytes_of(&error.tcp)].concat();
+    let length = if error.quotes_tcp_header() { IcmpError::<Ip>::LONG } else { IcmpError::<Ip>::SHORT };
+    bytes[..length].copy_from_slice(&all[..length]);
 }
 
 fn fixed(source: [u32; 4], destination: [u32; 4], ports: [u16; 2], seq: u32, ack: u32) -> DirFixed {
@@ -120,7 +134,7 @@ fn fixed(source: [u32; 4], destination: [u32; 4], ports: [u16; 2], seq: u32, ack
         to_ports: u32::from_ne_bytes([a, b, c, d]),
         seq_delta: seq,
         ack_delta: ack,
-        ..bytemuck::Zeroable::zeroed()
+        ..Zeroable::zeroed()
     }
 }
 
@@ -164,14 +178,14 @@ fn parts<const V6: bool>() -> impl Strategy<Value = Parts<V6>> {
         })
 }
 
-fn check_translation<const V6: bool>(
+fn check_translation<Ip: IpHeader + Pod, const V6: bool>(
     parts: &Parts<V6>,
     ends: [[u32; 4]; 2],
     ports: [u16; 2],
     [seq_delta, ack_delta]: [u32; 2],
 ) -> Result<(), TestCaseError> {
     let mut bytes = parts.to_bytes();
-    let mut error = load::<V6>(&bytes).expect("long enough");
+    let mut error = load::<Ip>(&bytes).expect("long enough");
     prop_assert!(error.is_about_tcp());
     prop_assert_eq!(error.quoted_seq(), parts.seq);
     let [sender, front] = ends;
@@ -199,7 +213,7 @@ proptest! {
         parts in parts::<false>(), ends in (address::<false>(), address::<false>()),
         ports in any::<[u16; 2]>(), deltas in any::<[u32; 2]>(),
     ) {
-        check_translation(&parts, [ends.0, ends.1], ports, deltas)?;
+        check_translation::<Ipv4, false>(&parts, [ends.0, ends.1], ports, deltas)?;
     }
 
     #[test]
@@ -207,7 +221,7 @@ proptest! {
         parts in parts::<true>(), ends in (address::<true>(), address::<true>()),
         ports in any::<[u16; 2]>(), deltas in any::<[u32; 2]>(),
     ) {
-        check_translation(&parts, [ends.0, ends.1], ports, deltas)?;
+        check_translation::<Ipv6, true>(&parts, [ends.0, ends.1], ports, deltas)?;
     }
 
     #[test]
@@ -217,11 +231,11 @@ proptest! {
             (bytes[0], bytes[9]) = (0x45, 1);
         }
         let fixed = fixed([1; 4], [2; 4], [3, 4], 5, 6);
-        if let Some(mut error) = load::<false>(&bytes) {
+        if let Some(mut error) = load::<Ipv4>(&bytes) {
             let _ = (error.is_about_tcp(), error.key(), error.quoted_seq());
             error.translate(&fixed, &fixed);
         }
-        if let Some(mut error) = load::<true>(&bytes) {
+        if let Some(mut error) = load::<Ipv6>(&bytes) {
             let _ = (error.is_about_tcp(), error.key(), error.quoted_seq());
             error.translate(&fixed, &fixed);
         }
@@ -246,15 +260,15 @@ fn sample<const V6: bool>(kind: [u8; 8]) -> Parts<V6> {
 #[test]
 fn the_key_is_that_of_packets_from_the_host_that_the_quote_was_for() {
     let ports = u32::from_ne_bytes([0, 20, 0, 10]);
-    let error = load::<false>(&sample::<false>([3, 4, 0, 0, 0, 0, 5, 0]).to_bytes()).expect("long enough");
+    let error = load::<Ipv4>(&sample::<false>([3, 4, 0, 0, 0, 0, 5, 0]).to_bytes()).expect("long enough");
     assert_eq!(error.key(), FlowKey4 { source: 3, destination: 2, ports });
-    let error = load::<true>(&sample::<true>([2, 0, 0, 0, 0, 0, 5, 0]).to_bytes()).expect("long enough");
+    let error = load::<Ipv6>(&sample::<true>([2, 0, 0, 0, 0, 0, 5, 0]).to_bytes()).expect("long enough");
     assert_eq!(error.key(), FlowKey6 { source: [3, 0, 0, 3], destination: [2, 0, 0, 2], ports });
 }
 
 #[test]
 fn what_is_not_an_error_about_a_tcp_packet_is_left_alone() {
-    let about = |icmp: &[u8]| load::<false>(icmp).is_some_and(|error| error.is_about_tcp());
+    let about = |icmp: &[u8]| load::<Ipv4>(icmp).is_some_and(|error| error.is_about_tcp());
     let right = sample::<false>([3, 4, 0, 0, 0, 0, 5, 0]).to_bytes();
     assert!(about(&right));
     let changes: &[(usize, u8)] = &[
@@ -275,7 +289,7 @@ fn what_is_not_an_error_about_a_tcp_packet_is_left_alone() {
         wrong[*at] = *value;
         assert!(!about(&wrong), "byte {at} = {value}");
     }
-    let about = |icmp: &[u8]| load::<true>(icmp).is_some_and(|error| error.is_about_tcp());
+    let about = |icmp: &[u8]| load::<Ipv6>(icmp).is_some_and(|error| error.is_about_tcp());
     let right = sample::<true>([2, 0, 0, 0, 0, 0, 5, 0]).to_bytes();
     assert!(about(&right));
     for (at, value) in
@@ -300,11 +314,11 @@ fn only_what_is_on_its_way_is_outstanding() {
 fn a_wrong_checksum_stays_wrong() {
     let mut bytes = sample::<true>([2, 0, 0, 0, 0, 0, 5, 0]).to_bytes();
     bytes[42] ^= 0x40;
-    let mut error = load::<true>(&bytes).expect("long enough");
+    let mut error = load::<Ipv6>(&bytes).expect("long enough");
     let ends = [[7, 0, 0, 7], [8, 0, 0, 8]];
     let sent = fixed([0; 4], [0; 4], [0, 0], 5, 5);
     error.translate(&sent, &fixed(ends[0], ends[1], [1, 2], 0, 0));
     store(&error, &mut bytes);
-    let pseudo = pseudo::<true>(&ends, ICMPV6, bytes.len() - 40);
+    let pseudo = pseudo::<true>(&ends, protocol::ICMPV6, bytes.len() - 40);
     assert_ne!(checksum(&[&pseudo, &bytes[40..]]), 0);
 }
