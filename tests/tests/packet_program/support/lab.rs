@@ -22,12 +22,17 @@ pub const COPY_MARK: u32 = MARK + 1;
 
 pub const CONNS: u32 = 16;
 
-/// A verdict of linux/pkt_cls.h.
+/// The verdicts (linux/pkt_cls.h) that the programs give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    Pass = 0,
-    Drop = 2,
-    Redirect = 7,
+    /// TC_ACT_UNSPEC: to the next program, or on.
+    Pass,
+    /// TC_ACT_OK: to the local stack, whatever other programs there are.
+    Accept,
+    /// TC_ACT_SHOT.
+    Drop,
+    /// TC_ACT_REDIRECT.
+    Redirect,
 }
 
 /// What to run a program on.
@@ -213,7 +218,8 @@ impl Lab {
         }
         frame.truncate(attributes.data_size_out as usize);
         let verdict = match attributes.retval {
-            0 => Verdict::Pass,
+            u32::MAX => Verdict::Pass,
+            0 => Verdict::Accept,
             2 => Verdict::Drop,
             7 => Verdict::Redirect,
             other => panic!("verdict {other}"),

@@ -72,8 +72,8 @@ impl Packet {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut tcp = self.tcp_header();
         tcp.extend(&self.payload);
-        let checksum = transport_checksum(self.source.ip(), self.destination.ip(), 6, &tcp);
-        tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
+        let sum = transport_checksum(self.source.ip(), self.destination.ip(), 6, &tcp);
+        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
         let mut frame = self.macs.to_vec();
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -88,8 +88,8 @@ impl Packet {
                 ip.extend(source.octets());
                 ip.extend(destination.octets());
                 ip.extend(&self.ip_options);
-                let checksum = checksum(&ip);
-                ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+                let sum = checksum(&ip);
+                ip[10..12].copy_from_slice(&sum.to_be_bytes());
                 frame.extend(ip);
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -244,7 +244,8 @@ pub mod options {
 
 #[test]
 fn a_packet_comes_back_as_it_was_built() {
-    for (source, destination) in [("192.0.2.1:1", "192.0.2.2:65535"), ("[2001:db8::1]:1", "[2001:db8::2]:2")] {
+    for (source, destination) in [("192.0.2.1:1", "192.0.2.2:65535"), ("[2001:db8::1]:1", "[2001:db8::2]:2")]
+    {
         let mut packet = Packet::new(source.parse().unwrap(), destination.parse().unwrap());
         packet.seq = 0xfedc_ba98;
         packet.traffic_class = 0xb9;

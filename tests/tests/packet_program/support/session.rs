@@ -59,7 +59,8 @@ impl Session {
         let front = at("192.0.2.1", "2001:db8:1::1", 443);
         let back = at("198.51.100.1", "2001:db8:2:ffff::1", 20_007);
         let endpoint = at("198.51.100.20", "2001:db8:2::20", 8080);
-        let mut session = Self { index: 3, client, front, back, endpoint, conn: bytemuck::Zeroable::zeroed() };
+        let mut session =
+            Self { index: 3, client, front, back, endpoint, conn: bytemuck::Zeroable::zeroed() };
         session.conn.state = state::SPLICED;
         session.conn.flags = flags::TIMESTAMPS | flags::SACK;
         session.conn.generation = GENERATION;
