@@ -33,6 +33,13 @@ pub struct Session {
     pub flow: FlowGuard,
 }
 
+/// A session that a path did not take, whole, for the relay.
+#[derive(Debug)]
+pub struct Refused {
+    pub session: Session,
+    pub reason: Reason,
+}
+
 /// Carries sessions: decides on the path, and falls back to the relay with a counted reason.
 #[derive(Debug)]
 pub struct Splicer {
@@ -67,9 +74,10 @@ impl Splicer {
             SpliceMode::Sockmap => match self.spliced(session).await {
                 Ok(()) => return,
                 Err(refused) => {
-                    let reason = refused.reason.as_str();
-                    self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason]).inc();
-                    refused.session
+                    let Refused { session, reason } = *refused;
+                    self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason.as_str()]).inc();
+                    session.flow.set_reason(reason);
+                    session
                 }
             },
         };
@@ -77,10 +85,10 @@ impl Splicer {
         relay::run(session, &self.pipes).await;
     }
 
-    async fn spliced(&self, session: Session) -> Result<(), Box<sock::Refused>> {
+    async fn spliced(&self, session: Session) -> Result<(), Box<Refused>> {
         match &self.sock {
             Ok(sock) => sock.carry(session).await,
-            Err(reason) => Err(Box::new(sock::Refused { session, reason: *reason })),
+            Err(reason) => Err(Box::new(Refused { session, reason: *reason })),
         }
     }
 }
@@ -90,15 +98,17 @@ impl Splicer {
 pub enum Path {
     Relay,
     Sockmap,
+    Packet,
 }
 
 impl Path {
-    pub const ALL: [Self; 2] = [Self::Relay, Self::Sockmap];
+    pub const ALL: [Self; 3] = [Self::Relay, Self::Sockmap, Self::Packet];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Relay => "relay",
             Self::Sockmap => "sockmap",
+            Self::Packet => "packet",
         }
     }
 }
