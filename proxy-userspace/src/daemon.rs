@@ -55,10 +55,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!(%address, "admin");
         always.spawn(Arc::clone(&admin).serve(socket));
     }
+    let splicer = Arc::new(Splicer::start(Arc::clone(&telemetry), &config)?);
     let shared = Arc::new(Shared {
         clusters: Arc::new(Clusters::new(&config, &telemetry)),
         pool: Pool::new(&config, &telemetry, None),
-        splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config.splice)),
+        splicer: Arc::clone(&splicer),
         telemetry: Arc::clone(&telemetry),
         splice_mode: config.splice,
         node: routing::node_address(),
@@ -85,6 +86,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
         signal = stop.wait() => tracing::warn!(signal, "second signal, stopping at once"),
     }
+    splicer.stop();
     Ok(())
 }
 

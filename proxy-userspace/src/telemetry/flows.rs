@@ -68,6 +68,12 @@ impl Flow {
         Path::ALL[usize::from(self.path.load(Ordering::Relaxed))]
     }
 
+    /// When the stream was opened.
+    pub fn opened_unix_ms(&self) -> u64 {
+        let since = self.opened_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Why the stream is not on a better path, or not all of it; `None` also while it is not decided.
     pub fn reason(&self) -> Option<Reason> {
         let number = self.reason.load(Ordering::Relaxed);

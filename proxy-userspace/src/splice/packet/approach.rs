@@ -1,5 +1,6 @@
 //! A session on its way to the kernel, up to the switch; until then it can be given back whole.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use bytemuck::Zeroable as _;
@@ -13,7 +14,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::PacketSplice;
 use super::decide::{Plan, decide};
-use super::hand_over::HandOver;
+use super::hand_over::{HandOver, Switched};
 use super::lanes::{Fin, Lanes};
 use super::record::Record;
 use crate::config::SpliceMode;
@@ -33,7 +34,7 @@ pub(super) struct Approach<'a> {
     splice: &'a PacketSplice,
     plan: Plan,
     lanes: Lanes,
-    source: Lease,
+    source: Option<Lease>,
     flow: FlowGuard,
     mode: SpliceMode,
     idle_timeout: Option<Duration>,
@@ -80,21 +81,18 @@ impl<'a> Approach<'a> {
             if left.is_zero() {
                 return Ok(Some(self));
             }
-            // A FIN is left to the relay, which reads it again.
             let relayed = match self.lanes.step(self.flow.flow(), &()) {
-                Ok(true) => {
-                    coop::consume_budget().await;
-                    Ok(())
-                }
-                Ok(false) if self.lanes.fin != [Fin::NotSeen; 2] => {
-                    return Err(self.refuse(Reason::NotEstablished));
-                }
+                Ok(true) => Ok(coop::consume_budget().await),
                 Ok(false) => self.lanes.wait(left).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = relayed {
                 self.break_off(&error);
                 return Ok(None);
+            }
+            if self.lanes.fin != [Fin::NotSeen; 2] {
+                // The relay reads the FIN again, and passes it on.
+                return Err(self.refuse(Reason::NotEstablished));
             }
         }
     }
@@ -128,8 +126,9 @@ impl<'a> Approach<'a> {
             relay::reset_on_close(socket);
         }
         record.activate();
+        let watcher = Switched { record, copies_acks: Cell::new(!quiet) };
         let Self { splice, lanes, source, flow, idle_timeout, .. } = self;
-        Ok(HandOver::new(splice, lanes, record, seq_end, quiet, source, flow, idle_timeout))
+        Ok(HandOver { splice, lanes, watcher, seq_end, source, flow, idle_timeout, carried: None })
     }
 
     /// Nothing waits anywhere, except that what was sent may still have to be acknowledged.
@@ -194,6 +193,9 @@ impl<'a> Approach<'a> {
 /// Asks once and for all whether and how a stream is spliced, and has the programs where its packets arrive.
 fn plan(splice: &PacketSplice, session: &Session) -> Result<Plan, Reason> {
     let survey = &splice.survey;
+    if session.source.is_none() {
+        return Err(Reason::NoSourcePort);
+    }
     let plan = decide(&survey.host(), &survey.leg(&session.downstream)?, &survey.leg(&session.upstream)?)?;
     for ifindex in plan.arrive_on {
         splice.records.kernel.attach(ifindex).map_err(|error| {
@@ -206,6 +208,7 @@ fn plan(splice: &PacketSplice, session: &Session) -> Result<Plan, Reason> {
 }
 
 /// How far a connection has come, in its own sequence numbers.
+#[derive(Clone, Copy)]
 struct Bearing {
     read_end: u32,
     write_end: u32,

@@ -25,6 +25,8 @@ pub(super) enum Fin {
 
 /// Told what is about to be given to a socket, before it is.
 pub(super) trait Watcher {
+    /// Whether FINs are passed on once they are read.
+    const PASSES_FINS: bool;
     /// The socket at `side` is given everything up to the sequence number `end`.
     fn gives(&self, side: usize, end: u32);
     /// The FIN of the peer at `side` was read; `end` is the sequence number behind it.
@@ -33,6 +35,8 @@ pub(super) trait Watcher {
 
 /// Before the switch nobody needs to know.
 impl Watcher for () {
+    const PASSES_FINS: bool = false;
+
     fn gives(&self, _side: usize, _end: u32) {}
     fn read_fin(&self, _side: usize, _end: u32) {}
 }
@@ -51,13 +55,12 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// Copies what can be copied now; says whether that was anything. With `hold_fins`, a FIN is read but not
-    /// passed on.
-    pub(super) fn step(&mut self, flow: &Flow, watcher: &impl Watcher, hold_fins: bool) -> Result<bool, Broken> {
+    /// Copies what can be copied now; says whether that was anything.
+    pub(super) fn step<W: Watcher>(&mut self, flow: &Flow, watcher: &W) -> Result<bool, Broken> {
         let mut moved = false;
         for from in [0, 1] {
             moved |= self.copy(from, flow, watcher)?;
-            if self.fin[from] == Fin::Read && self.held[from].is_empty() && !hold_fins {
+            if self.fin[from] == Fin::Read && self.held[from].is_empty() && W::PASSES_FINS {
                 self.pass_fin(from, watcher)?;
                 moved = true;
             }
@@ -164,5 +167,8 @@ impl Lanes {
 }
 
 fn error_of(error: std::io::Result<Option<std::io::Error>>) -> std::io::Error {
-    error.and_then(|error| error.map_or(Ok(()), Err)).err().unwrap_or(std::io::ErrorKind::ConnectionReset.into())
+    error
+        .and_then(|error| error.map_or(Ok(()), Err))
+        .err()
+        .unwrap_or(std::io::ErrorKind::ConnectionReset.into())
 }

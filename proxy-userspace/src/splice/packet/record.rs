@@ -3,36 +3,42 @@
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use prometheus::IntGauge;
 use proxy_common::flow::{Conn, Direction, FlowRef, state};
 use proxy_common::reason::Reason;
 use tokio::sync::Notify;
 
-use super::wire;
-use crate::kernel::packet::{FlowKey, InsertError, PacketKernel};
-use crate::kernel::raw::RawSender;
+use super::{segments, wire};
+use crate::kernel::packet::{FlowKey, PacketKernel};
+use crate::kernel::raw::{RawSender, Segment};
 use crate::telemetry::flows::KernelBytes;
-
-use super::segments;
 
 /// The kernel's part, and the records that wait to be used again.
 #[derive(Debug)]
 pub(super) struct Records {
     pub(super) kernel: PacketKernel,
     raw: RawSender,
+    used: IntGauge,
     /// Without keys, but perhaps still seen by a program on another CPU.
     retired: Mutex<Vec<u32>>,
     pub(super) changed: Notify,
 }
 
 impl Records {
-    pub(super) fn new(kernel: PacketKernel) -> io::Result<Arc<Self>> {
+    /// `used` is kept at the number of records in use.
+    pub(super) fn new(kernel: PacketKernel, used: IntGauge) -> io::Result<Arc<Self>> {
         let raw = RawSender::new()?;
-        Ok(Arc::new(Self { kernel, raw, retired: Mutex::default(), changed: Notify::new() }))
+        Ok(Arc::new(Self { kernel, raw, used, retired: Mutex::default(), changed: Notify::new() }))
     }
 
-    /// Records that were given up; to be [freed](crate::kernel::packet::Conns::free) after a grace period.
+    /// Records that were given up; to be [freed](Self::free) after a grace period.
     pub(super) fn take_retired(&self) -> Vec<u32> {
         std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn free(&self, retired: Vec<u32>) {
+        retired.into_iter().for_each(|conn| self.kernel.conns().free(conn));
+        self.used.set(self.kernel.conns().used().into());
     }
 }
 
@@ -50,14 +56,12 @@ impl Record {
         let kernel = &records.kernel;
         let conn = kernel.conns().allocate().ok_or(Reason::MapFull)?;
         let generation = kernel.conns().prepare(conn, content);
+        records.used.set(kernel.conns().used().into());
         let record = Self { records: Arc::clone(records), conn, generation };
         for direction in Direction::BOTH {
             kernel.insert(&key(&content, direction), FlowRef::new(conn, direction)).map_err(|error| {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a stream cannot be spliced");
-                match error {
-                    InsertError::Full => Reason::MapFull,
-                    _ => Reason::InsertFailed,
-                }
+                error.reason()
             })?;
         }
         Ok(record)
@@ -82,7 +86,8 @@ impl Record {
 
     /// The sockets are done with, unless the program has gone further already.
     pub(super) fn complete(&self) {
-        let _ended_already = self.records.kernel.conns().advance_state(self.conn, state::HAND_OVER, state::SPLICED);
+        let _ended_already =
+            self.records.kernel.conns().advance_state(self.conn, state::HAND_OVER, state::SPLICED);
     }
 
     pub(super) fn add_flags(&self, flags: u32) {
@@ -104,16 +109,16 @@ impl Record {
         self.records.kernel.conns().set_state(self.conn, state::RESET);
         let record = self.snapshot();
         for segment in Direction::BOTH.into_iter().flat_map(|from| segments::resets(&record, from)) {
-            self.send(&segment);
+            self.send(segment);
         }
     }
 
     /// Asks the peer that `from` comes from whether it is there.
     pub(super) fn probe(&self, from: Direction) {
-        self.send(&segments::probe(&self.snapshot(), from));
+        self.send(segments::probe(&self.snapshot(), from));
     }
 
-    fn send(&self, segment: &crate::kernel::raw::Segment) {
+    fn send(&self, segment: Segment) {
         if let Err(error) = self.records.raw.send(segment) {
             tracing::debug!(%error, peer = %segment.destination, "cannot send a segment");
         }

@@ -20,7 +20,7 @@ pub(super) fn resets(record: &Conn, from: Direction) -> impl Iterator<Item = Seg
     let acknowledged = record.flows[from as usize].live.ack_end;
     let to = &record.flows[from.opposite() as usize];
     let sent = to.live.seq_end.wrapping_add(to.fixed.seq_delta);
-    let reset = |seq| segment(record, from, seq, raw::RST | raw::FLAG_ACK);
+    let reset = move |seq| segment(record, from, seq, raw::FLAG_RST | raw::FLAG_ACK);
     [Some(acknowledged), (sent != acknowledged).then_some(sent)].into_iter().flatten().map(reset)
 }
 

@@ -48,10 +48,9 @@ mod tests {
 
     #[test]
     fn a_record_tells_the_ends_it_was_made_of() {
-        for (family, local, peer) in [
-            (4, "192.0.2.9:80", "192.0.2.1:50000"),
-            (6, "[2001:db8::9]:80", "[2001:db8::1]:50000"),
-        ] {
+        for (family, local, peer) in
+            [(4, "192.0.2.9:80", "192.0.2.1:50000"), (6, "[2001:db8::9]:80", "[2001:db8::1]:50000")]
+        {
             let ends_in = Ends { local: local.parse().unwrap(), peer: peer.parse().unwrap() };
             let mut record = Conn { family, ..Conn::zeroed() };
             let fixed = &mut record.flows[Direction::ToDownstream as usize].fixed;
