@@ -201,8 +201,11 @@ pub struct DirLive {
     pub seq_end: u32,
     /// Arrival space of this flow's `ack` field: the highest acknowledgement seen.
     pub ack_end: u32,
-    /// The last window field, unscaled as it arrived.
-    pub window: u32,
+    /// The window field of the newest acknowledgement, as it arrived: host order, not scaled.
+    pub window: u16,
+    /// The largest window field seen. Userspace starts it with 65,535, since it does not know what the local
+    /// socket was offered.
+    pub window_max: u16,
     /// TSval of the last plausible packet, as it arrived.
     pub ts_value: u32,
     /// Arrival space: one behind the FIN, valid with [`bits::FIN_SEEN`].

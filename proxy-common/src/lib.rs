@@ -6,6 +6,7 @@
 
 pub mod abi;
 pub mod flow;
+pub mod packet;
 pub mod reason;
 pub mod sock;
 pub mod stat;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use object::{Object as _, ObjectSection as _};
 
 const LICENSE: &[u8] = b"Dual MIT/GPL\0";
-const PROGRAMS: [&str; 1] = ["sk_skb/stream_verdict"];
+const PROGRAMS: [&str; 2] = ["sk_skb/stream_verdict", "classifier"];
 
 pub(super) fn check(path: &Path) -> Result<()> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;

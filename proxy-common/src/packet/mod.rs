@@ -1,0 +1,6 @@
+//! What the packet splice's programs do to a packet, as functions over headers and a record: no packet
+//! access, no maps, no helpers. The programs run them in the kernel, the tests on the host.
+
+pub mod checksum;
+pub mod headers;
+pub mod seq;
