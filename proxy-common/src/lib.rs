@@ -5,7 +5,8 @@
 #![no_std]
 
 pub mod abi;
+pub mod fault;
 pub mod flow;
 pub mod reason;
-pub mod stat;
 pub mod sock;
+pub mod stat;
