@@ -17,5 +17,6 @@ pub mod peers;
 pub mod process;
 pub mod require;
 pub mod socketio;
+pub mod sockets;
 pub mod steer;
 pub mod topology;
