@@ -10,9 +10,16 @@ use anyhow::{Context as _, Result};
 pub struct Tuple {
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    pub listens: bool,
-    /// In TIME_WAIT: the kernel remembers the connection, but no process has it.
-    pub waits: bool,
+    pub state: State,
+}
+
+/// As far as it matters whether a process has the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Listening,
+    /// Remembered by the kernel, but no process' (not yet, or not any more): SYN_RECV, TIME_WAIT.
+    Unowned,
+    Connection,
 }
 
 /// All TCP sockets, of both families, of the calling thread's namespace.
@@ -34,12 +41,15 @@ pub fn tcp() -> Result<Vec<Tuple>> {
 
 /// `0: 0100007F:1F90 00000000:0000 0A ...`
 fn parse(line: &str) -> Option<Tuple> {
-    const TIME_WAIT: u8 = 6;
-    const LISTEN: u8 = 10;
     let mut words = line.split_whitespace().skip(1);
     let (local, remote) = (address(words.next()?)?, address(words.next()?)?);
-    let state = u8::from_str_radix(words.next()?, 16).ok()?;
-    Some(Tuple { local, remote, listens: state == LISTEN, waits: state == TIME_WAIT })
+    // The kernel's include/net/tcp_states.h.
+    let state = match u8::from_str_radix(words.next()?, 16).ok()? {
+        10 => State::Listening,
+        3 | 6 | 12 => State::Unowned,
+        _ => State::Connection,
+    };
+    Some(Tuple { local, remote, state })
 }
 
 fn address(word: &str) -> Option<SocketAddr> {
@@ -67,9 +77,9 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let stream = TcpStream::connect(address).unwrap();
             let all = tcp().unwrap();
-            assert!(all.iter().any(|tuple| tuple.local == address && tuple.listens), "{all:?}");
+            assert!(all.iter().any(|tuple| tuple.local == address && tuple.state == State::Listening), "{all:?}");
             let near = stream.local_addr().unwrap();
-            let connected = Tuple { local: near, remote: address, listens: false, waits: false };
+            let connected = Tuple { local: near, remote: address, state: State::Connection };
             assert!(all.contains(&connected), "{all:?}");
         }
     }

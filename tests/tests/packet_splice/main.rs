@@ -7,9 +7,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
 
+mod eligibility;
 mod ends;
+mod forge;
+mod injection;
+mod local;
 mod maps;
 mod net;
+mod ports;
 mod reuse;
 mod silence;
 mod stream;

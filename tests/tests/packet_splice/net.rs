@@ -203,7 +203,7 @@ impl<'n> Net<'n> {
                 used("steer_packet_streams") as usize,
                 used("steer_source_ports") as usize,
                 maps::flow_keys(self.steer.pid()),
-                sockets.filter(|socket| !socket.listens && !socket.waits).count(),
+                sockets.filter(|socket| socket.state == sockets::State::Connection).count(),
             ]
         };
         let cleaned = eventually("clean slate", LINGER + Duration::from_secs(2), || {
