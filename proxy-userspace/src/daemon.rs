@@ -57,7 +57,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     let shared = Arc::new(Shared {
         clusters: Arc::new(Clusters::new(&config, &telemetry)),
-        pool: Pool::new(&config, &telemetry),
+        pool: Pool::new(&config, &telemetry, None),
         splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config.splice)),
         telemetry: Arc::clone(&telemetry),
         splice_mode: config.splice,

@@ -16,12 +16,15 @@ use self::sock::SockSplice;
 use crate::config::SpliceMode;
 use crate::telemetry::Telemetry;
 use crate::telemetry::flows::FlowGuard;
+use crate::upstream::ports::Lease;
 
 /// Two connected sockets whose bytes belong together, and what was already read from them.
 #[derive(Debug)]
 pub struct Session {
     pub downstream: TcpStream,
     pub upstream: TcpStream,
+    /// The source port of `upstream`, held while anything of the stream is left; `None`: the kernel chose it.
+    pub source: Option<Lease>,
     /// Read from `downstream`, not yet written to `upstream`.
     pub to_upstream: Bytes,
     /// Read from `upstream` (behind the 101), not yet written to `downstream`.
@@ -48,7 +51,7 @@ impl Splicer {
     /// tokio runtime, and may block for some milliseconds.
     pub fn start(telemetry: Arc<Telemetry>, mode: SpliceMode) -> Self {
         let sock = match mode {
-            SpliceMode::Auto | SpliceMode::Relay => Err(Reason::SpliceOff),
+            SpliceMode::Auto | SpliceMode::Packet | SpliceMode::Relay => Err(Reason::SpliceOff),
             SpliceMode::Sockmap => SockSplice::start(Arc::clone(&telemetry)).map_err(|error| {
                 let reason = error.reason();
                 let error: &dyn std::error::Error = &error;
@@ -63,7 +66,7 @@ impl Splicer {
     /// closed, and the flow counts as reset.
     pub async fn carry(&self, session: Session) {
         let session = match session.mode {
-            SpliceMode::Auto | SpliceMode::Relay => session,
+            SpliceMode::Auto | SpliceMode::Packet | SpliceMode::Relay => session,
             SpliceMode::Sockmap => match self.spliced(session).await {
                 Ok(()) => return,
                 Err(refused) => {
@@ -153,6 +156,7 @@ mod tests {
         let session = Session {
             downstream,
             upstream,
+            source: None,
             to_upstream: Bytes::from_static(b"early, "),
             to_downstream: Bytes::new(),
             mode: SpliceMode::Sockmap,

@@ -8,8 +8,11 @@ use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use socket2::SockRef;
+use tokio::net::TcpStream;
 
 use super::connect::{Connector, MAX_BUFFER};
+use super::ports::SourcePorts;
 use crate::config::{ClusterIndex, Config};
 use crate::telemetry::Telemetry;
 
@@ -23,6 +26,8 @@ const MAX_IDLE: usize = 256;
 #[derive(Debug)]
 pub struct Pool {
     clusters: Vec<Cluster>,
+    /// Whether streams are given source ports.
+    own_ports: bool,
 }
 
 #[derive(Debug)]
@@ -32,9 +37,10 @@ struct Cluster {
 }
 
 impl Pool {
-    pub fn new(config: &Config, telemetry: &Telemetry) -> Self {
+    /// With `ports`, upgraded streams are given source ports of their own.
+    pub fn new(config: &Config, telemetry: &Telemetry, ports: Option<&SourcePorts>) -> Self {
         let cluster = |cluster: &crate::config::Cluster| {
-            let connector = Connector::new(&cluster.name, cluster.connect_timeout, telemetry);
+            let connector = Connector::new(cluster, telemetry, ports.cloned());
             let client = Client::builder(TokioExecutor::new())
                 .set_host(false)
                 .pool_timer(TokioTimer::new())
@@ -44,12 +50,19 @@ impl Pool {
                 .build(connector.clone());
             Cluster { connector, client }
         };
-        Self { clusters: config.clusters.iter().map(cluster).collect() }
+        Self { clusters: config.clusters.iter().map(cluster).collect(), own_ports: ports.is_some() }
     }
 
     /// For connections outside the pool.
     pub fn connector(&self, cluster: ClusterIndex) -> &Connector {
         &self.clusters[cluster].connector
+    }
+
+    /// The largest segment that a client accepts, if that is of interest to
+    /// [`connect_stream`](Connector::connect_stream).
+    pub fn client_mss(&self, client: &TcpStream) -> Option<u16> {
+        let mss = self.own_ports.then(|| SockRef::from(client).tcp_mss().ok())?;
+        mss.map(|mss| u16::try_from(mss).unwrap_or(u16::MAX))
     }
 
     /// Sends a request with an origin-form target on an idle connection to `endpoint`, or on a new

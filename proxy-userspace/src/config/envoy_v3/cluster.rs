@@ -57,6 +57,7 @@ pub(super) fn read(field: &Field<'_>) -> Option<Cluster> {
         connect_timeout: connect_timeout.unwrap_or(native::DEFAULT_CONNECT_TIMEOUT),
         endpoints,
         healthy_panic_threshold: threshold.unwrap_or(native::DEFAULT_PANIC_THRESHOLD),
+        source_addresses: Vec::new(),
     })
 }
 

@@ -8,7 +8,7 @@ mod http;
 use std::net::{IpAddr, SocketAddr};
 
 use super::reader::{Field, Map};
-use super::{Config, SpliceMode, listening};
+use super::{Config, PacketSplice, SpliceMode, listening};
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     let map = root.map()?;
@@ -71,6 +71,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         clusters,
         admin: admin.map(|(_, address)| address),
         splice: SpliceMode::default(),
+        packet_splice: PacketSplice::default(),
         warnings: Vec::new(),
     })
 }

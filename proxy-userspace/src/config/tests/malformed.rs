@@ -60,7 +60,7 @@ const NATIVE_ROWS: &[Row] = &[
     ("10.0.0.1:3000", "{ address: \"10.0.0.1:3000\", hash_key: 7 }", 14, "hash_key: must be a string, is `7`", "quote it: \"7\""),
     ("[10.0.0.1:3000, 10.0.0.2:3000]", "[10.0.0.1:3000]\n  use_hostname_for_hashing: true", 14, "has no hostname to hash by", "hostname: NAME"),
     ("127.0.0.1:9901", "none", 15, "admin: `none` is not an address", "ip:port"),
-    ("127.0.0.1:9901", "127.0.0.1:9901\nsplice: xdp", 16, "splice: must be one of auto, sockmap, relay, is `xdp`", "auto, sockmap, relay"),
+    ("127.0.0.1:9901", "127.0.0.1:9901\nsplice: xdp", 16, "splice: must be one of auto, packet, sockmap, relay, is `xdp`", "auto, packet, sockmap, relay"),
     ("127.0.0.1:9901", "127.0.0.1:9901\n---\na: b", 16, "a second document begins here", "one document"),
     ("  timeout: 5s", "\ttimeout: 5s", 5, "bad YAML: while scanning a plain scalar, found a tab", "indent with spaces"),
     ("[websocket]", "[websocket", 10, "bad YAML", "brackets"),

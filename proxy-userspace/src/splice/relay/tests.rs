@@ -44,6 +44,7 @@ impl Rig {
         let session = Session {
             downstream,
             upstream,
+            source: None,
             to_upstream: Bytes::from_static(options.to_upstream),
             to_downstream: Bytes::from_static(options.to_downstream),
             mode: SpliceMode::Relay,
@@ -393,6 +394,7 @@ async fn idle_stream_is_small() {
     let session = Session {
         downstream,
         upstream,
+        source: None,
         to_upstream: Bytes::new(),
         to_downstream: Bytes::new(),
         mode: SpliceMode::Relay,
