@@ -7,6 +7,7 @@
 pub mod abi;
 pub mod fault;
 pub mod flow;
+pub mod packet;
 pub mod reason;
 pub mod sock;
 pub mod stat;

@@ -6,7 +6,15 @@
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
 mod sock_splice;
+
+/// `SO_MARK` of the proxy's own sockets during a hand-over, set by userspace when it loads the programs
+/// ([`proxy_common::abi::GLOBAL_MARK`]).
+#[cfg(target_arch = "bpf")]
+#[unsafe(no_mangle)]
+static MARK: u32 = proxy_common::abi::DEFAULT_MARK;
 
 /// Helpers such as `bpf_sk_redirect_hash` are for programs under a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]

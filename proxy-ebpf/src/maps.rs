@@ -1,10 +1,39 @@
 //! Every map. "Userspace" is always its `kernel/` module. All maps live as long as the daemon:
 //! nothing is pinned, and an entry's lifetime is that of the session unless stated otherwise.
 
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, RingBuf, SockHash};
-use proxy_common::abi::{SOCK_ENTRIES, SOCK_EVENTS_BYTES};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
+use proxy_common::abi::{DEFAULT_MAX_CONNS, FLOW_EVENTS_BYTES, SOCK_ENTRIES, SOCK_EVENTS_BYTES};
+use proxy_common::flow::{Conn, FlowKey4, FlowKey6, FlowRef};
 use proxy_common::sock::{SockCredit, SockFlow};
+use proxy_common::stat::Stat;
+
+/// Tuple of a packet that arrives -> its flow. Two entries for each session.
+/// Never an LRU map: an eviction would reset a living stream.
+/// Writer: userspace inserts and removes; `packet_ingress` removes when a SYN takes a tuple whose
+/// stream is over. Readers: `packet_ingress`, `packet_egress`.
+#[map]
+pub(crate) static STEER_FLOWS4: HashMap<FlowKey4, FlowRef> =
+    HashMap::with_max_entries(2 * DEFAULT_MAX_CONNS, BPF_F_NO_PREALLOC);
+
+/// As [`STEER_FLOWS4`].
+#[map]
+pub(crate) static STEER_FLOWS6: HashMap<FlowKey6, FlowRef> =
+    HashMap::with_max_entries(2 * DEFAULT_MAX_CONNS, BPF_F_NO_PREALLOC);
+
+/// One record for each session; an array, so a record is never freed but used again under a new
+/// generation. Writers, field by field: see [`Conn`]. Readers: the programs, and userspace through mmap.
+#[map]
+pub(crate) static STEER_CONNS: Array<Conn> = Array::with_max_entries(DEFAULT_MAX_CONNS, BPF_F_MMAPABLE);
+
+/// [`proxy_common::flow::FlowEvent`]s. Writer: `packet_ingress`. Reader: userspace.
+#[map]
+pub(crate) static STEER_EVENTS: RingBuf = RingBuf::with_byte_size(FLOW_EVENTS_BYTES, 0);
+
+/// Counters by [`Stat`]. Writers: the packet programs, each CPU its own. Reader: userspace.
+#[map]
+pub(crate) static STEER_STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Stat::ALL.len() as u32, 0);
 
 /// Cookie of a source socket -> its *peer* socket. No program is attached here, so that being a
 /// target does not make a socket a source.
@@ -23,14 +52,14 @@ pub(crate) static SOCK_SOURCE: SockHash<u64> = SockHash::with_max_entries(SOCK_E
 /// Writer: userspace inserts zeroes and removes; in between only `sock_splice`. Reader: userspace.
 #[map]
 pub(crate) static SOCK_FLOW: HashMap<u64, SockFlow> =
-    HashMap::with_max_entries(SOCK_ENTRIES, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(SOCK_ENTRIES, BPF_F_NO_PREALLOC);
 
 /// Cookie of a source socket -> how far it may go.
 /// Writer: userspace. Reader: `sock_splice`. Apart from [`SOCK_FLOW`], so that no value has two
 /// writers.
 #[map]
 pub(crate) static SOCK_CREDIT: HashMap<u64, SockCredit> =
-    HashMap::with_max_entries(SOCK_ENTRIES, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(SOCK_ENTRIES, BPF_F_NO_PREALLOC);
 
 /// [`proxy_common::sock::SockEvent`]s. Writer: `sock_splice`. Reader: userspace.
 #[map]

@@ -223,7 +223,7 @@ pub struct Cluster {
     pub endpoints: Vec<Endpoint>,
     /// Percent of healthy endpoints below which all of them are used. Default 50; 0 = never.
     pub healthy_panic_threshold: f64,
-    /// Where connections to endpoints come from; those of an endpoint's family are used in turn. Empty: the
+    /// Where connections to endpoints come from; those of an endpoint's family share them. Empty: the
     /// kernel's choice. Canonical, without duplicates.
     pub source_addresses: Vec<IpAddr>,
 }

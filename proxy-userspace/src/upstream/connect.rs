@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use prometheus::IntCounter;
+use rand::seq::IteratorRandom as _;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
@@ -90,7 +93,8 @@ impl Connector {
 
     /// A new connection, [prepared](prepare).
     pub async fn connect(&self, endpoint: SocketAddr) -> Result<TcpStream, ConnectError> {
-        self.counted(endpoint, TcpStream::connect(endpoint)).await
+        let endpoint = canonical(endpoint);
+        self.counted(endpoint, self.connect_from_any_port(endpoint)).await
     }
 
     /// A new connection for a stream, [prepared](prepare). Where streams have source ports of their own it has
@@ -106,17 +110,15 @@ impl Connector {
         let socket = self.counted(endpoint, async {
             for _ in 0..PORT_TRIES {
                 let Some(lease) = self.lease(endpoint) else { break };
-                match from_port(lease.address(), endpoint, client_mss).await {
-                    Ok(socket) => {
+                match connect_from(lease.address(), endpoint, client_mss).await? {
+                    Some(socket) => {
                         source = Some(lease);
                         return Ok(socket);
                     }
-                    // By a listener, or by a connection to the same endpoint.
-                    Err(error) if is_taken(&error) => lease.give_back_foreign(),
-                    Err(error) => return Err(error),
+                    None => lease.give_back_foreign(),
                 }
             }
-            TcpStream::connect(endpoint).await
+            self.connect_from_any_port(endpoint).await
         });
         let socket = socket.await?;
         Ok(Connected { socket, source })
@@ -129,13 +131,29 @@ impl Connector {
             // Its source would need a scope, which a lease has not.
             return None;
         }
-        let configured = self.inner.sources.iter().copied();
-        let mut sources: Vec<_> =
-            configured.filter(|source| source.is_ipv4() == endpoint.is_ipv4()).collect();
+        let mut sources: Vec<_> = self.sources(endpoint).collect();
         if sources.is_empty() {
             sources.extend(route_source(endpoint).ok());
         }
         ports.lease_any(&sources, endpoint).ok()
+    }
+
+    /// The configured source addresses for an endpoint.
+    fn sources(&self, endpoint: SocketAddr) -> impl Iterator<Item = IpAddr> {
+        let family = endpoint.is_ipv4();
+        self.inner.sources.iter().copied().filter(move |source| source.is_ipv4() == family)
+    }
+
+    /// Connects from a port of the kernel's choice, and from one of the configured source addresses.
+    async fn connect_from_any_port(&self, endpoint: SocketAddr) -> io::Result<TcpStream> {
+        let Some(source) = self.sources(endpoint).choose(&mut rand::rng()) else {
+            return TcpStream::connect(endpoint).await;
+        };
+        let socket = socket_for(endpoint)?;
+        // The port is chosen by connect, which knows that one serves several endpoints.
+        setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        socket.bind(SocketAddr::new(source, 0))?;
+        socket.connect(endpoint).await
     }
 
     /// Waits for a connection, but not for ever, and counts how that went.
@@ -176,16 +194,31 @@ impl Connector {
     }
 }
 
-/// Connects from just this address and port, which other connections to other endpoints may use, too.
-async fn from_port(source: SocketAddr, endpoint: SocketAddr, mss: Option<u16>) -> io::Result<TcpStream> {
-    let socket = if endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+/// Connects from just this address and port, which connections to other endpoints may use, too. `None`: a
+/// listener has the port, or a connection to the same endpoint.
+async fn connect_from(
+    source: SocketAddr,
+    endpoint: SocketAddr,
+    mss: Option<u16>,
+) -> io::Result<Option<TcpStream>> {
+    let socket = socket_for(endpoint)?;
     socket.set_reuseaddr(true)?;
     // An endpoint cannot be told of more, nor does it need to be: loopback alone has such large segments.
     if let Some(mss) = mss.filter(|mss| *mss <= MAX_MSS) {
         SockRef::from(&socket).set_tcp_mss(mss.max(MIN_MSS).into())?;
     }
-    socket.bind(source)?;
-    socket.connect(endpoint).await
+    match socket.bind(source) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(None),
+        bound => bound?,
+    }
+    match socket.connect(endpoint).await {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(None),
+        connected => connected.map(Some),
+    }
+}
+
+fn socket_for(endpoint: SocketAddr) -> io::Result<TcpSocket> {
+    if endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
 }
 
 /// An IPv4 endpoint, if it is one in an IPv6 address.
@@ -194,10 +227,6 @@ fn canonical(endpoint: SocketAddr) -> SocketAddr {
         ip if ip == endpoint.ip() => endpoint,
         ip => SocketAddr::new(ip, endpoint.port()),
     }
-}
-
-fn is_taken(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 
 /// The address that the kernel would connect from. Sends nothing.
@@ -239,3 +268,6 @@ impl tower_service::Service<Uri> for Connector {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

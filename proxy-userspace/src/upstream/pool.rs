@@ -8,12 +8,12 @@ use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::connect::{Connector, MAX_BUFFER};
 use super::ports::SourcePorts;
 use crate::config::{ClusterIndex, Config};
+use crate::kernel::tcp_info::TcpInfo;
 use crate::telemetry::Telemetry;
 
 /// Shorter than the 5 s after which Node's HTTP server (socket.io's) closes an idle connection, so
@@ -21,6 +21,8 @@ use crate::telemetry::Telemetry;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections kept for each endpoint.
 const MAX_IDLE: usize = 256;
+/// Bytes, with the two that align it.
+const TIMESTAMP_OPTION: u32 = 12;
 
 /// One pool for each cluster.
 #[derive(Debug)]
@@ -61,8 +63,13 @@ impl Pool {
     /// The largest segment that a client accepts, if that is of interest to
     /// [`connect_stream`](Connector::connect_stream).
     pub fn client_mss(&self, client: &TcpStream) -> Option<u16> {
-        let mss = self.own_ports.then(|| SockRef::from(client).tcp_mss().ok())?;
-        mss.map(|mss| u16::try_from(mss).unwrap_or(u16::MAX))
+        if !self.own_ports {
+            return None;
+        }
+        let info = TcpInfo::of(client).ok()?;
+        // What is sent to it has less room for data, by the option that every segment carries.
+        let options = if info.options().timestamps { TIMESTAMP_OPTION } else { 0 };
+        Some(u16::try_from(info.send_mss() + options).unwrap_or(u16::MAX))
     }
 
     /// Sends a request with an origin-form target on an idle connection to `endpoint`, or on a new

@@ -9,7 +9,7 @@ use object::{Object as _, ObjectSection as _};
 const LICENSE: &[u8] = b"Dual MIT/GPL\0";
 
 /// The sections of the programs of each object.
-pub(super) const STEER: &[&str] = &["sk_skb/stream_verdict"];
+pub(super) const STEER: &[&str] = &["sk_skb/stream_verdict", "classifier"];
 pub(super) const FAULTS: &[&str] = &["classifier"];
 
 pub(super) fn check(path: &Path, programs: &[&str]) -> Result<()> {

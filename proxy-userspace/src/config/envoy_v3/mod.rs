@@ -2,6 +2,7 @@
 //! camelCase. What would change where a request goes or how it looks, and is not done by Steer, is
 //! refused; what Steer merely lacks is warned about; what cannot matter is let pass by name.
 
+mod bind;
 mod cluster;
 mod http;
 

@@ -177,3 +177,87 @@ impl Drop for Conns {
 fn byte_len(capacity: u32) -> usize {
     size_of::<Conn>() * capacity as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+    use std::sync::Arc;
+    use std::thread;
+
+    use bytemuck::Zeroable as _;
+    use proxy_common::flow::{Direction, flags};
+
+    use super::*;
+
+    /// A file does for the map.
+    fn conns(capacity: u32) -> Conns {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(byte_len(capacity) as u64).unwrap();
+        Conns::map(file.as_fd(), capacity).unwrap()
+    }
+
+    #[test]
+    fn fields_are_written_where_the_program_reads_them() {
+        let conns = conns(3);
+        let mut record = Conn { flags: flags::SACK, state: state::SPLICED, ..Conn::zeroed() };
+        record.flows[1].live.bytes = 7;
+        assert_eq!(conns.prepare(1, record), 1);
+        conns.set_own_end(FlowRef::new(1, Direction::ToDownstream), 11);
+        conns.note_fin(FlowRef::new(1, Direction::ToUpstream), 12);
+        conns.add_flags(1, flags::COPY_ACKS);
+        let seen = conns.snapshot(1);
+        assert_eq!(
+            (seen.state, seen.flags, seen.generation),
+            (state::OFF, flags::SACK | flags::COPY_ACKS, 1)
+        );
+        let [up, down] = seen.flows.map(|flow| flow.live);
+        assert_eq!((up.fin_end, up.bits, up.own_end, up.bytes), (12, bits::FIN_SEEN, 0, 0));
+        assert_eq!((down.fin_end, down.bits, down.own_end, down.bytes), (0, 0, 11, 7));
+        for neighbour in [0, 2] {
+            assert_eq!(bytemuck::bytes_of(&conns.snapshot(neighbour)), [0; size_of::<Conn>()]);
+        }
+        assert_eq!(conns.prepare(1, record), 2);
+    }
+
+    #[test]
+    fn a_state_is_only_left_by_who_knows_it() {
+        let conns = conns(1);
+        conns.set_state(0, state::HAND_OVER);
+        assert_eq!(conns.advance_state(0, state::HAND_OVER, state::SPLICED), Ok(()));
+        conns.set_state(0, state::RESET);
+        assert_eq!(conns.advance_state(0, state::SPLICED, state::FINISHED), Err(state::RESET));
+        assert_eq!(conns.state(0), state::RESET);
+    }
+
+    #[test]
+    fn records_rest_as_long_as_possible() {
+        let conns = conns(3);
+        let taken: Vec<_> = std::iter::from_fn(|| conns.allocate()).collect();
+        assert_eq!((taken, conns.used(), conns.capacity()), (vec![0, 1, 2], 3, 3));
+        conns.set_state(1, state::SPLICED);
+        conns.free(1);
+        conns.free(0);
+        assert_eq!((conns.state(1), conns.used()), (state::OFF, 1));
+        assert_eq!([conns.allocate(), conns.allocate(), conns.allocate()], [Some(1), Some(0), None]);
+    }
+
+    #[test]
+    fn no_record_has_two_owners() {
+        let conns = Arc::new(conns(8));
+        let threads: Vec<_> = (1..=4)
+            .map(|owner| {
+                let conns = Arc::clone(&conns);
+                thread::spawn(move || {
+                    for _ in 0..10_000 {
+                        let Some(conn) = conns.allocate() else { continue };
+                        assert_eq!(conns.advance_state(conn, state::OFF, owner), Ok(()));
+                        assert_eq!(conns.snapshot(conn).state, owner);
+                        conns.free(conn);
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(conns.used(), 0);
+    }
+}

@@ -116,3 +116,99 @@ fn port(word: usize, bits: u64) -> u16 {
     // At most 1023 * 64 + 63.
     (word * 64) as u16 + bits.trailing_zeros() as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn taken(free: &mut FreePorts) -> Vec<u16> {
+        let now = Instant::now();
+        std::iter::from_fn(|| free.take(now)).collect()
+    }
+
+    #[test]
+    fn every_port_once_and_then_none() {
+        let mut free = FreePorts::new(&[1024..=1030, 65000..=65535]);
+        let expected: Vec<u16> = (1024..=1030).chain(65000..=65535).collect();
+        assert_eq!(free.left(), 543);
+        assert_eq!(taken(&mut free), expected);
+        assert_eq!(free.left(), 0);
+        assert!(taken(&mut FreePorts::new(&[])).is_empty());
+    }
+
+    #[test]
+    fn with_few_ports_the_one_that_rested_longest_comes_first() {
+        let mut free = FreePorts::new(&[2000..=2004]);
+        taken(&mut free);
+        for port in [2003, 2000, 2004] {
+            free.give_back(port);
+        }
+        assert_eq!(taken(&mut free), [2003, 2000, 2004]);
+    }
+
+    #[test]
+    fn a_port_that_was_given_back_waits_for_all_the_others() {
+        let mut free = FreePorts::new(&[10000..=19999]);
+        let now = Instant::now();
+        let first = free.take(now).unwrap();
+        free.give_back(first);
+        for port in 10001..=19999 {
+            assert_eq!(free.take(now), Some(port));
+        }
+        assert_eq!(free.take(now), Some(first));
+    }
+
+    #[test]
+    fn ports_of_others_are_left_alone_for_a_minute() {
+        let mut free = FreePorts::new(&[2000..=2001]);
+        let now = Instant::now();
+        let port = free.take(now).unwrap();
+        free.set_aside(port, now);
+        assert_eq!(free.left(), 1);
+        assert_eq!(free.take(now), Some(2001));
+        assert_eq!(free.take(now + ASIDE / 2), None);
+        assert_eq!(free.take(now + ASIDE), Some(port));
+    }
+
+    proptest! {
+        #[test]
+        fn no_port_is_lent_twice_and_none_gets_lost(
+            count in 1u16..700,
+            steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 0..3000),
+        ) {
+            let mut free = FreePorts::new(&[30000..=30000 + (count - 1)]);
+            let now = Instant::now();
+            let mut lent = Vec::new();
+            // By port: how many had been given back when it was.
+            let mut returned_at = HashMap::new();
+            let mut returned = 0_usize;
+            for (take, which) in steps {
+                if take {
+                    let left = free.left();
+                    let port = free.take(now);
+                    prop_assert_eq!(port.is_some(), left > 0);
+                    let Some(port) = port else { continue };
+                    prop_assert!(!lent.contains(&port));
+                    if let Some(at) = returned_at.remove(&port) {
+                        let others = returned - at;
+                        prop_assert!(
+                            others >= RESTING || usize::try_from(left).unwrap() <= RESTING,
+                            "{port} rested for {others} only, {left} were left"
+                        );
+                    }
+                    lent.push(port);
+                } else if !lent.is_empty() {
+                    let port = lent.swap_remove(which.index(lent.len()));
+                    free.give_back(port);
+                    returned += 1;
+                    returned_at.insert(port, returned);
+                }
+                prop_assert_eq!(usize::try_from(free.left()).unwrap() + lent.len(), usize::from(count));
+            }
+        }
+    }
+}

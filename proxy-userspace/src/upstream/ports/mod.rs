@@ -7,8 +7,10 @@
 //! numbers: what is counted is (source address, endpoint) -> ports.
 
 mod free;
+mod ranges;
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +21,7 @@ use prometheus::{IntGauge, IntGaugeVec};
 use thiserror::Error;
 
 use self::free::FreePorts;
+use crate::kernel::host;
 use crate::telemetry::Telemetry;
 
 /// Hands out source ports. One for the whole process; clones share everything.
@@ -69,6 +72,29 @@ pub struct PortsExhausted {
     pub limit: i64,
 }
 
+/// There are no source ports for streams.
+#[derive(Debug, Error)]
+pub enum PortsError {
+    #[error("cannot read the kernel's settings of local ports")]
+    Unreadable(#[source] io::Error),
+    #[error(
+        "the kernel gives out all ports ({}) by itself, which leaves none for streams: name some of them as \
+         packet_splice.source_ports, or make net.ipv4.ip_local_port_range smaller",
+        ranges::text(std::slice::from_ref(local))
+    )]
+    NoneLeft { local: RangeInclusive<u16> },
+    #[error(
+        "the kernel gives out ports of packet_splice.source_ports by itself, and they cannot be reserved from \
+         here: run `sysctl -w net.ipv4.ip_local_reserved_ports={list}`"
+    )]
+    CannotReserve {
+        /// All that has to be reserved, with what is now.
+        list: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
 /// A source port towards one endpoint that nobody else is given while this lives.
 #[derive(Debug)]
 pub struct Lease {
@@ -78,6 +104,28 @@ pub struct Lease {
 }
 
 impl SourcePorts {
+    /// With the configured ports, which are reserved if the kernel would give them out, or else with those that
+    /// it does not.
+    pub fn start(
+        configured: Option<&[RangeInclusive<u16>]>,
+        telemetry: &Telemetry,
+    ) -> Result<Self, PortsError> {
+        let local = host::ip_local_port_range().map_err(PortsError::Unreadable)?;
+        let reserved = host::reserved_ports().map_err(PortsError::Unreadable)?;
+        let ranges = match configured {
+            Some(ranges) => {
+                reserve(&ranges::given_out(ranges, local.clone(), &reserved), &reserved)?;
+                ranges.to_vec()
+            }
+            None => ranges::by_default(local.clone(), &reserved),
+        };
+        if ranges.is_empty() {
+            return Err(PortsError::NoneLeft { local });
+        }
+        tracing::info!(ports = ranges::text(&ranges), "source ports for streams");
+        Ok(Self::new(&ranges, telemetry))
+    }
+
     /// `ranges` must not overlap.
     pub fn new(ranges: &[RangeInclusive<u16>], telemetry: &Telemetry) -> Self {
         let gauges = telemetry.metrics.source_ports.clone();
@@ -127,6 +175,19 @@ impl SourcePorts {
             crowded: AtomicBool::new(false),
         })
     }
+}
+
+/// Keeps the kernel from giving these ports out, for as long as it runs.
+fn reserve(ports: &[RangeInclusive<u16>], reserved: &[RangeInclusive<u16>]) -> Result<(), PortsError> {
+    if ports.is_empty() {
+        return Ok(());
+    }
+    host::reserve_ports(ports).map_err(|source| {
+        let list = ranges::text(&[reserved, ports].concat());
+        PortsError::CannotReserve { list, source }
+    })?;
+    tracing::info!(ports = ranges::text(ports), "added to net.ipv4.ip_local_reserved_ports");
+    Ok(())
 }
 
 impl Pool {
@@ -191,4 +252,107 @@ impl Drop for Lease {
 /// Nothing panics while one of these locks is held, and what they guard is whole between any two statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "192.0.2.9:3000";
+    const B: &str = "192.0.2.10:3000";
+
+    fn address<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+        text.parse().unwrap()
+    }
+
+    fn gauge(telemetry: &Telemetry, endpoint: &str, kind: &str) -> i64 {
+        telemetry.metrics.source_ports.with_label_values(&[endpoint, kind]).get()
+    }
+
+    #[test]
+    fn each_endpoint_and_each_source_has_all_ports() {
+        let telemetry = Telemetry::new();
+        let ports = SourcePorts::new(&[2000..=2003], &telemetry);
+        let (one, two): (IpAddr, IpAddr) = (address("10.0.0.1"), address("10.0.0.2"));
+        let mut leases = Vec::new();
+        for (source, endpoint) in [(one, A), (one, B), (two, A)] {
+            leases.extend((0..4).map(|_| ports.lease(source, address(endpoint)).unwrap()));
+            let exhausted = ports.lease(source, address(endpoint)).unwrap_err();
+            assert_eq!(exhausted.endpoint, address(endpoint));
+        }
+        assert_eq!((gauge(&telemetry, A, "used"), gauge(&telemetry, A, "limit")), (8, 8));
+        assert_eq!((gauge(&telemetry, B, "used"), gauge(&telemetry, B, "limit")), (4, 4));
+        assert_eq!(leases[0].address(), address("10.0.0.1:2000"));
+
+        let freed = leases.swap_remove(0).address();
+        assert_eq!(ports.lease(one, address(A)).unwrap().address(), freed);
+        drop(leases);
+        assert_eq!((gauge(&telemetry, A, "used"), gauge(&telemetry, B, "used")), (0, 0));
+        assert_eq!(gauge(&telemetry, A, "limit"), 8);
+    }
+
+    #[test]
+    fn sources_share_the_load_and_stand_in_for_each_other() {
+        let telemetry = Telemetry::new();
+        let ports = SourcePorts::new(&[2000..=2009], &telemetry);
+        let sources: [IpAddr; 2] = [address("10.0.0.1"), address("10.0.0.2")];
+        let lease = || ports.lease_any(&sources, address(A));
+        let leases: Vec<_> = (0..10).map(|_| lease().unwrap()).collect();
+        let of_one = leases.iter().filter(|lease| lease.address().ip() == sources[0]).count();
+        assert_eq!(of_one, 5);
+        assert_eq!(gauge(&telemetry, A, "limit"), 20);
+        let more: Vec<_> = (0..10).map(|_| lease().unwrap()).collect();
+        assert_eq!(lease().unwrap_err(), PortsExhausted { endpoint: address(A), limit: 20 });
+        drop(more);
+        assert!(lease().is_ok());
+        assert!(ports.lease_any(&[], address(A)).is_err());
+    }
+
+    #[test]
+    fn an_address_is_the_same_in_either_form() {
+        let telemetry = Telemetry::new();
+        let ports = SourcePorts::new(&[2000..=2000], &telemetry);
+        let lease = ports.lease(address("::ffff:10.0.0.1"), address("[::ffff:192.0.2.9]:3000")).unwrap();
+        assert_eq!(lease.address(), address("10.0.0.1:2000"));
+        assert!(ports.lease(address("10.0.0.1"), address(A)).is_err());
+    }
+
+    #[test]
+    fn a_foreign_port_is_not_given_again_at_once() {
+        let telemetry = Telemetry::new();
+        let ports = SourcePorts::new(&[2000..=2001], &telemetry);
+        let lease = || ports.lease(address("10.0.0.1"), address(A));
+        lease().unwrap().give_back_foreign();
+        let other = lease().unwrap();
+        assert_eq!(other.address().port(), 2001);
+        assert!(lease().is_err());
+        assert_eq!(gauge(&telemetry, A, "used"), 1);
+    }
+
+    #[test]
+    fn a_crowded_endpoint_is_warned_about_once_for_each_crossing() {
+        let telemetry = Telemetry::new();
+        let ports = SourcePorts::new(&[2000..=2009], &telemetry);
+        let lease = || ports.lease(address("10.0.0.1"), address(A)).unwrap();
+        let crowded = || lock(&ports.inner.pools).budgets[&address(A)].crowded.load(Ordering::Relaxed);
+        let mut leases: Vec<_> = (0..7).map(|_| lease()).collect();
+        assert!(!crowded());
+        leases.push(lease());
+        assert!(crowded());
+        leases.truncate(7);
+        assert!(crowded(), "not calm yet");
+        leases.truncate(6);
+        assert!(!crowded());
+    }
+
+    #[test]
+    fn the_kernels_settings_leave_some_ports() {
+        let telemetry = Telemetry::new();
+        let local = host::ip_local_port_range().unwrap();
+        if *local.start() <= 10240 && *local.end() == u16::MAX {
+            return;
+        }
+        let ports = SourcePorts::start(None, &telemetry).unwrap();
+        assert!(!local.contains(&ports.lease(address("10.0.0.1"), address(A)).unwrap().address().port()));
+    }
 }

@@ -1,0 +1,13 @@
+//! What the packet splice's programs do to a packet, as functions over headers and a record: no packet
+//! access, no maps, no helpers. The programs run them in the kernel, the tests on the host.
+
+pub mod checksum;
+pub mod copy;
+pub mod headers;
+pub mod life;
+pub mod options;
+pub mod rewrite;
+pub mod seq;
+
+#[cfg(test)]
+mod testing;
