@@ -4,6 +4,7 @@
 pub mod checksum;
 pub mod copy;
 pub mod headers;
+pub mod icmp;
 pub mod life;
 pub mod options;
 pub mod rewrite;
