@@ -51,6 +51,7 @@ pub(super) struct Run {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Splice {
     Auto,
+    Packet,
     Sockmap,
     Relay,
 }
@@ -96,6 +97,7 @@ impl Run {
         if let Some(splice) = self.splice {
             config.splice = match splice {
                 Splice::Auto => SpliceMode::Auto,
+                Splice::Packet => SpliceMode::Packet,
                 Splice::Sockmap => SpliceMode::Sockmap,
                 Splice::Relay => SpliceMode::Relay,
             };

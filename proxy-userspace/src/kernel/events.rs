@@ -1,15 +1,18 @@
-//! The event ring of the socket splice.
+//! The ring buffers by which the BPF programs tell userspace what happened.
 
 use std::io;
+use std::marker::PhantomData;
 
 use aya::maps::{MapData, RingBuf};
-use proxy_common::sock::SockEvent;
+use bytemuck::AnyBitPattern;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// A ring of records of one type, `E`.
 #[derive(Debug)]
-pub struct Events {
+pub struct Events<E> {
     ring: AsyncFd<Ring>,
+    _records: PhantomData<fn() -> E>,
 }
 
 /// aya's ring is not `Debug`.
@@ -27,15 +30,16 @@ impl std::os::fd::AsRawFd for Ring {
     }
 }
 
-impl Events {
+impl<E: AnyBitPattern> Events<E> {
+    /// Must be called inside a tokio runtime, which the ring joins.
     pub(super) fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
         // SAFETY: the ring owns its descriptor, always gives the same one, and closes it when dropped.
         let ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) };
-        Ok(Self { ring: ring? })
+        Ok(Self { ring: ring?, _records: PhantomData })
     }
 
     /// Waits for events and hands over all that are there.
-    pub async fn read(&mut self, mut each: impl FnMut(SockEvent)) -> io::Result<()> {
+    pub async fn read(&mut self, mut each: impl FnMut(E)) -> io::Result<()> {
         let mut ready = self.ring.readable_mut().await?;
         while let Some(item) = ready.get_inner_mut().0.next() {
             match bytemuck::try_pod_read_unaligned(&item) {

@@ -7,9 +7,10 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::time::Duration;
 
 use socket2::{SockFilter, SockRef};
+
+use super::grace;
 
 /// Classic BPF over the TCP header: keeps segments without payload and RSTs, drops the others.
 /// The length that a socket filter of TCP sees begins with the TCP header (tcp_filter).
@@ -53,7 +54,7 @@ impl<'a> Hold<'a> {
     pub async fn settle(&self) -> io::Result<()> {
         // Filters run inside an RCU reader that ends when the segment has been dealt with, or left
         // in the socket's backlog ...
-        tokio::task::spawn_blocking(wait_for_rcu_readers).await.map_err(io::Error::other)?;
+        tokio::task::spawn_blocking(grace::wait_for_rcu_readers).await.map_err(io::Error::other)?;
         // ... which whoever unlocks the socket works off.
         kick(self.socket)
     }
@@ -64,16 +65,6 @@ impl Drop for Hold<'_> {
         if let Err(error) = SockRef::from(self.socket).detach_filter() {
             tracing::error!(%error, "cannot take the filter off a socket; its stream will stall");
         }
-    }
-}
-
-/// About 12 ms with HZ=250.
-fn wait_for_rcu_readers() {
-    // SAFETY: takes two numbers and touches no memory.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result != 0 {
-        // Refused with nohz_full CPUs, or by a seccomp profile. A softirq does not take this long.
-        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -5,10 +5,11 @@ use std::os::fd::AsFd as _;
 
 use aya::maps::sock::SockMapFd;
 use aya::maps::{Map, MapData, MapError, RingBuf};
-use aya::programs::{ProgramError, SkSkb};
+use aya::programs::{Program, ProgramError, SkSkb};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use proxy_common::abi;
 use proxy_common::reason::Reason;
+use proxy_common::sock::SockEvent;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -47,7 +48,10 @@ impl LoadError {
         }
     }
 
-    fn refused(what: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub(super) fn refused(
+        what: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
         Self::Refused { what, source: source.into() }
     }
 }
@@ -56,21 +60,14 @@ impl LoadError {
 #[derive(Debug)]
 pub struct SockPrograms {
     pub maps: SockMaps,
-    pub events: Events,
+    pub events: Events<SockEvent>,
 }
 
 /// Loads the socket splice. Must be called inside a tokio runtime, which the event ring joins.
 pub fn load_sock_splice() -> Result<SockPrograms, LoadError> {
-    if OBJECT.is_empty() {
-        return Err(LoadError::NoObject);
-    }
-    // Asked first, since EPERM does not tell which one it is.
-    if let Some(missing) = missing_capability() {
-        return Err(LoadError::NoCapability { missing });
-    }
-    // aya raises RLIMIT_MEMLOCK itself where the kernel (before 5.11) counts maps against it.
-    let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(not_loaded)?;
-    start_program_log(&mut ebpf);
+    let mut loader = EbpfLoader::new();
+    shrink(&mut loader, &super::packet::MAPS);
+    let mut ebpf = load_object(&mut loader)?;
 
     let ring = typed::<RingBuf<MapData>>(take(&mut ebpf, abi::MAP_SOCK_EVENTS)?, abi::MAP_SOCK_EVENTS)?;
     let source: Sockets = handles(&mut ebpf, abi::MAP_SOCK_SOURCE)?;
@@ -86,23 +83,53 @@ pub fn load_sock_splice() -> Result<SockPrograms, LoadError> {
     Ok(SockPrograms { maps, events })
 }
 
+/// Both splices are in one object, and loading it makes all its maps: those of the splice that is not wanted get a
+/// single entry (a ring: one page).
+pub(super) fn shrink(loader: &mut EbpfLoader<'_>, maps: &[&'static str]) {
+    for map in maps {
+        loader.map_max_entries(map, 1);
+    }
+}
+
+/// Makes the maps and prepares the programs, none of which is in the kernel yet.
+pub(super) fn load_object(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, LoadError> {
+    if OBJECT.is_empty() {
+        return Err(LoadError::NoObject);
+    }
+    // Asked first, since EPERM does not tell which one it is.
+    if let Some(missing) = missing_capability() {
+        return Err(LoadError::NoCapability { missing });
+    }
+    // aya raises RLIMIT_MEMLOCK itself where the kernel (before 5.11) counts maps against it.
+    let mut ebpf = loader.load(OBJECT).map_err(not_loaded)?;
+    start_program_log(&mut ebpf);
+    Ok(ebpf)
+}
+
 fn attach(ebpf: &mut Ebpf, source: &SockMapFd) -> Result<(), LoadError> {
     let name = abi::PROG_SOCK_SPLICE;
-    let program: &mut SkSkb = ebpf
-        .program_mut(name)
-        .ok_or(LoadError::Incomplete { name })?
-        .try_into()
-        .map_err(|error: ProgramError| LoadError::refused(name, error))?;
-    program.load().map_err(|error| {
-        if let ProgramError::LoadError { io_error, verifier_log } = error {
-            tracing::debug!(program = name, %verifier_log, "the verifier refused a program");
-            LoadError::refused(name, io_error)
-        } else {
-            LoadError::refused(name, error)
-        }
-    })?;
+    let program: &mut SkSkb = program(ebpf, name)?;
+    program.load().map_err(|error| not_verified(name, error))?;
     program.attach(source).map_err(|error| LoadError::refused("attaching sock_splice", error))?;
     Ok(())
+}
+
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(LoadError::Incomplete { name })?;
+    program.try_into().map_err(|error| LoadError::refused(name, error))
+}
+
+/// The verifier's log can have thousands of lines and goes to the debug log.
+pub(super) fn not_verified(program: &'static str, error: ProgramError) -> LoadError {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        tracing::debug!(program, %verifier_log, "the verifier refused a program");
+        LoadError::refused(program, io_error)
+    } else {
+        LoadError::refused(program, error)
+    }
 }
 
 fn not_loaded(error: EbpfError) -> LoadError {
@@ -124,11 +151,11 @@ fn handles<M: TryFrom<Map, Error = MapError>>(
     Ok(Handles::new(typed(map, name)?, typed(again, name)?))
 }
 
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     ebpf.take_map(name).ok_or(LoadError::Incomplete { name })
 }
 
-fn typed<M: TryFrom<Map, Error = MapError>>(map: Map, name: &'static str) -> Result<M, LoadError> {
+pub(super) fn typed<M: TryFrom<Map, Error = MapError>>(map: Map, name: &'static str) -> Result<M, LoadError> {
     M::try_from(map).map_err(|error| LoadError::refused(name, error))
 }
 

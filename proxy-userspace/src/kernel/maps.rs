@@ -7,12 +7,22 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError, SockHash};
+use proxy_common::abi;
 use proxy_common::reason::Reason;
 use proxy_common::sock::{SockCredit, SockFlow};
 
+/// All maps of the socket splice.
+pub(super) const MAPS: [&str; 5] = [
+    abi::MAP_SOCK_TARGET,
+    abi::MAP_SOCK_SOURCE,
+    abi::MAP_SOCK_FLOW,
+    abi::MAP_SOCK_CREDIT,
+    abi::MAP_SOCK_EVENTS,
+];
+
 /// Flags of BPF_MAP_UPDATE_ELEM (include/uapi/linux/bpf.h).
 const BPF_ANY: u64 = 0;
-const BPF_NOEXIST: u64 = 1;
+pub(super) const BPF_NOEXIST: u64 = 1;
 
 /// A socket was not taken into a map.
 #[derive(Debug, thiserror::Error)]
@@ -171,7 +181,7 @@ fn remove(result: Result<(), MapError>, cookie: u64, map: &'static str) {
     }
 }
 
-fn into_io(error: MapError) -> io::Error {
+pub(super) fn into_io(error: MapError) -> io::Error {
     match error {
         MapError::SyscallError(error) => error.io_error,
         MapError::IoError(error) => error,

@@ -3,9 +3,17 @@
 //! The only place that names aya. Knows sockets by descriptor and cookie; knows nothing of
 //! sessions, directions or HTTP. Used by `splice/`.
 
+pub mod clock;
 pub mod events;
+pub mod grace;
 pub mod hold;
+pub mod host;
 pub mod loader;
 pub mod maps;
+mod netlink;
+pub mod packet;
 pub mod probe;
+pub mod raw;
+pub mod repair;
+pub mod route;
 pub mod tcp_info;

@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use proxy_common::reason::Reason;
 
-/// The head of the kernel's `struct tcp_info`, as far as Linux 4.6 and anything newer has it.
+/// The head of the kernel's `struct tcp_info`. [`REQUIRED`] bytes of it are there since Linux 4.6, `snd_wnd` since 5.4.
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct RawTcpInfo {
     state: u8,
-    ca_state_to_flags: [u8; 7],
+    ca_state_to_backoff: [u8; 4],
+    options: u8,
+    /// The scale of the peer's windows in the lower half, that of ours in the upper one (on a little-endian machine).
+    scales: u8,
+    flags: u8,
     rto: u32,
     ato: u32,
     snd_mss: u32,
@@ -23,7 +27,9 @@ struct RawTcpInfo {
     last_ack_sent: u32,
     last_data_recv: u32,
     last_ack_recv: u32,
-    pmtu_to_total_retrans: [u32; 11],
+    pmtu_to_snd_cwnd: [u32; 6],
+    advmss: u32,
+    reordering_to_total_retrans: [u32; 4],
     pacing_rate: u64,
     max_pacing_rate: u64,
     bytes_acked: u64,
@@ -32,16 +38,25 @@ struct RawTcpInfo {
     segs_in: u32,
     notsent_bytes: u32,
     min_rtt: u32,
+    data_segs_in_to_rcv_ooopack: [u32; 19],
+    snd_wnd: u32,
 }
 
+const REQUIRED: usize = offset_of!(RawTcpInfo, data_segs_in_to_rcv_ooopack);
+
 const _: () = {
+    assert!(offset_of!(RawTcpInfo, options) == 5);
+    assert!(offset_of!(RawTcpInfo, scales) == 6);
     assert!(offset_of!(RawTcpInfo, unacked) == 24);
     assert!(offset_of!(RawTcpInfo, last_data_recv) == 52);
+    assert!(offset_of!(RawTcpInfo, advmss) == 84);
     assert!(offset_of!(RawTcpInfo, pacing_rate) == 104);
     assert!(offset_of!(RawTcpInfo, bytes_acked) == 120);
     assert!(offset_of!(RawTcpInfo, bytes_received) == 128);
     assert!(offset_of!(RawTcpInfo, notsent_bytes) == 144);
-    assert!(size_of::<RawTcpInfo>() == 152);
+    assert!(REQUIRED == 152);
+    assert!(offset_of!(RawTcpInfo, snd_wnd) == 228);
+    assert!(size_of::<RawTcpInfo>() == 232);
 };
 
 /// `enum` of include/net/tcp_states.h.
@@ -51,6 +66,26 @@ const TCP_CLOSE: u8 = 7;
 const TCP_CLOSE_WAIT: u8 = 8;
 const TCP_LAST_ACK: u8 = 9;
 const TCP_CLOSING: u8 = 11;
+
+/// Bits of `tcpi_options`.
+const TCPI_OPT_TIMESTAMPS: u8 = 1;
+const TCPI_OPT_SACK: u8 = 2;
+const TCPI_OPT_WSCALE: u8 = 4;
+const TCPI_OPT_ECN: u8 = 8;
+/// Since Linux 6.7, which has them.
+const TCPI_OPT_USEC_TS: u8 = 64;
+
+/// With two NOPs before them.
+const TIMESTAMPS_BYTES: u32 = 12;
+
+/// What both ends of a connection agreed on in its handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TcpOptions {
+    pub timestamps: bool,
+    pub sack: bool,
+    pub window_scale: bool,
+    pub ecn: bool,
+}
 
 /// Counters of one moment, taken under the socket's lock; only the state may be older than they are,
 /// since the kernel looks at it before it takes the lock (tcp_get_info, 6.18).
@@ -77,7 +112,7 @@ impl TcpInfo {
         if result != 0 {
             return Err(io::Error::last_os_error());
         }
-        if (len as usize) < size_of::<RawTcpInfo>() {
+        if (len as usize) < REQUIRED {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's TCP_INFO is too short"));
         }
         Ok(Self(raw))
@@ -105,6 +140,61 @@ impl TcpInfo {
     /// Payload bytes received in order, and one for the peer's FIN if it has come.
     pub fn received_with_fin(&self) -> u64 {
         self.0.bytes_received
+    }
+
+    pub fn options(&self) -> TcpOptions {
+        let has = |bit| self.0.options & bit != 0;
+        TcpOptions {
+            timestamps: has(TCPI_OPT_TIMESTAMPS),
+            sack: has(TCPI_OPT_SACK),
+            window_scale: has(TCPI_OPT_WSCALE),
+            ecn: has(TCPI_OPT_ECN),
+        }
+    }
+
+    /// Whether TSvals count microseconds (a property of the route, since Linux 6.7).
+    pub fn has_microsecond_timestamps(&self) -> bool {
+        self.0.options & TCPI_OPT_USEC_TS != 0
+    }
+
+    /// By how many bits the windows that the peer announces are to be shifted, 0 to 14.
+    pub fn send_scale(&self) -> u8 {
+        let [send, _] = self.scales();
+        send
+    }
+
+    /// By how many bits the windows that we announce are to be shifted, 0 to 14.
+    pub fn receive_scale(&self) -> u8 {
+        let [_, receive] = self.scales();
+        receive
+    }
+
+    /// Two bit fields of C, which lie the other way round on a big-endian machine.
+    fn scales(&self) -> [u8; 2] {
+        let (low, high) = (self.0.scales & 0xf, self.0.scales >> 4);
+        if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
+    }
+
+    /// The window that the peer offers, in bytes; 0 also on kernels before 5.4.
+    pub fn send_window(&self) -> u32 {
+        self.0.snd_wnd
+    }
+
+    /// The maximum segment size that we have announced to the peer, in bytes without any options.
+    pub fn announced_mss(&self) -> u32 {
+        // The kernel has taken the timestamps' bytes off (tcp_rcv_state_process, 6.18).
+        self.0.advmss + if self.options().timestamps { TIMESTAMPS_BYTES } else { 0 }
+    }
+
+    /// Payload bytes of the largest segment that we send: what the peer has announced, or less if the path has a
+    /// smaller MTU, without the bytes of the timestamp option.
+    pub fn send_mss(&self) -> u32 {
+        self.0.snd_mss
+    }
+
+    /// Bytes in the send queue that were never sent.
+    pub fn unsent(&self) -> u32 {
+        self.0.notsent_bytes
     }
 
     /// Whether everything in the send queue was sent and acknowledged.
@@ -141,13 +231,13 @@ pub fn queued(socket: impl AsFd) -> io::Result<u64> {
 }
 
 /// Bytes in the send queue: from the first that is not acknowledged to the last that was put there.
-fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
+pub fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
     queue_length(socket, libc::TIOCOUTQ)
 }
 
 /// Bytes received in order that nobody has read. Not for a socket in a sockmap, where some kernels
 /// (6.6.128+, 6.12.75+, 6.18.14+) always answer 0.
-fn unread(socket: impl AsFd) -> io::Result<u64> {
+pub fn unread(socket: impl AsFd) -> io::Result<u64> {
     queue_length(socket, libc::FIONREAD)
 }
 

@@ -3,6 +3,7 @@
 mod cluster;
 pub mod connect;
 pub mod pool;
+pub mod ports;
 
 use std::sync::Arc;
 

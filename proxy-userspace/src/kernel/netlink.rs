@@ -1,0 +1,135 @@
+//! Requests to the kernel's routing socket, of the network namespace in which it was opened.
+
+use std::io;
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::host;
+
+/// An answer about one route or interface has some hundred bytes, and 32 KiB is what the kernel limits one to.
+const BUFFER_BYTES: usize = 32 << 10;
+
+/// For requests that have one answer, which the kernel gives before the request's system call returns.
+pub(super) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    pub(super) fn new() -> io::Result<Self> {
+        let socket = Socket::new(NETLINK_ROUTE)?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER_BYTES] })
+    }
+
+    /// # Errors
+    /// What the kernel answered, as an OS error; or an answer that cannot be read.
+    pub(super) fn ask(&mut self, request: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = NetlinkMessage::from(request);
+        message.header.flags = NLM_F_REQUEST;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let len = message.buffer_len();
+        message.serialize(&mut self.buffer[..len]);
+        self.socket.send(&self.buffer[..len], 0)?;
+        loop {
+            let answer = self.receive()?;
+            // Another number is the answer to a request whose own could not be read.
+            if answer.header.sequence_number == self.sequence {
+                return match answer.payload {
+                    NetlinkPayload::InnerMessage(answer) => Ok(answer),
+                    NetlinkPayload::Error(error) => Err(error.to_io()),
+                    _ => Err(io::ErrorKind::InvalidData.into()),
+                };
+            }
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
+        // It is there already, so a call that would wait has lost it.
+        let len = self.socket.recv(&mut &mut self.buffer[..], libc::MSG_DONTWAIT)?;
+        NetlinkMessage::deserialize(&self.buffer[..len])
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+/// Tells which interfaces were removed.
+pub(super) struct LinkMonitor {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl LinkMonitor {
+    pub(super) fn new() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, libc::RTMGRP_LINK as u32))?;
+        Ok(Self { socket, buffer: vec![0; BUFFER_BYTES] })
+    }
+
+    /// The indices of `known` interfaces that were removed since the last call. Never waits.
+    pub(super) fn removed(&mut self, known: impl Iterator<Item = u32>) -> io::Result<Vec<u32>> {
+        let mut removed = Vec::new();
+        loop {
+            match self.socket.recv(&mut &mut self.buffer[..], libc::MSG_DONTWAIT) {
+                Ok(len) => removed.extend(removed_interface(&self.buffer[..len])),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(removed),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // More happened than the socket's buffer holds.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    removed.extend(known.filter(|ifindex| !exists(*ifindex)));
+                    return Ok(removed);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The index in a message that an interface is gone.
+fn removed_interface(message: &[u8]) -> Option<u32> {
+    // `struct nlmsghdr` (16 bytes) and `struct ifinfomsg`: include/uapi/linux/{netlink,rtnetlink}.h. The rest
+    // changes from kernel to kernel.
+    let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
+    let family = *message.get(16)?;
+    let ifindex = u32::from_ne_bytes(*message.get(20..)?.first_chunk()?);
+    // With the family AF_BRIDGE it only tells that a port has left its bridge.
+    (kind == libc::RTM_DELLINK && i32::from(family) == libc::AF_UNSPEC).then_some(ifindex)
+}
+
+/// If it cannot be told, the interface counts as being there.
+fn exists(ifindex: u32) -> bool {
+    !matches!(host::interface(ifindex), Err(error) if error.raw_os_error() == Some(libc::ENODEV))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_removed_interfaces_are_reported() {
+        let message = |kind: u16, family: u8| {
+            let mut bytes = [0; 32];
+            bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+            bytes[16] = family;
+            bytes[20..24].copy_from_slice(&7_u32.to_ne_bytes());
+            bytes
+        };
+        assert_eq!(removed_interface(&message(libc::RTM_DELLINK, 0)), Some(7));
+        assert_eq!(removed_interface(&message(libc::RTM_DELLINK, libc::AF_BRIDGE as u8)), None);
+        assert_eq!(removed_interface(&message(libc::RTM_NEWLINK, 0)), None);
+        assert_eq!(removed_interface(&message(libc::RTM_DELLINK, 0)[..23]), None);
+        assert_eq!(removed_interface(&[]), None);
+    }
+
+    #[test]
+    fn nothing_is_removed_from_a_quiet_machine() {
+        let mut monitor = LinkMonitor::new().unwrap();
+        assert!(monitor.removed([host::LOOPBACK_IFINDEX].into_iter()).unwrap().is_empty());
+        assert!(exists(host::LOOPBACK_IFINDEX) && !exists(u32::MAX >> 1));
+    }
+}

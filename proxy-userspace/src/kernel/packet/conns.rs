@@ -1,0 +1,263 @@
+//! The connection records: the map `STEER_CONNS`, mapped into memory, and which of them are free.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use proxy_common::flow::{Conn, DirLive, Flow, FlowRef, bits, state};
+
+/// A record in words of the size that its counters have.
+const WORDS: usize = size_of::<Conn>() / size_of::<u64>();
+type Words = [u64; WORDS];
+
+/// All records. The BPF programs read and write the same memory at the same time, so nothing here makes a
+/// reference into it, except to atomics.
+#[derive(Debug)]
+pub struct Conns {
+    memory: NonNull<Conn>,
+    capacity: u32,
+    free: Mutex<Free>,
+}
+
+// SAFETY: the memory belongs to the mapping, not to a thread, and is accessed as atomics or volatile.
+unsafe impl Send for Conns {}
+// SAFETY: as above.
+unsafe impl Sync for Conns {}
+
+/// First in, first out: a record rests as long as possible, so that late events of its last session find
+/// it unused.
+#[derive(Debug)]
+struct Free {
+    queue: VecDeque<u32>,
+    is_used: Vec<bool>,
+}
+
+impl Conns {
+    /// Maps the array `map`, which must have been made with BPF_F_MMAPABLE (Linux 5.5) for `capacity` records.
+    pub(super) fn map(map: BorrowedFd<'_>, capacity: u32) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let (fd, len) = (map.as_raw_fd(), byte_len(capacity));
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let memory = unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0) };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let memory = NonNull::new(memory.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        let free = Free { queue: (0..capacity).collect(), is_used: vec![false; capacity as usize] };
+        Ok(Self { memory, capacity, free: Mutex::new(free) })
+    }
+
+    /// Takes a record, whose state is OFF; `None` if all are in use.
+    pub fn allocate(&self) -> Option<u32> {
+        let mut free = self.free_list();
+        let conn = free.queue.pop_front()?;
+        free.is_used[conn as usize] = true;
+        Some(conn)
+    }
+
+    /// Gives a record back, OFF. Its keys must be gone from the flow maps, and since then a grace period must have
+    /// passed: until then a program on another CPU may still write to it.
+    pub fn free(&self, conn: u32) {
+        self.set_state(conn, state::OFF);
+        let mut free = self.free_list();
+        // Twice in the queue, it would belong to two sessions.
+        if std::mem::replace(&mut free.is_used[conn as usize], false) {
+            free.queue.push_back(conn);
+        } else {
+            debug_assert!(false, "record {conn} was freed twice");
+        }
+    }
+
+    /// How many records are in use.
+    pub fn used(&self) -> u32 {
+        self.capacity - self.free_list().queue.len() as u32
+    }
+
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Writes the whole record with state OFF and the next generation, which is returned.
+    pub fn prepare(&self, conn: u32, record: Conn) -> u32 {
+        self.set_state(conn, state::OFF);
+        let generation = self.snapshot(conn).generation.wrapping_add(1);
+        let words: Words = bytemuck::cast(Conn { state: state::OFF, generation, ..record });
+        let record: *mut u64 = self.record(conn).cast();
+        for (index, word) in words.into_iter().enumerate() {
+            let place = record.wrapping_add(index);
+            // SAFETY: inside the record, and aligned, since it is made of such words.
+            unsafe { place.write_volatile(word) };
+        }
+        generation
+    }
+
+    /// One of [`state`].
+    pub fn state(&self, conn: u32) -> u32 {
+        self.field(conn, offset_of!(Conn, state)).load(Ordering::Acquire)
+    }
+
+    /// Programs that see the new state see everything that was written before.
+    pub fn set_state(&self, conn: u32, state: u32) {
+        self.field(conn, offset_of!(Conn, state)).store(state, Ordering::Release);
+    }
+
+    /// Changes the state only if it is `from`.
+    ///
+    /// # Errors
+    /// The state that it is instead.
+    pub fn advance_state(&self, conn: u32, from: u32, to: u32) -> Result<(), u32> {
+        let state = self.field(conn, offset_of!(Conn, state));
+        state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+
+    /// Adds bits of [`proxy_common::flow::flags`].
+    pub fn add_flags(&self, conn: u32, flags: u32) {
+        self.field(conn, offset_of!(Conn, flags)).fetch_or(flags, Ordering::AcqRel);
+    }
+
+    /// A copy. Each counter is right by itself; together they may be of slightly different moments.
+    pub fn snapshot(&self, conn: u32) -> Conn {
+        let record: *const u64 = self.record(conn).cast();
+        let words: Words = std::array::from_fn(|index| {
+            let place = record.wrapping_add(index);
+            // SAFETY: inside the record, and aligned, since it is made of such words.
+            unsafe { place.read_volatile() }
+        });
+        bytemuck::cast(words)
+    }
+
+    /// Sets [`DirLive::own_end`] of a direction.
+    pub fn set_own_end(&self, flow: FlowRef, end: u32) {
+        self.live(flow, offset_of!(DirLive, own_end)).store(end, Ordering::Release);
+    }
+
+    /// Notes a FIN of this direction that the socket saw, and `fin_end`, the number behind it.
+    pub fn note_fin(&self, flow: FlowRef, fin_end: u32) {
+        self.live(flow, offset_of!(DirLive, fin_end)).store(fin_end, Ordering::Release);
+        self.live(flow, offset_of!(DirLive, bits)).fetch_or(bits::FIN_SEEN, Ordering::AcqRel);
+    }
+
+    fn free_list(&self) -> MutexGuard<'_, Free> {
+        // Nothing that runs under the lock leaves it half done.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&self, conn: u32) -> *mut Conn {
+        assert!(conn < self.capacity, "there is no record {conn}");
+        self.memory.as_ptr().wrapping_add(conn as usize)
+    }
+
+    /// A `u32` of the record, `offset` bytes into it.
+    fn field(&self, conn: u32, offset: usize) -> &AtomicU32 {
+        debug_assert!(offset + size_of::<u32>() <= size_of::<Conn>());
+        let field = self.record(conn).wrapping_byte_add(offset).cast();
+        // SAFETY: inside the record and aligned, being the offset of a field; mapped as long as `self` lives.
+        // Programs access such fields whole, as atomics do.
+        unsafe { AtomicU32::from_ptr(field) }
+    }
+
+    /// A `u32` of what is live in a direction.
+    fn live(&self, flow: FlowRef, offset: usize) -> &AtomicU32 {
+        let direction = size_of::<Flow>() * flow.direction() as usize;
+        self.field(flow.conn(), offset_of!(Conn, flows) + direction + offset_of!(Flow, live) + offset)
+    }
+}
+
+impl Drop for Conns {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `map` made, with its length; nothing that borrows it outlives `self`.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), byte_len(self.capacity)) };
+    }
+}
+
+fn byte_len(capacity: u32) -> usize {
+    size_of::<Conn>() * capacity as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+    use std::sync::Arc;
+    use std::thread;
+
+    use bytemuck::Zeroable as _;
+    use proxy_common::flow::{Direction, flags};
+
+    use super::*;
+
+    /// A file does for the map.
+    fn conns(capacity: u32) -> Conns {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(byte_len(capacity) as u64).unwrap();
+        Conns::map(file.as_fd(), capacity).unwrap()
+    }
+
+    #[test]
+    fn fields_are_written_where_the_program_reads_them() {
+        let conns = conns(3);
+        let mut record = Conn { flags: flags::SACK, state: state::SPLICED, ..Conn::zeroed() };
+        record.flows[1].live.bytes = 7;
+        assert_eq!(conns.prepare(1, record), 1);
+        conns.set_own_end(FlowRef::new(1, Direction::ToDownstream), 11);
+        conns.note_fin(FlowRef::new(1, Direction::ToUpstream), 12);
+        conns.add_flags(1, flags::COPY_ACKS);
+        let seen = conns.snapshot(1);
+        assert_eq!(
+            (seen.state, seen.flags, seen.generation),
+            (state::OFF, flags::SACK | flags::COPY_ACKS, 1)
+        );
+        let [up, down] = seen.flows.map(|flow| flow.live);
+        assert_eq!((up.fin_end, up.bits, up.own_end, up.bytes), (12, bits::FIN_SEEN, 0, 0));
+        assert_eq!((down.fin_end, down.bits, down.own_end, down.bytes), (0, 0, 11, 7));
+        for neighbour in [0, 2] {
+            assert_eq!(bytemuck::bytes_of(&conns.snapshot(neighbour)), [0; size_of::<Conn>()]);
+        }
+        assert_eq!(conns.prepare(1, record), 2);
+    }
+
+    #[test]
+    fn a_state_is_only_left_by_who_knows_it() {
+        let conns = conns(1);
+        conns.set_state(0, state::HAND_OVER);
+        assert_eq!(conns.advance_state(0, state::HAND_OVER, state::SPLICED), Ok(()));
+        conns.set_state(0, state::RESET);
+        assert_eq!(conns.advance_state(0, state::SPLICED, state::FINISHED), Err(state::RESET));
+        assert_eq!(conns.state(0), state::RESET);
+    }
+
+    #[test]
+    fn records_rest_as_long_as_possible() {
+        let conns = conns(3);
+        let taken: Vec<_> = std::iter::from_fn(|| conns.allocate()).collect();
+        assert_eq!((taken, conns.used(), conns.capacity()), (vec![0, 1, 2], 3, 3));
+        conns.set_state(1, state::SPLICED);
+        conns.free(1);
+        conns.free(0);
+        assert_eq!((conns.state(1), conns.used()), (state::OFF, 1));
+        assert_eq!([conns.allocate(), conns.allocate(), conns.allocate()], [Some(1), Some(0), None]);
+    }
+
+    #[test]
+    fn no_record_has_two_owners() {
+        let conns = Arc::new(conns(8));
+        let threads: Vec<_> = (1..=4)
+            .map(|owner| {
+                let conns = Arc::clone(&conns);
+                thread::spawn(move || {
+                    for _ in 0..10_000 {
+                        let Some(conn) = conns.allocate() else { continue };
+                        assert_eq!(conns.advance_state(conn, state::OFF, owner), Ok(()));
+                        assert_eq!(conns.snapshot(conn).state, owner);
+                        conns.free(conn);
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(conns.used(), 0);
+    }
+}

@@ -1,0 +1,94 @@
+//! Addresses as packets and maps hold them, and the keys of the flow maps.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use proxy_common::flow::{FlowKey4, FlowKey6};
+
+/// A flow by the addresses of its packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FlowKey {
+    V4(FlowKey4),
+    V6(FlowKey6),
+}
+
+impl FlowKey {
+    /// The key of what `peer` sends to `local`. An IPv4 address in IPv6's clothes, as a dual-stack socket tells it, is
+    /// an IPv4 address.
+    pub fn new(peer: SocketAddr, local: SocketAddr) -> Self {
+        let ports = wire_ports(peer.port(), local.port());
+        match (peer.ip().to_canonical(), local.ip().to_canonical()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                Self::V4(FlowKey4 { source: wire4(source), destination: wire4(destination), ports })
+            }
+            // No packet has addresses of both families; such a key matches none.
+            (source, destination) => {
+                let [source, destination] = [source, destination].map(|address| match address {
+                    IpAddr::V4(address) => wire6(address.to_ipv6_mapped()),
+                    IpAddr::V6(address) => wire6(address),
+                });
+                Self::V6(FlowKey6 { source, destination, ports })
+            }
+        }
+    }
+}
+
+/// Two ports as a native load of the first four bytes of a TCP header reads them.
+pub fn wire_ports(source: u16, destination: u16) -> u32 {
+    let [[a, b], [c, d]] = [source, destination].map(u16::to_be_bytes);
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// An address as the fields of [`proxy_common::flow::DirFixed`] have it: IPv4 in the first word.
+pub fn wire_address(address: IpAddr) -> [u32; 4] {
+    match address.to_canonical() {
+        IpAddr::V4(address) => [wire4(address), 0, 0, 0],
+        IpAddr::V6(address) => wire6(address),
+    }
+}
+
+fn wire4(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+fn wire6(address: Ipv6Addr) -> [u32; 4] {
+    bytemuck::cast(address.octets())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn keys_hold_the_bytes_of_the_packet() {
+        let FlowKey::V4(key) = FlowKey::new(socket("10.0.0.1:258"), socket("10.0.0.2:80")) else {
+            panic!("no IPv4 key");
+        };
+        assert_eq!(bytemuck::bytes_of(&key), [10, 0, 0, 1, 10, 0, 0, 2, 1, 2, 0, 80]);
+        let FlowKey::V6(key) = FlowKey::new(socket("[fd00::1]:258"), socket("[fd00::2]:80")) else {
+            panic!("no IPv6 key");
+        };
+        let mut bytes = [0; 36];
+        (bytes[0], bytes[15], bytes[16], bytes[31]) = (0xfd, 1, 0xfd, 2);
+        bytes[32..].copy_from_slice(&[1, 2, 0, 80]);
+        assert_eq!(bytemuck::bytes_of(&key), bytes);
+    }
+
+    #[test]
+    fn addresses_of_records_are_padded() {
+        let mapped = wire_address("::ffff:10.0.0.1".parse().unwrap());
+        assert_eq!(bytemuck::bytes_of(&mapped)[..8], [10, 0, 0, 1, 0, 0, 0, 0]);
+        let v6 = wire_address("fd00::1".parse().unwrap());
+        assert_eq!(bytemuck::bytes_of(&v6)[..2], [0xfd, 0]);
+    }
+
+    #[test]
+    fn mapped_addresses_are_ipv4() {
+        let plain = FlowKey::new(socket("10.0.0.1:1"), socket("10.0.0.2:80"));
+        let mapped = FlowKey::new(socket("[::ffff:10.0.0.1]:1"), socket("[::ffff:10.0.0.2]:80"));
+        assert_eq!(plain, mapped);
+    }
+}

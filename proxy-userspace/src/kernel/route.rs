@@ -1,0 +1,172 @@
+//! Where the kernel would send a packet (RTM_GETROUTE).
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use proxy_common::reason::Reason;
+
+use super::netlink::Netlink;
+
+/// The first hop of the way to a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// The interface that packets leave by: loopback if the destination is local.
+    pub ifindex: u32,
+    /// The destination is an address of this host.
+    pub local: bool,
+    /// What the route or an ICMP error says, in bytes; otherwise the interface's MTU counts.
+    pub mtu: Option<u32>,
+    /// The address that the kernel would choose as source, or the one that was asked for.
+    pub source: IpAddr,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    #[error("there is no route to {destination}")]
+    NoRoute {
+        destination: IpAddr,
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The interface is part of such an address, and it cannot be told from the address.
+    #[error("{destination} is a link-local address")]
+    LinkLocal { destination: IpAddr },
+    #[error("cannot ask the kernel for a route")]
+    Unknown(#[source] io::Error),
+}
+
+impl RouteError {
+    pub fn reason(&self) -> Reason {
+        Reason::NoRoute
+    }
+}
+
+/// Asks the routing tables of the network namespace in which it was made. Answers take a few microseconds and never
+/// wait for the network.
+pub struct Routes(Mutex<Netlink>);
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Routes")
+    }
+}
+
+impl Routes {
+    /// # Errors
+    /// The process may not have another descriptor.
+    pub fn new() -> io::Result<Self> {
+        Netlink::new().map(|netlink| Self(Mutex::new(netlink)))
+    }
+
+    /// The way from `source`, an address of this host or the unspecified one, to `destination`. Addresses in
+    /// IPv6's clothes are IPv4 addresses.
+    pub fn lookup(&self, source: IpAddr, destination: IpAddr) -> Result<Hop, RouteError> {
+        let (source, destination) = (source.to_canonical(), destination.to_canonical());
+        if matches!(destination, IpAddr::V6(address) if address.is_unicast_link_local()) {
+            return Err(RouteError::LinkLocal { destination });
+        }
+        let request = RouteNetlinkMessage::GetRoute(request(source, destination));
+        // The handle keeps nothing between two requests that a panic could leave half done.
+        let answer = self.0.lock().unwrap_or_else(PoisonError::into_inner).ask(request);
+        match answer {
+            Ok(RouteNetlinkMessage::NewRoute(route)) => {
+                hop(&route, source).ok_or(RouteError::NoRoute { destination, source: None })
+            }
+            Ok(_) => Err(RouteError::Unknown(io::ErrorKind::InvalidData.into())),
+            Err(error) => Err(match error.raw_os_error() {
+                // Of the last three, the kernel answers with one for each type of route that refuses.
+                Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL) => {
+                    RouteError::NoRoute { destination, source: Some(error) }
+                }
+                _ => RouteError::Unknown(error),
+            }),
+        }
+    }
+}
+
+fn request(source: IpAddr, destination: IpAddr) -> RouteMessage {
+    let (address_family, bits) = match destination {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    let mut message = RouteMessage::default();
+    message.header =
+        RouteHeader { address_family, destination_prefix_length: bits, ..RouteHeader::default() };
+    message.attributes.push(RouteAttribute::Destination(destination.into()));
+    if !source.is_unspecified() {
+        message.header.source_prefix_length = bits;
+        message.attributes.push(RouteAttribute::Source(source.into()));
+    }
+    message
+}
+
+/// What is needed of an answer; `None` if it is no way to a single host.
+fn hop(route: &RouteMessage, asked: IpAddr) -> Option<Hop> {
+    let local = match route.header.kind {
+        RouteType::Local => true,
+        RouteType::Unicast => false,
+        _ => return None,
+    };
+    let (mut ifindex, mut mtu, mut preferred) = (None, None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => preferred = Some(IpAddr::V4(*address)),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => {
+                preferred = Some(IpAddr::V6(*address))
+            }
+            RouteAttribute::Metrics(metrics) => mtu = metrics.iter().find_map(mtu_of),
+            _ => {}
+        }
+    }
+    // IPv6 tells its own preference also if it was asked with another source.
+    let source = preferred.filter(|_| asked.is_unspecified()).unwrap_or(asked);
+    Some(Hop { ifindex: ifindex?, local, mtu, source })
+}
+
+fn mtu_of(metric: &RouteMetric) -> Option<u32> {
+    match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu).filter(|mtu| *mtu > 0),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+    use crate::kernel::host::LOOPBACK_IFINDEX;
+
+    #[test]
+    fn loopback_is_local() {
+        let routes = Routes::new().unwrap();
+        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        for source in [localhost, IpAddr::V4(Ipv4Addr::UNSPECIFIED)] {
+            let hop = routes.lookup(source, localhost).unwrap();
+            assert_eq!((hop.ifindex, hop.local, hop.source), (LOOPBACK_IFINDEX, true, localhost));
+        }
+        let mapped = Ipv4Addr::new(127, 0, 0, 7).to_ipv6_mapped().into();
+        assert!(routes.lookup(localhost, mapped).unwrap().local);
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused_and_the_next_answer_is_right() {
+        let routes = Routes::new().unwrap();
+        let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let multicast = routes.lookup(unspecified, Ipv4Addr::new(224, 0, 0, 1).into());
+        assert!(matches!(multicast, Err(RouteError::NoRoute { .. })), "{multicast:?}");
+        // No address of this host.
+        let foreign = routes.lookup(Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::LOCALHOST.into());
+        assert!(matches!(foreign, Err(RouteError::NoRoute { .. })), "{foreign:?}");
+        let link_local = routes.lookup(Ipv6Addr::UNSPECIFIED.into(), "fe80::1".parse().unwrap());
+        assert!(matches!(link_local, Err(RouteError::LinkLocal { .. })), "{link_local:?}");
+        assert!(routes.lookup(unspecified, Ipv4Addr::LOCALHOST.into()).unwrap().local);
+    }
+}
