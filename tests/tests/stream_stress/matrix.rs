@@ -73,7 +73,7 @@ impl Options {
 const DAMAGE: [&str; 5] =
     ["TcpExtPAWSActive", "TcpExtPAWSEstab", "TcpInCsumErrors", "TcpExtTCPACKSkippedPAWS", "IpInHdrErrors"];
 /// What else tells of how a round went.
-const SHOWN: [&str; 8] = [
+const SHOWN: [&str; 11] = [
     "TcpRetransSegs",
     "TcpOutRsts",
     "TcpEstabResets",
@@ -82,6 +82,9 @@ const SHOWN: [&str; 8] = [
     "TcpExtTCPOFOQueue",
     "TcpExtTCPSACKDiscard",
     "TcpExtBeyondWindow",
+    "TcpExtPAWSOldAck",
+    "TcpExtTSEcrRejected",
+    "TcpExtTCPChallengeACK",
 ];
 
 /// Streams of each cell on the relay, which tell what a stall is.
