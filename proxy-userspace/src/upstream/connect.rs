@@ -28,8 +28,8 @@ pub const MAX_BUFFER: usize = 64 * 1024;
 /// Source ports that are tried for one connection, should somebody else on this host use them.
 const PORT_TRIES: usize = 8;
 /// What `TCP_MAXSEG` takes (TCP_MIN_MSS and MAX_TCP_WINDOW, net/ipv4/tcp.c).
-const MIN_MSS: u16 = 88;
-const MAX_MSS: u16 = 32767;
+pub(super) const MIN_MSS: u16 = 88;
+pub(super) const MAX_MSS: u16 = 32767;
 
 /// A connection that is to become a stream.
 #[derive(Debug)]
