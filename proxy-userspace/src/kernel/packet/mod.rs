@@ -1,6 +1,7 @@
 //! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to.
 
 mod conns;
+pub mod inspect;
 mod interfaces;
 mod key;
 
