@@ -10,13 +10,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Config, Listener};
+use crate::config::{Config, Listener, SpliceMode};
 use crate::http::{self, Shared};
 use crate::routing;
 use crate::splice::Splicer;
 use crate::telemetry::Telemetry;
 use crate::upstream::Clusters;
 use crate::upstream::pool::Pool;
+use crate::upstream::ports::SourcePorts;
 
 /// How long requests in flight may take to finish after the first signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,10 +56,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!(%address, "admin");
         always.spawn(Arc::clone(&admin).serve(socket));
     }
+    let splicer = Arc::new(Splicer::start(Arc::clone(&telemetry), &config)?);
+    let ports = if splicer.needs_source_ports() { source_ports(&config, &telemetry)? } else { None };
     let shared = Arc::new(Shared {
         clusters: Arc::new(Clusters::new(&config, &telemetry)),
-        pool: Pool::new(&config, &telemetry, None),
-        splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config.splice)),
+        pool: Pool::new(&config, &telemetry, ports.as_ref()),
+        splicer: Arc::clone(&splicer),
         telemetry: Arc::clone(&telemetry),
         splice_mode: config.splice,
         node: routing::node_address(),
@@ -85,7 +88,22 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
         signal = stop.wait() => tracing::warn!(signal, "second signal, stopping at once"),
     }
+    splicer.stop();
     Ok(())
+}
+
+/// The ports of streams that the kernel is to carry; without any, streams are relayed.
+fn source_ports(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Option<SourcePorts>> {
+    let configured = config.packet_splice.source_ports.as_deref();
+    match SourcePorts::start(configured, telemetry) {
+        Ok(ports) => Ok(Some(ports)),
+        Err(error) if config.splice == SpliceMode::Packet => Err(error.into()),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "no source ports for the packet splice, streams are relayed");
+            Ok(None)
+        }
+    }
 }
 
 /// Binds every listener before any of them serves, so that a bad address stops the start.

@@ -113,16 +113,20 @@ fn hop(route: &RouteMessage, asked: IpAddr) -> Option<Hop> {
         RouteType::Unicast => false,
         _ => return None,
     };
-    let (mut ifindex, mut mtu, mut source) = (None, None, asked);
+    let (mut ifindex, mut mtu, mut preferred) = (None, None, None);
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = (*address).into(),
-            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => source = (*address).into(),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => preferred = Some(IpAddr::V4(*address)),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => {
+                preferred = Some(IpAddr::V6(*address))
+            }
             RouteAttribute::Metrics(metrics) => mtu = metrics.iter().find_map(mtu_of),
             _ => {}
         }
     }
+    // IPv6 tells its own preference also if it was asked with another source.
+    let source = preferred.filter(|_| asked.is_unspecified()).unwrap_or(asked);
     Some(Hop { ifindex: ifindex?, local, mtu, source })
 }
 

@@ -69,6 +69,9 @@ const TCPI_OPT_ECN: u8 = 8;
 /// Since Linux 6.7, which has them.
 const TCPI_OPT_USEC_TS: u8 = 64;
 
+/// With two NOPs before them.
+const TIMESTAMPS_BYTES: u32 = 12;
+
 /// What both ends of a connection agreed on in its handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TcpOptions {
@@ -168,7 +171,8 @@ impl TcpInfo {
 
     /// The maximum segment size that we have announced to the peer, in bytes without any options.
     pub fn announced_mss(&self) -> u32 {
-        self.0.advmss
+        // The kernel has taken the timestamps' bytes off (tcp_rcv_state_process, 6.18).
+        self.0.advmss + if self.options().timestamps { TIMESTAMPS_BYTES } else { 0 }
     }
 
     /// Payload bytes of the largest segment that we send: what the peer has announced, or less if the path has a

@@ -130,7 +130,7 @@ impl Steer {
         let shared = Arc::new(Shared {
             clusters: Arc::new(Clusters::new(config, &telemetry)),
             pool: Pool::new(config, &telemetry, None),
-            splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config.splice)),
+            splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config).unwrap()),
             telemetry: Arc::clone(&telemetry),
             splice_mode: config.splice,
             node: "192.0.2.2".parse().unwrap(),

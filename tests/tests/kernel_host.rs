@@ -1,0 +1,170 @@
+//! What `kernel/` asks the kernel about routes, interfaces and settings, in namespaces of its own.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+
+use steer::kernel::host::{self, InterfaceKind, LOOPBACK_IFINDEX};
+use steer::kernel::route::{RouteError, Routes};
+use steer_tests::netns::NetNs;
+use steer_tests::require;
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn index_of(netns: &NetNs, interface: &str) -> u32 {
+    let name = std::ffi::CString::new(interface).unwrap();
+    // SAFETY: the pointer is to a string that ends with a nul.
+    netns.run(|| unsafe { libc::if_nametoindex(name.as_ptr()) }).unwrap()
+}
+
+/// Runs a program inside.
+fn run(netns: &NetNs, program: &str, arguments: &[&str]) {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    netns.enter(&mut command).unwrap();
+    assert!(command.status().unwrap().success(), "{program} {arguments:?}");
+}
+
+/// Two interfaces, one of which has two addresses, and routes of each kind.
+fn network() -> [NetNs; 2] {
+    let (here, there) = (NetNs::new("steer-k", "here").unwrap(), NetNs::new("steer-k", "there").unwrap());
+    for (link, arguments) in [
+        ("one", ["10.73.1.1/24", "10.73.1.9/24", "fd73:1::1/64"]),
+        ("two", ["10.73.2.1/24", "10.73.2.9/24", "fd73:2::1/64"]),
+    ] {
+        here.ip(&["link", "add", link, "type", "veth", "peer", "name", link, "netns", there.name()]).unwrap();
+        for address in arguments {
+            let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+            here.ip(&[&["address", "add", address, "dev", link], nodad].concat()).unwrap();
+        }
+        there.ip(&["link", "set", link, "up"]).unwrap();
+        here.ip(&["link", "set", link, "up"]).unwrap();
+    }
+    for route in [
+        &["10.74.0.0/24", "via", "10.73.2.2", "src", "10.73.2.9", "mtu", "1300"][..],
+        &["unreachable", "10.74.1.0/24"],
+        &["blackhole", "10.74.2.0/24"],
+        &["fd74::/64", "via", "fd73:2::2", "mtu", "1320"],
+        &["unreachable", "fd74:1::/64"],
+    ] {
+        here.ip(&[&["route", "add"], route].concat()).unwrap();
+    }
+    [here, there]
+}
+
+#[test]
+fn routes_are_the_kernels() {
+    if !require::root() {
+        return;
+    }
+    let [here, _there] = network();
+    let [one, two] = ["one", "two"].map(|interface| index_of(&here, interface));
+    let routes = here.run(|| Routes::new().unwrap()).unwrap();
+    for (from, to, ifindex, local, mtu, source) in [
+        ("0.0.0.0", "10.73.1.2", one, false, None, "10.73.1.1"),
+        ("10.73.1.9", "10.73.1.2", one, false, None, "10.73.1.9"),
+        ("10.73.1.1", "10.73.2.2", two, false, None, "10.73.1.1"),
+        ("0.0.0.0", "10.74.0.5", two, false, Some(1300), "10.73.2.9"),
+        ("0.0.0.0", "::ffff:10.74.0.5", two, false, Some(1300), "10.73.2.9"),
+        ("10.73.1.1", "10.73.2.1", LOOPBACK_IFINDEX, true, None, "10.73.1.1"),
+        ("127.0.0.1", "127.0.0.1", LOOPBACK_IFINDEX, true, None, "127.0.0.1"),
+        ("::", "fd73:1::2", one, false, None, "fd73:1::1"),
+        ("fd73:1::1", "fd74::5", two, false, Some(1320), "fd73:1::1"),
+        ("fd73:1::1", "fd73:2::1", LOOPBACK_IFINDEX, true, None, "fd73:1::1"),
+        ("::1", "::1", LOOPBACK_IFINDEX, true, None, "::1"),
+    ] {
+        let hop = routes.lookup(address(from), address(to)).unwrap();
+        assert_eq!((hop.ifindex, hop.local, hop.source), (ifindex, local, address(source)), "{from} {to}");
+        // IPv6 tells its MTU in any case.
+        assert!(hop.mtu == mtu || (mtu.is_none() && address(to).is_ipv6()), "{to} {hop:?}");
+    }
+    for to in ["10.74.1.5", "10.74.2.5", "10.99.0.1", "10.73.1.255", "fd74:1::5", "fd99::1"] {
+        let unspecified = if to.contains(':') { "::" } else { "0.0.0.0" };
+        let refused = routes.lookup(address(unspecified), address(to));
+        assert!(matches!(refused, Err(RouteError::NoRoute { .. })), "{to} {refused:?}");
+    }
+}
+
+#[test]
+fn interfaces_are_told_apart() {
+    if !require::root() {
+        return;
+    }
+    let [here, _there] = network();
+    here.ip(&["link", "set", "one", "mtu", "1400"]).unwrap();
+    here.ip(&["link", "add", "bridge", "type", "bridge"]).unwrap();
+    here.ip(&["tuntap", "add", "mode", "tun", "name", "tun"]).unwrap();
+    for (name, kind) in [
+        ("lo", InterfaceKind::Loopback),
+        ("one", InterfaceKind::Ethernet),
+        ("bridge", InterfaceKind::Ethernet),
+        ("tun", InterfaceKind::Other),
+    ] {
+        let ifindex = index_of(&here, name);
+        let interface = here.run(|| host::interface(ifindex).unwrap()).unwrap();
+        assert_eq!((interface.name.as_str(), interface.kind), (name, kind));
+        assert!(name != "one" || interface.mtu == 1400);
+    }
+}
+
+/// The process is in one namespace and the thread that asks in another.
+#[test]
+fn settings_are_those_of_the_threads_namespace() {
+    if !require::root() {
+        return;
+    }
+    let netns = NetNs::new("steer-k", "settings").unwrap();
+    let outside = (host::ip_local_port_range().unwrap(), host::reserved_ports().unwrap());
+    let set = |setting: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), value);
+    netns
+        .run(|| {
+            set("ip_local_port_range", "20000 20100").unwrap();
+            assert_eq!(host::ip_local_port_range().unwrap(), 20000..=20100);
+            set("ip_local_reserved_ports", "80").unwrap();
+            host::reserve_ports(&[11_000..=11_010, 20_005..=20_005]).unwrap();
+            host::reserve_ports(&[11_005..=11_020]).unwrap();
+            assert_eq!(host::reserved_ports().unwrap(), [80..=80, 11_000..=11_020, 20_005..=20_005]);
+
+            assert!(host::early_demux() && !host::loopback_accepts_redirects());
+            set("tcp_early_demux", "0").unwrap();
+            assert!(!host::early_demux());
+            set("tcp_early_demux", "1").unwrap();
+            set("ip_early_demux", "0").unwrap();
+            assert!(!host::early_demux());
+            set("conf/lo/accept_local", "1").unwrap();
+            assert!(!host::loopback_accepts_redirects());
+            set("conf/lo/route_localnet", "1").unwrap();
+            assert!(host::loopback_accepts_redirects());
+        })
+        .unwrap();
+    assert_eq!((host::ip_local_port_range().unwrap(), host::reserved_ports().unwrap()), outside);
+}
+
+#[test]
+fn connection_tracking_is_seen() {
+    if !require::root() {
+        return;
+    }
+    let netns = NetNs::new("steer-k", "conntrack").unwrap();
+    let connect = || {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near.local_addr().unwrap(), listener.accept().unwrap())
+    };
+    let _: (SocketAddr, _) = netns.run(connect).unwrap();
+    assert!(!netns.run(host::conntrack_in_the_way).unwrap());
+    run(
+        &netns,
+        "nft",
+        &["add table inet t; add chain inet t c { type filter hook input priority 0; }; \
+                          add rule inet t c ct state invalid drop"],
+    );
+    let _kept = netns.run(connect).unwrap();
+    assert!(netns.run(host::conntrack_in_the_way).unwrap());
+    netns
+        .run(|| std::fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal", "1").unwrap())
+        .unwrap();
+    assert!(!netns.run(host::conntrack_in_the_way).unwrap());
+}

@@ -1,0 +1,288 @@
+//! What `kernel/` reads of TCP connections and does to them, held against what a peer sees on the wire.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod capture;
+mod link;
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use steer::kernel::raw::{FLAG_RST, RawSender, Segment};
+use steer::kernel::tcp_info::{self, TcpInfo, TcpOptions};
+use steer::kernel::{clock, repair};
+use steer_tests::require;
+
+use capture::{Capture, Seen};
+use link::Link;
+
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// A connection over the link.
+struct Connection {
+    /// Accepted by the proxy.
+    near: TcpStream,
+    /// The peer's.
+    far: TcpStream,
+    /// In the peer's namespace, opened before the handshake.
+    capture: Capture,
+}
+
+impl Connection {
+    fn new(link: &Link, address: IpAddr) -> Self {
+        let listener = link.proxy.run(|| TcpListener::bind((address, 0)).unwrap()).unwrap();
+        let to = listener.local_addr().unwrap();
+        let (far, capture) = link
+            .peer
+            .run(|| {
+                let capture = Capture::open();
+                (TcpStream::connect(to).unwrap(), capture)
+            })
+            .unwrap();
+        let (near, _) = listener.accept().unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        Self { near, far, capture }
+    }
+
+    fn send_to_near(&mut self, bytes: &[u8]) {
+        self.far.write_all(bytes).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while tcp_info::unacknowledged(&self.far).unwrap() > 0 {
+            assert!(Instant::now() < deadline);
+        }
+    }
+
+    /// The segments that the proxy has sent, out of those that pass within a moment.
+    fn of_near(&mut self) -> Vec<Seen> {
+        let near = self.near.local_addr().unwrap();
+        let mut seen = self.capture.after(MOMENT);
+        seen.retain(|segment| segment.source.port() == near.port());
+        seen
+    }
+}
+
+#[test]
+fn positions_are_those_on_the_wire() {
+    if !require::root() {
+        return;
+    }
+    let link = Link::new();
+    for address in Link::PROXY {
+        let mut connection = Connection::new(&link, address);
+        for round in 1..4 {
+            connection.near.write_all(&vec![1; 10_000 * round]).unwrap();
+            connection.far.read_exact(&mut vec![0; 10_000 * round]).unwrap();
+            connection.send_to_near(&vec![2; 3000]);
+            connection.near.read_exact(&mut [0; 1000]).unwrap();
+
+            let write_seq = repair::write_seq(&connection.near).unwrap();
+            let position = repair::read_position(&connection.near).unwrap();
+            let seen = connection.of_near();
+            let last = seen.iter().filter(|segment| segment.payload > 0).next_back().unwrap();
+            assert_eq!(write_seq, last.end(), "{address} {round}");
+            assert_eq!(position.rcv_nxt, seen.last().unwrap().ack);
+            assert_eq!(position.unread, 2000 * round as u32);
+            assert_eq!(u64::from(position.unread), tcp_info::unread(&connection.near).unwrap());
+        }
+        assert!(SockRef::from(&connection.near).reuse_address().unwrap());
+
+        connection.far.shutdown(Shutdown::Write).unwrap();
+        std::thread::sleep(MOMENT);
+        let closed = repair::read_position(&connection.near).unwrap_err();
+        assert_eq!(closed.as_str(), "not_established");
+        let mut rest = Vec::new();
+        connection.near.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest.len(), 6000);
+    }
+}
+
+#[test]
+fn positions_hold_while_data_flows() {
+    if !require::root() {
+        return;
+    }
+    let link = Link::new();
+    let Connection { near, far, .. } = Connection::new(&link, Link::PROXY[0]);
+    let start = repair::write_seq(&near).unwrap();
+    let base = repair::read_position(&near).unwrap();
+    let total: u32 = 40_000_000;
+    let sender = std::thread::spawn(move || {
+        let mut far = far;
+        (&far).write_all(&vec![5; total as usize]).unwrap();
+        let mut echoed = [0; 3];
+        far.read_exact(&mut echoed).unwrap();
+    });
+    let mut read = 0;
+    let mut buffer = vec![0; 64 << 10];
+    let mut agreed = 0;
+    while read < total {
+        read += (&near).read(&mut buffer).unwrap() as u32;
+        // Busy is an answer as well.
+        if let Ok(position) = repair::read_position(&near) {
+            let consumed = position.rcv_nxt.wrapping_sub(position.unread);
+            assert_eq!(consumed.wrapping_sub(base.rcv_nxt), read);
+            agreed += 1;
+        }
+    }
+    assert!(agreed > 10, "{agreed}");
+    (&near).write_all(b"end").unwrap();
+    sender.join().unwrap();
+    assert_eq!(repair::write_seq(&near).unwrap().wrapping_sub(start), 3);
+}
+
+/// An urgent byte is no more than a byte, also while it is not read.
+#[test]
+fn urgent_data_stays_in_line() {
+    if !require::root() {
+        return;
+    }
+    let link = Link::new();
+    let mut connection = Connection::new(&link, Link::PROXY[0]);
+    repair::write_seq(&connection.near).unwrap();
+    let before = repair::read_position(&connection.near).unwrap();
+    connection.send_to_near(b"abc");
+    SockRef::from(&connection.far).send_out_of_band(b"!").unwrap();
+    connection.send_to_near(b"def");
+    let position = repair::read_position(&connection.near).unwrap();
+    assert_eq!(position.unread, 7);
+    assert_eq!(position.rcv_nxt.wrapping_sub(before.rcv_nxt), 7);
+    let mut bytes = [0; 7];
+    connection.near.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"abc!def");
+}
+
+#[test]
+fn a_silent_close_is_not_noticed() {
+    if !require::root() {
+        return;
+    }
+    let link = Link::new();
+    for address in Link::PROXY {
+        let mut connection = Connection::new(&link, address);
+        connection.send_to_near(b"never read");
+        connection.near.write_all(b"read").unwrap();
+        connection.far.read_exact(&mut [0; 4]).unwrap();
+        connection.capture.after(MOMENT);
+
+        let Connection { near, mut far, mut capture } = connection;
+        repair::close_silently(near).unwrap();
+        assert_eq!(capture.after(Duration::from_millis(400)), []);
+        far.set_read_timeout(Some(MOMENT)).unwrap();
+        assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert!(TcpInfo::of(&far).unwrap().is_established());
+        // What a closed connection without the splice comes to.
+        far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        far.write_all(b"x").unwrap();
+        assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+}
+
+#[test]
+fn timestamp_offsets_are_those_on_the_wire() {
+    if !require::root() {
+        return;
+    }
+    let link = Link::new();
+    for _ in 0..20 {
+        let mut connection = Connection::new(&link, Link::PROXY[0]);
+        connection.of_near();
+        let offset = repair::timestamp_offset(&connection.near).unwrap();
+        let before = clock::monotonic_ms() as u32;
+        connection.near.write_all(b"now").unwrap();
+        let after = clock::monotonic_ms() as u32;
+        let seen = connection.of_near();
+        let (value, _) = seen[0].timestamps.unwrap();
+        // One too low, or exact.
+        let sent = value.wrapping_sub(offset);
+        assert!(sent.wrapping_sub(before) <= after - before + 1, "{sent} is not in {before}..={after}");
+    }
+}
+
+#[test]
+fn microsecond_timestamps_are_refused() {
+    if !require::root() {
+        return;
+    }
+    let link = Link::new();
+    let connection = Connection::new(&link, Link::PROXY[0]);
+    assert!(!TcpInfo::of(&connection.near).unwrap().has_microsecond_timestamps());
+    set_odd_timestamp(&connection.near);
+    let refused = repair::timestamp_offset(&connection.near).unwrap_err();
+    assert_eq!(refused.as_str(), "microsecond_timestamps");
+}
+
+/// An odd value in repair mode makes the kernel (6.7) count microseconds.
+fn set_odd_timestamp(socket: &TcpStream) {
+    use std::os::fd::AsRawFd as _;
+    for (option, value) in [(libc::TCP_REPAIR, 1), (libc::TCP_TIMESTAMP, 1), (libc::TCP_REPAIR, -1)] {
+        // SAFETY: the pointer is to a local of the length given.
+        let result = unsafe {
+            libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, (&raw const value).cast(), 4)
+        };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+#[test]
+fn negotiated_options_are_read() {
+    if !require::root() {
+        return;
+    }
+    let all = TcpOptions { timestamps: true, sack: true, window_scale: true, ecn: false };
+    let link = Link::new();
+    let info = |link: &Link| TcpInfo::of(&Connection::new(link, Link::PROXY[0]).near).unwrap();
+    let default = info(&link);
+    assert_eq!(default.options(), all);
+    assert_eq!((default.announced_mss(), default.send_mss(), default.unsent()), (1460, 1448, 0));
+    assert!((1..=14).contains(&default.send_scale()) && (1..=14).contains(&default.receive_scale()));
+
+    link.set(&link.peer, "ipv4/tcp_timestamps", "0");
+    assert_eq!(info(&link).options(), TcpOptions { timestamps: false, ..all });
+    assert_eq!((info(&link).announced_mss(), info(&link).send_mss()), (1460, 1460));
+    link.set(&link.peer, "ipv4/tcp_sack", "0");
+    link.set(&link.peer, "ipv4/tcp_ecn", "1");
+    link.set(&link.peer, "ipv4/tcp_rmem", "4096 131072 65536");
+    let options = info(&link);
+    assert_eq!(options.options(), TcpOptions { timestamps: false, sack: false, ecn: true, ..all });
+    // The peer's smaller buffers need less of a scale; the proxy's own is as before.
+    assert!(options.send_scale() < default.send_scale());
+    assert_eq!(options.receive_scale(), default.receive_scale());
+    link.set(&link.peer, "ipv4/tcp_window_scaling", "0");
+    let unscaled = info(&link);
+    assert!(!unscaled.options().window_scale);
+    assert_eq!((unscaled.send_scale(), unscaled.receive_scale()), (0, 0));
+}
+
+#[test]
+fn a_crafted_reset_is_believed_by_the_peer() {
+    if !require::root() {
+        return;
+    }
+    let link = Link::new();
+    let sender = link.proxy.run(|| RawSender::new().unwrap()).unwrap();
+    for address in Link::PROXY {
+        for timestamps in [None, Some((1, 2))] {
+            let mut connection = Connection::new(&link, address);
+            repair::write_seq(&connection.near).unwrap();
+            let segment = Segment {
+                source: connection.near.local_addr().unwrap(),
+                destination: connection.near.peer_addr().unwrap(),
+                seq: repair::write_seq(&connection.near).unwrap(),
+                ack: repair::rcv_nxt(&connection.near).unwrap(),
+                flags: FLAG_RST,
+                window: 0,
+                timestamps,
+            };
+            sender.send(Segment { seq: segment.seq.wrapping_sub(1), ..segment }).unwrap();
+            connection.far.set_read_timeout(Some(MOMENT)).unwrap();
+            assert_eq!(connection.far.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+            sender.send(segment).unwrap();
+            connection.far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            assert_eq!(connection.far.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+            let seen = connection.of_near();
+            let sent = seen.iter().find(|seen| seen.seq == segment.seq && seen.flags == FLAG_RST).unwrap();
+            assert_eq!((sent.ack, sent.timestamps), (segment.ack, timestamps));
+        }
+    }
+}

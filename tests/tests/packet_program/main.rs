@@ -1,0 +1,7 @@
+//! The programs of the packet splice, packet by packet: `BPF_PROG_TEST_RUN` on tables of what arrives, what leaves,
+//! and what the record, the counters and the events say afterwards. Needs root and the BPF object.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod icmp;
+mod support;
+mod table;

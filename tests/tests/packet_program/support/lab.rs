@@ -1,0 +1,276 @@
+//! The programs and their maps in the kernel, attached to nothing: packets are run through them with `BPF_PROG_TEST_RUN`.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use proxy_common::abi;
+use proxy_common::flow::{Conn, Direction, FlowEvent, FlowKey4, FlowKey6, FlowRef};
+use proxy_common::stat::Stat;
+use steer_tests::netns::NetNs;
+use steer_tests::require;
+
+use super::session::{Key, Session};
+
+/// `SO_MARK` of the proxy's sockets in a hand-over; another one than the default, to see that it is believed.
+pub const MARK: u32 = 0x0c0f_fee0;
+/// That of copied acknowledgements.
+pub const COPY_MARK: u32 = MARK + 1;
+
+pub const CONNS: u32 = 16;
+
+/// The verdicts (linux/pkt_cls.h) that the programs give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// TC_ACT_UNSPEC: to the next program, or on.
+    Pass,
+    /// TC_ACT_OK: to the local stack, whatever other programs there are.
+    Accept,
+    /// TC_ACT_SHOT.
+    Drop,
+    /// TC_ACT_REDIRECT.
+    Redirect,
+}
+
+/// What to run a program on.
+#[derive(Debug, Clone, Default)]
+pub struct Input {
+    pub frame: Vec<u8>,
+    /// skb->mark.
+    pub mark: u32,
+    /// skb->ingress_ifindex.
+    pub ingress_ifindex: u32,
+    /// If not 0, a super-packet of segments with so much payload.
+    pub gso_size: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    pub verdict: Verdict,
+    pub frame: Vec<u8>,
+    pub mark: u32,
+    /// Mean of one run.
+    pub nanoseconds: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    Ingress,
+    Egress,
+}
+
+pub struct Lab {
+    ingress: OwnedFd,
+    egress: OwnedFd,
+    flows4: HashMap<MapData, FlowKey4, FlowRef>,
+    flows6: HashMap<MapData, FlowKey6, FlowRef>,
+    conns: Array<MapData, [u8; size_of::<Conn>()]>,
+    stats: PerCpuArray<MapData, u64>,
+    events: RingBuf<MapData>,
+}
+
+/// Runs a test in a network namespace of its own, with fresh programs; says why if it cannot.
+pub fn in_namespace(test: impl FnOnce(&mut Lab) + Send) {
+    if !require::root() {
+        return;
+    }
+    if !object().exists() {
+        require::skip("the BPF object is missing: run cargo xtask build-ebpf");
+        return;
+    }
+    let netns = NetNs::new("steer-t", "programs").unwrap();
+    netns.run(|| test(&mut Lab::load())).unwrap();
+}
+
+/// Where `cargo xtask build-ebpf` leaves it.
+fn object() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/steer-ebpf.o")
+}
+
+impl Lab {
+    pub fn load() -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .override_global(abi::GLOBAL_MARK, &MARK, true)
+            .map_max_entries(abi::MAP_CONNS, CONNS)
+            .map_max_entries(abi::MAP_FLOWS4, 2 * CONNS)
+            .map_max_entries(abi::MAP_FLOWS6, 2 * CONNS)
+            .load(&std::fs::read(object()).unwrap())
+            .unwrap();
+        let ingress = load_program(&mut ebpf, abi::PROG_PACKET_INGRESS);
+        let egress = load_program(&mut ebpf, abi::PROG_PACKET_EGRESS);
+        let mut take = |name: &str| ebpf.take_map(name).unwrap();
+        Self {
+            ingress,
+            egress,
+            flows4: take(abi::MAP_FLOWS4).try_into().unwrap(),
+            flows6: take(abi::MAP_FLOWS6).try_into().unwrap(),
+            conns: take(abi::MAP_CONNS).try_into().unwrap(),
+            stats: take(abi::MAP_FLOW_STATS).try_into().unwrap(),
+            events: take(abi::MAP_FLOW_EVENTS).try_into().unwrap(),
+        }
+    }
+
+    /// Writes the record and both keys, as the daemon does.
+    pub fn open(&mut self, session: &Session) {
+        self.set_conn(session.index, &session.conn);
+        for direction in Direction::BOTH {
+            let flow = FlowRef::new(session.index, direction);
+            match session.key(direction) {
+                Key::V4(key) => self.flows4.insert(key, flow, 0).unwrap(),
+                Key::V6(key) => self.flows6.insert(key, flow, 0).unwrap(),
+            }
+        }
+    }
+
+    /// Forgets all sessions.
+    pub fn clear(&mut self) {
+        for key in self.flows4.keys().collect::<Result<Vec<_>, _>>().unwrap() {
+            self.flows4.remove(&key).unwrap();
+        }
+        for key in self.flows6.keys().collect::<Result<Vec<_>, _>>().unwrap() {
+            self.flows6.remove(&key).unwrap();
+        }
+        self.events();
+    }
+
+    pub fn has_key(&self, key: Key) -> bool {
+        match key {
+            Key::V4(key) => self.flows4.get(&key, 0).is_ok(),
+            Key::V6(key) => self.flows6.get(&key, 0).is_ok(),
+        }
+    }
+
+    pub fn conn(&self, index: u32) -> Conn {
+        bytemuck::pod_read_unaligned(&self.conns.get(&index, 0).unwrap())
+    }
+
+    pub fn set_conn(&mut self, index: u32, conn: &Conn) {
+        self.conns.set(index, bytemuck::bytes_of(conn).first_chunk().unwrap(), 0).unwrap();
+    }
+
+    /// All counters, by number.
+    pub fn stats(&self) -> Vec<u64> {
+        let count = |stat: &Stat| self.stats.get(&stat.number(), 0).unwrap().iter().sum();
+        Stat::ALL.iter().map(count).collect()
+    }
+
+    /// What was said since the last call.
+    pub fn events(&mut self) -> Vec<FlowEvent> {
+        let mut events = Vec::new();
+        while let Some(event) = self.events.next() {
+            events.push(bytemuck::pod_read_unaligned(&event));
+        }
+        events
+    }
+
+    /// Runs a program once.
+    pub fn run(&self, hook: Hook, input: &Input) -> Output {
+        self.try_run(hook, input, 1, 0).unwrap()
+    }
+
+    /// Runs a program once on a packet whose bytes a network card has summed up (CHECKSUM_COMPLETE); the kernel checks that
+    /// the sum is right afterwards.
+    pub fn run_summed(&self, hook: Hook, input: &Input) -> io::Result<Output> {
+        const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
+        self.try_run(hook, input, 1, BPF_F_TEST_SKB_CHECKSUM_COMPLETE)
+    }
+
+    /// Runs a program over and over; the packet is what the run before has left.
+    pub fn try_run(&self, hook: Hook, input: &Input, repeat: u32, flags: u32) -> io::Result<Output> {
+        let program = match hook {
+            Hook::Ingress => &self.ingress,
+            Hook::Egress => &self.egress,
+        };
+        let context = SkBuff {
+            mark: input.mark,
+            ingress_ifindex: input.ingress_ifindex,
+            gso_size: input.gso_size,
+            gso_segs: if input.gso_size == 0 { 0 } else { input.frame.len() as u32 / input.gso_size + 1 },
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let mut left: SkBuff = bytemuck::Zeroable::zeroed();
+        // A program may make a packet longer, but these do not.
+        let mut frame = vec![0; input.frame.len() + 256];
+        let mut attributes = TestRun {
+            prog_fd: program.as_raw_fd() as u32,
+            data_in: input.frame.as_ptr() as u64,
+            data_size_in: input.frame.len() as u32,
+            data_out: frame.as_mut_ptr() as u64,
+            data_size_out: frame.len() as u32,
+            ctx_in: (&raw const context) as u64,
+            ctx_size_in: size_of::<SkBuff>() as u32,
+            ctx_out: (&raw mut left) as u64,
+            ctx_size_out: size_of::<SkBuff>() as u32,
+            repeat,
+            flags,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        const BPF_PROG_TEST_RUN: i32 = 10;
+        // SAFETY: every address is that of a live buffer of the size beside it, and those for output are ours alone.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<TestRun>())
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        frame.truncate(attributes.data_size_out as usize);
+        let verdict = match attributes.retval {
+            u32::MAX => Verdict::Pass,
+            0 => Verdict::Accept,
+            2 => Verdict::Drop,
+            7 => Verdict::Redirect,
+            other => panic!("verdict {other}"),
+        };
+        Ok(Output { verdict, frame, mark: left.mark, nanoseconds: attributes.duration })
+    }
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &str) -> OwnedFd {
+    let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+    program.load().unwrap();
+    program.fd().unwrap().as_fd().try_clone_to_owned().unwrap()
+}
+
+/// The part of union bpf_attr that BPF_PROG_TEST_RUN reads and writes (linux/bpf.h).
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    _pad: u32,
+}
+
+/// struct __sk_buff (linux/bpf.h); the kernel wants all fields but a few to be zero.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct SkBuff {
+    _len_and_type: [u32; 2],
+    mark: u32,
+    _queue_to_vlan: [u32; 5],
+    _priority: u32,
+    ingress_ifindex: u32,
+    _ifindex_to_gso: [u32; 31],
+    gso_segs: u32,
+    _socket: [u32; 2],
+    gso_size: u32,
+    _timestamps: [u32; 3],
+}
+
+const _: () = assert!(size_of::<SkBuff>() == 192);
+const _: () = assert!(std::mem::offset_of!(SkBuff, gso_segs) == 164);

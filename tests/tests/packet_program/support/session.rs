@@ -1,0 +1,194 @@
+//! A spliced session, and what its packets become: worked out by plain arithmetic, not by the code under test.
+
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_common::flow::{Conn, Direction, FlowKey4, FlowKey6, flags, output, state};
+
+use super::packet::{ACK, CWR, ECE, Packet, SYN};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    V4(FlowKey4),
+    V6(FlowKey6),
+}
+
+/// ```text
+/// client ── front | steer | back ── endpoint
+/// ```
+/// Both directions have moved bytes, all of which were acknowledged; sequence numbers wrap soon.
+#[derive(Debug, Clone)]
+pub struct Session {
+    pub index: u32,
+    pub client: SocketAddr,
+    pub front: SocketAddr,
+    pub back: SocketAddr,
+    pub endpoint: SocketAddr,
+    pub conn: Conn,
+}
+
+/// Next sequence numbers of the peers, as their packets arrive.
+pub const CLIENT_NEXT: u32 = 0xffff_ff00;
+pub const ENDPOINT_NEXT: u32 = 0x7fff_fe00;
+/// Those that the proxy would have used towards them.
+pub const FRONT_NEXT: u32 = 0x1234_5678;
+pub const BACK_NEXT: u32 = 0x0000_0100;
+/// Added to the timestamps of the client and of the endpoint.
+pub const TS_DELTAS: [u32; 2] = [0xf000_0000, 0x2000_0001];
+pub const GENERATION: u32 = 7;
+/// What the proxy calls the interface towards each of them, by the direction that leaves there.
+pub const IFINDEXES: [u32; 2] = [1, 1];
+
+impl Session {
+    /// In state SPLICED, with timestamps and SACK, and no window scaling to be done.
+    pub fn new(family: Family) -> Self {
+        let at = |v4: &str, v6: &str, port| {
+            let address = if family == Family::V4 { v4 } else { v6 };
+            SocketAddr::new(address.parse().unwrap(), port)
+        };
+        let client = at("192.0.2.10", "2001:db8:1::10", 50_123);
+        let front = at("192.0.2.1", "2001:db8:1::1", 443);
+        let back = at("198.51.100.1", "2001:db8:2:ffff::1", 20_007);
+        let endpoint = at("198.51.100.20", "2001:db8:2::20", 8080);
+        let mut session =
+            Self { index: 3, client, front, back, endpoint, conn: bytemuck::Zeroable::zeroed() };
+        session.conn.state = state::SPLICED;
+        session.conn.flags = flags::TIMESTAMPS | flags::SACK;
+        session.conn.generation = GENERATION;
+        session.conn.family = if family == Family::V4 { 4 } else { 6 };
+        let next = [(CLIENT_NEXT, FRONT_NEXT, BACK_NEXT), (ENDPOINT_NEXT, BACK_NEXT, FRONT_NEXT)];
+        for (direction, (seq, ack, sent_as)) in Direction::BOTH.into_iter().zip(next) {
+            let (source, destination) = session.leaves(direction);
+            let flow = &mut session.conn.flows[direction as usize];
+            flow.fixed.to_source = wire(source.ip());
+            flow.fixed.to_destination = wire(destination.ip());
+            flow.fixed.to_ports = wire_ports(source, destination);
+            flow.fixed.seq_delta = sent_as.wrapping_sub(seq);
+            flow.fixed.ack_delta = next[direction.opposite() as usize].0.wrapping_sub(ack);
+            flow.fixed.ts_delta = TS_DELTAS[direction as usize];
+            flow.fixed.ifindex = IFINDEXES[direction as usize];
+            flow.fixed.output = output::NEIGHBOUR;
+            flow.live.seq_end = seq;
+            flow.live.ack_end = ack;
+            flow.live.window = 500;
+            flow.live.window_max = 500;
+            flow.live.ts_state = 2;
+            flow.live.own_end = ack;
+        }
+        session
+    }
+
+    /// Source and destination of what arrives.
+    pub fn arrives(&self, direction: Direction) -> (SocketAddr, SocketAddr) {
+        match direction {
+            Direction::ToUpstream => (self.client, self.front),
+            Direction::ToDownstream => (self.endpoint, self.back),
+        }
+    }
+
+    /// Source and destination after the rewriting.
+    pub fn leaves(&self, direction: Direction) -> (SocketAddr, SocketAddr) {
+        match direction {
+            Direction::ToUpstream => (self.back, self.endpoint),
+            Direction::ToDownstream => (self.front, self.client),
+        }
+    }
+
+    pub fn key(&self, direction: Direction) -> Key {
+        let (source, destination) = self.arrives(direction);
+        let ports = wire_ports(source, destination);
+        let (source, destination) = (wire(source.ip()), wire(destination.ip()));
+        if self.conn.family == 4 {
+            Key::V4(FlowKey4 { source: source[0], destination: destination[0], ports })
+        } else {
+            Key::V6(FlowKey6 { source, destination, ports })
+        }
+    }
+
+    /// An empty acknowledgement as it arrives next: in order, of all that was sent.
+    pub fn packet(&self, direction: Direction) -> Packet {
+        let (source, destination) = self.arrives(direction);
+        let live = &self.conn.flows[direction as usize].live;
+        Packet { seq: live.seq_end, ack: live.ack_end, ..Packet::new(source, destination) }
+    }
+
+    /// The same on its way out of the proxy's own socket towards where `direction` goes.
+    pub fn own_packet(&self, direction: Direction) -> Packet {
+        let (source, destination) = self.leaves(direction);
+        let Packet { seq, ack, .. } = self.rewritten(direction, &self.packet(direction));
+        Packet { seq, ack, ..Packet::new(source, destination) }
+    }
+
+    /// What a packet must become.
+    pub fn rewritten(&self, direction: Direction, packet: &Packet) -> Packet {
+        let fixed = &self.conn.flows[direction as usize].fixed;
+        let back = &self.conn.flows[direction.opposite() as usize].fixed;
+        let (source, destination) = self.leaves(direction);
+        let mut out = Packet { source, destination, ..packet.clone() };
+        out.seq = packet.seq.wrapping_add(fixed.seq_delta);
+        if packet.flags & ACK != 0 {
+            out.ack = packet.ack.wrapping_add(fixed.ack_delta);
+        }
+        if packet.flags & SYN == 0 {
+            let window = u64::from(packet.window) << fixed.window_left >> fixed.window_right;
+            out.window = window.min(0xffff) as u16;
+        }
+        if self.conn.flags & flags::STRIP_ECN != 0 {
+            out.traffic_class &= !3;
+            out.flags &= !(ECE | CWR);
+        }
+        let add = |bytes: &mut [u8], delta: u32| {
+            let value = u32::from_be_bytes((&*bytes).try_into().unwrap()).wrapping_add(delta);
+            bytes.copy_from_slice(&value.to_be_bytes());
+        };
+        let mut at = 0;
+        while at < out.options.len() {
+            match out.options[at] {
+                0 => break,
+                1 => {
+                    at += 1;
+                    continue;
+                }
+                8 if self.conn.flags & flags::TIMESTAMPS != 0 => {
+                    add(&mut out.options[at + 2..at + 6], fixed.ts_delta);
+                    add(&mut out.options[at + 6..at + 10], back.ts_delta.wrapping_neg());
+                }
+                5 if self.conn.flags & flags::SACK != 0 => {
+                    let end = at + usize::from(out.options[at + 1]);
+                    for edge in out.options[at + 2..end].chunks_mut(4) {
+                        add(edge, fixed.ack_delta);
+                    }
+                }
+                _ => {}
+            }
+            at += usize::from(out.options[at + 1]);
+        }
+        out
+    }
+}
+
+/// As the maps hold an address.
+pub fn wire(address: IpAddr) -> [u32; 4] {
+    let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
+    match address {
+        IpAddr::V4(address) => [word(&address.octets()), 0, 0, 0],
+        IpAddr::V6(address) => {
+            let bytes = address.octets();
+            [0, 4, 8, 12].map(|at| word(&bytes[at..at + 4]))
+        }
+    }
+}
+
+fn wire_ports(source: SocketAddr, destination: SocketAddr) -> u32 {
+    let ([a, b], [c, d]) = (source.port().to_be_bytes(), destination.port().to_be_bytes());
+    u32::from_ne_bytes([a, b, c, d])
+}

@@ -1,0 +1,197 @@
+//! Tables: a packet into a session, the verdict, the packet, the record, the counters and the events that come out.
+//!
+//! Each row is tried on both families and in both directions. What a row does not mention must not change.
+
+use proxy_common::flow::{Conn, Direction, FlowEvent, FlowRef, bits};
+use proxy_common::stat::Stat;
+
+use crate::support::lab::{Hook, Input, Lab, Output, Verdict};
+use crate::support::packet::{FIN, Packet, SYN};
+use crate::support::session::{Family, GENERATION, Session};
+
+/// A row. Begin with [`ROW`], [`SPLICED`] or [`IGNORED`].
+#[derive(Clone, Copy)]
+pub struct Row {
+    pub name: &'static str,
+    /// Changes to [`Session::new`].
+    pub session: fn(&mut Session, Direction),
+    /// Changes to [`Session::packet`].
+    pub packet: fn(&mut Packet, &Session),
+    /// Changes to the frame and its surroundings.
+    pub input: fn(&mut Input),
+    pub expect: Expect,
+    /// Changes to the record; the packet is the one that arrived.
+    pub record: fn(&mut Conn, Direction, &Packet),
+    /// What was counted, each once.
+    pub counts: &'static [Stat],
+    /// Kinds of events of the packet's flow.
+    pub events: &'static [u32],
+    /// Whether the packet's own key is still there.
+    pub keeps_key: bool,
+}
+
+#[derive(Clone, Copy)]
+pub enum Expect {
+    /// Redirected as [`Session::rewritten`] says, but for these changes.
+    Rewritten(fn(&mut Packet)),
+    /// Passed on as it came.
+    Untouched,
+    Dropped,
+}
+
+/// A packet that is no news, spliced.
+pub const ROW: Row = Row {
+    name: "",
+    session: |_, _| {},
+    packet: |_, _| {},
+    input: |_| {},
+    expect: Expect::Rewritten(|_| {}),
+    record: |_, _, _| {},
+    counts: &[Stat::Spliced],
+    events: &[],
+    keeps_key: true,
+};
+
+/// A plausible packet, spliced.
+pub const SPLICED: Row = Row { record: believed, ..ROW };
+
+/// A packet that is none of ours.
+pub const IGNORED: Row = Row { expect: Expect::Untouched, counts: &[], ..ROW };
+
+/// What a plausible packet leaves in the record, by the descriptions of its fields.
+pub fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
+    let live = &mut conn.flows[direction as usize].live;
+    let after = |a: u32, b: u32| a.wrapping_sub(b) as i32 > 0;
+    live.packets += 1;
+    live.last_packet_ns = 1;
+    let data_end = packet.seq.wrapping_add(packet.payload.len() as u32);
+    if after(data_end, live.seq_end) && !packet.payload.is_empty() {
+        live.bytes += u64::from(data_end.wrapping_sub(live.seq_end));
+        live.last_payload_ns = 1;
+    }
+    let has_fin = packet.flags & FIN != 0;
+    let end = data_end.wrapping_add(u32::from(has_fin));
+    if after(end, live.seq_end) {
+        live.seq_end = end;
+    }
+    if has_fin {
+        live.fin_end = end;
+        live.bits |= bits::FIN_SEEN;
+    }
+    if after(packet.ack, live.ack_end) {
+        live.ack_end = packet.ack;
+    }
+    if packet.flags & SYN == 0 {
+        live.window = packet.window;
+        live.window_max = live.window_max.max(packet.window);
+    }
+    if let Some(at) = timestamps(&packet.options) {
+        live.ts_value = u32::from_be_bytes(packet.options[at + 2..at + 6].try_into().unwrap());
+    }
+}
+
+/// Where the option begins.
+fn timestamps(options: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while at < options.len() {
+        match options[at] {
+            0 => return None,
+            1 => at += 1,
+            8 => return Some(at),
+            _ => at += usize::from(options[at + 1]),
+        }
+    }
+    None
+}
+
+/// Tries every row on a family and in a direction.
+pub fn check(lab: &mut Lab, rows: &[Row]) {
+    for row in rows {
+        for family in Family::BOTH {
+            for direction in Direction::BOTH {
+                eprintln!("{} ({family:?}, {direction:?})", row.name);
+                check_row(lab, row, family, direction);
+            }
+        }
+    }
+}
+
+fn check_row(lab: &mut Lab, row: &Row, family: Family, direction: Direction) {
+    let mut session = Session::new(family);
+    (row.session)(&mut session, direction);
+    let mut packet = session.packet(direction);
+    (row.packet)(&mut packet, &session);
+    let mut input = Input { frame: packet.to_bytes(), ..Input::default() };
+    (row.input)(&mut input);
+    lab.clear();
+    lab.open(&session);
+    let counted = lab.stats();
+
+    let output = lab.run(Hook::Ingress, &input);
+    check_output(row, &session, direction, &packet, &input, &output);
+    let mut expected = session.conn;
+    (row.record)(&mut expected, direction, &packet);
+    check_record(lab.conn(session.index), expected);
+    check_counts(lab, &counted, row.counts);
+    check_events(lab, &session, direction, row.events);
+    assert_eq!(lab.has_key(session.key(direction)), row.keeps_key, "the packet's key");
+    assert!(lab.has_key(session.key(direction.opposite())), "the other direction's key");
+
+    check_summed(lab, &session, &input, &output);
+}
+
+fn check_output(
+    row: &Row,
+    session: &Session,
+    direction: Direction,
+    packet: &Packet,
+    input: &Input,
+    output: &Output,
+) {
+    match row.expect {
+        Expect::Rewritten(change) => {
+            assert_eq!(output.verdict, Verdict::Redirect);
+            let mut expected = session.rewritten(direction, packet);
+            change(&mut expected);
+            assert_eq!(Packet::parse(&output.frame), expected);
+        }
+        Expect::Untouched => {
+            assert_eq!(output.verdict, Verdict::Pass);
+            assert!(output.frame == input.frame, "the packet was changed");
+        }
+        Expect::Dropped => assert_eq!(output.verdict, Verdict::Drop),
+    }
+    assert_eq!(output.mark, input.mark);
+}
+
+/// Times are only compared for whether they were set.
+pub fn check_record(mut found: Conn, expected: Conn) {
+    for live in found.flows.iter_mut().map(|flow| &mut flow.live) {
+        live.last_packet_ns = live.last_packet_ns.min(1);
+        live.last_payload_ns = live.last_payload_ns.min(1);
+    }
+    assert_eq!(format!("{found:#?}"), format!("{expected:#?}"));
+}
+
+pub fn check_counts(lab: &Lab, before: &[u64], counts: &[Stat]) {
+    for (stat, (before, after)) in Stat::ALL.iter().zip(before.iter().zip(lab.stats())) {
+        let expected = counts.iter().filter(|counted| *counted == stat).count() as u64;
+        assert_eq!(after - before, expected, "{stat:?}");
+    }
+}
+
+fn check_events(lab: &mut Lab, session: &Session, direction: Direction, kinds: &[u32]) {
+    let flow = FlowRef::new(session.index, direction);
+    let event = |kind: &u32| FlowEvent { flow, generation: GENERATION, kind: *kind, _pad: 0 };
+    assert_eq!(lab.events(), kinds.iter().map(event).collect::<Vec<_>>());
+}
+
+/// The same once more, as if a network card had summed up the packet: the kernel checks the sum it is left with.
+fn check_summed(lab: &mut Lab, session: &Session, input: &Input, output: &Output) {
+    lab.clear();
+    lab.open(session);
+    match lab.run_summed(Hook::Ingress, input) {
+        Ok(summed) => assert_eq!((summed.verdict, summed.frame), (output.verdict, output.frame.clone())),
+        Err(error) => panic!("CHECKSUM_COMPLETE: {error}"),
+    }
+}
