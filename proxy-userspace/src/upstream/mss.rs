@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
-use crate::config::{self, ClusterIndex};
+use crate::config::{Cluster, ClusterIndex, Config, Listener, Route};
 use crate::kernel::host;
 use crate::kernel::route::{Hop, Routes};
 
@@ -13,13 +13,21 @@ use crate::kernel::route::{Hop, Routes};
 const IPV4_HEADERS: u32 = 40;
 const IPV6_HEADERS: u32 = 60;
 
-/// What fits the narrowest way from a listener to an endpoint that it can upgrade to, as the routes and
-/// interfaces stand now. `None`: there is no way, or none is narrower than what `TCP_MAXSEG` can say.
-pub fn of_listener(
-    listener: &config::Listener,
-    clusters: &[config::Cluster],
-    routes: &Routes,
-) -> Option<u16> {
+/// What a listener of a configuration should announce to its clients: what is configured, or else what fits its
+/// ways to endpoints as the routes and interfaces stand now. `None`: that sets no limit.
+pub fn for_listener(listener: &Listener, config: &Config) -> Option<u16> {
+    config.packet_splice.mss.or_else(|| match Routes::new() {
+        Ok(routes) => of_routes(listener, &config.clusters, &routes),
+        Err(error) => {
+            tracing::warn!(%error, "cannot ask for routes, streams to endpoints with a smaller MTU are relayed");
+            None
+        }
+    })
+}
+
+/// What fits the narrowest way from a listener to an endpoint that it can upgrade to. `None`: there is no way, or
+/// none is narrower than what `TCP_MAXSEG` can say.
+fn of_routes(listener: &Listener, clusters: &[Cluster], routes: &Routes) -> Option<u16> {
     let fits = |cluster: ClusterIndex| {
         let cluster = &clusters[cluster];
         let addresses = cluster.endpoints.iter().map(|endpoint| endpoint.address.ip().to_canonical());
@@ -32,10 +40,9 @@ pub fn of_listener(
 }
 
 /// The clusters that streams of a listener can go to.
-fn upgradable(listener: &config::Listener) -> BTreeSet<ClusterIndex> {
+fn upgradable(listener: &Listener) -> BTreeSet<ClusterIndex> {
     let routes = listener.virtual_hosts.iter().flat_map(|host| &host.routes);
-    let upgrades =
-        |route: &&config::Route| route.upgrade_websocket.unwrap_or(listener.options.upgrade_websocket);
+    let upgrades = |route: &&Route| route.upgrade_websocket.unwrap_or(listener.options.upgrade_websocket);
     routes.filter(upgrades).map(|route| route.cluster).collect()
 }
 
@@ -69,6 +76,7 @@ fn mtu(hop: Hop) -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
 
     fn listener(address: &str, second_route: &str) -> Option<u16> {
         let text = format!(
@@ -84,7 +92,7 @@ clusters:
 "
         );
         let config = config::parse(&text, "test").unwrap().config;
-        of_listener(&config.listeners[0], &config.clusters, &Routes::new().unwrap())
+        for_listener(&config.listeners[0], &config)
     }
 
     #[test]
