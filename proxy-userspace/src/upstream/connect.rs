@@ -77,6 +77,7 @@ impl Connector {
     /// With `ports`, [streams](Self::connect_stream) are given source ports.
     pub fn new(cluster: &config::Cluster, telemetry: &Telemetry, ports: Option<SourcePorts>) -> Self {
         let name = cluster.name.as_str();
+        cluster.source_addresses.iter().for_each(|source| warn_if_absent(name, *source));
         let counter = |result| telemetry.metrics.upstream_connects.with_label_values(&[name, result]);
         Self {
             inner: Arc::new(Inner {
@@ -226,6 +227,18 @@ fn canonical(endpoint: SocketAddr) -> SocketAddr {
     match endpoint.ip().to_canonical() {
         ip if ip == endpoint.ip() => endpoint,
         ip => SocketAddr::new(ip, endpoint.port()),
+    }
+}
+
+/// It may yet come, as addresses do that move between hosts.
+fn warn_if_absent(cluster: &str, source: IpAddr) {
+    if let Err(error) = UdpSocket::bind((source, 0)) {
+        tracing::warn!(
+            cluster,
+            %source,
+            %error,
+            "cannot connect from this source address: give it to the host (ip addr add), or remove it"
+        );
     }
 }
 
