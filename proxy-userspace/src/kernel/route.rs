@@ -49,7 +49,7 @@ impl RouteError {
 
 /// Asks the routing tables of the network namespace in which it was made. Answers take a few microseconds and never
 /// wait for the network.
-pub struct Routes(Mutex<Netlink>);
+pub struct Routes(Mutex<Netlink<RouteNetlinkMessage>>);
 
 impl fmt::Debug for Routes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,7 +61,7 @@ impl Routes {
     /// # Errors
     /// The process may not have another descriptor.
     pub fn new() -> io::Result<Self> {
-        Netlink::new().map(|netlink| Self(Mutex::new(netlink)))
+        Netlink::route().map(|netlink| Self(Mutex::new(netlink)))
     }
 
     /// The way from `source`, an address of this host or the unspecified one, to `destination`. Addresses in
