@@ -6,10 +6,10 @@ use proxy_common::flow::{Conn, Direction, FlowEvent, FlowRef, bits};
 use proxy_common::stat::Stat;
 
 use crate::support::lab::{Hook, Input, Lab, Output, Verdict};
-use crate::support::packet::{FIN, Packet, SYN};
+use crate::support::packet::{FIN, Packet};
 use crate::support::session::{Family, GENERATION, Session};
 
-/// A row. Begin with [`ROW`], [`SPLICED`] or [`IGNORED`].
+/// A row. Begin with [`DOUBTED`], [`SPLICED`] or [`IGNORED`].
 #[derive(Clone, Copy)]
 pub struct Row {
     pub name: &'static str,
@@ -34,29 +34,31 @@ pub struct Row {
 pub enum Expect {
     /// Redirected as [`Session::rewritten`] says, but for these changes.
     Rewritten(fn(&mut Packet)),
+    /// The same, but passed on.
+    InPlace,
     /// Passed on as it came.
     Untouched,
     Dropped,
 }
 
-/// A packet that is no news, spliced.
-pub const ROW: Row = Row {
+/// A packet that is forwarded but not believed.
+pub const DOUBTED: Row = Row {
     name: "",
     session: |_, _| {},
     packet: |_, _| {},
     input: |_| {},
     expect: Expect::Rewritten(|_| {}),
-    record: |_, _, _| {},
-    counts: &[Stat::Spliced],
+    record: |conn, direction, _| conn.flows[direction as usize].live.packets += 1,
+    counts: &[Stat::Spliced, Stat::Implausible],
     events: &[],
     keeps_key: true,
 };
 
 /// A plausible packet, spliced.
-pub const SPLICED: Row = Row { record: believed, ..ROW };
+pub const SPLICED: Row = Row { record: believed, counts: &[Stat::Spliced], ..DOUBTED };
 
 /// A packet that is none of ours.
-pub const IGNORED: Row = Row { expect: Expect::Untouched, counts: &[], ..ROW };
+pub const IGNORED: Row = Row { expect: Expect::Untouched, record: |_, _, _| {}, counts: &[], ..DOUBTED };
 
 /// What a plausible packet leaves in the record, by the descriptions of its fields.
 pub fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
@@ -78,13 +80,11 @@ pub fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
         live.fin_end = end;
         live.bits |= bits::FIN_SEEN;
     }
-    if after(packet.ack, live.ack_end) {
+    if !after(live.ack_end, packet.ack) {
         live.ack_end = packet.ack;
-    }
-    if packet.flags & SYN == 0 {
         live.window = packet.window;
-        live.window_max = live.window_max.max(packet.window);
     }
+    live.window_max = live.window_max.max(packet.window);
     if let Some(at) = timestamps(&packet.options) {
         live.ts_value = u32::from_be_bytes(packet.options[at + 2..at + 6].try_into().unwrap());
     }
@@ -154,6 +154,10 @@ fn check_output(
             let mut expected = session.rewritten(direction, packet);
             change(&mut expected);
             assert_eq!(Packet::parse(&output.frame), expected);
+        }
+        Expect::InPlace => {
+            assert_eq!(output.verdict, Verdict::Pass);
+            assert_eq!(Packet::parse(&output.frame), session.rewritten(direction, packet));
         }
         Expect::Untouched => {
             assert_eq!(output.verdict, Verdict::Pass);

@@ -3,13 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 pub const ETHERNET: usize = 14;
-/// In front of the EtherType; locally administered.
-pub const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+/// In front of the EtherType: to loopback, the device that packets come from when they are run through a program.
+pub const MACS: [u8; 12] = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2];
 
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
+pub const URG: u8 = 0x20;
 pub const ACK: u8 = 0x10;
 pub const ECE: u8 = 0x40;
 pub const CWR: u8 = 0x80;

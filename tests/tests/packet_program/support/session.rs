@@ -118,7 +118,7 @@ impl Session {
     pub fn packet(&self, direction: Direction) -> Packet {
         let (source, destination) = self.arrives(direction);
         let live = &self.conn.flows[direction as usize].live;
-        Packet { seq: live.seq_end, ack: live.ack_end, ..Packet::new(source, destination) }
+        Packet { seq: live.seq_end, ack: live.ack_end, ttl: 57, ..Packet::new(source, destination) }
     }
 
     /// The same on its way out of the proxy's own socket towards where `direction` goes.
@@ -133,7 +133,7 @@ impl Session {
         let fixed = &self.conn.flows[direction as usize].fixed;
         let back = &self.conn.flows[direction.opposite() as usize].fixed;
         let (source, destination) = self.leaves(direction);
-        let mut out = Packet { source, destination, ..packet.clone() };
+        let mut out = Packet { source, destination, ttl: 64, ..packet.clone() };
         out.seq = packet.seq.wrapping_add(fixed.seq_delta);
         if packet.flags & ACK != 0 {
             out.ack = packet.ack.wrapping_add(fixed.ack_delta);
