@@ -203,8 +203,8 @@ pub struct DirLive {
     pub ack_end: u32,
     /// The window field of the newest acknowledgement, as it arrived: host order, not scaled.
     pub window: u16,
-    /// The largest window field seen. Userspace starts it with 65,535, since it does not know what the local
-    /// socket was offered.
+    /// The largest window field seen. Userspace starts it with what the local socket was last offered
+    /// (tcpi_snd_wnd, scaled back).
     pub window_max: u16,
     /// TSval of the last plausible packet, as it arrived.
     pub ts_value: u32,
@@ -212,11 +212,21 @@ pub struct DirLive {
     pub fin_end: u32,
     /// [`bits`].
     pub bits: u32,
-    /// 0: no TSval was translated yet. 1: stamped from the own clock, `ts_delta` may change (HAND_OVER). 2: fixed.
+    /// One of [`ts_state`].
     pub ts_state: u32,
     /// In `ack` space of this flow: end of what the local socket of the *arrival* connection has been given to
     /// send. Userspace writes it before each write to that socket; the program reads it in HAND_OVER.
     pub own_end: u32,
+}
+
+/// Values of [`DirLive::ts_state`].
+pub mod ts_state {
+    /// No TSval was translated yet.
+    pub const UNKNOWN: u32 = 0;
+    /// Stamped from the own clock: `ts_delta` is that of the last packet (HAND_OVER).
+    pub const STAMPED: u32 = 1;
+    /// `ts_delta` does not change any more.
+    pub const FIXED: u32 = 2;
 }
 
 /// Bits of [`DirLive::bits`].

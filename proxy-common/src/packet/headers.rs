@@ -3,7 +3,12 @@
 //! Whole words where the crates for this have arrays of bytes: LLVM loads those byte by byte when it
 //! compiles for BPF, and this is what every packet passes through.
 
+use core::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
+
+use crate::flow::{DirFixed, FlowKey4, FlowKey6};
+use crate::packet::checksum::Difference;
 
 /// Ethernet II.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -68,8 +73,10 @@ pub struct Tcp {
 
 impl Tcp {
     pub const LEN: usize = size_of::<Self>();
+    /// Its number in IP.
+    pub const PROTOCOL: u8 = 6;
     /// Where `check` stands.
-    pub const CHECK: usize = core::mem::offset_of!(Self, check);
+    pub const CHECK: usize = offset_of!(Self, check);
 
     /// Bytes of the header with its options: 0 to 60, honest if 20 or more.
     #[inline(always)]
@@ -89,9 +96,212 @@ pub mod tcp_flags {
     pub const CWR: u8 = 0x80;
 }
 
-/// `protocol` or `next_header`.
-pub mod protocol {
-    pub const ICMP: u8 = 1;
-    pub const TCP: u8 = 6;
-    pub const ICMPV6: u8 = 58;
+/// Of the packets that leave: what a connection of the local stack would have, since a packet may have used up its own
+/// on the way here.
+pub const HOP_LIMIT: u8 = 64;
+
+/// Explicit congestion notification in the traffic class.
+const ECN: u8 = 0b11;
+
+/// What a change of an IP header means for the checksums.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeaderChange {
+    /// Of the pseudo header of TCP.
+    pub pseudo: Difference,
+    /// Of the sum over the whole packet, as far as no checksum in it makes up for it.
+    pub header: Difference,
+    /// A mark was taken off.
+    pub ecn_stripped: bool,
+}
+
+/// What the programs need of both versions of IP.
+pub trait Ip: Pod {
+    /// [`Ethernet::kind`].
+    const KIND: u16;
+    /// Without options.
+    const LEN: usize = size_of::<Self>();
+    /// The protocol number of its control messages.
+    const ICMP: u8;
+    type Key: Copy;
+
+    /// Of what follows.
+    fn protocol(&self) -> u8;
+
+    /// Whether TCP follows at once: no options or extension headers, not a fragment.
+    fn is_plain_tcp(&self) -> bool;
+
+    /// Bytes of TCP header and payload, if the packet has `len` bytes from the IP header on, padding included (BIG TCP
+    /// says zero in the header). May be nonsense for a packet that is.
+    fn segment_len(&self, len: u32) -> u32;
+
+    /// Shortens the packet to a segment of `len` bytes.
+    fn set_segment_len(&mut self, len: u16) -> HeaderChange;
+
+    /// Of the flow to which the packet belongs if it arrives.
+    fn key(&self, ports: u32) -> Self::Key;
+
+    /// Of the flow to which an answer would belong.
+    fn answer_key(&self, ports: u32) -> Self::Key;
+
+    /// The sum over the pseudo header of a segment of `len` bytes.
+    fn pseudo_sum(&self, len: u16) -> u64;
+
+    /// From the proxy's tuple towards one peer to that towards the other, with a fresh hop limit.
+    fn readdress(&mut self, fixed: &DirFixed, strip_ecn: bool) -> HeaderChange;
+}
+
+impl Ip for Ipv4 {
+    const KIND: u16 = Ethernet::IPV4;
+    const ICMP: u8 = 1;
+    type Key = FlowKey4;
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    #[inline(always)]
+    fn is_plain_tcp(&self) -> bool {
+        /// More fragments, or an offset.
+        const FRAGMENT: u16 = 0x3fff_u16.to_be();
+        self.version_and_length == 0x45 && self.protocol == Tcp::PROTOCOL && self.fragment & FRAGMENT == 0
+    }
+
+    #[inline(always)]
+    fn segment_len(&self, len: u32) -> u32 {
+        match u16::from_be(self.total_length) {
+            0 => len,
+            total => u32::from(total),
+        }
+        .wrapping_sub(Self::LEN as u32)
+    }
+
+    #[inline(always)]
+    fn set_segment_len(&mut self, len: u16) -> HeaderChange {
+        let old = self.total_length;
+        self.total_length = (Self::LEN as u16 + len).to_be();
+        let mut change = Difference::default();
+        change.replace(old.into(), self.total_length.into());
+        self.check = change.apply(self.check);
+        HeaderChange::default()
+    }
+
+    #[inline(always)]
+    fn key(&self, ports: u32) -> FlowKey4 {
+        FlowKey4 { source: self.source, destination: self.destination, ports }
+    }
+
+    #[inline(always)]
+    fn answer_key(&self, ports: u32) -> FlowKey4 {
+        FlowKey4 { source: self.destination, destination: self.source, ports: ports.rotate_left(16) }
+    }
+
+    #[inline(always)]
+    fn pseudo_sum(&self, len: u16) -> u64 {
+        let protocol = u16::from(Tcp::PROTOCOL).to_be();
+        u64::from(self.source) + u64::from(self.destination) + u64::from(protocol) + u64::from(len.to_be())
+    }
+
+    #[inline(always)]
+    fn readdress(&mut self, fixed: &DirFixed, strip_ecn: bool) -> HeaderChange {
+        let mut pseudo = Difference::default();
+        pseudo.replace(self.source, fixed.to_source[0]);
+        pseudo.replace(self.destination, fixed.to_destination[0]);
+        self.source = fixed.to_source[0];
+        self.destination = fixed.to_destination[0];
+
+        let mut header = pseudo;
+        header.replace(u16::from_ne_bytes([self.ttl, 0]).into(), u16::from_ne_bytes([HOP_LIMIT, 0]).into());
+        self.ttl = HOP_LIMIT;
+        let ecn_stripped = strip_ecn && self.traffic_class & ECN != 0;
+        if ecn_stripped {
+            let class = self.traffic_class & !ECN;
+            header.replace(
+                u16::from_ne_bytes([0, self.traffic_class]).into(),
+                u16::from_ne_bytes([0, class]).into(),
+            );
+            self.traffic_class = class;
+        }
+        self.check = header.apply(self.check);
+        // The header's own checksum makes up for every change.
+        HeaderChange { pseudo, header: Difference::default(), ecn_stripped }
+    }
+}
+
+impl Ip for Ipv6 {
+    const KIND: u16 = Ethernet::IPV6;
+    const ICMP: u8 = 58;
+    type Key = FlowKey6;
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.next_header
+    }
+
+    #[inline(always)]
+    fn is_plain_tcp(&self) -> bool {
+        const VERSION: u32 = 0xf000_0000_u32.to_be();
+        self.next_header == Tcp::PROTOCOL && self.version_class_label & VERSION == 0x6000_0000_u32.to_be()
+    }
+
+    #[inline(always)]
+    fn segment_len(&self, len: u32) -> u32 {
+        match u16::from_be(self.payload_length) {
+            0 => len.wrapping_sub(Self::LEN as u32),
+            payload => u32::from(payload),
+        }
+    }
+
+    #[inline(always)]
+    fn set_segment_len(&mut self, len: u16) -> HeaderChange {
+        let mut header = Difference::default();
+        header.replace(self.payload_length.into(), len.to_be().into());
+        self.payload_length = len.to_be();
+        HeaderChange { header, ..HeaderChange::default() }
+    }
+
+    #[inline(always)]
+    fn key(&self, ports: u32) -> FlowKey6 {
+        FlowKey6 { source: self.source, destination: self.destination, ports }
+    }
+
+    #[inline(always)]
+    fn answer_key(&self, ports: u32) -> FlowKey6 {
+        FlowKey6 { source: self.destination, destination: self.source, ports: ports.rotate_left(16) }
+    }
+
+    #[inline(always)]
+    fn pseudo_sum(&self, len: u16) -> u64 {
+        let mut sum = u64::from(u16::from(Tcp::PROTOCOL).to_be()) + u64::from(len.to_be());
+        for i in 0..4 {
+            sum += u64::from(self.source[i]) + u64::from(self.destination[i]);
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn readdress(&mut self, fixed: &DirFixed, strip_ecn: bool) -> HeaderChange {
+        const ECN_BITS: u32 = ((ECN as u32) << 20).to_be();
+        let mut pseudo = Difference::default();
+        for i in 0..4 {
+            pseudo.replace(self.source[i], fixed.to_source[i]);
+            pseudo.replace(self.destination[i], fixed.to_destination[i]);
+        }
+        self.source = fixed.to_source;
+        self.destination = fixed.to_destination;
+
+        // The change of the addresses is made up for by TCP's checksum, these are not.
+        let mut header = Difference::default();
+        header.replace(
+            u16::from_ne_bytes([0, self.hop_limit]).into(),
+            u16::from_ne_bytes([0, HOP_LIMIT]).into(),
+        );
+        self.hop_limit = HOP_LIMIT;
+        let ecn_stripped = strip_ecn && self.version_class_label & ECN_BITS != 0;
+        if ecn_stripped {
+            header.replace(self.version_class_label, self.version_class_label & !ECN_BITS);
+            self.version_class_label &= !ECN_BITS;
+        }
+        HeaderChange { pseudo, header, ecn_stripped }
+    }
 }

@@ -2,6 +2,13 @@
 //! access, no maps, no helpers. The programs run them in the kernel, the tests on the host.
 
 pub mod checksum;
+pub mod copy;
 pub mod headers;
 pub mod icmp;
+pub mod life;
+pub mod options;
+pub mod rewrite;
 pub mod seq;
+
+#[cfg(test)]
+mod testing;

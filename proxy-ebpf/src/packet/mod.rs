@@ -1,31 +1,43 @@
-//! Packet splice: forwards the packets of a session from one peer to the other.
+//! Packet splice: forwards the packets of a session from one peer to the other. What is done to a packet is written in
+//! `proxy_common::packet`; here are packet access, maps and helpers.
 
+mod access;
+mod copy;
+mod flows;
+mod forward;
 mod icmp;
+mod options;
+mod own;
 mod stats;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::DirFixed;
+use proxy_common::packet::headers::{Ip, Ipv4, Ipv6};
 
-/// Not ours: the next program decides, and if there is none the packet goes on.
+/// Not for us: another program of the hook decides, and if there is none the packet goes on.
 pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
 pub(crate) const DROP: i32 = TC_ACT_SHOT as i32;
 
+/// For what arrives: forwards a session's packets, and lets everything else pass.
 #[classifier]
 fn packet_ingress(ctx: TcContext) -> i32 {
-    icmp::translate(&ctx).unwrap_or(PASS)
+    match access::kind(&ctx) {
+        Ipv4::KIND => forward::packet::<Ipv4>(&ctx),
+        Ipv6::KIND => forward::packet::<Ipv6>(&ctx),
+        _ => PASS,
+    }
 }
 
-/// Sends a packet of a flow, rewritten, on its way. The verdict.
-#[inline(always)]
-pub(crate) fn leave(_ctx: &TcContext, fixed: &DirFixed) -> i32 {
-    // SAFETY: no address is given.
-    unsafe { bpf_redirect_neigh(fixed.ifindex, core::ptr::null_mut(), 0, 0) as i32 }
-}
-
+/// For what leaves: looks after what the local stack sends on a session's connections. Forwarded packets pass here too.
 #[classifier]
-fn packet_egress(_ctx: TcContext) -> i32 {
-    PASS
+fn packet_egress(ctx: TcContext) -> i32 {
+    if access::is_forwarded(&ctx) {
+        return PASS;
+    }
+    match access::kind(&ctx) {
+        Ipv4::KIND => own::packet::<Ipv4>(&ctx),
+        Ipv6::KIND => own::packet::<Ipv6>(&ctx),
+        _ => PASS,
+    }
 }

@@ -1,15 +1,28 @@
-//! Counters and events.
+//! What userspace is told: counters and events.
 
+use proxy_common::flow::FlowEvent;
 use proxy_common::stat::Stat;
 
-use crate::maps::STEER_STATS;
+use crate::maps::{STEER_EVENTS, STEER_STATS};
+use crate::packet::flows::Session;
 
 /// Counts one packet.
 #[inline(always)]
 pub(crate) fn count(stat: Stat) {
     if let Some(counter) = STEER_STATS.get_ptr_mut(stat.number()) {
-        // SAFETY: a value of this CPU, which no other one writes; a program is not preempted by another
-        // one that counts at this hook.
+        // SAFETY: this CPU's own value, in a map that is never freed while a program runs.
         unsafe { *counter += 1 };
+    }
+}
+
+/// Sends a [`proxy_common::flow::event`].
+#[inline(always)]
+pub(super) fn report(session: &Session, kind: u32) {
+    match STEER_EVENTS.reserve::<FlowEvent>(0) {
+        Some(mut entry) => {
+            entry.write(FlowEvent { flow: session.flow, generation: session.generation(), kind, _pad: 0 });
+            entry.submit(0);
+        }
+        None => count(Stat::EventLost),
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi;
 use proxy_common::flow::{Conn, Direction, FlowEvent, FlowKey4, FlowKey6, FlowRef};
@@ -230,7 +230,12 @@ impl Lab {
 
 fn load_program(ebpf: &mut Ebpf, name: &str) -> OwnedFd {
     let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
-    program.load().unwrap();
+    if let Err(ProgramError::LoadError { verifier_log, .. }) = program.load() {
+        // What was wrong stands at the end.
+        let log = verifier_log.to_string();
+        let lines: Vec<&str> = log.lines().collect();
+        panic!("the verifier refused {name}:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+    }
     program.fd().unwrap().as_fd().try_clone_to_owned().unwrap()
 }
 

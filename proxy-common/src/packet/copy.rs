@@ -1,0 +1,85 @@
+//! The hand-over: the proxy's sockets still wait for acknowledgements, and still send, while the packets already pass
+//! them by. They get copies of the acknowledgements, and what they send is brought up to date.
+
+use crate::flow::Flow;
+use crate::packet::checksum;
+use crate::packet::headers::{Tcp, tcp_flags};
+use crate::packet::options::{SackBlock, SackHead, TimestampsOption};
+use crate::packet::rewrite;
+use crate::packet::seq;
+
+/// Words of the longest TCP header.
+pub const HEADER_WORDS: usize = 15;
+
+/// A TCP header with its options, to be given to the local socket; what is behind `len` is zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct HeaderCopy(pub [u32; HEADER_WORDS]);
+
+impl HeaderCopy {
+    /// Makes of it, without payload, an acknowledgement that the local socket takes: with the number that it expects
+    /// (`rcv_nxt`), and nothing acknowledged beyond `own_end`, the end of what it was given to send. The
+    /// options stay: without timestamps and SACK the socket would recover from losses by timeout only.
+    /// `pseudo_sum` is that of a segment of this header alone. Host order.
+    #[inline(always)]
+    pub fn trim(&mut self, rcv_nxt: u32, own_end: u32, pseudo_sum: u64) {
+        let (tcp, options) = self.0.split_at_mut(Tcp::LEN / 4);
+        tcp[1] = rcv_nxt.to_be();
+        tcp[2] = seq::earlier(u32::from_be(tcp[2]), own_end).to_be();
+        let [offset, _, window @ ..] = tcp[3].to_ne_bytes();
+        tcp[3] = u32::from_ne_bytes([offset, tcp_flags::ACK, window[0], window[1]]);
+        // No checksum yet, and no urgent pointer.
+        tcp[4] = 0;
+        clip_sack(options, u32::from(offset >> 4) * 4, own_end);
+        let sum = self.0.iter().fold(pseudo_sum, |sum, word| sum + u64::from(*word));
+        self.0[4] = u32::from(checksum::finish(sum));
+    }
+}
+
+/// Ends the SACK blocks at `own_end`. In unusual places they are left alone: the socket ignores a block that goes
+/// beyond what it has sent.
+#[inline(always)]
+fn clip_sack(options: &mut [u32], header_len: u32, own_end: u32) {
+    const AFTER_TIMESTAMPS: usize = TimestampsOption::LEN / 4;
+    if options[0] == TimestampsOption::HEAD {
+        clip_blocks::<AFTER_TIMESTAMPS>(options, header_len, own_end);
+    } else {
+        clip_blocks::<0>(options, header_len, own_end);
+    }
+}
+
+#[inline(always)]
+fn clip_blocks<const HEAD: usize>(options: &mut [u32], header_len: u32, own_end: u32) {
+    let len = header_len.wrapping_sub((Tcp::LEN + HEAD * 4) as u32);
+    let blocks = SackHead(options[HEAD]).blocks(len);
+    for block in 0..SackHead::MAX_BLOCKS {
+        let at = HEAD + 1 + 2 * block;
+        if block as u32 >= blocks || at + 1 >= options.len() {
+            break;
+        }
+        let mut sack = SackBlock { left: options[at], right: options[at + 1] };
+        sack.clip(own_end);
+        options[at + 1] = sack.right;
+    }
+}
+
+/// What a packet of the local socket says about the other direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fresh {
+    /// Wire.
+    pub ack: u32,
+    /// Wire.
+    pub window: u16,
+}
+
+/// Brings a packet of the local socket up to date: with what was already forwarded to its peer by `flow`, of which
+/// the socket knows nothing. (Linux discards data with an acknowledgement that is a window old.)
+#[inline(always)]
+pub fn freshen(header: &Tcp, flow: &Flow) -> Fresh {
+    let forwarded = flow.live.ack_end.wrapping_add(flow.fixed.ack_delta);
+    if seq::after(forwarded, u32::from_be(header.ack)) {
+        Fresh { ack: forwarded.to_be(), window: rewrite::window(flow.live.window, &flow.fixed).to_be() }
+    } else {
+        Fresh { ack: header.ack, window: header.window }
+    }
+}

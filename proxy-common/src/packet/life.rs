@@ -1,0 +1,208 @@
+//! What a packet tells about its session: how far each direction is, and when the session is over.
+//!
+//! A packet that cannot be the peer's (an attacker guesses the tuple, not the numbers) is forwarded, since
+//! the other peer judges it as it would without a proxy, but it changes nothing here.
+
+use crate::flow::{DirLive, Direction, Flow, bits, event, state};
+use crate::packet::headers::{Tcp, tcp_flags};
+use crate::packet::seq::{after, before, later, within};
+use crate::stat::Stat;
+
+/// What matters of a TCP segment, in host order and in the numbers with which it arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    pub seq: u32,
+    pub ack: u32,
+    /// Bytes of payload.
+    pub payload: u32,
+    pub window: u16,
+    /// Bits of [`tcp_flags`].
+    pub flags: u8,
+}
+
+impl Segment {
+    /// `len` is that of header and payload; `None` if the header claims more, or less than a header has.
+    #[inline(always)]
+    pub fn new(header: &Tcp, len: u32) -> Option<Self> {
+        let header_len = header.header_len();
+        if header_len < Tcp::LEN as u32 || header_len > len {
+            return None;
+        }
+        Some(Self {
+            seq: u32::from_be(header.seq),
+            ack: u32::from_be(header.ack),
+            payload: len - header_len,
+            window: u16::from_be(header.window),
+            flags: header.flags,
+        })
+    }
+
+    #[inline(always)]
+    const fn has(&self, flags: u8) -> bool {
+        self.flags & flags != 0
+    }
+
+    #[inline(always)]
+    const fn data_end(&self) -> u32 {
+        self.seq.wrapping_add(self.payload)
+    }
+
+    /// One behind the last byte or FIN.
+    #[inline(always)]
+    const fn end(&self) -> u32 {
+        self.data_end().wrapping_add((self.flags & tcp_flags::FIN) as u32)
+    }
+}
+
+/// Whether a segment opens a connection with the tuple of a session that is over: the client takes its port again, or
+/// the endpoint answers a new connection of the proxy's stack.
+#[inline(always)]
+pub const fn takes_tuple(session_state: u32, direction: Direction, flags: u8) -> bool {
+    const BOTH: u8 = tcp_flags::SYN | tcp_flags::ACK;
+    let over = session_state == state::FINISHED || session_state == state::RESET;
+    let answer = matches!(direction, Direction::ToDownstream) && flags & BOTH == BOTH;
+    over && (flags & BOTH == tcp_flags::SYN || answer)
+}
+
+/// What [`observe`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    /// The segment is the peer's, as far as can be told.
+    pub believed: bool,
+    /// The session's new state, if it changes.
+    pub state: Option<u32>,
+    /// One of [`event`] for userspace.
+    pub event: Option<u32>,
+    /// What is to be counted besides.
+    pub stat: Option<Stat>,
+}
+
+impl Observed {
+    const BELIEVED: Self = Self { believed: true, state: None, event: None, stat: None };
+}
+
+/// Takes in a segment of `flow` in an active session; `other` is the opposite direction and `now_ns` the coarse
+/// monotonic clock.
+#[inline(always)]
+pub fn observe(
+    session_state: u32,
+    segment: &Segment,
+    flow: &mut Flow,
+    other: &mut Flow,
+    now_ns: u64,
+) -> Observed {
+    flow.live.packets = flow.live.packets.wrapping_add(1);
+    if session_state == state::HAND_OVER {
+        // What the local socket towards the other peer was given came from this one, whether the program saw it or not.
+        let given = other.live.own_end.wrapping_add(other.fixed.ack_delta);
+        flow.live.seq_end = later(flow.live.seq_end, given);
+    }
+    let believed = is_plausible(session_state, segment, flow, other);
+    if segment.has(tcp_flags::RST) {
+        return observe_reset(session_state, segment, flow, other, believed);
+    }
+    if !believed {
+        return Observed { believed, stat: Some(Stat::Implausible), ..Observed::BELIEVED };
+    }
+    flow.live.last_packet_ns = now_ns;
+    let first_fin = advance(&mut flow.live, segment, now_ns);
+    acknowledge(flow, &mut other.live, segment);
+
+    let both_acked = flow.live.bits & other.live.bits & bits::FIN_ACKED != 0;
+    if both_acked && is_open(session_state) {
+        return Observed { state: Some(state::FINISHED), event: Some(event::FINISHED), ..Observed::BELIEVED };
+    }
+    Observed { event: first_fin.then_some(event::FIN), ..Observed::BELIEVED }
+}
+
+/// A RST ends the session only with the very number that its receiver expects, or the last one that was seen. Its
+/// receiver answers any other one with an acknowledgement (RFC 5961), upon which the peer, if it was the
+/// peer, repeats it with the right number.
+#[inline(always)]
+fn observe_reset(
+    session_state: u32,
+    segment: &Segment,
+    flow: &Flow,
+    other: &Flow,
+    believed: bool,
+) -> Observed {
+    let expected = other.live.ack_end.wrapping_add(other.fixed.ack_delta);
+    if segment.seq != expected && segment.seq != flow.live.seq_end {
+        return Observed { believed: false, stat: Some(Stat::RstUnproven), ..Observed::BELIEVED };
+    }
+    if !is_open(session_state) {
+        return Observed { believed, ..Observed::BELIEVED };
+    }
+    Observed { believed, state: Some(state::RESET), event: Some(event::RESET), stat: None }
+}
+
+const fn is_open(session_state: u32) -> bool {
+    session_state == state::HAND_OVER || session_state == state::SPLICED
+}
+
+/// Whether the numbers are such as the peer can have: within what it was offered, and acknowledging about what it was
+/// sent.
+#[inline(always)]
+fn is_plausible(session_state: u32, segment: &Segment, flow: &Flow, other: &Flow) -> bool {
+    if segment.has(tcp_flags::SYN) || !segment.has(tcp_flags::ACK) {
+        return false;
+    }
+    let offered = largest_window(other);
+    let acked = other.live.ack_end.wrapping_add(other.fixed.ack_delta);
+    // In the hand-over the local socket has acknowledged, and offered a window, beyond what the other peer did.
+    let base = if session_state == state::HAND_OVER { later(acked, flow.live.seq_end) } else { acked };
+    // One more, since a FIN may stand behind a full window.
+    let too_far = after(segment.end(), base.wrapping_add(offered).wrapping_add(1));
+    let too_old = before(segment.seq, flow.live.seq_end.wrapping_sub(offered));
+    let acknowledged = segment.ack.wrapping_add(flow.fixed.ack_delta);
+    !too_far && !too_old && within(acknowledged, other.live.seq_end, largest_window(flow))
+}
+
+/// Bytes that this direction's peer has offered at most; at least 64 KiB, below which TCP without scaling may stay.
+#[inline(always)]
+fn largest_window(flow: &Flow) -> u32 {
+    let window = u32::from(flow.live.window_max) << (flow.fixed.window_left & 15);
+    if window < 1 << 16 { 1 << 16 } else { window }
+}
+
+/// Takes in bytes and FIN; returns whether it is the direction's first FIN.
+#[inline(always)]
+fn advance(live: &mut DirLive, segment: &Segment, now_ns: u64) -> bool {
+    let data_end = segment.data_end();
+    if after(data_end, live.seq_end) {
+        live.bytes = live.bytes.wrapping_add(data_end.wrapping_sub(live.seq_end).into());
+        live.last_payload_ns = now_ns;
+        live.seq_end = data_end;
+        // There is no byte behind a FIN: what was taken for one was none.
+        if live.bits & bits::FIN_SEEN != 0 {
+            live.bits = 0;
+        }
+    }
+    if !segment.has(tcp_flags::FIN) || before(segment.end(), live.seq_end) {
+        return false;
+    }
+    live.seq_end = segment.end();
+    live.fin_end = segment.end();
+    let first = live.bits & bits::FIN_SEEN == 0;
+    if first {
+        live.bits |= bits::FIN_SEEN;
+    }
+    first
+}
+
+/// Takes in acknowledgement and window.
+#[inline(always)]
+fn acknowledge(flow: &mut Flow, other: &mut DirLive, segment: &Segment) {
+    if !before(segment.ack, flow.live.ack_end) {
+        flow.live.ack_end = segment.ack;
+        flow.live.window = segment.window;
+    }
+    if segment.window > flow.live.window_max {
+        flow.live.window_max = segment.window;
+    }
+    let acknowledged = segment.ack.wrapping_add(flow.fixed.ack_delta);
+    let waiting = other.bits & (bits::FIN_SEEN | bits::FIN_ACKED) == bits::FIN_SEEN;
+    if waiting && !before(acknowledged, other.fin_end) {
+        other.bits |= bits::FIN_ACKED;
+    }
+}

@@ -1,0 +1,102 @@
+//! From the numbers of one TCP connection to those of the other.
+
+use crate::flow::{DirFixed, Flow, state, ts_state};
+use crate::packet::checksum::Difference;
+use crate::packet::headers::{Tcp, tcp_flags};
+
+/// What became of a TCP header.
+#[derive(Debug, Clone, Copy)]
+pub struct TcpChange {
+    /// Without the options, which are not touched here.
+    pub fields: Difference,
+    pub ecn_stripped: bool,
+}
+
+/// Ports, seq, ack, window and (on request) the ECN bits; not the checksum.
+#[inline(always)]
+pub fn tcp(header: &mut Tcp, fixed: &DirFixed, strip_ecn: bool) -> TcpChange {
+    let old = *header;
+    header.ports = fixed.to_ports;
+    header.seq = u32::from_be(old.seq).wrapping_add(fixed.seq_delta).to_be();
+    if old.flags & tcp_flags::ACK != 0 {
+        header.ack = u32::from_be(old.ack).wrapping_add(fixed.ack_delta).to_be();
+    }
+    if old.flags & tcp_flags::SYN == 0 {
+        header.window = window(u16::from_be(old.window), fixed).to_be();
+    }
+    const ECN: u8 = tcp_flags::ECE | tcp_flags::CWR;
+    let ecn_stripped = strip_ecn && old.flags & ECN != 0;
+    if ecn_stripped {
+        header.flags &= !ECN;
+    }
+
+    let mut fields = Difference::default();
+    fields.replace(old.ports, header.ports);
+    fields.replace(old.seq, header.seq);
+    fields.replace(old.ack, header.ack);
+    fields.replace(flags_and_window(&old), flags_and_window(header));
+    TcpChange { fields, ecn_stripped }
+}
+
+/// The word with the flags, the window in its second half.
+#[inline(always)]
+fn flags_and_window(header: &Tcp) -> u32 {
+    u32::from(u16::from_ne_bytes([header.offset, header.flags])) + (u32::from(header.window) << 16)
+}
+
+/// From the peer's scale to that of the outgoing connection (host order). Rounds down, as TCP itself does.
+#[inline(always)]
+pub fn window(window: u16, fixed: &DirFixed) -> u16 {
+    let scaled = u32::from(window) << (fixed.window_left & 15) >> (fixed.window_right & 15);
+    if scaled > 0xffff { 0xffff } else { scaled as u16 }
+}
+
+/// How the timestamps of one packet are translated.
+#[derive(Debug, Clone, Copy)]
+pub struct Timestamps {
+    /// Whether the TSval is `value + number`, or `number` itself.
+    fixed: bool,
+    number: u32,
+    /// Subtracted from the TSecr, if it is known.
+    echo: Option<u32>,
+}
+
+impl Timestamps {
+    /// Of a packet of `flow`, `other` being the opposite direction. Until a delta is fixed, packets are stamped with the
+    /// clock of the proxy's own socket, so that its packets and the spliced ones follow one clock. `clock_ms` is
+    /// CLOCK_MONOTONIC in milliseconds.
+    #[inline(always)]
+    pub fn of(flow: &Flow, other: &Flow, clock_ms: impl FnOnce() -> u32) -> Self {
+        let fixed = flow.live.ts_state == ts_state::FIXED;
+        let number = if fixed { flow.fixed.ts_delta } else { clock_ms().wrapping_add(flow.fixed.ts_offset) };
+        let echo = (other.live.ts_state != ts_state::UNKNOWN).then_some(other.fixed.ts_delta);
+        Self { fixed, number, echo }
+    }
+
+    /// The TSval that leaves (host order).
+    #[inline(always)]
+    pub fn value(&self, value: u32) -> u32 {
+        if self.fixed { value.wrapping_add(self.number) } else { self.number }
+    }
+
+    /// The TSecr that leaves (host order). Zero, which Linux takes for none, while the other direction's delta is unknown.
+    #[inline(always)]
+    pub fn echo(&self, echo: u32) -> u32 {
+        match self.echo {
+            Some(delta) => echo.wrapping_sub(delta),
+            None => 0,
+        }
+    }
+
+    /// Keeps what a believed packet of `flow` with this TSval has shown, in this state of the session. (A forged one must
+    /// not fix the delta: the receiver would discard every later segment as old.)
+    #[inline(always)]
+    pub fn note(&self, flow: &mut Flow, session_state: u32, value: u32) {
+        flow.live.ts_value = value;
+        if !self.fixed {
+            flow.fixed.ts_delta = self.number.wrapping_sub(value);
+            flow.live.ts_state =
+                if session_state == state::HAND_OVER { ts_state::STAMPED } else { ts_state::FIXED };
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Access to the packet and what the kernel knows about it.
+
+use aya_ebpf::programs::TcContext;
+use bytemuck::Pod;
+use proxy_common::packet::headers::{Ethernet, Ip};
+
+/// Where the TCP header starts behind an IP header without options.
+pub(super) const fn tcp_offset<I: Ip>() -> usize {
+    Ethernet::LEN + I::LEN
+}
+
+/// The bytes of the packet from `offset` on as a `T`, if they are there and linear. The pointer is good until the next
+/// helper that may move the packet; the verifier sees to that.
+///
+/// BPF loads and stores need no alignment, and the kernel aligns network headers where the machine wants it.
+#[inline(always)]
+pub(super) fn at<T: Pod>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
+    let start = ctx.data() + offset;
+    if start + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    Some(start as *mut T)
+}
+
+/// A copy of what stands at `offset`.
+#[inline(always)]
+pub(super) fn read<T: Pod>(ctx: &TcContext, offset: usize) -> Option<T> {
+    let place = at::<T>(ctx, offset)?;
+    // SAFETY: `at` has checked that the bytes belong to the packet, and every bit pattern is a `T`.
+    Some(unsafe { place.read() })
+}
+
+/// The network protocol, [`Ip::KIND`] if it is one of ours.
+#[inline(always)]
+pub(super) fn kind(ctx: &TcContext) -> u16 {
+    ctx.skb.protocol() as u16
+}
+
+/// Whether the packet came in from an interface (also if it was rewritten since) and is not of the local stack.
+#[inline(always)]
+pub(super) fn is_forwarded(ctx: &TcContext) -> bool {
+    // The kernel sets it when a packet arrives, and a packet of the local stack starts with zero.
+    ingress_ifindex(ctx) != 0
+}
+
+/// The interface by which the packet came in.
+#[inline(always)]
+pub(super) fn ingress_ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is that of the running program.
+    unsafe { (*ctx.skb.skb).ingress_ifindex }
+}
+
+/// The packet's mark.
+#[inline(always)]
+pub(super) fn mark(ctx: &TcContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).mark }
+}
+
+/// Whether the packet is addressed to this host, on the interface itself and not on one of its VLANs.
+#[inline(always)]
+pub(super) fn is_for_us(ctx: &TcContext) -> bool {
+    const PACKET_HOST: u32 = 0;
+    // SAFETY: as above.
+    let kind = unsafe { (*ctx.skb.skb).pkt_type };
+    // SAFETY: as above.
+    let vlan = unsafe { (*ctx.skb.skb).vlan_present };
+    kind == PACKET_HOST && vlan == 0
+}

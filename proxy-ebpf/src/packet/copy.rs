@@ -1,0 +1,192 @@
+//! The hand-over: copies of acknowledgements for the proxy's own sockets, which wait for the last of what they sent.
+//!
+//! A packet is cloned, marked, to the ingress of its own interface; there the clone meets the program again and is made
+//! into a bare acknowledgement that the socket takes.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::helpers::{
+    bpf_sk_release, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+    bpf_tcp_sock,
+};
+use aya_ebpf::programs::TcContext;
+use bytemuck::Zeroable as _;
+use proxy_common::flow::{flags, state};
+use proxy_common::packet::checksum::Difference;
+use proxy_common::packet::copy::{HEADER_WORDS, HeaderCopy};
+use proxy_common::packet::headers::{Ethernet, Ip, Tcp, tcp_flags};
+use proxy_common::stat::Stat;
+
+use crate::packet::access::{self, at, read, tcp_offset};
+use crate::packet::flows::{Flows, Session};
+use crate::packet::forward::uncovered;
+use crate::packet::stats::count;
+use crate::packet::{DROP, PASS, own};
+
+/// The mark of a copy.
+#[inline(always)]
+fn copy_mark() -> u32 {
+    own::mark().wrapping_add(1)
+}
+
+/// Whether the packet is a copy.
+#[inline(always)]
+pub(super) fn is_copy(ctx: &TcContext) -> bool {
+    access::mark(ctx) == copy_mark()
+}
+
+/// The verdict on a packet without a session.
+#[inline(always)]
+pub(super) fn unless_copy(ctx: &TcContext) -> i32 {
+    if is_copy(ctx) { late() } else { PASS }
+}
+
+#[inline(always)]
+fn late() -> i32 {
+    count(Stat::DropLateCopy);
+    DROP
+}
+
+/// Sends the local stack a copy of an acknowledgement, if the session asks for it.
+#[inline(always)]
+pub(super) fn offer(ctx: &TcContext, session: &Session, session_state: u32, tcp: u8) {
+    const RELEVANT: u8 = tcp_flags::SYN | tcp_flags::RST | tcp_flags::ACK;
+    let wanted = session_state == state::HAND_OVER && session.flags() & flags::COPY_ACKS != 0;
+    if !wanted || tcp & RELEVANT != tcp_flags::ACK {
+        return;
+    }
+    let own = access::mark(ctx);
+    ctx.set_mark(copy_mark());
+    let sent = ctx.clone_redirect(access::ingress_ifindex(ctx), BPF_F_INGRESS.into());
+    ctx.set_mark(own);
+    count(if sent.is_ok() { Stat::Copied } else { Stat::CopyFailed });
+}
+
+/// The verdict on a copy: to the socket, cut to size.
+#[inline(always)]
+pub(super) fn deliver<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32) -> i32 {
+    if session_state != state::HAND_OVER {
+        return late();
+    }
+    let Some(rcv_nxt) = rcv_nxt::<I>(ctx) else { return late() };
+    let own_end = session.arriving().live.own_end;
+    match trim::<I>(ctx, rcv_nxt, own_end) {
+        Some(()) => {
+            count(Stat::CopyPassed);
+            PASS
+        }
+        None => {
+            count(Stat::CopyFailed);
+            DROP
+        }
+    }
+}
+
+/// The sequence number that the local socket of the packet's connection expects; `None` if there is none any more (then
+/// the lookup finds the listener, and the stack would answer the copy with a RST).
+#[inline(always)]
+fn rcv_nxt<I: Flows>(ctx: &TcContext) -> Option<u32> {
+    const TCP_LISTEN: u32 = 10;
+    let ip = read::<I>(ctx, Ethernet::LEN)?;
+    let tcp = read::<Tcp>(ctx, tcp_offset::<I>())?;
+    let mut tuple = ip.key(tcp.ports);
+    let socket = Found::look_up(ctx, (&raw mut tuple).cast(), size_of::<I::Key>() as u32)?;
+    if socket.state() == TCP_LISTEN {
+        return None;
+    }
+    socket.rcv_nxt()
+}
+
+/// A socket with a reference to it.
+struct Found(*mut bpf_sock);
+
+impl Found {
+    /// A flow's key has the layout of the kernel's tuple: source, destination, ports of the packet.
+    #[inline(always)]
+    fn look_up(ctx: &TcContext, tuple: *mut bpf_sock_tuple, len: u32) -> Option<Self> {
+        /// The namespace in which the program runs.
+        const BPF_F_CURRENT_NETNS: u64 = u64::MAX;
+        // SAFETY: `tuple` points to `len` bytes.
+        let socket = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, len, BPF_F_CURRENT_NETNS, 0) };
+        if socket.is_null() { None } else { Some(Self(socket)) }
+    }
+
+    #[inline(always)]
+    fn state(&self) -> u32 {
+        // SAFETY: not null, and referenced until it is dropped.
+        unsafe { (*self.0).state }
+    }
+
+    /// `None` for those that are no full sockets (TIME_WAIT, a request).
+    #[inline(always)]
+    fn rcv_nxt(&self) -> Option<u32> {
+        // SAFETY: as above.
+        let tcp = unsafe { bpf_tcp_sock(self.0) };
+        if tcp.is_null() {
+            return None;
+        }
+        // SAFETY: checked; it lives as long as the reference.
+        Some(unsafe { (*tcp).rcv_nxt })
+    }
+}
+
+impl Drop for Found {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the reference is given back once.
+        unsafe { bpf_sk_release(self.0.cast()) };
+    }
+}
+
+/// Cuts the payload off and makes the header fit the local socket.
+#[inline(always)]
+fn trim<I: Ip>(ctx: &TcContext, rcv_nxt: u32, own_end: u32) -> Option<()> {
+    let len = read::<Tcp>(ctx, tcp_offset::<I>())?.header_len();
+    if !(Tcp::LEN as u32..=HEADER_WORDS as u32 * 4).contains(&len) {
+        return None;
+    }
+    let end = tcp_offset::<I>() as u32 + len;
+    // SAFETY: the context is that of the running program.
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, end, 0) } != 0 {
+        return None;
+    }
+    ctx.pull_data(end).ok()?;
+    let ip = at::<I>(ctx, Ethernet::LEN)?;
+    // SAFETY: `at` has checked that the header is in the packet, to which nobody else has access.
+    let ip = unsafe { &mut *ip };
+    let mut change = ip.set_segment_len(len as u16).header;
+    let pseudo_sum = ip.pseudo_sum(len as u16);
+    change.add(trim_header(ctx, tcp_offset::<I>() as u32, len, |header| {
+        header.trim(rcv_nxt, own_end, pseudo_sum)
+    })?);
+    // The device's sum, if there is one, was cut with the payload by the kernel.
+    uncovered(ctx, change.folded());
+    Some(())
+}
+
+/// Changes the TCP header of `len` bytes at `offset` in a copy.
+#[inline(always)]
+fn trim_header(
+    ctx: &TcContext,
+    offset: u32,
+    len: u32,
+    trim: impl FnOnce(&mut HeaderCopy),
+) -> Option<Difference> {
+    let mut header = HeaderCopy::zeroed();
+    let bytes = (&raw mut header).cast();
+    // SAFETY: `header` has room for `len` bytes.
+    if unsafe { bpf_skb_load_bytes(ctx.as_ptr(), offset, bytes, len) } != 0 {
+        return None;
+    }
+    let old = header;
+    trim(&mut header);
+    let mut change = Difference::default();
+    for (old, new) in old.0.iter().zip(&header.0) {
+        change.replace(*old, *new);
+    }
+    // SAFETY: as above.
+    if unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset, bytes, len, 0) } != 0 {
+        return None;
+    }
+    Some(change)
+}

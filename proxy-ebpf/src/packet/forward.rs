@@ -1,0 +1,226 @@
+//! The way of a packet through the splice.
+
+use aya_ebpf::bindings::BPF_F_INGRESS;
+use aya_ebpf::helpers::{
+    bpf_csum_update, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh,
+};
+use aya_ebpf::programs::TcContext;
+use proxy_common::flow::{DirFixed, event, flags, output, state};
+use proxy_common::packet::checksum::Difference;
+use proxy_common::packet::headers::{Ethernet, HeaderChange, Ip, Ipv6, Tcp};
+use proxy_common::packet::icmp::IcmpIp;
+use proxy_common::packet::life::{self, Segment};
+use proxy_common::packet::rewrite::{self, Timestamps};
+use proxy_common::stat::Stat;
+
+use crate::packet::access::{self, at, read, tcp_offset};
+use crate::packet::copy;
+use crate::packet::flows::{Flows, Session};
+use crate::packet::stats::{count, report};
+use crate::packet::{DROP, PASS, icmp, options};
+
+/// The verdict on a packet that arrives.
+#[inline(always)]
+pub(super) fn packet<I: Flows + IcmpIp>(ctx: &TcContext) -> i32 {
+    let Some(ip) = linear_ip::<I>(ctx) else { return PASS };
+    if !ip.is_plain_tcp() {
+        let control = ip.protocol() == I::ICMP;
+        return if control { icmp::packet::<I>(ctx) } else { PASS };
+    }
+    let Some(tcp) = read::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
+    let Some(session) = I::find(&ip.key(tcp.ports)).and_then(Session::of) else {
+        return copy::unless_copy(ctx);
+    };
+    let session_state = session.state();
+    if copy::is_copy(ctx) {
+        return copy::deliver::<I>(ctx, &session, session_state);
+    }
+    match session_state {
+        state::OFF => pass(Stat::PassOff),
+        state::DEAD => pass(Stat::PassDead),
+        _ => forward::<I>(ctx, &session, session_state, &ip, &tcp),
+    }
+}
+
+/// The IP header, with the TCP header made linear too if the packet has so many bytes.
+#[inline(always)]
+fn linear_ip<I: Ip>(ctx: &TcContext) -> Option<I> {
+    let needed = tcp_offset::<I>() + Tcp::LEN;
+    if ctx.data() + needed > ctx.data_end() {
+        ctx.pull_data(needed as u32).ok()?;
+    }
+    read::<I>(ctx, Ethernet::LEN)
+}
+
+#[inline(always)]
+fn pass(stat: Stat) -> i32 {
+    count(stat);
+    PASS
+}
+
+#[inline(always)]
+fn drop(stat: Stat) -> i32 {
+    count(stat);
+    DROP
+}
+
+/// A packet of an active session.
+#[inline(always)]
+fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip: &I, tcp: &Tcp) -> i32 {
+    let frame_len = ctx.len();
+    let segment_len = ip.segment_len(frame_len - Ethernet::LEN as u32);
+    let complete = segment_len <= frame_len.wrapping_sub(tcp_offset::<I>() as u32);
+    let Some(segment) = Segment::new(tcp, segment_len).filter(|_| complete && access::is_for_us(ctx)) else {
+        return pass(Stat::PassShape);
+    };
+    if life::takes_tuple(session_state, session.flow.direction(), tcp.flags) {
+        I::forget(&ip.key(tcp.ports));
+        session.advance(state::DEAD);
+        report(session, event::REUSED);
+        return pass(Stat::Reused);
+    }
+    copy::offer(ctx, session, session_state, tcp.flags);
+
+    let header_end = tcp_offset::<I>() + tcp.header_len() as usize;
+    if ctx.data() + header_end > ctx.data_end() && ctx.pull_data(header_end as u32).is_err() {
+        return pass(Stat::PassShape);
+    }
+    let believed = observe(session, session_state, &segment);
+    match rewrite::<I>(ctx, session, session_state, tcp.header_len(), believed) {
+        Some(()) => {
+            count(Stat::Spliced);
+            leave(&session.arriving().fixed)
+        }
+        None => drop(Stat::DropRewrite),
+    }
+}
+
+/// Lets the record know of the segment; returns whether it is believed.
+#[inline(always)]
+fn observe(session: &Session, session_state: u32, segment: &Segment) -> bool {
+    // SAFETY: the helper has no conditions.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let observed = life::observe(session_state, segment, session.arriving(), session.other(), now);
+    if let Some(next) = observed.state {
+        session.advance(next);
+    }
+    if let Some(kind) = observed.event {
+        report(session, kind);
+    }
+    if let Some(stat) = observed.stat {
+        count(stat);
+    }
+    observed.believed
+}
+
+/// CLOCK_MONOTONIC in milliseconds: the clock of the stack's own timestamps.
+#[inline(always)]
+pub(super) fn clock_ms() -> u32 {
+    // SAFETY: the helper has no conditions.
+    (unsafe { bpf_ktime_get_ns() } / 1_000_000) as u32
+}
+
+/// Rewrites the packet for the other connection; on `None` it is in pieces.
+#[inline(always)]
+fn rewrite<I: Ip>(
+    ctx: &TcContext,
+    session: &Session,
+    session_state: u32,
+    header_len: u32,
+    believed: bool,
+) -> Option<()> {
+    let timestamps = Timestamps::of(session.arriving(), session.other(), clock_ms);
+    let translation = options::Translation {
+        timestamps: (session.flags() & flags::TIMESTAMPS != 0).then_some(&timestamps),
+        sack: (session.flags() & flags::SACK != 0).then_some(session.arriving().fixed.ack_delta),
+    };
+    let options = options::translate::<I>(ctx, header_len, &translation)?;
+    if let (Some(value), true) = (options.ts_value, believed) {
+        timestamps.note(session.arriving(), session_state, value);
+    }
+    headers::<I>(ctx, &session.arriving().fixed, session.flags() & flags::STRIP_ECN != 0, options.change)
+}
+
+/// Rewrites all headers and checksums; `options` is what the TCP options have changed.
+#[inline(always)]
+fn headers<I: Ip>(ctx: &TcContext, fixed: &DirFixed, strip_ecn: bool, options: Difference) -> Option<()> {
+    if fixed.output == output::LOOPBACK {
+        zero_mac_addresses(ctx)?;
+    }
+    let ip = at::<I>(ctx, Ethernet::LEN)?;
+    // SAFETY: `at` has checked that the header is in the packet, to which nobody else has access.
+    let ip = unsafe { &mut *ip };
+    let change = ip.readdress(fixed, strip_ecn);
+    let tcp = at::<Tcp>(ctx, tcp_offset::<I>())?;
+    // SAFETY: as above; it does not overlap the IP header.
+    let tcp = unsafe { &mut *tcp };
+    let mut tcp_change = rewrite::tcp(tcp, fixed, strip_ecn);
+    if change.ecn_stripped || tcp_change.ecn_stripped {
+        count(Stat::EcnStripped);
+    }
+    tcp_change.fields.add(options);
+    checksums::<I>(ctx, tcp_change.fields, &change)
+}
+
+/// Anything but zeroes is somebody else's packet on loopback, and discarded.
+#[inline(always)]
+pub(super) fn zero_mac_addresses(ctx: &TcContext) -> Option<()> {
+    let addresses = at::<[u16; 6]>(ctx, 0)?;
+    // SAFETY: `at` has checked that they are in the packet.
+    unsafe { addresses.write([0; 6]) };
+    Some(())
+}
+
+/// Brings TCP's checksum, or what an offloading device will complete, up to date.
+#[inline(always)]
+fn checksums<I: Ip>(ctx: &TcContext, fields: Difference, change: &HeaderChange) -> Option<()> {
+    let check = tcp_offset::<I>() + Tcp::CHECK;
+    ctx.l4_csum_replace(check, 0, fields.folded().into(), 0).ok()?;
+    pseudo_header::<I>(ctx, check, change.pseudo.folded())?;
+    if change.header != Difference::default() {
+        uncovered(ctx, change.header.folded());
+    }
+    Some(())
+}
+
+/// Brings a checksum up to date with the pseudo header.
+#[inline(always)]
+fn pseudo_header<I: Ip>(ctx: &TcContext, check: usize, change: u32) -> Option<()> {
+    /// The field is in the pseudo header.
+    const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
+    /// ... and no checksum of the IP header makes up for it (Linux 6.16, and stable kernels since mid 2025).
+    const BPF_F_IPV6: u64 = 1 << 7;
+    let is_v6 = I::KIND == Ipv6::KIND;
+    let own_flag = if is_v6 { BPF_F_IPV6 } else { 0 };
+    if ctx.l4_csum_replace(check, 0, change.into(), BPF_F_PSEUDO_HDR | own_flag).is_ok() {
+        return Some(());
+    }
+    if !is_v6 {
+        return None;
+    }
+    // An older kernel takes the change out of the device's sum too, as is right for IPv4: put it back.
+    ctx.l4_csum_replace(check, 0, change.into(), BPF_F_PSEUDO_HDR).ok()?;
+    uncovered(ctx, change);
+    Some(())
+}
+
+/// Tells the sum that the receiving device has made over the packet, if it has, of a change that no checksum in the
+/// packet makes up for.
+#[inline(always)]
+pub(super) fn uncovered(ctx: &TcContext, change: u32) {
+    // It fails if the device made no sum: then there is nothing to do.
+    // SAFETY: the context is that of the running program.
+    let _ = unsafe { bpf_csum_update(ctx.skb.skb, change) };
+}
+
+/// The verdict that sends a rewritten packet on.
+#[inline(always)]
+pub(super) fn leave(fixed: &DirFixed) -> i32 {
+    match fixed.output {
+        output::IN_PLACE => PASS,
+        // SAFETY: the helper has no conditions; the packet is dropped if there is no such interface.
+        output::LOOPBACK => (unsafe { bpf_redirect(fixed.ifindex, BPF_F_INGRESS.into()) }) as i32,
+        // SAFETY: as above; without parameters the next hop is looked up.
+        _ => (unsafe { bpf_redirect_neigh(fixed.ifindex, core::ptr::null_mut(), 0, 0) }) as i32,
+    }
+}

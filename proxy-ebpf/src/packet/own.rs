@@ -1,0 +1,95 @@
+//! What the local stack sends on the connections of a session.
+
+use aya_ebpf::programs::TcContext;
+use proxy_common::flow::{flags, state};
+use proxy_common::packet::checksum::Difference;
+use proxy_common::packet::copy;
+use proxy_common::packet::headers::{Ethernet, Tcp, tcp_flags};
+use proxy_common::packet::options::TimestampsOption;
+use proxy_common::stat::Stat;
+
+use crate::MARK;
+use crate::packet::access::{self, read, tcp_offset};
+use crate::packet::flows::{Flows, Session};
+use crate::packet::forward::clock_ms;
+use crate::packet::stats::count;
+use crate::packet::{DROP, PASS};
+
+/// The mark of the proxy's own sockets during a hand-over.
+#[inline(always)]
+pub(super) fn mark() -> u32 {
+    // SAFETY: a constant, but one that userspace sets after the compiler has seen it.
+    unsafe { (&raw const MARK).read_volatile() }
+}
+
+/// The verdict on a packet of the local stack.
+#[inline(always)]
+pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
+    let Some(tcp) = read::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
+    let is_reset = tcp.flags & tcp_flags::RST != 0;
+    let is_own = access::mark(ctx) == mark();
+    if !is_reset && !is_own {
+        return PASS;
+    }
+    let Some(session) = session::<I>(ctx, &tcp) else { return PASS };
+    if !matches!(session.state(), state::HAND_OVER | state::SPLICED) {
+        return PASS;
+    }
+    if is_reset {
+        // The stack knows no socket, or only one that is being closed, but the stream lives. (Who ends a session takes
+        // its state further before the RST.)
+        count(Stat::DropStackRst);
+        return DROP;
+    }
+    match freshen::<I>(ctx, &session, &tcp) {
+        Some(()) => PASS,
+        None => {
+            count(Stat::DropRewrite);
+            DROP
+        }
+    }
+}
+
+/// The session to whose peer the packet goes.
+#[inline(always)]
+fn session<I: Flows>(ctx: &TcContext, tcp: &Tcp) -> Option<Session> {
+    let ip = read::<I>(ctx, Ethernet::LEN)?;
+    if !ip.is_plain_tcp() {
+        return None;
+    }
+    I::find(&ip.answer_key(tcp.ports)).and_then(Session::of)
+}
+
+/// Brings acknowledgement, window and timestamp up to date. By helpers, not in place: a program that writes in place
+/// makes the kernel prepare every packet for it. `None`: the packet is in pieces.
+#[inline(always)]
+fn freshen<I: Flows>(ctx: &TcContext, session: &Session, tcp: &Tcp) -> Option<()> {
+    let offset = tcp_offset::<I>();
+    // What was last forwarded to this peer came from the other one.
+    let forwarded = session.other();
+    let fresh = copy::freshen(tcp, forwarded);
+    let mut change = Difference::default();
+    change.replace(tcp.ack, fresh.ack);
+    change.replace(tcp.window.into(), fresh.window.into());
+    if session.flags() & flags::TIMESTAMPS != 0 {
+        let clock = clock_ms().wrapping_add(forwarded.fixed.ts_offset);
+        change.add(stamp(ctx, offset + Tcp::LEN, clock)?);
+    }
+    ctx.store(offset + core::mem::offset_of!(Tcp, ack), &fresh.ack, 0).ok()?;
+    ctx.store(offset + core::mem::offset_of!(Tcp, window), &fresh.window, 0).ok()?;
+    ctx.l4_csum_replace(offset + Tcp::CHECK, 0, change.folded().into(), 0).ok()?;
+    count(Stat::Freshened);
+    Some(())
+}
+
+/// Gives timestamps at `offset`, where Linux writes them, this TSval.
+#[inline(always)]
+fn stamp(ctx: &TcContext, offset: usize, value: u32) -> Option<Difference> {
+    let mut change = Difference::default();
+    let Some(option) = read::<TimestampsOption>(ctx, offset) else { return Some(change) };
+    if option.head == TimestampsOption::HEAD {
+        change.replace(option.value, value.to_be());
+        ctx.store(offset + core::mem::offset_of!(TimestampsOption, value), &value.to_be(), 0).ok()?;
+    }
+    Some(change)
+}
