@@ -21,7 +21,11 @@ const NUMBERS: &[Row] = &[
     Row { name: "a bare acknowledgement", ..SPLICED },
     Row { name: "one byte", packet: |p, _| p.payload = vec![1], ..SPLICED },
     Row { name: "an odd number of bytes", packet: |p, _| p.payload = vec![0xff; 1447], ..SPLICED },
-    Row { name: "bytes across the wrap", packet: |p, _| p.payload = (0..=255).cycle().take(1400).collect(), ..SPLICED },
+    Row {
+        name: "bytes across the wrap",
+        packet: |p, _| p.payload = (0..=255).cycle().take(1400).collect(),
+        ..SPLICED
+    },
     Row {
         name: "bytes up to the last sequence number",
         packet: |p, _| p.payload = vec![3; 0u32.wrapping_sub(p.seq).min(1400) as usize],
@@ -29,13 +33,19 @@ const NUMBERS: &[Row] = &[
     },
     Row {
         name: "an acknowledgement of what the other side sent",
-        session: |s, d| s.conn.flows[d.opposite() as usize].live.seq_end = s.conn.flows[d.opposite() as usize].live.seq_end.wrapping_add(5000),
+        session: |s, d| {
+            s.conn.flows[d.opposite() as usize].live.seq_end =
+                s.conn.flows[d.opposite() as usize].live.seq_end.wrapping_add(5000)
+        },
         packet: |p, _| p.ack = p.ack.wrapping_add(5000),
         ..SPLICED
     },
     Row {
         name: "an acknowledgement of a part",
-        session: |s, d| s.conn.flows[d.opposite() as usize].live.seq_end = s.conn.flows[d.opposite() as usize].live.seq_end.wrapping_add(5000),
+        session: |s, d| {
+            s.conn.flows[d.opposite() as usize].live.seq_end =
+                s.conn.flows[d.opposite() as usize].live.seq_end.wrapping_add(5000)
+        },
         packet: |p, _| p.ack = p.ack.wrapping_add(1234),
         ..SPLICED
     },
@@ -65,11 +75,34 @@ const NUMBERS: &[Row] = &[
         },
         ..SPLICED
     },
-    Row { name: "a segment behind a gap", packet: |p, _| { p.seq = p.seq.wrapping_add(1400); p.payload = vec![7; 1400]; }, ..SPLICED },
-    Row { name: "PSH and URG", packet: |p, _| { p.flags = ACK | PSH | URG; p.urgent = 9; p.payload = vec![7; 10]; }, ..SPLICED },
+    Row {
+        name: "a segment behind a gap",
+        packet: |p, _| {
+            p.seq = p.seq.wrapping_add(1400);
+            p.payload = vec![7; 1400];
+        },
+        ..SPLICED
+    },
+    Row {
+        name: "PSH and URG",
+        packet: |p, _| {
+            p.flags = ACK | PSH | URG;
+            p.urgent = 9;
+            p.payload = vec![7; 10];
+        },
+        ..SPLICED
+    },
     Row { name: "a marked packet of class AF41", packet: |p, _| p.traffic_class = 0x88 | 3, ..SPLICED },
     Row { name: "ECE and CWR", packet: |p, _| p.flags = ACK | ECE | CWR, ..SPLICED },
-    Row { name: "a fragmentable packet", packet: |p, s| if s.conn.family == 4 { p.fragment = 0 }, ..SPLICED },
+    Row {
+        name: "a fragmentable packet",
+        packet: |p, s| {
+            if s.conn.family == 4 {
+                p.fragment = 0
+            }
+        },
+        ..SPLICED
+    },
 ];
 
 #[test]
@@ -152,7 +185,14 @@ fn lengths() {
 
 const LENGTHS: &[Row] = &[
     Row { name: "padding of a short frame is no payload", packet: |p, _| p.trailer = vec![0; 6], ..SPLICED },
-    Row { name: "nor is a long trailer", packet: |p, _| { p.payload = vec![5; 5]; p.trailer = vec![0xee; 61]; }, ..SPLICED },
+    Row {
+        name: "nor is a long trailer",
+        packet: |p, _| {
+            p.payload = vec![5; 5];
+            p.trailer = vec![0xee; 61];
+        },
+        ..SPLICED
+    },
     Row {
         name: "a super-packet of segments",
         packet: |p, _| p.payload = vec![0x33; 3000],
@@ -207,7 +247,12 @@ fn a_session_that_changes_nothing_leaves_packets_as_they_are() {
             }
             let fixed = fixed(&mut session, direction);
             (fixed.to_source, fixed.to_destination) = (wire(source.ip()), wire(destination.ip()));
-            let [ports] = [source.port(), destination.port()].chunks_exact(2).map(|p| p.to_vec()).collect::<Vec<_>>().try_into().unwrap();
+            let [ports] = [source.port(), destination.port()]
+                .chunks_exact(2)
+                .map(|p| p.to_vec())
+                .collect::<Vec<_>>()
+                .try_into()
+                .unwrap();
             let bytes: Vec<u8> = ports.iter().flat_map(|port| port.to_be_bytes()).collect();
             fixed.to_ports = u32::from_ne_bytes(bytes.try_into().unwrap());
             lab.clear();

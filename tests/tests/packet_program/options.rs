@@ -14,7 +14,11 @@ const BLANKED: &[Stat] = &[Stat::Spliced, Stat::OptionsSlow, Stat::OptionsBlanke
 /// So many blocks behind what was acknowledged; the last one wraps.
 fn blocks(packet: &Packet, number: u32) -> Vec<(u32, u32)> {
     let at = |offset: u32| packet.ack.wrapping_add(offset);
-    (0..number).map(|i| if i == 3 { (at(0x7000_0000), at(0xf000_0000)) } else { (at(1000 * i + 500), at(1000 * i + 900)) }).collect()
+    (0..number)
+        .map(|i| {
+            if i == 3 { (at(0x7000_0000), at(0xf000_0000)) } else { (at(1000 * i + 500), at(1000 * i + 900)) }
+        })
+        .collect()
 }
 
 #[test]
@@ -23,17 +27,51 @@ fn usual_layouts() {
 }
 
 const USUAL: &[Row] = &[
-    Row { name: "timestamps", packet: |p, _| p.options = options::timestamps(1_000_000, 2_000_000), ..SPLICED },
-    Row { name: "timestamps that wrap", packet: |p, _| p.options = options::timestamps(0x1000_0000, 0x2000_0000), ..SPLICED },
-    Row { name: "the largest timestamps, with data", packet: |p, _| { p.options = options::timestamps(u32::MAX, u32::MAX); p.payload = vec![1; 99]; }, ..SPLICED },
-    Row { name: "timestamps and one block", packet: |p, _| p.options = [options::timestamps(1, 2), options::sack(&blocks(p, 1))].concat(), ..SPLICED },
-    Row { name: "timestamps and two blocks", packet: |p, _| p.options = [options::timestamps(1, 2), options::sack(&blocks(p, 2))].concat(), ..SPLICED },
-    Row { name: "timestamps and three blocks", packet: |p, _| p.options = [options::timestamps(1, 2), options::sack(&blocks(p, 3))].concat(), ..SPLICED },
+    Row {
+        name: "timestamps",
+        packet: |p, _| p.options = options::timestamps(1_000_000, 2_000_000),
+        ..SPLICED
+    },
+    Row {
+        name: "timestamps that wrap",
+        packet: |p, _| p.options = options::timestamps(0x1000_0000, 0x2000_0000),
+        ..SPLICED
+    },
+    Row {
+        name: "the largest timestamps, with data",
+        packet: |p, _| {
+            p.options = options::timestamps(u32::MAX, u32::MAX);
+            p.payload = vec![1; 99];
+        },
+        ..SPLICED
+    },
+    Row {
+        name: "timestamps and one block",
+        packet: |p, _| p.options = [options::timestamps(1, 2), options::sack(&blocks(p, 1))].concat(),
+        ..SPLICED
+    },
+    Row {
+        name: "timestamps and two blocks",
+        packet: |p, _| p.options = [options::timestamps(1, 2), options::sack(&blocks(p, 2))].concat(),
+        ..SPLICED
+    },
+    Row {
+        name: "timestamps and three blocks",
+        packet: |p, _| p.options = [options::timestamps(1, 2), options::sack(&blocks(p, 3))].concat(),
+        ..SPLICED
+    },
     Row { name: "one block", packet: |p, _| p.options = options::sack(&blocks(p, 1)), ..SPLICED },
     Row { name: "two blocks", packet: |p, _| p.options = options::sack(&blocks(p, 2)), ..SPLICED },
     Row { name: "three blocks", packet: |p, _| p.options = options::sack(&blocks(p, 3)), ..SPLICED },
     Row { name: "four blocks", packet: |p, _| p.options = options::sack(&blocks(p, 4)), ..SPLICED },
-    Row { name: "four blocks and data", packet: |p, _| { p.options = options::sack(&blocks(p, 4)); p.payload = vec![8; 1401]; }, ..SPLICED },
+    Row {
+        name: "four blocks and data",
+        packet: |p, _| {
+            p.options = options::sack(&blocks(p, 4));
+            p.payload = vec![8; 1401];
+        },
+        ..SPLICED
+    },
 ];
 
 #[test]
@@ -42,16 +80,73 @@ fn unusual_layouts_are_translated_too() {
 }
 
 const UNUSUAL: &[Row] = &[
-    Row { name: "timestamps first", packet: |p, _| p.options = [options::bare_timestamps(7, 8), vec![1, 1]].concat(), counts: SLOW, ..SPLICED },
-    Row { name: "timestamps in the middle", packet: |p, _| p.options = [vec![1], options::bare_timestamps(7, 8), vec![1]].concat(), counts: SLOW, ..SPLICED },
-    Row { name: "timestamps, then the end", packet: |p, _| p.options = [options::bare_timestamps(7, 8), vec![0, 0]].concat(), counts: SLOW, ..SPLICED },
-    Row { name: "a block first", packet: |p, _| p.options = [options::bare_sack(&blocks(p, 1)), vec![1, 1]].concat(), counts: SLOW, ..SPLICED },
-    Row { name: "blocks in front of timestamps", packet: |p, _| p.options = [options::bare_sack(&blocks(p, 2)), options::bare_timestamps(7, 8)].concat(), counts: SLOW, ..SPLICED },
-    Row { name: "blocks, then usual timestamps", packet: |p, _| p.options = [options::sack(&blocks(p, 1)), options::timestamps(7, 8)].concat(), counts: SLOW, ..SPLICED },
-    Row { name: "usual timestamps, then a block at the end", packet: |p, _| p.options = [options::timestamps(7, 8), options::bare_sack(&blocks(p, 1)), vec![1, 1]].concat(), counts: SLOW, ..SPLICED },
-    Row { name: "usual timestamps, then padding", packet: |p, _| p.options = [options::timestamps(7, 8), vec![1; 4]].concat(), counts: SLOW, ..SPLICED },
-    Row { name: "a block, then more", packet: |p, _| p.options = [options::sack(&blocks(p, 1)), vec![1; 4]].concat(), counts: SLOW, ..SPLICED },
-    Row { name: "three blocks in front of timestamps", packet: |p, _| p.options = [options::bare_sack(&blocks(p, 3)), options::bare_timestamps(7, 8), vec![1, 1, 1, 1]].concat(), counts: SLOW, ..SPLICED },
+    Row {
+        name: "timestamps first",
+        packet: |p, _| p.options = [options::bare_timestamps(7, 8), vec![1, 1]].concat(),
+        counts: SLOW,
+        ..SPLICED
+    },
+    Row {
+        name: "timestamps in the middle",
+        packet: |p, _| p.options = [vec![1], options::bare_timestamps(7, 8), vec![1]].concat(),
+        counts: SLOW,
+        ..SPLICED
+    },
+    Row {
+        name: "timestamps, then the end",
+        packet: |p, _| p.options = [options::bare_timestamps(7, 8), vec![0, 0]].concat(),
+        counts: SLOW,
+        ..SPLICED
+    },
+    Row {
+        name: "a block first",
+        packet: |p, _| p.options = [options::bare_sack(&blocks(p, 1)), vec![1, 1]].concat(),
+        counts: SLOW,
+        ..SPLICED
+    },
+    Row {
+        name: "blocks in front of timestamps",
+        packet: |p, _| {
+            p.options = [options::bare_sack(&blocks(p, 2)), options::bare_timestamps(7, 8)].concat()
+        },
+        counts: SLOW,
+        ..SPLICED
+    },
+    Row {
+        name: "blocks, then usual timestamps",
+        packet: |p, _| p.options = [options::sack(&blocks(p, 1)), options::timestamps(7, 8)].concat(),
+        counts: SLOW,
+        ..SPLICED
+    },
+    Row {
+        name: "usual timestamps, then a block at the end",
+        packet: |p, _| {
+            p.options = [options::timestamps(7, 8), options::bare_sack(&blocks(p, 1)), vec![1, 1]].concat()
+        },
+        counts: SLOW,
+        ..SPLICED
+    },
+    Row {
+        name: "usual timestamps, then padding",
+        packet: |p, _| p.options = [options::timestamps(7, 8), vec![1; 4]].concat(),
+        counts: SLOW,
+        ..SPLICED
+    },
+    Row {
+        name: "a block, then more",
+        packet: |p, _| p.options = [options::sack(&blocks(p, 1)), vec![1; 4]].concat(),
+        counts: SLOW,
+        ..SPLICED
+    },
+    Row {
+        name: "three blocks in front of timestamps",
+        packet: |p, _| {
+            p.options =
+                [options::bare_sack(&blocks(p, 3)), options::bare_timestamps(7, 8), vec![1, 1, 1, 1]].concat()
+        },
+        counts: SLOW,
+        ..SPLICED
+    },
     Row { name: "padding only", packet: |p, _| p.options = vec![1; 40], counts: SLOW, ..SPLICED },
     Row { name: "the end at once", packet: |p, _| p.options = vec![0; 8], counts: SLOW, ..SPLICED },
 ];
@@ -124,7 +219,8 @@ fn malformed_and_unwanted_numbers_are_overwritten() {
                 let direction = Direction::ToUpstream;
                 lab.clear();
                 lab.open(&session);
-                let packet = Packet { options: options.clone(), payload: vec![5; 55], ..session.packet(direction) };
+                let packet =
+                    Packet { options: options.clone(), payload: vec![5; 55], ..session.packet(direction) };
                 let output = lab.run(Hook::Ingress, &Input { frame: packet.to_bytes(), ..Input::default() });
                 let plain = Packet { options: Vec::new(), ..packet };
                 let expected = Packet { options: left.clone(), ..session.rewritten(direction, &plain) };
@@ -146,7 +242,8 @@ fn stamps() {
                 let direction = Direction::ToDownstream;
                 session.conn.state = conn_state;
                 let flow = &mut session.conn.flows[direction as usize];
-                (flow.live.ts_state, flow.fixed.ts_delta, flow.fixed.ts_offset) = (ts_state::UNKNOWN, 0, OFFSET);
+                (flow.live.ts_state, flow.fixed.ts_delta, flow.fixed.ts_offset) =
+                    (ts_state::UNKNOWN, 0, OFFSET);
                 if !other_known {
                     session.conn.flows[direction.opposite() as usize].live.ts_state = ts_state::UNKNOWN;
                 }
@@ -171,7 +268,7 @@ fn stamps() {
     });
 }
 
-fn monotonic_ms() -> u32 {
+pub fn monotonic_ms() -> u32 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid place for the result.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };

@@ -116,7 +116,7 @@ pub fn check(lab: &mut Lab, rows: &[Row]) {
     }
 }
 
-fn check_row(lab: &mut Lab, row: &Row, family: Family, direction: Direction) {
+pub fn check_row(lab: &mut Lab, row: &Row, family: Family, direction: Direction) {
     let mut session = Session::new(family);
     (row.session)(&mut session, direction);
     let mut packet = session.packet(direction);

@@ -21,6 +21,8 @@ pub const MARK: u32 = 0x0c0f_fee0;
 pub const COPY_MARK: u32 = MARK + 1;
 
 pub const CONNS: u32 = 16;
+/// Small, so that it can be filled.
+pub const EVENTS_BYTES: u32 = 4096;
 
 /// The verdicts (linux/pkt_cls.h) that the programs give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,7 @@ impl Lab {
         let mut ebpf = EbpfLoader::new()
             .override_global(abi::GLOBAL_MARK, &MARK, true)
             .map_max_entries(abi::MAP_CONNS, CONNS)
+            .map_max_entries(abi::MAP_FLOW_EVENTS, EVENTS_BYTES)
             .map_max_entries(abi::MAP_FLOWS4, 2 * CONNS)
             .map_max_entries(abi::MAP_FLOWS6, 2 * CONNS)
             .load(&std::fs::read(object()).unwrap())
@@ -116,8 +119,13 @@ impl Lab {
     /// Writes the record and both keys, as the daemon does.
     pub fn open(&mut self, session: &Session) {
         self.set_conn(session.index, &session.conn);
+        self.point_keys_at(session, session.index);
+    }
+
+    /// Writes the keys, for any record.
+    pub fn point_keys_at(&mut self, session: &Session, index: u32) {
         for direction in Direction::BOTH {
-            let flow = FlowRef::new(session.index, direction);
+            let flow = FlowRef::new(index, direction);
             match session.key(direction) {
                 Key::V4(key) => self.flows4.insert(key, flow, 0).unwrap(),
                 Key::V6(key) => self.flows6.insert(key, flow, 0).unwrap(),
