@@ -10,7 +10,7 @@ use crate::table::{DOUBTED, IGNORED, Row, SPLICED, believed, check};
 
 /// The other direction has ended with a FIN that was not acknowledged yet.
 fn other_has_fin(session: &mut Session, direction: Direction) {
-    let live = &mut session.conn.flows[direction.opposite() as usize].live;
+    let live = &mut session.flow(direction.opposite()).live;
     live.seq_end = live.seq_end.wrapping_add(1);
     live.fin_end = live.seq_end;
     live.bits = bits::FIN_SEEN;
@@ -146,7 +146,7 @@ const RESETS: &[Row] = &[
     Row {
         name: "a RST with the last number seen",
         session: |s, d| {
-            let live = &mut s.conn.flows[d as usize].live;
+            let live = &mut s.flow(d).live;
             live.seq_end = live.seq_end.wrapping_add(777);
         },
         packet: |p, _| p.flags = RST,
@@ -155,7 +155,7 @@ const RESETS: &[Row] = &[
     Row {
         name: "a RST with the last number acknowledged",
         session: |s, d| {
-            let live = &mut s.conn.flows[d as usize].live;
+            let live = &mut s.flow(d).live;
             live.seq_end = live.seq_end.wrapping_add(777);
         },
         packet: |p, _| {
@@ -205,7 +205,7 @@ fn syns() {
 const LIVE_SYNS: &[Row] = &[
     Row {
         name: "a SYN in a living session",
-        session: |s, d| s.conn.flows[d as usize].fixed.window_left = 7,
+        session: |s, d| s.flow(d).fixed.window_left = 7,
         packet: |p, _| {
             p.flags = SYN;
             p.ack = 0;
@@ -216,7 +216,7 @@ const LIVE_SYNS: &[Row] = &[
     },
     Row {
         name: "a SYN with an acknowledgement in a living session",
-        session: |s, d| s.conn.flows[d as usize].fixed.window_right = 7,
+        session: |s, d| s.flow(d).fixed.window_right = 7,
         packet: |p, _| p.flags = SYN | ACK,
         ..DOUBTED
     },

@@ -1,16 +1,12 @@
 //! Plain packets of a spliced session.
 
-use proxy_common::flow::{DirFixed, Direction, flags, output};
+use proxy_common::flow::{Direction, flags, output};
 use proxy_common::stat::Stat;
 
-use crate::support::lab::{Verdict, in_namespace};
+use crate::support::lab::{Hook, Input, Verdict, in_namespace};
 use crate::support::packet::{ACK, CWR, ECE, PSH, Packet, URG, options};
-use crate::support::session::Session;
+use crate::support::session::{Family, Session};
 use crate::table::{Expect, Row, SPLICED, check};
-
-fn fixed(session: &mut Session, direction: Direction) -> &mut DirFixed {
-    &mut session.conn.flows[direction as usize].fixed
-}
 
 #[test]
 fn numbers_addresses_and_ports() {
@@ -34,8 +30,8 @@ const NUMBERS: &[Row] = &[
     Row {
         name: "an acknowledgement of what the other side sent",
         session: |s, d| {
-            s.conn.flows[d.opposite() as usize].live.seq_end =
-                s.conn.flows[d.opposite() as usize].live.seq_end.wrapping_add(5000)
+            let live = &mut s.flow(d.opposite()).live;
+            live.seq_end = live.seq_end.wrapping_add(5000);
         },
         packet: |p, _| p.ack = p.ack.wrapping_add(5000),
         ..SPLICED
@@ -43,8 +39,8 @@ const NUMBERS: &[Row] = &[
     Row {
         name: "an acknowledgement of a part",
         session: |s, d| {
-            s.conn.flows[d.opposite() as usize].live.seq_end =
-                s.conn.flows[d.opposite() as usize].live.seq_end.wrapping_add(5000)
+            let live = &mut s.flow(d.opposite()).live;
+            live.seq_end = live.seq_end.wrapping_add(5000);
         },
         packet: |p, _| p.ack = p.ack.wrapping_add(1234),
         ..SPLICED
@@ -115,25 +111,25 @@ const WINDOWS: &[Row] = &[
     Row { name: "a larger one", packet: |p, _| p.window = 65_535, ..SPLICED },
     Row {
         name: "to a smaller scale",
-        session: |s, d| (fixed(s, d).window_left, fixed(s, d).window_right) = (7, 4),
+        session: |s, d| (s.flow(d).fixed.window_left, s.flow(d).fixed.window_right) = (7, 4),
         packet: |p, _| p.window = 501,
         ..SPLICED
     },
     Row {
         name: "to a smaller scale, clipped",
-        session: |s, d| fixed(s, d).window_left = 14,
+        session: |s, d| s.flow(d).fixed.window_left = 14,
         packet: |p, _| p.window = 60_000,
         ..SPLICED
     },
     Row {
         name: "to a larger scale, rounded down",
-        session: |s, d| fixed(s, d).window_right = 9,
+        session: |s, d| s.flow(d).fixed.window_right = 9,
         packet: |p, _| p.window = 1023,
         ..SPLICED
     },
     Row {
         name: "to a larger scale, nothing left",
-        session: |s, d| fixed(s, d).window_right = 14,
+        session: |s, d| s.flow(d).fixed.window_right = 14,
         packet: |p, _| p.window = 16_383,
         ..SPLICED
     },
@@ -219,14 +215,14 @@ fn ways_out() {
 const WAYS_OUT: &[Row] = &[
     Row {
         name: "to a local peer: MAC addresses as on loopback",
-        session: |s, d| fixed(s, d).output = output::LOOPBACK,
+        session: |s, d| s.flow(d).fixed.output = output::LOOPBACK,
         packet: |p, _| p.payload = vec![1; 100],
         expect: Expect::Rewritten(|p| p.macs = [0; 12]),
         ..SPLICED
     },
     Row {
         name: "both peers are local: in place",
-        session: |s, d| fixed(s, d).output = output::IN_PLACE,
+        session: |s, d| s.flow(d).fixed.output = output::IN_PLACE,
         packet: |p, _| p.payload = vec![1; 100],
         expect: Expect::InPlace,
         ..SPLICED
@@ -235,33 +231,16 @@ const WAYS_OUT: &[Row] = &[
 
 #[test]
 fn a_session_that_changes_nothing_leaves_packets_as_they_are() {
-    use crate::support::lab::{Hook, Input};
-    use crate::support::session::{Family, wire};
     in_namespace(|lab| {
         for family in Family::BOTH {
-            let mut session = Session::new(family);
-            let direction = Direction::ToUpstream;
-            let (source, destination) = session.arrives(direction);
-            for flow in &mut session.conn.flows {
-                (flow.fixed.seq_delta, flow.fixed.ack_delta, flow.fixed.ts_delta) = (0, 0, 0);
-            }
-            let fixed = fixed(&mut session, direction);
-            (fixed.to_source, fixed.to_destination) = (wire(source.ip()), wire(destination.ip()));
-            let [ports] = [source.port(), destination.port()]
-                .chunks_exact(2)
-                .map(|p| p.to_vec())
-                .collect::<Vec<_>>()
-                .try_into()
-                .unwrap();
-            let bytes: Vec<u8> = ports.iter().flat_map(|port| port.to_be_bytes()).collect();
-            fixed.to_ports = u32::from_ne_bytes(bytes.try_into().unwrap());
+            let session = Session::identity(family);
             lab.clear();
             lab.open(&session);
             let packet = Packet {
                 ttl: 64,
                 options: options::timestamps(5, 6),
                 payload: vec![1, 2, 3],
-                ..session.packet(direction)
+                ..session.packet(Direction::ToUpstream)
             };
             let frame = packet.to_bytes();
             let output = lab.run(Hook::Ingress, &Input { frame: frame.clone(), ..Input::default() });

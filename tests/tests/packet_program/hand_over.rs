@@ -9,12 +9,10 @@ use proxy_common::stat::Stat;
 
 use crate::support::lab::{COPY_MARK, Hook, Input, Lab, MARK, Verdict, in_namespace};
 use crate::support::packet::{ACK, FIN, Packet, RST, SYN, options};
-use crate::support::session::{Family, Session};
+use crate::support::session::{Family, LOOPBACK, Session};
 use crate::table::{check_counts, check_record};
 
 const DIRECTION: Direction = Direction::ToUpstream;
-/// Of loopback, in any namespace.
-const LOOPBACK: u32 = 1;
 const NO_SUCH_INTERFACE: u32 = 9999;
 
 fn handing_over(family: Family) -> Session {
@@ -248,7 +246,7 @@ fn what_the_own_socket_sends_is_brought_up_to_date() {
             for direction in Direction::BOTH {
                 let mut session = handing_over(family);
                 session.conn.flags &= !flags::TIMESTAMPS;
-                let flow = &mut session.conn.flows[direction as usize];
+                let flow = session.flow(direction);
                 (flow.live.window, flow.fixed.window_left, flow.fixed.window_right) = (3000, 7, 5);
                 let newest = session.own_packet(direction);
                 let stale =

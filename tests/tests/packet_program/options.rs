@@ -241,7 +241,7 @@ fn stamps() {
                 let mut session = Session::new(Family::V6);
                 let direction = Direction::ToDownstream;
                 session.conn.state = conn_state;
-                let flow = &mut session.conn.flows[direction as usize];
+                let flow = session.flow(direction);
                 (flow.live.ts_state, flow.fixed.ts_delta, flow.fixed.ts_offset) =
                     (ts_state::UNKNOWN, 0, OFFSET);
                 if !other_known {
@@ -268,7 +268,7 @@ fn stamps() {
     });
 }
 
-pub fn monotonic_ms() -> u32 {
+pub(crate) fn monotonic_ms() -> u32 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid place for the result.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };

@@ -53,7 +53,7 @@ const SEQUENCE: &[Row] = &[
     Row {
         name: "a window that is scaled",
         session: |s, d| {
-            let other = &mut s.conn.flows[d.opposite() as usize];
+            let other = s.flow(d.opposite());
             (other.live.window_max, other.fixed.window_left) = (2000, 7);
         },
         packet: |p, _| {
@@ -65,7 +65,7 @@ const SEQUENCE: &[Row] = &[
     Row {
         name: "beyond a window that is scaled",
         session: |s, d| {
-            let other = &mut s.conn.flows[d.opposite() as usize];
+            let other = s.flow(d.opposite());
             (other.live.window_max, other.fixed.window_left) = (2000, 7);
         },
         packet: |p, _| {
@@ -111,7 +111,7 @@ const HAND_OVER: &[Row] = &[
         name: "an acknowledgement of the local socket's bytes",
         session: |s, d| {
             s.conn.state = state::HAND_OVER;
-            let live = &mut s.conn.flows[d as usize].live;
+            let live = &mut s.flow(d).live;
             live.own_end = live.own_end.wrapping_add(10_000);
         },
         packet: |p, _| p.ack = p.ack.wrapping_add(10_000),
@@ -121,7 +121,7 @@ const HAND_OVER: &[Row] = &[
         name: "bytes behind those that the local socket has taken",
         session: |s, d| {
             s.conn.state = state::HAND_OVER;
-            let live = &mut s.conn.flows[d as usize].live;
+            let live = &mut s.flow(d).live;
             live.seq_end = live.seq_end.wrapping_add(50_000);
         },
         packet: |p, _| {

@@ -11,38 +11,37 @@ use crate::support::session::{Family, GENERATION, Session};
 
 /// A row. Begin with [`DOUBTED`], [`SPLICED`] or [`IGNORED`].
 #[derive(Clone, Copy)]
-pub struct Row {
-    pub name: &'static str,
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
     /// Changes to [`Session::new`].
-    pub session: fn(&mut Session, Direction),
+    pub(crate) session: fn(&mut Session, Direction),
     /// Changes to [`Session::packet`].
-    pub packet: fn(&mut Packet, &Session),
+    pub(crate) packet: fn(&mut Packet, &Session),
     /// Changes to the frame and its surroundings.
-    pub input: fn(&mut Input),
-    pub expect: Expect,
+    pub(crate) input: fn(&mut Input),
+    pub(crate) expect: Expect,
     /// Changes to the record; the packet is the one that arrived.
-    pub record: fn(&mut Conn, Direction, &Packet),
+    pub(crate) record: fn(&mut Conn, Direction, &Packet),
     /// What was counted, each once.
-    pub counts: &'static [Stat],
+    pub(crate) counts: &'static [Stat],
     /// Kinds of events of the packet's flow.
-    pub events: &'static [u32],
+    pub(crate) events: &'static [u32],
     /// Whether the packet's own key is still there.
-    pub keeps_key: bool,
+    pub(crate) keeps_key: bool,
 }
 
 #[derive(Clone, Copy)]
-pub enum Expect {
+pub(crate) enum Expect {
     /// Redirected as [`Session::rewritten`] says, but for these changes.
     Rewritten(fn(&mut Packet)),
     /// The same, but passed on.
     InPlace,
     /// Passed on as it came.
     Untouched,
-    Dropped,
 }
 
 /// A packet that is forwarded but not believed.
-pub const DOUBTED: Row = Row {
+pub(crate) const DOUBTED: Row = Row {
     name: "",
     session: |_, _| {},
     packet: |_, _| {},
@@ -55,13 +54,14 @@ pub const DOUBTED: Row = Row {
 };
 
 /// A plausible packet, spliced.
-pub const SPLICED: Row = Row { record: believed, counts: &[Stat::Spliced], ..DOUBTED };
+pub(crate) const SPLICED: Row = Row { record: believed, counts: &[Stat::Spliced], ..DOUBTED };
 
 /// A packet that is none of ours.
-pub const IGNORED: Row = Row { expect: Expect::Untouched, record: |_, _, _| {}, counts: &[], ..DOUBTED };
+pub(crate) const IGNORED: Row =
+    Row { expect: Expect::Untouched, record: |_, _, _| {}, counts: &[], ..DOUBTED };
 
 /// What a plausible packet leaves in the record, by the descriptions of its fields.
-pub fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
+pub(crate) fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
     let live = &mut conn.flows[direction as usize].live;
     let after = |a: u32, b: u32| a.wrapping_sub(b) as i32 > 0;
     live.packets += 1;
@@ -105,7 +105,7 @@ fn timestamps(options: &[u8]) -> Option<usize> {
 }
 
 /// Tries every row on a family and in a direction.
-pub fn check(lab: &mut Lab, rows: &[Row]) {
+pub(crate) fn check(lab: &mut Lab, rows: &[Row]) {
     for row in rows {
         for family in Family::BOTH {
             for direction in Direction::BOTH {
@@ -116,7 +116,7 @@ pub fn check(lab: &mut Lab, rows: &[Row]) {
     }
 }
 
-pub fn check_row(lab: &mut Lab, row: &Row, family: Family, direction: Direction) {
+pub(crate) fn check_row(lab: &mut Lab, row: &Row, family: Family, direction: Direction) {
     let mut session = Session::new(family);
     (row.session)(&mut session, direction);
     let mut packet = session.packet(direction);
@@ -163,13 +163,12 @@ fn check_output(
             assert_eq!(output.verdict, Verdict::Pass);
             assert!(output.frame == input.frame, "the packet was changed");
         }
-        Expect::Dropped => assert_eq!(output.verdict, Verdict::Drop),
     }
     assert_eq!(output.mark, input.mark);
 }
 
 /// Times are only compared for whether they were set.
-pub fn check_record(mut found: Conn, expected: Conn) {
+pub(crate) fn check_record(mut found: Conn, expected: Conn) {
     for live in found.flows.iter_mut().map(|flow| &mut flow.live) {
         live.last_packet_ns = live.last_packet_ns.min(1);
         live.last_payload_ns = live.last_payload_ns.min(1);
@@ -177,7 +176,7 @@ pub fn check_record(mut found: Conn, expected: Conn) {
     assert_eq!(format!("{found:#?}"), format!("{expected:#?}"));
 }
 
-pub fn check_counts(lab: &Lab, before: &[u64], counts: &[Stat]) {
+pub(crate) fn check_counts(lab: &Lab, before: &[u64], counts: &[Stat]) {
     for (stat, (before, after)) in Stat::ALL.iter().zip(before.iter().zip(lab.stats())) {
         let expected = counts.iter().filter(|counted| *counted == stat).count() as u64;
         assert_eq!(after - before, expected, "{stat:?}");
