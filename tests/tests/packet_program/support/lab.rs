@@ -196,7 +196,7 @@ impl Lab {
             mark: input.mark,
             ingress_ifindex: input.ingress_ifindex,
             gso_size: input.gso_size,
-            gso_segs: if input.gso_size == 0 { 0 } else { input.frame.len() as u32 / input.gso_size + 1 },
+            gso_segs: (input.frame.len() as u32).checked_div(input.gso_size).map_or(0, |whole| whole + 1),
             ..bytemuck::Zeroable::zeroed()
         };
         let mut left: SkBuff = bytemuck::Zeroable::zeroed();
