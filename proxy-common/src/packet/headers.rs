@@ -73,8 +73,6 @@ pub struct Tcp {
 
 impl Tcp {
     pub const LEN: usize = size_of::<Self>();
-    /// Its number in IP.
-    pub const PROTOCOL: u8 = 6;
     /// Where `check` stands.
     pub const CHECK: usize = offset_of!(Self, check);
 
@@ -94,6 +92,13 @@ pub mod tcp_flags {
     pub const ACK: u8 = 0x10;
     pub const ECE: u8 = 0x40;
     pub const CWR: u8 = 0x80;
+}
+
+/// `protocol` or `next_header`.
+pub mod protocol {
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const ICMPV6: u8 = 58;
 }
 
 /// Of the packets that leave: what a connection of the local stack would have, since a packet may have used up its own
@@ -152,7 +157,7 @@ pub trait Ip: Pod {
 
 impl Ip for Ipv4 {
     const KIND: u16 = Ethernet::IPV4;
-    const ICMP: u8 = 1;
+    const ICMP: u8 = protocol::ICMP;
     type Key = FlowKey4;
 
     #[inline(always)]
@@ -164,7 +169,7 @@ impl Ip for Ipv4 {
     fn is_plain_tcp(&self) -> bool {
         /// More fragments, or an offset.
         const FRAGMENT: u16 = 0x3fff_u16.to_be();
-        self.version_and_length == 0x45 && self.protocol == Tcp::PROTOCOL && self.fragment & FRAGMENT == 0
+        self.version_and_length == 0x45 && self.protocol == protocol::TCP && self.fragment & FRAGMENT == 0
     }
 
     #[inline(always)]
@@ -198,7 +203,7 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn pseudo_sum(&self, len: u16) -> u64 {
-        let protocol = u16::from(Tcp::PROTOCOL).to_be();
+        let protocol = u16::from(protocol::TCP).to_be();
         u64::from(self.source) + u64::from(self.destination) + u64::from(protocol) + u64::from(len.to_be())
     }
 
@@ -230,7 +235,7 @@ impl Ip for Ipv4 {
 
 impl Ip for Ipv6 {
     const KIND: u16 = Ethernet::IPV6;
-    const ICMP: u8 = 58;
+    const ICMP: u8 = protocol::ICMPV6;
     type Key = FlowKey6;
 
     #[inline(always)]
@@ -241,7 +246,7 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn is_plain_tcp(&self) -> bool {
         const VERSION: u32 = 0xf000_0000_u32.to_be();
-        self.next_header == Tcp::PROTOCOL && self.version_class_label & VERSION == 0x6000_0000_u32.to_be()
+        self.next_header == protocol::TCP && self.version_class_label & VERSION == 0x6000_0000_u32.to_be()
     }
 
     #[inline(always)]
@@ -272,7 +277,7 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn pseudo_sum(&self, len: u16) -> u64 {
-        let mut sum = u64::from(u16::from(Tcp::PROTOCOL).to_be()) + u64::from(len.to_be());
+        let mut sum = u64::from(u16::from(protocol::TCP).to_be()) + u64::from(len.to_be());
         for i in 0..4 {
             sum += u64::from(self.source[i]) + u64::from(self.destination[i]);
         }

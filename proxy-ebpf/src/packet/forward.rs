@@ -89,7 +89,7 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
     match rewrite::<I>(ctx, session, session_state, tcp.header_len(), believed) {
         Some(()) => {
             count(Stat::Spliced);
-            leave(&session.arriving().fixed)
+            leave(ctx, &session.arriving().fixed)
         }
         None => drop(Stat::DropRewrite),
     }
@@ -144,9 +144,6 @@ fn rewrite<I: Ip>(
 /// Rewrites all headers and checksums; `options` is what the TCP options have changed.
 #[inline(always)]
 fn headers<I: Ip>(ctx: &TcContext, fixed: &DirFixed, strip_ecn: bool, options: Difference) -> Option<()> {
-    if fixed.output == output::LOOPBACK {
-        zero_mac_addresses(ctx)?;
-    }
     let ip = at::<I>(ctx, Ethernet::LEN)?;
     // SAFETY: `at` has checked that the header is in the packet, to which nobody else has access.
     let ip = unsafe { &mut *ip };
@@ -160,15 +157,6 @@ fn headers<I: Ip>(ctx: &TcContext, fixed: &DirFixed, strip_ecn: bool, options: D
     }
     tcp_change.fields.add(options);
     checksums::<I>(ctx, tcp_change.fields, &change)
-}
-
-/// Anything but zeroes is somebody else's packet on loopback, and discarded.
-#[inline(always)]
-pub(super) fn zero_mac_addresses(ctx: &TcContext) -> Option<()> {
-    let addresses = at::<[u16; 6]>(ctx, 0)?;
-    // SAFETY: `at` has checked that they are in the packet.
-    unsafe { addresses.write([0; 6]) };
-    Some(())
 }
 
 /// Brings TCP's checksum, or what an offloading device will complete, up to date.
@@ -213,14 +201,26 @@ pub(super) fn uncovered(ctx: &TcContext, change: u32) {
     let _ = unsafe { bpf_csum_update(ctx.skb.skb, change) };
 }
 
-/// The verdict that sends a rewritten packet on.
+/// Sends a rewritten packet on its way; the verdict.
 #[inline(always)]
-pub(super) fn leave(fixed: &DirFixed) -> i32 {
+pub(super) fn leave(ctx: &TcContext, fixed: &DirFixed) -> i32 {
     match fixed.output {
         output::IN_PLACE => PASS,
-        // SAFETY: the helper has no conditions; the packet is dropped if there is no such interface.
-        output::LOOPBACK => (unsafe { bpf_redirect(fixed.ifindex, BPF_F_INGRESS.into()) }) as i32,
+        output::LOOPBACK => match zero_mac_addresses(ctx) {
+            // SAFETY: the helper has no conditions; the packet is dropped if there is no such interface.
+            Some(()) => (unsafe { bpf_redirect(fixed.ifindex, BPF_F_INGRESS.into()) }) as i32,
+            None => drop(Stat::DropRewrite),
+        },
         // SAFETY: as above; without parameters the next hop is looked up.
         _ => (unsafe { bpf_redirect_neigh(fixed.ifindex, core::ptr::null_mut(), 0, 0) }) as i32,
     }
+}
+
+/// A packet with any others is taken for somebody else's on loopback, and discarded.
+#[inline(always)]
+fn zero_mac_addresses(ctx: &TcContext) -> Option<()> {
+    let addresses = at::<[u16; 6]>(ctx, 0)?;
+    // SAFETY: `at` has checked that they are in the packet.
+    unsafe { addresses.write([0; 6]) };
+    Some(())
 }

@@ -4,7 +4,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{DirFixed, output, state};
+use proxy_common::flow::{DirFixed, state};
 use proxy_common::packet::headers::Ethernet;
 use proxy_common::packet::icmp::{IcmpError, IcmpIp, is_outstanding};
 use proxy_common::packet::seq;
@@ -72,11 +72,8 @@ fn send<I: IcmpIp>(
     back: &DirFixed,
 ) -> Option<i32> {
     error.translate(sent, back);
-    if back.output == output::LOOPBACK {
-        forward::zero_mac_addresses(ctx)?;
-    }
     store(ctx, &error)?;
-    Some(forward::leave(back))
+    Some(forward::leave(ctx, back))
 }
 
 /// Reads the first `len` bytes of an error, [`IcmpError::LONG`] at most.

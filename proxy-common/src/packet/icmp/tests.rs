@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flow::{FlowKey4, FlowKey6};
-use crate::packet::headers::HOP_LIMIT;
+use crate::packet::headers::{HOP_LIMIT, protocol};
 
 /// An error and the packet that it quotes, as values.
 #[derive(Debug, Clone)]
@@ -81,11 +81,11 @@ impl<const V6: bool> Parts<V6> {
         tcp.extend([0, 0]);
         tcp.extend(&self.rest[4..]);
         tcp.extend(&self.payload);
-        let sum = checksum(&[&pseudo::<V6>(&self.quoted, Tcp::PROTOCOL, tcp.len()), &tcp]);
+        let sum = checksum(&[&pseudo::<V6>(&self.quoted, protocol::TCP, tcp.len()), &tcp]);
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
 
         let mut icmp = self.kind.to_vec();
-        icmp.extend(ip_header::<V6>(&self.quoted, self.hops, Tcp::PROTOCOL, tcp.len()));
+        icmp.extend(ip_header::<V6>(&self.quoted, self.hops, protocol::TCP, tcp.len()));
         icmp.extend(&tcp[..self.quoted_bytes]);
         let number = if V6 { Ipv6::ICMP } else { Ipv4::ICMP };
         let pseudo = if V6 { pseudo::<V6>(&self.outer, number, icmp.len()) } else { Vec::new() };
