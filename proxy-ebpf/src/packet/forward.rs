@@ -8,6 +8,7 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::flow::{DirFixed, event, flags, output, state};
 use proxy_common::packet::checksum::Difference;
 use proxy_common::packet::headers::{Ethernet, HeaderChange, Ip, Ipv6, Tcp};
+use proxy_common::packet::icmp::IcmpIp;
 use proxy_common::packet::life::{self, Segment};
 use proxy_common::packet::rewrite::{self, Timestamps};
 use proxy_common::stat::Stat;
@@ -20,11 +21,11 @@ use crate::packet::{DROP, PASS, icmp, options};
 
 /// The verdict on a packet that arrives.
 #[inline(always)]
-pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
+pub(super) fn packet<I: Flows + IcmpIp>(ctx: &TcContext) -> i32 {
     let Some(ip) = linear_ip::<I>(ctx) else { return PASS };
     if !ip.is_plain_tcp() {
         let control = ip.protocol() == I::ICMP;
-        return if control { icmp::translate(ctx).unwrap_or(PASS) } else { PASS };
+        return if control { icmp::packet::<I>(ctx) } else { PASS };
     }
     let Some(tcp) = read::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
     let Some(session) = I::find(&ip.key(tcp.ports)).and_then(Session::of) else {
