@@ -1,6 +1,7 @@
 //! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to.
 
 mod conns;
+pub mod inspect;
 mod interfaces;
 mod key;
 
@@ -96,6 +97,7 @@ impl PacketKernel {
             .map_max_entries(abi::MAP_FLOWS6, max_conns.saturating_mul(2))
             .override_global(abi::GLOBAL_MARK, &mark, true);
         let mut ebpf = loader::load_object(&mut loader)?;
+        interfaces::load_programs(&mut ebpf)?;
 
         let mut take = |name| loader::take(&mut ebpf, name);
         let flows4 = FlowMap::new(take(abi::MAP_FLOWS4)?, abi::MAP_FLOWS4)?;
