@@ -180,7 +180,10 @@ pub struct DirFixed {
     /// on the outgoing connection. Each 0 to 14.
     pub window_left: u8,
     pub window_right: u8,
-    pub _pad: [u8; 5],
+    pub _pad: u8,
+    /// Arrival space: one behind what the local socket of the arrival connection has received, and therefore
+    /// acknowledged. In HAND_OVER nothing acknowledges less to this direction's peer.
+    pub received: u32,
 }
 
 /// What the program counts and remembers of this direction. Userspace initialises `seq_end`, `ack_end`
@@ -278,7 +281,7 @@ const _: () = {
     assert!(offset_of!(Conn, flows) == 64 && size_of::<Flow>() == 128);
     assert!(offset_of!(Flow, live) == 64);
     assert!(size_of::<DirFixed>() == 64 && offset_of!(DirFixed, to_ports) == 32);
-    assert!(offset_of!(DirFixed, output) == 56);
+    assert!(offset_of!(DirFixed, output) == 56 && offset_of!(DirFixed, received) == 60);
     assert!(size_of::<DirLive>() == 64 && offset_of!(DirLive, seq_end) == 32);
     assert!(size_of::<FlowEvent>() == 16);
 };

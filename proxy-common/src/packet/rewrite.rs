@@ -3,6 +3,7 @@
 use crate::flow::{DirFixed, Flow, state, ts_state};
 use crate::packet::checksum::Difference;
 use crate::packet::headers::{Tcp, tcp_flags};
+use crate::packet::seq;
 
 /// What became of a TCP header.
 #[derive(Debug, Clone, Copy)]
@@ -13,16 +14,23 @@ pub struct TcpChange {
 }
 
 /// Ports, seq, ack, window and (on request) the ECN bits; not the checksum.
+///
+/// In a hand-over nothing below `received` is acknowledged ([`DirFixed::received`] of the opposite direction): that is what
+/// the local socket has acknowledged already, and Linux discards data with an acknowledgement that is a window old.
 #[inline(always)]
-pub fn tcp(header: &mut Tcp, fixed: &DirFixed, strip_ecn: bool) -> TcpChange {
+pub fn tcp(header: &mut Tcp, fixed: &DirFixed, strip_ecn: bool, received: Option<u32>) -> TcpChange {
     let old = *header;
     header.ports = fixed.to_ports;
     header.seq = u32::from_be(old.seq).wrapping_add(fixed.seq_delta).to_be();
+    let mut taken = 0;
     if old.flags & tcp_flags::ACK != 0 {
-        header.ack = u32::from_be(old.ack).wrapping_add(fixed.ack_delta).to_be();
+        let ack = u32::from_be(old.ack).wrapping_add(fixed.ack_delta);
+        let raised = seq::later(ack, received.unwrap_or(ack));
+        taken = raised.wrapping_sub(ack);
+        header.ack = raised.to_be();
     }
     if old.flags & tcp_flags::SYN == 0 {
-        header.window = window(u16::from_be(old.window), fixed).to_be();
+        header.window = window_less(u16::from_be(old.window), taken, fixed).to_be();
     }
     const ECN: u8 = tcp_flags::ECE | tcp_flags::CWR;
     let ecn_stripped = strip_ecn && old.flags & ECN != 0;
@@ -47,7 +55,14 @@ fn flags_and_window(header: &Tcp) -> u32 {
 /// From the peer's scale to that of the outgoing connection (host order). Rounds down, as TCP itself does.
 #[inline(always)]
 pub fn window(window: u16, fixed: &DirFixed) -> u16 {
-    let scaled = u32::from(window) << (fixed.window_left & 15) >> (fixed.window_right & 15);
+    window_less(window, 0, fixed)
+}
+
+/// What is left of a window when bytes of it are taken by others.
+#[inline(always)]
+pub fn window_less(window: u16, bytes: u32, fixed: &DirFixed) -> u16 {
+    let left = (u32::from(window) << (fixed.window_left & 15)).saturating_sub(bytes);
+    let scaled = left >> (fixed.window_right & 15);
     if scaled > 0xffff { 0xffff } else { scaled as u16 }
 }
 

@@ -120,12 +120,20 @@ fn rewrite<I: Ip>(
     if let (Some(value), true) = (options.ts_value, believed) {
         to.timestamps.note(session.arriving(), session_state, value);
     }
-    headers::<I>(ctx, &session.arriving().fixed, to.has(flags::STRIP_ECN), options.change)
+    let received =
+        if session_state == state::HAND_OVER { Some(session.other().fixed.received) } else { None };
+    headers::<I>(ctx, &session.arriving().fixed, to.has(flags::STRIP_ECN), received, options.change)
 }
 
 /// Rewrites all headers and checksums; `options` is what the TCP options have changed.
 #[inline(always)]
-fn headers<I: Ip>(ctx: &TcContext, fixed: &DirFixed, strip_ecn: bool, options: Difference) -> Option<()> {
+fn headers<I: Ip>(
+    ctx: &TcContext,
+    fixed: &DirFixed,
+    strip_ecn: bool,
+    received: Option<u32>,
+    options: Difference,
+) -> Option<()> {
     let ip = at::<I>(ctx, Ethernet::LEN)?;
     // SAFETY: `at` has checked that the header is in the packet, to which nobody else has access.
     let ip = unsafe { &mut *ip };
@@ -133,7 +141,7 @@ fn headers<I: Ip>(ctx: &TcContext, fixed: &DirFixed, strip_ecn: bool, options: D
     let tcp = at::<Tcp>(ctx, tcp_offset::<I>())?;
     // SAFETY: as above; it does not overlap the IP header.
     let tcp = unsafe { &mut *tcp };
-    let mut tcp_change = rewrite::tcp(tcp, fixed, strip_ecn);
+    let mut tcp_change = rewrite::tcp(tcp, fixed, strip_ecn, received);
     if change.ecn_stripped || tcp_change.ecn_stripped {
         count(Stat::EcnStripped);
     }

@@ -8,7 +8,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use proxy_common::flow::{Conn, DirLive, Flow, FlowRef, bits, state};
+use proxy_common::flow::{Conn, DirFixed, DirLive, Flow, FlowRef, bits, state};
 
 /// A record in words of the size that its counters have.
 const WORDS: usize = size_of::<Conn>() / size_of::<u64>();
@@ -133,6 +133,13 @@ impl Conns {
     /// Sets [`DirLive::own_end`] of a direction.
     pub fn set_own_end(&self, flow: FlowRef, end: u32) {
         self.live(flow, offset_of!(DirLive, own_end)).store(end, Ordering::Release);
+    }
+
+    /// Sets [`DirFixed::received`] of a direction.
+    pub fn set_received(&self, flow: FlowRef, end: u32) {
+        let direction = offset_of!(Conn, flows) + size_of::<Flow>() * flow.direction() as usize;
+        let offset = direction + offset_of!(Flow, fixed) + offset_of!(DirFixed, received);
+        self.field(flow.conn(), offset).store(end, Ordering::Release);
     }
 
     /// Notes a FIN of this direction that the socket saw, and `fin_end`, the number behind it.

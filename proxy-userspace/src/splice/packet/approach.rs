@@ -180,8 +180,10 @@ impl<'a> Approach<'a> {
             let offered = SockRef::from(&lanes.sockets[to]).recv_buffer_size().unwrap_or(0);
             let offered = u32::try_from(offered).unwrap_or(u32::MAX);
             let window = info.send_window().max(offered) >> info.send_scale();
+            let received = repair::rcv_nxt(socket).map_err(|_| Reason::RepairRefused)?;
+            flow.fixed.received = received;
             flow.live = DirLive {
-                seq_end: repair::rcv_nxt(socket).map_err(|_| Reason::RepairRefused)?,
+                seq_end: received,
                 // Less than a window.
                 ack_end: lanes.write_end[from].wrapping_sub(unacknowledged as u32),
                 own_end: lanes.write_end[from],

@@ -146,7 +146,7 @@ impl HandOver<'_> {
             tokio::select! {
                 () = &mut grace, if !is_past => {
                     is_past = true;
-                    self.carried();
+                    self.settle();
                 }
                 waited = self.lanes.wait(look) => {
                     waited.map_err(|error| self.broken(&error))?;
@@ -195,6 +195,15 @@ impl HandOver<'_> {
             let last = flows.iter().fold(last_moved_ns, |last, flow| last.max(flow.live.last_payload_ns));
             u128::from(clock::monotonic_ns().saturating_sub(last)) >= limit.as_nanos()
         })
+    }
+
+    /// After the grace period: what the sockets have received does not grow any more.
+    fn settle(&mut self) {
+        let received = received(&self.lanes);
+        for from in Direction::BOTH {
+            self.watcher.record.set_received(from, received[from as usize]);
+        }
+        self.carried();
     }
 
     /// The bytes that the kernel carries: all that comes behind what the sockets have received, which does not grow after

@@ -100,6 +100,11 @@ impl Record {
         self.records.kernel.conns().set_own_end(FlowRef::new(self.conn, from), end);
     }
 
+    /// See [`proxy_common::flow::DirFixed::received`].
+    pub(super) fn set_received(&self, from: Direction, end: u32) {
+        self.records.kernel.conns().set_received(FlowRef::new(self.conn, from), end);
+    }
+
     pub(super) fn note_fin(&self, from: Direction, end: u32) {
         self.records.kernel.conns().note_fin(FlowRef::new(self.conn, from), end);
     }

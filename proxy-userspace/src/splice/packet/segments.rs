@@ -2,7 +2,7 @@
 //! get if it were asked, or told of the end.
 
 use proxy_common::flow::{Conn, Direction, flags, ts_state};
-use proxy_common::packet::seq;
+use proxy_common::packet::{rewrite, seq};
 
 use super::wire;
 use crate::kernel::clock;
@@ -42,6 +42,7 @@ pub(super) fn resets(record: &Conn, from: Direction) -> impl Iterator<Item = Seg
 
 fn segment(record: &Conn, from: Direction, seq: u32, tcp_flags: u8) -> Segment {
     let ends = wire::ends(record, from);
+    let to = &record.flows[from.opposite() as usize];
     let live = &record.flows[from as usize].live;
     let has_timestamps = record.flags & flags::TIMESTAMPS != 0;
     Segment {
@@ -50,16 +51,9 @@ fn segment(record: &Conn, from: Direction, seq: u32, tcp_flags: u8) -> Segment {
         seq,
         ack: live.seq_end,
         flags: tcp_flags,
-        window: window(record, from),
+        window: rewrite::window(to.live.window, &to.fixed),
         timestamps: has_timestamps.then(|| (timestamp(record, from), live.ts_value)),
     }
-}
-
-/// What the other peer has announced last, as the program translates it.
-fn window(record: &Conn, from: Direction) -> u16 {
-    let to = &record.flows[from.opposite() as usize];
-    let bytes = u64::from(to.live.window) << to.fixed.window_left;
-    u16::try_from(bytes >> to.fixed.window_right).unwrap_or(u16::MAX)
 }
 
 /// A TSval that the peer of `from` takes for the other peer's.
