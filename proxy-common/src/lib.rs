@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod abi;
+pub mod fault;
 pub mod flow;
 pub mod packet;
 pub mod reason;
