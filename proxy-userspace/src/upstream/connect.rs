@@ -18,8 +18,10 @@ use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::mss::{self, ClientMss};
 use super::ports::{Lease, SourcePorts};
 use crate::config;
+use crate::kernel::tcp_info::TcpInfo;
 use crate::telemetry::Telemetry;
 
 /// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.
@@ -100,19 +102,24 @@ impl Connector {
 
     /// A new connection for a stream, [prepared](prepare). Where streams have source ports of their own it has
     /// one, as long as there are any, and the endpoint is told to send no larger segments than the client
-    /// accepts (`client_mss`, without the options of a segment).
+    /// accepts.
     pub async fn connect_stream(
         &self,
         endpoint: SocketAddr,
-        client_mss: Option<u16>,
+        client: Option<ClientMss>,
     ) -> Result<Connected, ConnectError> {
         let endpoint = canonical(endpoint);
         let mut source = None;
         let socket = self.counted(endpoint, async {
             for _ in 0..PORT_TRIES {
                 let Some(lease) = self.lease(endpoint) else { break };
-                match connect_from(lease.address(), endpoint, client_mss).await? {
+                if let Some(client) = client {
+                    self.learn_mss(&lease, endpoint, client).await;
+                }
+                let mss = client.map(|client| client.accepts);
+                match connect_from(lease.address(), endpoint, mss).await? {
                     Some(socket) => {
+                        note_mss(&lease, &socket);
                         source = Some(lease);
                         return Ok(socket);
                     }
@@ -123,6 +130,18 @@ impl Connector {
         });
         let socket = socket.await?;
         Ok(Connected { socket, source })
+    }
+
+    /// A socket that is to tell its peer of a small MSS (TCP_MAXSEG) does not let on whether the peer accepts
+    /// more than that itself. That must be known of the endpoint if the client may send more; so it is asked
+    /// once, on a connection of no further use.
+    async fn learn_mss(&self, lease: &Lease, endpoint: SocketAddr, client: ClientMss) {
+        if client.accepts < client.told
+            && lease.endpoint_mss().is_none()
+            && let Ok(socket) = self.connect_from_any_port(endpoint).await
+        {
+            note_mss(lease, &socket);
+        }
     }
 
     /// A source port towards the endpoint, if there is any.
@@ -215,6 +234,13 @@ async fn connect_from(
     match socket.connect(endpoint).await {
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(None),
         connected => connected.map(Some),
+    }
+}
+
+/// Remembers what a connection to the lease's endpoint tells of the segments that it accepts.
+fn note_mss(lease: &Lease, socket: &TcpStream) {
+    if let Ok(info) = TcpInfo::of(socket) {
+        lease.note_endpoint_mss(mss::accepted_by_peer(&info), mss::announced(&info));
     }
 }
 

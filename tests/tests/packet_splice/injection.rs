@@ -135,10 +135,7 @@ fn forgeries_from_elsewhere_disturb_nothing() {
             net.topology.proxy.sysctl(&format!("net.ipv4.conf.{setting}.rp_filter"), "0").unwrap();
         }
         let elsewhere = &net.topology.endpoints[1];
-        for (network, gateway) in [
-            ("10.71.0.0/16", "10.71.2.1"),
-            ("fd71::/32", "fd71:0:0:2::1"),
-        ] {
+        for (network, gateway) in [("10.71.0.0/16", "10.71.2.1"), ("fd71::/32", "fd71:0:0:2::1")] {
             elsewhere.ip(&["route", "add", network, "via", gateway]).unwrap();
         }
         let mut stream = net.carried();
@@ -165,16 +162,8 @@ fn a_reset_with_the_exact_number_ends_the_stream() {
             let stream = net.carried();
             let target = targets(&stream)[direction];
             let Target { from, to, seq, ack } = target;
-            let exact = Segment {
-                from,
-                to,
-                seq,
-                ack,
-                flags: RST,
-                window: 0,
-                timestamps: None,
-                payload: Vec::new(),
-            };
+            let exact =
+                Segment { from, to, seq, ack, flags: RST, window: 0, timestamps: None, payload: Vec::new() };
             let forger = Forger::new(&net.topology.clients, stream.front);
             let (mut forged_for, mut other) = stream.from(side);
             forger.send(&exact);
