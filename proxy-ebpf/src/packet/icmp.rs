@@ -21,7 +21,7 @@ use crate::maps::{STEER_CONNS, STEER_FLOWS4, STEER_FLOWS6};
 /// or broken by somebody who merely guesses its ports. In a hand-over, those about bytes of the proxy's own socket are
 /// for the local stack alone, which will send them again; the sender has them acknowledged and would ignore
 /// the error. So no error has two readers, and none is copied.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn translate(ctx: &TcContext) -> Option<i32> {
     let protocol_at = |offset: usize| ctx.load::<u8>(Ethernet::LEN + offset).ok();
     match ctx.load::<u16>(offset_of!(Ethernet, kind)).ok()? {
