@@ -30,7 +30,7 @@ fn run(netns: &NetNs, program: &str, arguments: &[&str]) {
 
 /// Two interfaces, one of which has two addresses, and routes of each kind.
 fn network() -> [NetNs; 2] {
-    let (here, there) = (NetNs::new("steer-k", "here").unwrap(), NetNs::new("steer-k", "there").unwrap());
+    let (here, there) = (NetNs::new("steer-t", "here").unwrap(), NetNs::new("steer-k", "there").unwrap());
     for (link, arguments) in [
         ("one", ["10.73.1.1/24", "10.73.1.9/24", "fd73:1::1/64"]),
         ("two", ["10.73.2.1/24", "10.73.2.9/24", "fd73:2::1/64"]),
@@ -116,7 +116,7 @@ fn settings_are_those_of_the_threads_namespace() {
     if !require::root() {
         return;
     }
-    let netns = NetNs::new("steer-k", "settings").unwrap();
+    let netns = NetNs::new("steer-t", "settings").unwrap();
     let outside = (host::ip_local_port_range().unwrap(), host::reserved_ports().unwrap());
     let set = |setting: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), value);
     netns
@@ -156,7 +156,7 @@ fn connection_tracking_is_seen() {
     if !require::root() {
         return;
     }
-    let netns = NetNs::new("steer-k", "conntrack").unwrap();
+    let netns = NetNs::new("steer-t", "conntrack").unwrap();
     let conntrack = netns.run(Conntrack::new).unwrap();
     let in_the_way = |address: &str| {
         let ask = || {

@@ -40,11 +40,18 @@ pub enum InterfaceKind {
 /// # Errors
 /// `ENODEV` if there is no such interface.
 pub fn interface(ifindex: u32) -> io::Result<Interface> {
+    ask_interface(&mut Netlink::route()?, ifindex)
+}
+
+/// The same by a socket that is there already.
+pub(super) fn ask_interface(
+    netlink: &mut Netlink<RouteNetlinkMessage>,
+    ifindex: u32,
+) -> io::Result<Interface> {
     let mut request = LinkMessage::default();
     request.header.index = ifindex;
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let RouteNetlinkMessage::NewLink(link) = Netlink::route()?.ask(RouteNetlinkMessage::GetLink(request))?
-    else {
+    let RouteNetlinkMessage::NewLink(link) = netlink.ask(RouteNetlinkMessage::GetLink(request))? else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     let kind = match link.header.link_layer_type {
