@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use prometheus::IntCounter;
-use rand::seq::IteratorRandom as _;
+use rand::seq::SliceRandom as _;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
@@ -164,15 +164,24 @@ impl Connector {
         self.inner.sources.iter().copied().filter(move |source| source.is_ipv4() == family)
     }
 
-    /// Connects from a port of the kernel's choice, and from one of the configured source addresses.
+    /// Connects from a port of the kernel's choice, and from one of the configured source addresses that this
+    /// host has.
     async fn connect_from_any_port(&self, endpoint: SocketAddr) -> io::Result<TcpStream> {
-        let Some(source) = self.sources(endpoint).choose(&mut rand::rng()) else {
-            return TcpStream::connect(endpoint).await;
-        };
         let socket = socket_for(endpoint)?;
-        // The port is chosen by connect, which knows that one serves several endpoints.
-        setsockopt(&socket, IpBindAddressNoPort, &true)?;
-        socket.bind(SocketAddr::new(source, 0))?;
+        let mut sources: Vec<_> = self.sources(endpoint).collect();
+        sources.shuffle(&mut rand::rng());
+        if !sources.is_empty() {
+            // The port is chosen by connect, which knows that one serves several endpoints.
+            setsockopt(&socket, IpBindAddressNoPort, &true)?;
+            let mut bound = Ok(());
+            for source in sources {
+                bound = socket.bind(SocketAddr::new(source, 0));
+                if bound.is_ok() {
+                    break;
+                }
+            }
+            bound?;
+        }
         socket.connect(endpoint).await
     }
 
@@ -215,7 +224,7 @@ impl Connector {
 }
 
 /// Connects from just this address and port, which connections to other endpoints may use, too. `None`: a
-/// listener has the port, or a connection to the same endpoint.
+/// listener has the port, or a connection to the same endpoint, or the address is not this host's.
 async fn connect_from(
     source: SocketAddr,
     endpoint: SocketAddr,
@@ -227,14 +236,18 @@ async fn connect_from(
     if let Some(mss) = mss.filter(|mss| *mss <= MAX_MSS) {
         SockRef::from(&socket).set_tcp_mss(mss.max(MIN_MSS).into())?;
     }
-    match socket.bind(source) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(None),
-        bound => bound?,
-    }
-    match socket.connect(endpoint).await {
-        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(None),
+    let connected = match socket.bind(source) {
+        Ok(()) => socket.connect(endpoint).await,
+        Err(error) => Err(error),
+    };
+    match connected {
+        Err(error) if is_taken(&error) => Ok(None),
         connected => connected.map(Some),
     }
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 
 /// Remembers what a connection to the lease's endpoint tells of the segments that it accepts.

@@ -140,6 +140,16 @@ async fn a_source_address_that_is_not_here_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_source_address_that_is_not_here_is_passed_over() {
+    let rig = Rig::new(&["192.0.2.1", "127.0.0.2"], 20180..=20199).await;
+    for _ in 0..10 {
+        let stream = rig.stream().await;
+        assert_eq!(stream.source.unwrap().address().ip(), Ipv4Addr::new(127, 0, 0, 2));
+        rig.connector.connect(rig.endpoint()).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_refused_stream_gives_its_port_back() {
     let rig = Rig::new(&[], 20160..=20160).await;
     let endpoint = rig.endpoint();
