@@ -174,7 +174,10 @@ impl<'a> Approach<'a> {
             flow.fixed.ack_delta = seq_delta(to, from).wrapping_neg();
             let unacknowledged = tcp_info::unacknowledged(socket).map_err(|_| Reason::StateUnreadable)?;
             let info = TcpInfo::of(socket).map_err(|_| Reason::StateUnreadable)?;
-            let window = info.send_window() >> info.send_scale();
+            // What the other peer was offered counts too: by its own, or by the socket that has taken its data until now.
+            let offered = SockRef::from(&lanes.sockets[to]).recv_buffer_size().unwrap_or(0);
+            let offered = u32::try_from(offered).unwrap_or(u32::MAX);
+            let window = info.send_window().max(offered) >> info.send_scale();
             flow.live = DirLive {
                 seq_end: repair::rcv_nxt(socket).map_err(|_| Reason::RepairRefused)?,
                 // Less than a window.
