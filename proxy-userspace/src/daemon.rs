@@ -15,9 +15,9 @@ use crate::http::{self, Shared};
 use crate::routing;
 use crate::splice::Splicer;
 use crate::telemetry::Telemetry;
-use crate::upstream::Clusters;
 use crate::upstream::pool::Pool;
 use crate::upstream::ports::SourcePorts;
+use crate::upstream::{Clusters, mss};
 
 /// How long requests in flight may take to finish after the first signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,6 +58,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     let splicer = Arc::new(Splicer::start(Arc::clone(&telemetry), &config)?);
     let ports = if splicer.needs_source_ports() { source_ports(&config, &telemetry)? } else { None };
+    if splicer.needs_source_ports() {
+        limit_mss(&bound, &config);
+    }
     let shared = Arc::new(Shared {
         clusters: Arc::new(Clusters::new(&config, &telemetry)),
         pool: Pool::new(&config, &telemetry, ports.as_ref()),
@@ -102,6 +105,17 @@ fn source_ports(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Option
             let error: &dyn std::error::Error = &error;
             tracing::warn!(error, "no source ports for the packet splice, streams are relayed");
             Ok(None)
+        }
+    }
+}
+
+/// Has clients send only what endpoints can take, where packets may be passed on as they come.
+fn limit_mss(bound: &[(Listener, TcpListener)], config: &Config) {
+    for (listener, socket) in bound {
+        let Some(mss) = mss::for_listener(listener, config) else { continue };
+        match http::limit_mss(socket, mss) {
+            Ok(()) => tracing::debug!(listener = listener.name, mss, "largest segment that clients may send"),
+            Err(error) => tracing::warn!(listener = listener.name, mss, %error, "cannot limit the MSS"),
         }
     }
 }

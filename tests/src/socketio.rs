@@ -11,11 +11,11 @@ use crate::process::Process;
 
 /// The configuration of the case that Steer is for: one cluster of socket.io servers, by x-forwarded-for.
 pub fn config(listen: SocketAddr, endpoints: &[SocketAddr]) -> String {
-    let endpoints: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
+    let endpoints: Vec<_> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
     format!(
         "\
 listeners:
-- address: {listen}
+- address: \"{listen}\"
   routes:
   - match: {{ prefix: / }}
     cluster: sio

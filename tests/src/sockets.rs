@@ -77,7 +77,10 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let stream = TcpStream::connect(address).unwrap();
             let all = tcp().unwrap();
-            assert!(all.iter().any(|tuple| tuple.local == address && tuple.state == State::Listening), "{all:?}");
+            assert!(
+                all.iter().any(|tuple| tuple.local == address && tuple.state == State::Listening),
+                "{all:?}"
+            );
             let near = stream.local_addr().unwrap();
             let connected = Tuple { local: near, remote: address, state: State::Connection };
             assert!(all.contains(&connected), "{all:?}");

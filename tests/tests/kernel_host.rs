@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
+use steer::kernel::conntrack::Conntrack;
 use steer::kernel::host::{self, InterfaceKind, LOOPBACK_IFINDEX};
 use steer::kernel::route::{RouteError, Routes};
 use steer_tests::netns::NetNs;
@@ -29,7 +30,7 @@ fn run(netns: &NetNs, program: &str, arguments: &[&str]) {
 
 /// Two interfaces, one of which has two addresses, and routes of each kind.
 fn network() -> [NetNs; 2] {
-    let (here, there) = (NetNs::new("steer-k", "here").unwrap(), NetNs::new("steer-k", "there").unwrap());
+    let (here, there) = (NetNs::new("steer-t", "here").unwrap(), NetNs::new("steer-k", "there").unwrap());
     for (link, arguments) in [
         ("one", ["10.73.1.1/24", "10.73.1.9/24", "fd73:1::1/64"]),
         ("two", ["10.73.2.1/24", "10.73.2.9/24", "fd73:2::1/64"]),
@@ -115,7 +116,7 @@ fn settings_are_those_of_the_threads_namespace() {
     if !require::root() {
         return;
     }
-    let netns = NetNs::new("steer-k", "settings").unwrap();
+    let netns = NetNs::new("steer-t", "settings").unwrap();
     let outside = (host::ip_local_port_range().unwrap(), host::reserved_ports().unwrap());
     let set = |setting: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), value);
     netns
@@ -142,29 +143,46 @@ fn settings_are_those_of_the_threads_namespace() {
     assert_eq!((host::ip_local_port_range().unwrap(), host::reserved_ports().unwrap()), outside);
 }
 
+/// A connection to `address`, as the accepting side sees it: the peer, then itself.
+fn connect(address: &str) -> (SocketAddr, SocketAddr, [TcpStream; 2]) {
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let near = listener.accept().unwrap().0;
+    (near.peer_addr().unwrap(), near.local_addr().unwrap(), [near, far])
+}
+
 #[test]
 fn connection_tracking_is_seen() {
     if !require::root() {
         return;
     }
-    let netns = NetNs::new("steer-k", "conntrack").unwrap();
-    let connect = || {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (near.local_addr().unwrap(), listener.accept().unwrap())
+    let netns = NetNs::new("steer-t", "conntrack").unwrap();
+    let conntrack = netns.run(Conntrack::new).unwrap();
+    let in_the_way = |address: &str| {
+        let ask = || {
+            let (peer, local, _sockets) = connect(address);
+            let answers = [conntrack.is_in_the_way(peer, local), conntrack.is_in_the_way(local, peer)];
+            assert_eq!(answers[0], answers[1], "an entry is found by either direction");
+            answers[0]
+        };
+        netns.run(ask).unwrap()
     };
-    let _: (SocketAddr, _) = netns.run(connect).unwrap();
-    assert!(!netns.run(host::conntrack_in_the_way).unwrap());
-    run(
-        &netns,
-        "nft",
-        &["add table inet t; add chain inet t c { type filter hook input priority 0; }; \
-                          add rule inet t c ct state invalid drop"],
-    );
-    let _kept = netns.run(connect).unwrap();
-    assert!(netns.run(host::conntrack_in_the_way).unwrap());
-    netns
-        .run(|| std::fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal", "1").unwrap())
-        .unwrap();
-    assert!(!netns.run(host::conntrack_in_the_way).unwrap());
+    let host = || netns.run(host::conntrack_in_the_way).unwrap();
+    let ways = || (in_the_way("127.0.0.1"), in_the_way("::1"), host());
+    assert_eq!(ways(), (false, false, false));
+    let rules = "add table inet t; add chain inet t c { type filter hook input priority 0; };";
+    run(&netns, "nft", &[&format!("{rules} add rule inet t c ct state invalid drop")]);
+    assert_eq!(ways(), (true, true, true));
+
+    // Without tracking for one family, the other one remains.
+    for (hook, chain) in [("prerouting", "p"), ("output", "o")] {
+        let chain = format!("inet t {chain}");
+        let rules = format!("add chain {chain} {{ type filter hook {hook} priority raw; }};");
+        run(&netns, "nft", &[&format!("{rules} add rule {chain} ip protocol tcp notrack")]);
+    }
+    assert_eq!(ways(), (false, true, true));
+
+    let liberal = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+    netns.run(|| std::fs::write(liberal, "1").unwrap()).unwrap();
+    assert_eq!(ways(), (false, false, false));
 }

@@ -71,7 +71,15 @@ fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, log: bool) ->
 
 /// In Cargo's encoding, which unlike `RUSTFLAGS` has room for blanks in a path.
 fn rustflags(linker: &Path) -> String {
-    [format!("-Clinker={}", linker.display()), "-Clink-arg=--btf".into(), "-Cdebuginfo=2".into()].join("\x1f")
+    // Version 3 of the instruction set (Linux 5.1) has 32-bit arithmetic: shorter programs, and bounds that the
+    // verifier sees through.
+    [
+        format!("-Clinker={}", linker.display()),
+        "-Clink-arg=--btf".into(),
+        "-Ctarget-cpu=v3".into(),
+        "-Cdebuginfo=2".into(),
+    ]
+    .join("\x1f")
 }
 
 /// Replaces the object only when it has changed, so that `steer` is not built again for nothing.

@@ -72,6 +72,20 @@ pub enum SpliceMode {
     Relay,
 }
 
+impl SpliceMode {
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Packet, Self::Sockmap, Self::Relay];
+
+    /// As files and flags name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Packet => "packet",
+            Self::Sockmap => "sockmap",
+            Self::Relay => "relay",
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Listener {
     pub name: String,

@@ -31,7 +31,10 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     let listeners = listeners.map(|list| list.items()).unwrap_or_default();
     listening::unique(listeners.iter().filter_map(|listener| listener.peek("name")), "listener");
     let admin = map.get("admin");
-    let splice = map.get("splice").and_then(|mode| mode.one_of_any_case(&SPLICE_MODES)).unwrap_or_default();
+    let splice = map
+        .get("splice")
+        .and_then(|mode| mode.one_of_any_case(&SpliceMode::ALL.map(|mode| (mode.as_str(), mode))))
+        .unwrap_or_default();
     let packet_splice = map.get("packet_splice").and_then(|field| packet_splice::read(&field));
     map.finish();
 
@@ -65,13 +68,6 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         warnings: Vec::new(),
     })
 }
-
-pub(super) const SPLICE_MODES: [(&str, SpliceMode); 4] = [
-    ("auto", SpliceMode::Auto),
-    ("packet", SpliceMode::Packet),
-    ("sockmap", SpliceMode::Sockmap),
-    ("relay", SpliceMode::Relay),
-];
 
 fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Option<Listener> {
     let map = field.map()?;

@@ -12,7 +12,7 @@ use super::reader::{Field, Map};
 /// Settings of the packet splice; unused where it does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PacketSplice {
-    /// Records in the kernel, 1 or more. Streams beyond that are relayed.
+    /// Records in the kernel, 2 or more. Streams beyond that are relayed.
     pub max_streams: u32,
     /// Source ports towards endpoints: sorted, not overlapping, all 1024 or above. `None`: what of
     /// 10240-65535 the kernel does not give out by itself.
@@ -60,8 +60,9 @@ impl Default for PacketSplice {
     }
 }
 
-/// The array of records takes 320 bytes for each: 2.5 GiB.
-const MAX_STREAMS: u64 = 1 << 23;
+/// The array of records takes 320 bytes for each: 2.5 GiB. (An array of one is what a process has that does
+/// not use the packet splice.)
+const MAX_STREAMS: RangeInclusive<u64> = 2..=1 << 23;
 /// What `TCP_MAXSEG` takes (TCP_MIN_MSS and MAX_TCP_WINDOW, net/ipv4/tcp.c).
 pub(super) const MSS: RangeInclusive<u64> = 88..=32767;
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
@@ -71,7 +72,7 @@ pub(super) fn read(field: &Field<'_>) -> Option<PacketSplice> {
     let default = PacketSplice::default();
     let number = |name, range| map.get(name).and_then(|field| field.unsigned(range));
     let read = PacketSplice {
-        max_streams: number("max_streams", 1..=MAX_STREAMS)
+        max_streams: number("max_streams", MAX_STREAMS)
             .and_then(|count| u32::try_from(count).ok())
             .unwrap_or(default.max_streams),
         source_ports: map.get("source_ports").and_then(|list| port_ranges(&list)),

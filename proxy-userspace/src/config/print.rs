@@ -28,8 +28,7 @@ pub fn to_yaml(config: &Config) -> String {
         Some(address) => page.key(0, "admin", quote(&address.to_string())),
     }
     if config.splice != SpliceMode::default() {
-        let mode = native::SPLICE_MODES.iter().find(|(_, mode)| *mode == config.splice);
-        page.key(0, "splice", mode.map_or("auto", |(name, _)| name));
+        page.key(0, "splice", config.splice.as_str());
     }
     page.packet_splice(&config.packet_splice);
     page.0

@@ -33,7 +33,7 @@ use exchange::Exchange;
 use fault::Fault;
 
 pub use head::Malformed;
-pub use listener::{bind, serve};
+pub use listener::{bind, limit_mss, serve};
 
 /// What all listeners of a configuration share.
 #[derive(Debug)]

@@ -40,11 +40,18 @@ pub enum InterfaceKind {
 /// # Errors
 /// `ENODEV` if there is no such interface.
 pub fn interface(ifindex: u32) -> io::Result<Interface> {
+    ask_interface(&mut Netlink::route()?, ifindex)
+}
+
+/// The same by a socket that is there already.
+pub(super) fn ask_interface(
+    netlink: &mut Netlink<RouteNetlinkMessage>,
+    ifindex: u32,
+) -> io::Result<Interface> {
     let mut request = LinkMessage::default();
     request.header.index = ifindex;
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let RouteNetlinkMessage::NewLink(link) = Netlink::new()?.ask(RouteNetlinkMessage::GetLink(request))?
-    else {
+    let RouteNetlinkMessage::NewLink(link) = netlink.ask(RouteNetlinkMessage::GetLink(request))? else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     let kind = match link.header.link_layer_type {
@@ -64,12 +71,20 @@ pub fn interface(ifindex: u32) -> io::Result<Interface> {
     Ok(Interface { name, kind, mtu })
 }
 
-/// Whether connection tracking may take what a hand-over sends for invalid: it is active in this namespace, and
-/// `nf_conntrack_tcp_be_liberal` is off.
+/// Whether connection tracking may take what a hand-over sends for invalid: it tracks something in this namespace,
+/// and is strict. [`super::conntrack`] tells it of a single connection.
 pub fn conntrack_in_the_way() -> bool {
-    // The count is there once the module is loaded, and above 0 once a rule has made it track.
-    let tracks = sysctl("netfilter/nf_conntrack_count").is_some_and(|count| count != "0");
-    tracks && !is_on("netfilter/nf_conntrack_tcp_be_liberal")
+    tracked_connections().is_some_and(|connections| connections > 0) && !conntrack_is_liberal()
+}
+
+/// `None` if the module is not loaded; 0 as long as no rule has made it track in this namespace.
+pub(super) fn tracked_connections() -> Option<u64> {
+    sysctl("netfilter/nf_conntrack_count")?.parse().ok()
+}
+
+/// Whether it takes segments outside of the windows for valid.
+pub(super) fn conntrack_is_liberal() -> bool {
+    is_on("netfilter/nf_conntrack_tcp_be_liberal")
 }
 
 /// Whether a segment that arrives finds its socket, and by it a route, before the routing tables are asked.

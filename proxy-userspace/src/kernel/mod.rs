@@ -4,6 +4,7 @@
 //! sessions, directions or HTTP. Used by `splice/`.
 
 pub mod clock;
+pub mod conntrack;
 pub mod events;
 pub mod grace;
 pub mod hold;

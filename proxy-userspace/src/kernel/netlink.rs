@@ -1,10 +1,14 @@
-//! Requests to the kernel's routing socket, of the network namespace in which it was opened.
+//! Requests to the kernel by netlink. A socket belongs to the network namespace in which it was opened.
 
 use std::io;
+use std::marker::PhantomData;
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 
 use super::host;
@@ -13,24 +17,40 @@ use super::host;
 const BUFFER_BYTES: usize = 32 << 10;
 
 /// For requests that have one answer, which the kernel gives before the request's system call returns.
-pub(super) struct Netlink {
+pub(super) struct Netlink<M> {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    _messages: PhantomData<fn(M) -> M>,
 }
 
-impl Netlink {
-    pub(super) fn new() -> io::Result<Self> {
-        let socket = Socket::new(NETLINK_ROUTE)?;
+impl Netlink<RouteNetlinkMessage> {
+    /// For routes and interfaces.
+    pub(super) fn route() -> io::Result<Self> {
+        Self::new(NETLINK_ROUTE)
+    }
+}
+
+impl Netlink<NetfilterMessage> {
+    /// For connection tracking.
+    pub(super) fn netfilter() -> io::Result<Self> {
+        Self::new(NETLINK_NETFILTER)
+    }
+}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
+    fn new(protocol: isize) -> io::Result<Self> {
+        let socket = Socket::new(protocol)?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER_BYTES] })
+        Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER_BYTES], _messages: PhantomData })
     }
 
     /// # Errors
     /// What the kernel answered, as an OS error; or an answer that cannot be read.
-    pub(super) fn ask(&mut self, request: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+    pub(super) fn ask(&mut self, request: M) -> io::Result<M> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(request);
+        let payload = NetlinkPayload::InnerMessage(request);
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
         message.header.flags = NLM_F_REQUEST;
         message.header.sequence_number = self.sequence;
         message.finalize();
@@ -50,7 +70,7 @@ impl Netlink {
         }
     }
 
-    fn receive(&mut self) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
+    fn receive(&mut self) -> io::Result<NetlinkMessage<M>> {
         // It is there already, so a call that would wait has lost it.
         let len = self.socket.recv(&mut &mut self.buffer[..], libc::MSG_DONTWAIT)?;
         NetlinkMessage::deserialize(&self.buffer[..len])

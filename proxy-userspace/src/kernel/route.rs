@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
@@ -11,6 +11,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use proxy_common::reason::Reason;
 
+use super::host::{self, Interface};
 use super::netlink::Netlink;
 
 /// The first hop of the way to a destination.
@@ -49,7 +50,7 @@ impl RouteError {
 
 /// Asks the routing tables of the network namespace in which it was made. Answers take a few microseconds and never
 /// wait for the network.
-pub struct Routes(Mutex<Netlink>);
+pub struct Routes(Mutex<Netlink<RouteNetlinkMessage>>);
 
 impl fmt::Debug for Routes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,7 +62,7 @@ impl Routes {
     /// # Errors
     /// The process may not have another descriptor.
     pub fn new() -> io::Result<Self> {
-        Netlink::new().map(|netlink| Self(Mutex::new(netlink)))
+        Netlink::route().map(|netlink| Self(Mutex::new(netlink)))
     }
 
     /// The way from `source`, an address of this host or the unspecified one, to `destination`. Addresses in
@@ -72,8 +73,7 @@ impl Routes {
             return Err(RouteError::LinkLocal { destination });
         }
         let request = RouteNetlinkMessage::GetRoute(request(source, destination));
-        // The handle keeps nothing between two requests that a panic could leave half done.
-        let answer = self.0.lock().unwrap_or_else(PoisonError::into_inner).ask(request);
+        let answer = self.netlink().ask(request);
         match answer {
             Ok(RouteNetlinkMessage::NewRoute(route)) => {
                 hop(&route, source).ok_or(RouteError::NoRoute { destination, source: None })
@@ -87,6 +87,16 @@ impl Routes {
                 _ => RouteError::Unknown(error),
             }),
         }
+    }
+
+    /// As [`host::interface`], without a socket of its own: for the interfaces of hops.
+    pub fn interface(&self, ifindex: u32) -> io::Result<Interface> {
+        host::ask_interface(&mut self.netlink(), ifindex)
+    }
+
+    fn netlink(&self) -> MutexGuard<'_, Netlink<RouteNetlinkMessage>> {
+        // The handle keeps nothing between two requests that a panic could leave half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

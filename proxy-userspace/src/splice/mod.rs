@@ -104,7 +104,8 @@ impl Splicer {
         let carried = match session.mode {
             SpliceMode::Relay => return self.relay(session).await,
             SpliceMode::Auto | SpliceMode::Packet => match &self.packet {
-                Ok(packet) => packet.carry(session).await,
+                // Boxed, so that a relayed stream's task does not keep room for it.
+                Ok(packet) => Box::pin(packet.carry(session)).await,
                 Err(reason) => Err(Box::new(Refused { session, reason: *reason })),
             },
             SpliceMode::Sockmap => match &self.sock {

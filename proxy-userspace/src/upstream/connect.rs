@@ -28,8 +28,8 @@ pub const MAX_BUFFER: usize = 64 * 1024;
 /// Source ports that are tried for one connection, should somebody else on this host use them.
 const PORT_TRIES: usize = 8;
 /// What `TCP_MAXSEG` takes (TCP_MIN_MSS and MAX_TCP_WINDOW, net/ipv4/tcp.c).
-const MIN_MSS: u16 = 88;
-const MAX_MSS: u16 = 32767;
+pub(super) const MIN_MSS: u16 = 88;
+pub(super) const MAX_MSS: u16 = 32767;
 
 /// A connection that is to become a stream.
 #[derive(Debug)]
@@ -77,6 +77,7 @@ impl Connector {
     /// With `ports`, [streams](Self::connect_stream) are given source ports.
     pub fn new(cluster: &config::Cluster, telemetry: &Telemetry, ports: Option<SourcePorts>) -> Self {
         let name = cluster.name.as_str();
+        cluster.source_addresses.iter().for_each(|source| warn_if_absent(name, *source));
         let counter = |result| telemetry.metrics.upstream_connects.with_label_values(&[name, result]);
         Self {
             inner: Arc::new(Inner {
@@ -226,6 +227,18 @@ fn canonical(endpoint: SocketAddr) -> SocketAddr {
     match endpoint.ip().to_canonical() {
         ip if ip == endpoint.ip() => endpoint,
         ip => SocketAddr::new(ip, endpoint.port()),
+    }
+}
+
+/// It may yet come, as addresses do that move between hosts.
+fn warn_if_absent(cluster: &str, source: IpAddr) {
+    if let Err(error) = UdpSocket::bind((source, 0)) {
+        tracing::warn!(
+            cluster,
+            %source,
+            %error,
+            "cannot connect from this source address: give it to the host (ip addr add), or remove it"
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod cluster;
 pub mod connect;
+pub mod mss;
 pub mod pool;
 pub mod ports;
 

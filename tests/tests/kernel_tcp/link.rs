@@ -15,8 +15,8 @@ impl Link {
         [IpAddr::V4(Ipv4Addr::new(10, 72, 0, 1)), IpAddr::V6(Ipv6Addr::new(0xfd72, 0, 0, 0, 0, 0, 0, 1))];
 
     pub(crate) fn new() -> Self {
-        let proxy = NetNs::new("steer-k", "proxy").unwrap();
-        let peer = NetNs::new("steer-k", "peer").unwrap();
+        let proxy = NetNs::new("steer-t", "proxy").unwrap();
+        let peer = NetNs::new("steer-t", "peer").unwrap();
         proxy
             .ip(&["link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", peer.name()])
             .unwrap();

@@ -79,7 +79,7 @@ fn positions_are_those_on_the_wire() {
             let write_seq = repair::write_seq(&connection.near).unwrap();
             let position = repair::read_position(&connection.near).unwrap();
             let seen = connection.of_near();
-            let last = seen.iter().filter(|segment| segment.payload > 0).next_back().unwrap();
+            let last = seen.iter().rfind(|segment| segment.payload > 0).unwrap();
             assert_eq!(write_seq, last.end(), "{address} {round}");
             assert_eq!(position.rcv_nxt, seen.last().unwrap().ack);
             assert_eq!(position.unread, 2000 * round as u32);

@@ -100,7 +100,7 @@ fn under_way(session: &mut Session, direction: Direction) -> (Packet, Packet) {
     // The quote is not rewritten beyond what identifies it.
     let mut left = session.rewritten(direction, &arrived);
     (left.window, left.options) = (arrived.window, arrived.options.clone());
-    let live = &mut session.conn.flows[direction as usize].live;
+    let live = &mut session.flow(direction).live;
     live.seq_end = live.seq_end.wrapping_add(1000);
     (arrived, left)
 }

@@ -49,8 +49,12 @@ fn when_the_ports_are_used_up_streams_are_relayed() {
 
             drop(streams.pop());
             let used = || net.steer.metric("steer_source_ports", &[("kind", "used")]).unwrap();
-            eventually("returned port", LINGER + Duration::from_secs(2), || Ok((used() == 3.0).then_some(())))
-                .unwrap();
+            eventually(
+                "returned port",
+                LINGER + Duration::from_secs(2),
+                || Ok((used() == 3.0).then_some(())),
+            )
+            .unwrap();
             streams.push(net.carried());
             drop((streams, fifth));
             net.expect_nothing_left();

@@ -83,13 +83,18 @@ struct Attached {
 const PROGRAMS: [(&str, TcAttachType); 2] =
     [(abi::PROG_PACKET_INGRESS, TcAttachType::Ingress), (abi::PROG_PACKET_EGRESS, TcAttachType::Egress)];
 
+/// Gives the programs to the kernel, which needs all maps to be open.
+pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), LoadError> {
+    for (name, _) in PROGRAMS {
+        let program: &mut SchedClassifier = loader::program(programs, name)?;
+        program.load().map_err(|error| loader::not_verified(name, error))?;
+    }
+    Ok(())
+}
+
 impl Interfaces {
-    /// Loads the programs, and attaches them to nothing yet.
-    pub(super) fn new(mut programs: Ebpf, hook: Hook) -> Result<Self, LoadError> {
-        for (name, _) in PROGRAMS {
-            let program: &mut SchedClassifier = loader::program(&mut programs, name)?;
-            program.load().map_err(|error| loader::not_verified(name, error))?;
-        }
+    /// `programs` have gone through [`load_programs`]; they are attached to nothing yet.
+    pub(super) fn new(programs: Ebpf, hook: Hook) -> Result<Self, LoadError> {
         let monitor = LinkMonitor::new().map_err(|error| LoadError::refused("watching interfaces", error))?;
         let attached = Attached { programs, monitor, links: HashMap::new() };
         Ok(Self { hook, attached: Mutex::new(attached) })
@@ -148,7 +153,7 @@ impl Attached {
     }
 }
 
-const LOADED: &str = "Interfaces::new has loaded the program";
+const LOADED: &str = "the program was there when it was loaded";
 
 fn add_clsact(interface: &str) -> Result<(), TcError> {
     match tc::qdisc_add_clsact(interface) {

@@ -82,7 +82,10 @@ impl<'a> Approach<'a> {
                 return Ok(Some(self));
             }
             let relayed = match self.lanes.step(self.flow.flow(), &()) {
-                Ok(true) => Ok(coop::consume_budget().await),
+                Ok(true) => {
+                    coop::consume_budget().await;
+                    Ok(())
+                }
                 Ok(false) => self.lanes.wait(left).await,
                 Err(error) => Err(error),
             };
@@ -113,10 +116,10 @@ impl<'a> Approach<'a> {
             self.mark(self.splice.records.kernel.mark()).inspect_err(|_| {
                 let _as_it_was = self.mark(0);
             })?;
-            Ok((record, content.flows.map(|flow| flow.live.seq_end)))
+            Ok(record)
         });
-        let (record, seq_end) = match installed {
-            Ok(installed) => installed,
+        let record = match installed {
+            Ok(record) => record,
             Err(reason) => return Err(self.refuse(reason)),
         };
         for socket in &self.lanes.sockets {
@@ -128,7 +131,7 @@ impl<'a> Approach<'a> {
         record.activate();
         let watcher = Switched { record, copies_acks: Cell::new(!quiet) };
         let Self { splice, lanes, source, flow, idle_timeout, .. } = self;
-        Ok(HandOver { splice, lanes, watcher, seq_end, source, flow, idle_timeout, carried: None })
+        Ok(HandOver { splice, lanes, watcher, source, flow, idle_timeout, carried: None })
     }
 
     /// Nothing waits anywhere, except that what was sent may still have to be acknowledged.
@@ -170,11 +173,14 @@ impl<'a> Approach<'a> {
             flow.fixed.seq_delta = seq_delta(from, to);
             flow.fixed.ack_delta = seq_delta(to, from).wrapping_neg();
             let unacknowledged = tcp_info::unacknowledged(socket).map_err(|_| Reason::StateUnreadable)?;
+            let info = TcpInfo::of(socket).map_err(|_| Reason::StateUnreadable)?;
+            let window = info.send_window() >> info.send_scale();
             flow.live = DirLive {
                 seq_end: repair::rcv_nxt(socket).map_err(|_| Reason::RepairRefused)?,
                 // Less than a window.
                 ack_end: lanes.write_end[from].wrapping_sub(unacknowledged as u32),
                 own_end: lanes.write_end[from],
+                window_max: u16::try_from(window).unwrap_or(u16::MAX),
                 last_payload_ns: now,
                 last_packet_ns: now,
                 ..DirLive::zeroed()

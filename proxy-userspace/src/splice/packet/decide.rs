@@ -25,7 +25,7 @@ pub(super) struct Host {
 }
 
 /// One of the two connections.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Leg {
     /// Canonical, as `local`.
     pub(super) peer: SocketAddr,
@@ -84,7 +84,7 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
     if outputs != [output::IN_PLACE; 2] && !(fits(downstream, upstream) && fits(upstream, downstream)) {
         return Err(Reason::Mss);
     }
-    let hops = [downstream.hop.clone()?, upstream.hop.clone()?];
+    let hops = [downstream.hop?, upstream.hop?];
     let flow = |direction: Direction| {
         let (from, to) = (direction as usize, direction.opposite() as usize);
         DirFixed {
@@ -124,8 +124,7 @@ fn outputs(host: &Host, [downstream, upstream]: [&Leg; 2]) -> Result<[u8; 2], Re
 }
 
 fn place(leg: &Leg) -> Result<Place, Reason> {
-    let hop = leg.hop.as_ref().map_err(|reason| *reason)?;
-    match (hop.local, leg.interface, leg.peer.ip()) {
+    match (leg.hop?.local, leg.interface, leg.peer.ip()) {
         (false, InterfaceKind::Ethernet, _) => Ok(Place::Remote),
         (false, InterfaceKind::Loopback | InterfaceKind::Other, _) => Err(Reason::Interface),
         (true, _, IpAddr::V4(ip)) if ip.is_loopback() => Ok(Place::Loopback),

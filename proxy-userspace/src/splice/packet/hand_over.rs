@@ -42,8 +42,6 @@ pub(super) struct HandOver<'a> {
     pub(super) splice: &'a PacketSplice,
     pub(super) lanes: Lanes,
     pub(super) watcher: Switched,
-    /// What the record's [`seq_end`](proxy_common::flow::DirLive::seq_end) began with.
-    pub(super) seq_end: [u32; 2],
     pub(super) source: Option<Lease>,
     pub(super) flow: FlowGuard,
     pub(super) idle_timeout: Option<Duration>,
@@ -99,11 +97,11 @@ impl HandOver<'_> {
         } else {
             record.abort();
         }
+        let carried = self.carried.unwrap_or_else(|| Carried::new(&record, received(&self.lanes)));
         self.lanes.sockets.into_iter().for_each(close);
         let metrics = &self.splice.telemetry.metrics;
         metrics.hand_overs.with_label_values(&[how]).inc();
         metrics.hand_over_seconds.observe(began.elapsed().as_secs_f64());
-        let carried = self.carried.unwrap_or_else(|| Carried::new(&record, [0; 2]));
         let stream = Stream::new(record, self.flow, carried, self.source);
         self.splice.table.insert(stream, drained.err());
     }
@@ -177,14 +175,9 @@ impl HandOver<'_> {
         })
     }
 
-    /// From now on what the sockets have received does not grow, so it is known which bytes both they and the program
-    /// count.
+    /// From now on what the sockets have received does not grow: whatever comes behind it is carried by the kernel.
     fn count(&mut self) {
-        let twice = |side: usize| {
-            let received = repair::rcv_nxt(&self.lanes.sockets[side]);
-            received.map_or(0, |rcv_nxt| rcv_nxt.wrapping_sub(self.seq_end[side]))
-        };
-        let carried = Carried::new(&self.watcher.record, [twice(0), twice(1)]);
+        let carried = Carried::new(&self.watcher.record, received(&self.lanes));
         self.flow.flow().set_kernel_bytes(Arc::clone(&carried) as Arc<dyn KernelBytes>);
         self.carried = Some(carried);
     }
@@ -194,6 +187,12 @@ impl HandOver<'_> {
         tracing::debug!(stream = self.flow.flow().id, error, "stream broke during its hand-over");
         End::Reset
     }
+}
+
+/// One behind the last byte, or FIN, that each socket has received.
+fn received(lanes: &Lanes) -> [u32; 2] {
+    // What was read is what there was, should the kernel not tell.
+    [0, 1].map(|side| repair::rcv_nxt(&lanes.sockets[side]).unwrap_or(lanes.read_end[side]))
 }
 
 fn close(socket: TcpStream) {

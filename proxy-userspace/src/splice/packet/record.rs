@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::IntGauge;
-use proxy_common::flow::{Conn, Direction, FlowRef, state};
+use proxy_common::flow::{Conn, DirLive, Direction, FlowRef, bits, state};
 use proxy_common::reason::Reason;
 use tokio::sync::Notify;
 
@@ -146,16 +146,16 @@ fn key(record: &Conn, direction: Direction) -> FlowKey {
 pub(super) struct Carried {
     records: Arc<Records>,
     conn: u32,
-    /// Bytes at the beginning of what the record counts that came to the sockets instead, by direction.
-    twice: [u32; 2],
+    /// By direction, in arrival space: one behind what came to the sockets.
+    begin: [u32; 2],
     /// Set before the record goes.
     ended: OnceLock<[u64; 2]>,
 }
 
 impl Carried {
-    pub(super) fn new(record: &Record, twice: [u32; 2]) -> Arc<Self> {
+    pub(super) fn new(record: &Record, begin: [u32; 2]) -> Arc<Self> {
         let (records, conn) = (Arc::clone(&record.records), record.conn);
-        Arc::new(Self { records, conn, twice, ended: OnceLock::new() })
+        Arc::new(Self { records, conn, begin, ended: OnceLock::new() })
     }
 
     pub(super) fn end(&self) {
@@ -164,12 +164,51 @@ impl Carried {
 
     fn now(&self) -> [u64; 2] {
         let flows = self.records.kernel.conns().snapshot(self.conn).flows;
-        [0, 1].map(|i| flows[i].live.bytes.saturating_sub(self.twice[i].into()))
+        [0, 1].map(|direction| bytes_since(self.begin[direction], &flows[direction].live))
     }
 }
 
 impl KernelBytes for Carried {
     fn carried(&self) -> [u64; 2] {
         self.ended.get().copied().unwrap_or_else(|| self.now())
+    }
+}
+
+/// Payload bytes behind `begin`. The program's own count may differ from that by what came during the hand-over to the
+/// sockets, but tells how often the sequence numbers have wrapped.
+fn bytes_since(begin: u32, live: &DirLive) -> u64 {
+    let has_fin = live.bits & bits::FIN_SEEN != 0 && live.seq_end == live.fin_end;
+    let modulo = live.seq_end.wrapping_sub(begin).wrapping_sub(has_fin.into());
+    // The number nearest to the program's that has these lower bits.
+    let error = modulo.wrapping_sub(live.bytes as u32).cast_signed();
+    live.bytes.saturating_add_signed(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable as _;
+
+    use super::*;
+
+    #[test]
+    fn bytes_are_told_by_sequence_numbers_and_wraps_by_the_count() {
+        let live = |seq_end, bytes| DirLive { seq_end, bytes, ..DirLive::zeroed() };
+        assert_eq!(bytes_since(1000, &live(1500, 500)), 500);
+        // The program has counted 200 that had come to the socket; or has not seen all that had.
+        assert_eq!(bytes_since(1000, &live(1500, 700)), 500);
+        assert_eq!(bytes_since(1000, &live(900, 0)), 0);
+        assert_eq!(bytes_since(u32::MAX - 99, &live(400, 600)), 500);
+        assert_eq!(bytes_since(1000, &live(1500, 500 + (3 << 32))), 500 + (3 << 32));
+        assert_eq!(bytes_since(1000, &live(900, (3_u64 << 32) - 90)), (3 << 32) - 100);
+    }
+
+    #[test]
+    fn a_fin_is_not_payload() {
+        let mut live =
+            DirLive { seq_end: 1501, fin_end: 1501, bits: bits::FIN_SEEN, bytes: 500, ..DirLive::zeroed() };
+        assert_eq!(bytes_since(1000, &live), 500);
+        // It came to the socket.
+        live.bytes = 0;
+        assert_eq!(bytes_since(1501, &live), 0);
     }
 }

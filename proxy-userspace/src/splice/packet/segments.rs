@@ -1,7 +1,7 @@
 //! Segments that Steer makes up itself, in the name of one peer of a spliced stream: what the other peer would
 //! get if it were asked, or told of the end.
 
-use proxy_common::flow::{Conn, Direction, flags};
+use proxy_common::flow::{Conn, Direction, flags, ts_state};
 
 use super::wire;
 use crate::kernel::clock;
@@ -48,9 +48,8 @@ fn window(record: &Conn, from: Direction) -> u16 {
 
 /// A TSval that the peer of `from` takes for the other peer's.
 fn timestamp(record: &Conn, from: Direction) -> u32 {
-    const FIXED: u32 = 2;
     let to = &record.flows[from.opposite() as usize];
-    if to.live.ts_state == FIXED {
+    if to.live.ts_state == ts_state::FIXED {
         to.live.ts_value.wrapping_add(to.fixed.ts_delta)
     } else {
         // The program would fix the difference so that the next one is this or later.

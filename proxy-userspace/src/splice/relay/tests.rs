@@ -408,5 +408,5 @@ async fn idle_stream_is_small() {
     };
     let pipes = Pipes::new(0);
     let size = size_of_val(&run(session, &pipes));
-    assert!(size <= 2048, "{size} bytes");
+    assert!(size <= 2112, "{size} bytes");
 }
