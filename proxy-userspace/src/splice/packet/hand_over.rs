@@ -45,7 +45,7 @@ pub(super) struct HandOver<'a> {
     pub(super) source: Option<Lease>,
     pub(super) flow: FlowGuard,
     pub(super) idle_timeout: Option<Duration>,
-    /// Known after the grace period.
+    /// `None` before the grace period has passed.
     pub(super) carried: Option<Arc<Carried>>,
 }
 
@@ -82,6 +82,7 @@ impl HandOver<'_> {
     pub(super) async fn complete(mut self, began: Instant) {
         self.flow.set_path(Path::Packet);
         let drained = self.drain().await;
+        let carried = self.carried();
         let how = match (&drained, self.watcher.copies_acks.get()) {
             (Err(_), _) => "failed",
             (Ok(()), false) => "quiet",
@@ -97,7 +98,6 @@ impl HandOver<'_> {
         } else {
             record.abort();
         }
-        let carried = self.carried.unwrap_or_else(|| Carried::new(&record, received(&self.lanes)));
         self.lanes.sockets.into_iter().for_each(close);
         let metrics = &self.splice.telemetry.metrics;
         metrics.hand_overs.with_label_values(&[how]).inc();
@@ -138,7 +138,7 @@ impl HandOver<'_> {
             tokio::select! {
                 () = &mut grace, if !is_past => {
                     is_past = true;
-                    self.count();
+                    self.carried();
                 }
                 waited = self.lanes.wait(look) => {
                     waited.map_err(|error| self.broken(&error))?;
@@ -175,11 +175,15 @@ impl HandOver<'_> {
         })
     }
 
-    /// From now on what the sockets have received does not grow: whatever comes behind it is carried by the kernel.
-    fn count(&mut self) {
-        let carried = Carried::new(&self.watcher.record, received(&self.lanes));
-        self.flow.flow().set_kernel_bytes(Arc::clone(&carried) as Arc<dyn KernelBytes>);
-        self.carried = Some(carried);
+    /// The bytes that the kernel carries: all that comes behind what the sockets have received, which does not grow after
+    /// the grace period.
+    fn carried(&mut self) -> Arc<Carried> {
+        let carried = self.carried.get_or_insert_with(|| {
+            let carried = Carried::new(&self.watcher.record, received(&self.lanes));
+            self.flow.flow().set_kernel_bytes(Arc::clone(&carried) as Arc<dyn KernelBytes>);
+            carried
+        });
+        Arc::clone(carried)
     }
 
     fn broken(&self, error: &Broken) -> End {
