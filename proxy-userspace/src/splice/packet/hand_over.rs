@@ -83,6 +83,8 @@ impl HandOver<'_> {
         self.flow.set_path(Path::Packet);
         let drained = self.drain().await;
         let carried = self.carried();
+        // Less than they have received, if the stream ended so quickly that its peers repeated the rest past them.
+        carried.begin_at(self.written());
         let how = match (&drained, self.watcher.copies_acks.get()) {
             (Err(_), _) => "failed",
             (Ok(()), false) => "quiet",
@@ -184,6 +186,12 @@ impl HandOver<'_> {
             carried
         });
         Arc::clone(carried)
+    }
+
+    /// One behind what was written for each direction, in the numbers with which it arrived.
+    fn written(&self) -> [u32; 2] {
+        let flows = self.watcher.record.snapshot().flows;
+        [0, 1].map(|from| self.lanes.write_end[1 - from].wrapping_sub(flows[from].fixed.seq_delta))
     }
 
     fn broken(&self, error: &Broken) -> End {
