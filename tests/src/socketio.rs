@@ -11,11 +11,17 @@ use crate::process::Process;
 
 /// The configuration of the case that Steer is for: one cluster of socket.io servers, by x-forwarded-for.
 pub fn config(listen: SocketAddr, endpoints: &[SocketAddr]) -> String {
-    let endpoints: Vec<_> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
+    // To YAML, a bracket at the start of an IPv6 address would begin a list.
+    let quoted = |address: &SocketAddr| match address {
+        SocketAddr::V4(address) => address.to_string(),
+        SocketAddr::V6(address) => format!("\"{address}\""),
+    };
+    let listen = quoted(&listen);
+    let endpoints: Vec<_> = endpoints.iter().map(quoted).collect();
     format!(
         "\
 listeners:
-- address: \"{listen}\"
+- address: {listen}
   routes:
   - match: {{ prefix: / }}
     cluster: sio
