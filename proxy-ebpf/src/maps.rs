@@ -6,6 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
 use proxy_common::abi::{DEFAULT_MAX_CONNS, FLOW_EVENTS_BYTES, SOCK_ENTRIES, SOCK_EVENTS_BYTES};
 use proxy_common::flow::{Conn, FlowKey4, FlowKey6, FlowRef};
+use proxy_common::packet::options::Walk;
 use proxy_common::sock::{SockCredit, SockFlow};
 use proxy_common::stat::Stat;
 
@@ -34,6 +35,11 @@ pub(crate) static STEER_EVENTS: RingBuf = RingBuf::with_byte_size(FLOW_EVENTS_BY
 /// Counters by [`Stat`]. Writers: the packet programs, each CPU its own. Reader: userspace.
 #[map]
 pub(crate) static STEER_STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Stat::ALL.len() as u32, 0);
+
+/// Room for the work on unusual TCP options, which the stack has not. Only `packet_ingress` uses it, from one packet to
+/// the next.
+#[map]
+pub(crate) static STEER_OPTIONS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
 
 /// Cookie of a source socket -> its *peer* socket. No program is attached here, so that being a
 /// target does not make a socket a source.

@@ -10,13 +10,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Config, Listener};
+use crate::config::{Config, Listener, SpliceMode};
 use crate::http::{self, Shared};
 use crate::routing;
 use crate::splice::Splicer;
 use crate::telemetry::Telemetry;
-use crate::upstream::Clusters;
 use crate::upstream::pool::Pool;
+use crate::upstream::ports::SourcePorts;
+use crate::upstream::{Clusters, mss};
 
 /// How long requests in flight may take to finish after the first signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,10 +56,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!(%address, "admin");
         always.spawn(Arc::clone(&admin).serve(socket));
     }
+    let splicer = Arc::new(Splicer::start(Arc::clone(&telemetry), &config)?);
+    let ports = if splicer.needs_source_ports() { source_ports(&config, &telemetry)? } else { None };
+    if splicer.needs_source_ports() {
+        limit_mss(&bound, &config);
+    }
     let shared = Arc::new(Shared {
         clusters: Arc::new(Clusters::new(&config, &telemetry)),
-        pool: Pool::new(&config, &telemetry),
-        splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config.splice)),
+        pool: Pool::new(&config, &telemetry, ports.as_ref()),
+        splicer: Arc::clone(&splicer),
         telemetry: Arc::clone(&telemetry),
         splice_mode: config.splice,
         node: routing::node_address(),
@@ -85,7 +91,33 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
         signal = stop.wait() => tracing::warn!(signal, "second signal, stopping at once"),
     }
+    splicer.stop();
     Ok(())
+}
+
+/// The ports of streams that the kernel is to carry; without any, streams are relayed.
+fn source_ports(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Option<SourcePorts>> {
+    let configured = config.packet_splice.source_ports.as_deref();
+    match SourcePorts::start(configured, telemetry) {
+        Ok(ports) => Ok(Some(ports)),
+        Err(error) if config.splice == SpliceMode::Packet => Err(error.into()),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "no source ports for the packet splice, streams are relayed");
+            Ok(None)
+        }
+    }
+}
+
+/// Has clients send only what endpoints can take, where packets may be passed on as they come.
+fn limit_mss(bound: &[(Listener, TcpListener)], config: &Config) {
+    for (listener, socket) in bound {
+        let Some(mss) = mss::for_listener(listener, config) else { continue };
+        match http::limit_mss(socket, mss) {
+            Ok(()) => tracing::debug!(listener = listener.name, mss, "largest segment that clients may send"),
+            Err(error) => tracing::warn!(listener = listener.name, mss, %error, "cannot limit the MSS"),
+        }
+    }
 }
 
 /// Binds every listener before any of them serves, so that a bad address stops the start.

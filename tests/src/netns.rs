@@ -59,6 +59,23 @@ impl NetNs {
         ip(&[&["-n", &self.name], args].concat())
     }
 
+    /// Runs `tc ARGS` inside.
+    ///
+    /// # Errors
+    /// With the command line and what it said.
+    pub fn tc(&self, args: &[&str]) -> Result<()> {
+        succeed("tc", &[&["-n", &self.name], args].concat())
+    }
+
+    /// The index of a device.
+    pub fn index_of(&self, device: &str) -> Result<u32> {
+        let name = std::ffi::CString::new(device).context("a device's name")?;
+        // SAFETY: the pointer is to a string that lives until the end of the call.
+        let index = self.run(|| unsafe { libc::if_nametoindex(name.as_ptr()) })?;
+        anyhow::ensure!(index != 0, "{} has no device {device}", self.name);
+        Ok(index)
+    }
+
     /// Makes the child that `command` will start live here.
     pub fn enter(&self, command: &mut Command) -> Result<()> {
         let handle = self.handle.try_clone().context("cannot duplicate a namespace's descriptor")?;
@@ -75,6 +92,23 @@ impl NetNs {
             inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
         entered.with_context(|| format!("cannot enter the namespace {}", self.name))
+    }
+
+    /// Writes a setting of this namespace, as `net.ipv4.tcp_sack`.
+    ///
+    /// # Errors
+    /// When there is no such setting, or it refuses `value`.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        // Which namespace is meant is decided by the thread that opens the file.
+        let written = self.run(|| fs::write(&path, value))?;
+        written.with_context(|| format!("cannot set {name} to {value} in {}", self.name))
+    }
+
+    /// Makes senders cut what leaves by `device` into single segments themselves, so that the programs
+    /// on its way see each of them, and not packets of up to 64 KiB.
+    pub fn without_super_packets(&self, device: &str) -> Result<()> {
+        self.ip(&["link", "set", device, "gso_max_segs", "1"])
     }
 
     /// Leaves the namespace standing when the guard is dropped.
@@ -148,8 +182,12 @@ fn delete(name: &str) {
 }
 
 fn ip(args: &[&str]) -> Result<()> {
-    let line = format!("ip {}", args.join(" "));
-    let output = Command::new("ip").args(args).output().with_context(|| format!("cannot run `{line}`"))?;
+    succeed("ip", args)
+}
+
+fn succeed(program: &str, args: &[&str]) -> Result<()> {
+    let line = format!("{program} {}", args.join(" "));
+    let output = Command::new(program).args(args).output().with_context(|| format!("cannot run `{line}`"))?;
     anyhow::ensure!(
         output.status.success(),
         "`{line}` failed: {}",

@@ -27,6 +27,15 @@ pub fn wstest_binary() -> Option<PathBuf> {
     named("STEER_WSTEST", "the Autobahn test suite")
 }
 
+/// Whether Debian's `nft` is there, which sets up firewalls.
+pub fn nft() -> bool {
+    let there = quiet("nft").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there {
+        skip("needs nft: apt-get install nftables");
+    }
+    there
+}
+
 /// A command for one of the programs in `tests/apps`, if its packages are installed.
 pub fn node_app(script: &str) -> Option<Command> {
     let apps = apps_directory();

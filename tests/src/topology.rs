@@ -5,10 +5,13 @@
 //!                                      10.71.2.1 ── 10.71.2.2 endpoint 1 ...
 //! ```
 //!
+//! and the same in IPv6: `fd71:0:0:N::1` and `::2`, where `10.71.N.1` and `.2` are. The proxy's ends of the
+//! links are the devices `clients` and `endpoint0`, `endpoint1` ...; the other ends are `eth0`.
+//!
 //! Each link is a veth pair with the kernel's default offloads. There are no routes between clients
 //! and endpoints: what arrives has passed the proxy.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
 
@@ -26,6 +29,8 @@ impl Topology {
     /// The proxy, as the clients see it.
     pub const PROXY: Ipv4Addr = Ipv4Addr::new(10, 71, 0, 1);
     pub const CLIENTS: Ipv4Addr = Ipv4Addr::new(10, 71, 0, 2);
+    pub const PROXY6: Ipv6Addr = v6(0, 1);
+    pub const CLIENTS6: Ipv6Addr = v6(0, 2);
 
     /// The test network with 0 to 250 endpoints; removes what crashed runs have left first.
     pub fn new(endpoints: u8) -> Result<Self> {
@@ -43,17 +48,26 @@ impl Topology {
                 .map(|i| NetNs::new(prefix, &format!("endpoint{i}")))
                 .collect::<Result<_>>()?,
         };
-        join(&topology.proxy, "clients", Self::PROXY, &topology.clients, Self::CLIENTS)?;
+        join(&topology.proxy, "clients", &topology.clients, 0)?;
         for (i, endpoint) in (0..).zip(&topology.endpoints) {
-            let near = Ipv4Addr::new(10, 71, i + 1, 1);
-            join(&topology.proxy, &format!("endpoint{i}"), near, endpoint, Self::endpoint(i))?;
+            join(&topology.proxy, &format!("endpoint{i}"), endpoint, i + 1)?;
         }
         Ok(topology)
     }
 
+    /// All namespaces.
+    pub fn all(&self) -> impl Iterator<Item = &NetNs> {
+        [&self.clients, &self.proxy].into_iter().chain(&self.endpoints)
+    }
+
     /// The address of the endpoint at `index`.
     pub const fn endpoint(index: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 71, index + 1, 2)
+        v4(index + 1, 2)
+    }
+
+    /// The IPv6 address of the endpoint at `index`.
+    pub const fn endpoint6(index: u8) -> Ipv6Addr {
+        v6(index + 1, 2)
     }
 
     /// The addresses of all endpoints with `port`, in order.
@@ -69,11 +83,21 @@ impl Topology {
     }
 }
 
-/// A veth pair: `link` in the proxy's namespace, `eth0` in the other.
-fn join(proxy: &NetNs, link: &str, near: Ipv4Addr, other: &NetNs, far: Ipv4Addr) -> Result<()> {
-    proxy.ip(&["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", other.name()])?;
-    for (netns, device, address) in [(proxy, link, near), (other, "eth0", far)] {
-        netns.ip(&["address", "add", &format!("{address}/24"), "dev", device])?;
+const fn v4(link: u8, host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 71, link, host)
+}
+
+const fn v6(link: u8, host: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd71, 0, 0, link as u16, 0, 0, 0, host as u16)
+}
+
+/// A veth pair: `device` in the proxy's namespace, `eth0` in the other; `link` numbers its networks.
+fn join(proxy: &NetNs, device: &str, other: &NetNs, link: u8) -> Result<()> {
+    proxy.ip(&["link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", other.name()])?;
+    for (netns, device, host) in [(proxy, device, 1), (other, "eth0", 2)] {
+        netns.ip(&["address", "add", &format!("{}/24", v4(link, host)), "dev", device])?;
+        // Without the second that it takes to look for another owner.
+        netns.ip(&["address", "add", &format!("{}/64", v6(link, host)), "dev", device, "nodad"])?;
         netns.ip(&["link", "set", device, "up"])?;
     }
     Ok(())
@@ -99,5 +123,9 @@ mod tests {
             assert!(topology.proxy.run(|| TcpStream::connect(address).is_ok()).unwrap());
             assert!(topology.clients.run(|| TcpStream::connect(address).is_err()).unwrap());
         }
+        let address = SocketAddr::from((Topology::endpoint6(1), 3000));
+        let _endpoint = topology.endpoints[1].run(|| TcpListener::bind(address).unwrap()).unwrap();
+        assert!(topology.proxy.run(|| TcpStream::connect(address).is_ok()).unwrap());
+        assert!(topology.clients.run(|| TcpStream::connect(address).is_err()).unwrap());
     }
 }

@@ -101,7 +101,7 @@ impl Net {
         };
         let flow = self.telemetry.flows.open(info);
         let mode = SpliceMode::Sockmap;
-        Session { downstream, upstream, to_upstream, to_downstream, mode, idle_timeout, flow }
+        Session { downstream, upstream, source: None, to_upstream, to_downstream, mode, idle_timeout, flow }
     }
 
     /// Splices fresh legs; the peers' ends are returned.

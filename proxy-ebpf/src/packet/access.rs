@@ -1,8 +1,11 @@
 //! Access to the packet and what the kernel knows about it.
 
+use core::hint::black_box;
+use core::ops::RangeInclusive;
+
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
-use proxy_common::packet::headers::{Ethernet, Ip};
+use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
 
 /// Where the TCP header starts behind an IP header without options.
 pub(super) const fn tcp_offset<I: Ip>() -> usize {
@@ -22,12 +25,28 @@ pub(super) fn at<T: Pod>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
     Some(start as *mut T)
 }
 
+/// What stands at `offset`, in place. As good as long as the pointer from [`at`].
+#[inline(always)]
+pub(super) fn view<T: Pod>(ctx: &TcContext, offset: usize) -> Option<&T> {
+    let place = at::<T>(ctx, offset)?;
+    // SAFETY: `at` has checked that the bytes belong to the packet, and every bit pattern is a `T`.
+    Some(unsafe { &*place })
+}
+
 /// A copy of what stands at `offset`.
 #[inline(always)]
 pub(super) fn read<T: Pod>(ctx: &TcContext, offset: usize) -> Option<T> {
-    let place = at::<T>(ctx, offset)?;
-    // SAFETY: `at` has checked that the bytes belong to the packet, and every bit pattern is a `T`.
-    Some(unsafe { place.read() })
+    view(ctx, offset).copied()
+}
+
+/// The IP header, with as many bytes behind it made linear as a TCP header has. `None` if the packet is shorter.
+#[inline(always)]
+pub(super) fn linear_ip<I: Ip>(ctx: &TcContext) -> Option<&I> {
+    let needed = tcp_offset::<I>() + Tcp::LEN;
+    if ctx.data() + needed > ctx.data_end() {
+        ctx.pull_data(needed as u32).ok()?;
+    }
+    view::<I>(ctx, Ethernet::LEN)
 }
 
 /// The network protocol, [`Ip::KIND`] if it is one of ours.
@@ -66,4 +85,12 @@ pub(super) fn is_for_us(ctx: &TcContext) -> bool {
     // SAFETY: as above.
     let vlan = unsafe { (*ctx.skb.skb).vlan_present };
     kind == PACKET_HOST && vlan == 0
+}
+
+/// `len`, if it is in the range, in a way that convinces the verifier too: the compiler can neither move the check to
+/// where the number came from, nor leave it out because of what it knows about that.
+#[inline(always)]
+pub(super) fn checked(len: u32, range: RangeInclusive<u32>) -> Option<u32> {
+    let len = black_box(len);
+    (*range.start() <= len && len <= *range.end()).then_some(len)
 }

@@ -17,7 +17,7 @@ use proxy_common::packet::copy::{HEADER_WORDS, HeaderCopy};
 use proxy_common::packet::headers::{Ethernet, Ip, Tcp, tcp_flags};
 use proxy_common::stat::Stat;
 
-use crate::packet::access::{self, at, read, tcp_offset};
+use crate::packet::access::{self, at, checked, read, tcp_offset};
 use crate::packet::flows::{Flows, Session};
 use crate::packet::forward::uncovered;
 use crate::packet::stats::count;
@@ -35,18 +35,6 @@ pub(super) fn is_copy(ctx: &TcContext) -> bool {
     access::mark(ctx) == copy_mark()
 }
 
-/// The verdict on a packet without a session.
-#[inline(always)]
-pub(super) fn unless_copy(ctx: &TcContext) -> i32 {
-    if is_copy(ctx) { late() } else { PASS }
-}
-
-#[inline(always)]
-fn late() -> i32 {
-    count(Stat::DropLateCopy);
-    DROP
-}
-
 /// Sends the local stack a copy of an acknowledgement, if the session asks for it.
 #[inline(always)]
 pub(super) fn offer(ctx: &TcContext, session: &Session, session_state: u32, tcp: u8) {
@@ -62,14 +50,14 @@ pub(super) fn offer(ctx: &TcContext, session: &Session, session_state: u32, tcp:
     count(if sent.is_ok() { Stat::Copied } else { Stat::CopyFailed });
 }
 
-/// The verdict on a copy: to the socket, cut to size.
-#[inline(always)]
-pub(super) fn deliver<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32) -> i32 {
-    if session_state != state::HAND_OVER {
-        return late();
-    }
-    let Some(rcv_nxt) = rcv_nxt::<I>(ctx) else { return late() };
-    let own_end = session.arriving().live.own_end;
+/// The verdict on a copy: to the socket, cut to size. Dropped if the hand-over is past, or its socket is gone. A function
+/// of its own in the program, which has its own stack then.
+#[inline(never)]
+pub(super) fn deliver<I: Flows>(ctx: &TcContext) -> i32 {
+    let Some((rcv_nxt, own_end)) = local_socket::<I>(ctx) else {
+        count(Stat::DropLateCopy);
+        return DROP;
+    };
     match trim::<I>(ctx, rcv_nxt, own_end) {
         Some(()) => {
             count(Stat::CopyPassed);
@@ -82,15 +70,25 @@ pub(super) fn deliver<I: Flows>(ctx: &TcContext, session: &Session, session_stat
     }
 }
 
-/// The sequence number that the local socket of the packet's connection expects; `None` if there is none any more (then
-/// the lookup finds the listener, and the stack would answer the copy with a RST).
+/// What the local socket of the packet's connection expects next and has been given to send, in a hand-over.
 #[inline(always)]
-fn rcv_nxt<I: Flows>(ctx: &TcContext) -> Option<u32> {
-    const TCP_LISTEN: u32 = 10;
+fn local_socket<I: Flows>(ctx: &TcContext) -> Option<(u32, u32)> {
     let ip = read::<I>(ctx, Ethernet::LEN)?;
     let tcp = read::<Tcp>(ctx, tcp_offset::<I>())?;
-    let mut tuple = ip.key(tcp.ports);
-    let socket = Found::look_up(ctx, (&raw mut tuple).cast(), size_of::<I::Key>() as u32)?;
+    let key = ip.key(tcp.ports);
+    let session = I::find(&key).and_then(Session::of)?;
+    if session.state() != state::HAND_OVER {
+        return None;
+    }
+    Some((rcv_nxt(ctx, key)?, session.arriving().live.own_end))
+}
+
+/// The sequence number that the local socket expects; `None` if there is none any more (then the lookup finds the
+/// listener, and the stack would answer the copy with a RST).
+#[inline(always)]
+fn rcv_nxt<K>(ctx: &TcContext, mut key: K) -> Option<u32> {
+    const TCP_LISTEN: u32 = 10;
+    let socket = Found::look_up(ctx, (&raw mut key).cast(), size_of::<K>() as u32)?;
     if socket.state() == TCP_LISTEN {
         return None;
     }
@@ -142,9 +140,7 @@ impl Drop for Found {
 #[inline(always)]
 fn trim<I: Ip>(ctx: &TcContext, rcv_nxt: u32, own_end: u32) -> Option<()> {
     let len = read::<Tcp>(ctx, tcp_offset::<I>())?.header_len();
-    if !(Tcp::LEN as u32..=HEADER_WORDS as u32 * 4).contains(&len) {
-        return None;
-    }
+    let len = checked(len, Tcp::LEN as u32..=HEADER_WORDS as u32 * 4)?;
     let end = tcp_offset::<I>() as u32 + len;
     // SAFETY: the context is that of the running program.
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, end, 0) } != 0 {
@@ -178,12 +174,10 @@ fn trim_header(
     if unsafe { bpf_skb_load_bytes(ctx.as_ptr(), offset, bytes, len) } != 0 {
         return None;
     }
-    let old = header;
-    trim(&mut header);
     let mut change = Difference::default();
-    for (old, new) in old.0.iter().zip(&header.0) {
-        change.replace(*old, *new);
-    }
+    header.0.iter().for_each(|word| change.replace(*word, 0));
+    trim(&mut header);
+    header.0.iter().for_each(|word| change.replace(0, *word));
     // SAFETY: as above.
     if unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset, bytes, len, 0) } != 0 {
         return None;

@@ -9,46 +9,31 @@ use proxy_common::flow::{DirFixed, event, flags, output, state};
 use proxy_common::packet::checksum::Difference;
 use proxy_common::packet::headers::{Ethernet, HeaderChange, Ip, Ipv6, Tcp};
 use proxy_common::packet::life::{self, Segment};
-use proxy_common::packet::rewrite::{self, Timestamps};
+use proxy_common::packet::options::Translation;
+use proxy_common::packet::rewrite;
 use proxy_common::stat::Stat;
 
-use crate::packet::access::{self, at, read, tcp_offset};
+use crate::packet::access::{self, at, tcp_offset, view};
 use crate::packet::copy;
 use crate::packet::flows::{Flows, Session};
 use crate::packet::stats::{count, report};
-use crate::packet::{DROP, PASS, icmp, options};
+use crate::packet::{DROP, PASS, options};
 
-/// The verdict on a packet that arrives.
-#[inline(always)]
+/// The verdict on a TCP packet that arrives. A function of its own in the program, as the others that [`packet_ingress`]
+/// calls: they need not share their stack then.
+///
+/// [`packet_ingress`]: crate::packet::packet_ingress
+#[inline(never)]
 pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
-    let Some(ip) = linear_ip::<I>(ctx) else { return PASS };
-    if !ip.is_plain_tcp() {
-        let control = ip.protocol() == I::ICMP;
-        return if control { icmp::translate(ctx).unwrap_or(PASS) } else { PASS };
-    }
-    let Some(tcp) = read::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
-    let Some(session) = I::find(&ip.key(tcp.ports)).and_then(Session::of) else {
-        return copy::unless_copy(ctx);
-    };
+    let Some(ip) = view::<I>(ctx, Ethernet::LEN).filter(|ip| ip.is_plain_tcp()) else { return PASS };
+    let Some(tcp) = view::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
+    let Some(session) = I::find(&ip.key(tcp.ports)).and_then(Session::of) else { return PASS };
     let session_state = session.state();
-    if copy::is_copy(ctx) {
-        return copy::deliver::<I>(ctx, &session, session_state);
-    }
     match session_state {
         state::OFF => pass(Stat::PassOff),
         state::DEAD => pass(Stat::PassDead),
-        _ => forward::<I>(ctx, &session, session_state, &ip, &tcp),
+        _ => forward::<I>(ctx, &session, session_state, ip, tcp),
     }
-}
-
-/// The IP header, with the TCP header made linear too if the packet has so many bytes.
-#[inline(always)]
-fn linear_ip<I: Ip>(ctx: &TcContext) -> Option<I> {
-    let needed = tcp_offset::<I>() + Tcp::LEN;
-    if ctx.data() + needed > ctx.data_end() {
-        ctx.pull_data(needed as u32).ok()?;
-    }
-    read::<I>(ctx, Ethernet::LEN)
 }
 
 #[inline(always)]
@@ -78,14 +63,16 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
         report(session, event::REUSED);
         return pass(Stat::Reused);
     }
+    // The views of the headers end here.
+    let header_len = tcp.header_len();
     copy::offer(ctx, session, session_state, tcp.flags);
 
-    let header_end = tcp_offset::<I>() + tcp.header_len() as usize;
+    let header_end = tcp_offset::<I>() + header_len as usize;
     if ctx.data() + header_end > ctx.data_end() && ctx.pull_data(header_end as u32).is_err() {
         return pass(Stat::PassShape);
     }
     let believed = observe(session, session_state, &segment);
-    match rewrite::<I>(ctx, session, session_state, tcp.header_len(), believed) {
+    match rewrite::<I>(ctx, session, session_state, header_len, believed) {
         Some(()) => {
             count(Stat::Spliced);
             leave(ctx, &session.arriving().fixed)
@@ -128,16 +115,12 @@ fn rewrite<I: Ip>(
     header_len: u32,
     believed: bool,
 ) -> Option<()> {
-    let timestamps = Timestamps::of(session.arriving(), session.other(), clock_ms);
-    let translation = options::Translation {
-        timestamps: (session.flags() & flags::TIMESTAMPS != 0).then_some(&timestamps),
-        sack: (session.flags() & flags::SACK != 0).then_some(session.arriving().fixed.ack_delta),
-    };
-    let options = options::translate::<I>(ctx, header_len, &translation)?;
+    let to = Translation::of(session.flags(), session.arriving(), session.other(), clock_ms);
+    let options = options::translate::<I>(ctx, header_len, &to)?;
     if let (Some(value), true) = (options.ts_value, believed) {
-        timestamps.note(session.arriving(), session_state, value);
+        to.timestamps.note(session.arriving(), session_state, value);
     }
-    headers::<I>(ctx, &session.arriving().fixed, session.flags() & flags::STRIP_ECN != 0, options.change)
+    headers::<I>(ctx, &session.arriving().fixed, to.has(flags::STRIP_ECN), options.change)
 }
 
 /// Rewrites all headers and checksums; `options` is what the TCP options have changed.

@@ -13,7 +13,10 @@ mod stats;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::packet::headers::{Ip, Ipv4, Ipv6};
+use proxy_common::packet::headers::{Ip, Ipv4, Ipv6, protocol};
+use proxy_common::packet::icmp::IcmpIp;
+
+use crate::packet::flows::Flows;
 
 /// Not for us: another program of the hook decides, and if there is none the packet goes on.
 pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
@@ -23,8 +26,19 @@ pub(crate) const DROP: i32 = TC_ACT_SHOT as i32;
 #[classifier]
 fn packet_ingress(ctx: TcContext) -> i32 {
     match access::kind(&ctx) {
-        Ipv4::KIND => forward::packet::<Ipv4>(&ctx),
-        Ipv6::KIND => forward::packet::<Ipv6>(&ctx),
+        Ipv4::KIND => arrival::<Ipv4>(&ctx),
+        Ipv6::KIND => arrival::<Ipv6>(&ctx),
+        _ => PASS,
+    }
+}
+
+#[inline(always)]
+fn arrival<I: Flows + IcmpIp>(ctx: &TcContext) -> i32 {
+    let Some(ip) = access::linear_ip::<I>(ctx) else { return PASS };
+    match ip.protocol() {
+        protocol::TCP if copy::is_copy(ctx) => copy::deliver::<I>(ctx),
+        protocol::TCP => forward::packet::<I>(ctx),
+        other if other == I::ICMP => icmp::packet::<I>(ctx),
         _ => PASS,
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::config::{self, Cluster, Config, Format, HashFunction, LbPolicy, Listener, LoadError};
+use crate::config::{self, Cluster, Config, Format, HashFunction, LbPolicy, Listener, LoadError, SpliceMode};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -39,6 +39,7 @@ fn print(args: &Args, format: Format, config: &Config) {
     for cluster in &config.clusters {
         println!("  {}", describe_cluster(cluster));
     }
+    println!("  upgraded streams: {}", describe_splice(config));
     match config.admin {
         Some(address) => println!("  admin on http://{address}"),
         None => println!("  no admin server"),
@@ -78,6 +79,16 @@ fn describe_cluster(cluster: &Cluster) -> String {
     format!("cluster {}: {}, {balancing}", cluster.name, count(cluster.endpoints.len(), "endpoint"))
 }
 
+fn describe_splice(config: &Config) -> String {
+    let packet = || format!("packet splice for up to {}", config.packet_splice.max_streams);
+    match config.splice {
+        SpliceMode::Auto => format!("{}, else relay", packet()),
+        SpliceMode::Packet => format!("{}, no start without it", packet()),
+        SpliceMode::Sockmap => "socket splice, else relay".to_owned(),
+        SpliceMode::Relay => "relay".to_owned(),
+    }
+}
+
 fn hash_name(function: HashFunction) -> &'static str {
     match function {
         HashFunction::XxHash => "xx_hash",
@@ -107,6 +118,7 @@ fn as_json(loaded: &Result<config::Loaded, LoadError>) -> serde_json::Value {
                 },
                 "endpoints": cluster.endpoints.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
+            "splice": config.splice.as_str(),
             "admin": config.admin,
             "warnings": config.warnings.iter().map(|warning| json!({
                 "line": warning.line, "column": warning.column, "text": warning.text,

@@ -3,6 +3,7 @@
 //! Exit codes: 0 fine, 1 failed at run time (for `check`: the file is bad), 2 wrong usage.
 
 mod check;
+mod flows;
 mod import;
 mod route;
 mod run;
@@ -22,6 +23,7 @@ pub struct Cli {
 enum Command {
     /// Check a configuration, without binding a port
     Check(check::Args),
+    Flows(flows::Args),
     /// Print a configuration, such as Envoy's, in Steer's own format
     Import(import::Args),
     /// Say where requests would go, without opening a socket
@@ -37,6 +39,7 @@ pub fn main() -> ExitCode {
     }
     match command {
         Command::Check(args) => check::run(&args),
+        Command::Flows(args) => exit_code(flows::run(&args)),
         Command::Import(args) => import::run(&args),
         Command::Route(args) => exit_code(route::run(&args)),
         Command::Run(run) => exit_code(run.run()),

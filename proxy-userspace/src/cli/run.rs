@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use clap::builder::PossibleValue;
 use clap::{ArgGroup, Args, ValueEnum};
 
 use crate::config::{self, Config, HashSource, SpliceMode};
@@ -38,7 +39,7 @@ pub(super) struct Run {
 
     /// How upgraded streams are carried; overrides the file
     #[arg(long, value_name = "MODE")]
-    splice: Option<Splice>,
+    splice: Option<SpliceMode>,
 
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: log::Format,
@@ -48,11 +49,14 @@ pub(super) struct Run {
     log_level: String,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Splice {
-    Auto,
-    Sockmap,
-    Relay,
+impl ValueEnum for SpliceMode {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.as_str()))
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -94,11 +98,7 @@ impl Run {
             config.admin = admin;
         }
         if let Some(splice) = self.splice {
-            config.splice = match splice {
-                Splice::Auto => SpliceMode::Auto,
-                Splice::Sockmap => SpliceMode::Sockmap,
-                Splice::Relay => SpliceMode::Relay,
-            };
+            config.splice = splice;
         }
         Ok(config)
     }

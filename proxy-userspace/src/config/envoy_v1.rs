@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::reader::{Field, Map};
 use super::{
-    Cluster, Config, Endpoint, HashFunction, HashPolicy, Health, HttpOptions, LbPolicy, Listener, PathMatch,
-    Route, SpliceMode, VirtualHost, hash_policy, listening, load_balancing, native,
+    Cluster, Config, Endpoint, HashFunction, HashPolicy, Health, HttpOptions, LbPolicy, Listener,
+    PacketSplice, PathMatch, Route, SpliceMode, VirtualHost, hash_policy, listening, load_balancing, native,
 };
 
 /// Where a bare fragment, which names no address, is served.
@@ -78,6 +78,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         clusters,
         admin: admin.map(|(_, address)| address),
         splice: SpliceMode::default(),
+        packet_splice: PacketSplice::default(),
         warnings: Vec::new(),
     })
 }
@@ -354,6 +355,7 @@ fn cluster(field: &Field<'_>) -> Option<Cluster> {
         connect_timeout: connect_timeout.map_or(native::DEFAULT_CONNECT_TIMEOUT, Duration::from_millis),
         endpoints,
         healthy_panic_threshold: native::DEFAULT_PANIC_THRESHOLD,
+        source_addresses: Vec::new(),
     })
 }
 

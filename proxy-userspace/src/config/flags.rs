@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    Cluster, Config, Endpoint, HashPolicy, HashSource, Health, HttpOptions, LbPolicy, Listener, PathMatch,
-    Route, SpliceMode, VirtualHost, load_balancing, native,
+    Cluster, Config, Endpoint, HashPolicy, HashSource, Health, HttpOptions, LbPolicy, Listener, PacketSplice,
+    PathMatch, Route, SpliceMode, VirtualHost, load_balancing, native,
 };
 
 /// One listener, one route that allows websocket, one ring over `backends`; the rest is the native
@@ -41,9 +41,11 @@ pub fn from_flags(listen: SocketAddr, backends: &[SocketAddr], hash: HashSource)
             connect_timeout: native::DEFAULT_CONNECT_TIMEOUT,
             endpoints: backends.iter().map(endpoint).collect(),
             healthy_panic_threshold: native::DEFAULT_PANIC_THRESHOLD,
+            source_addresses: Vec::new(),
         }],
         admin: Some(native::DEFAULT_ADMIN),
         splice: SpliceMode::default(),
+        packet_splice: PacketSplice::default(),
         warnings: Vec::new(),
     }
 }

@@ -13,6 +13,7 @@ mod listening;
 mod load;
 mod load_balancing;
 mod native;
+mod packet_splice;
 mod print;
 mod re2;
 mod reader;
@@ -21,7 +22,7 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use regex::bytes::Regex;
@@ -29,6 +30,7 @@ use regex::bytes::Regex;
 pub use error::{LoadError, Problem};
 pub use flags::from_flags;
 pub use load::{Format, Loaded, load, parse, read};
+pub use packet_splice::{Keepalive, PacketSplice};
 pub use print::to_yaml;
 
 /// Index into [`Config::clusters`].
@@ -42,6 +44,7 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// How upgraded streams are carried.
     pub splice: SpliceMode,
+    pub packet_splice: PacketSplice,
     /// What the file asks for and Steer does not honour, without harm to correctness.
     pub warnings: Vec<Warning>,
 }
@@ -58,13 +61,29 @@ pub struct Warning {
 /// Which path carries a stream after its 101.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SpliceMode {
-    /// The best path that works here.
+    /// The best path that works here: packet splice, else relay.
     #[default]
     Auto,
+    /// The same, but Steer does not start where packet splicing cannot be had.
+    Packet,
     /// Socket splice; streams that cannot be spliced are relayed.
     Sockmap,
     /// Always copy in userspace.
     Relay,
+}
+
+impl SpliceMode {
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Packet, Self::Sockmap, Self::Relay];
+
+    /// As files and flags name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Packet => "packet",
+            Self::Sockmap => "sockmap",
+            Self::Relay => "relay",
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -218,6 +237,9 @@ pub struct Cluster {
     pub endpoints: Vec<Endpoint>,
     /// Percent of healthy endpoints below which all of them are used. Default 50; 0 = never.
     pub healthy_panic_threshold: f64,
+    /// Where connections to endpoints come from; those of an endpoint's family share them. Empty: the
+    /// kernel's choice. Canonical, without duplicates.
+    pub source_addresses: Vec<IpAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

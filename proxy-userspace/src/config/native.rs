@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::reader::{Field, Map};
 use super::{
     Cluster, ClusterIndex, Config, Endpoint, HttpOptions, LbPolicy, Listener, PathMatch, Route, SpliceMode,
-    VirtualHost, hash_policy, listening, load_balancing,
+    VirtualHost, hash_policy, listening, load_balancing, packet_splice,
 };
 
 pub(super) const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
@@ -31,7 +31,11 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     let listeners = listeners.map(|list| list.items()).unwrap_or_default();
     listening::unique(listeners.iter().filter_map(|listener| listener.peek("name")), "listener");
     let admin = map.get("admin");
-    let splice = map.get("splice").and_then(|mode| mode.one_of_any_case(&SPLICE_MODES)).unwrap_or_default();
+    let splice = map
+        .get("splice")
+        .and_then(|mode| mode.one_of_any_case(&SpliceMode::ALL.map(|mode| (mode.as_str(), mode))))
+        .unwrap_or_default();
+    let packet_splice = map.get("packet_splice").and_then(|field| packet_splice::read(&field));
     map.finish();
 
     let mut servers = Vec::new();
@@ -55,11 +59,15 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         })
         .collect();
     listening::unique_addresses(&servers);
-    Some(Config { listeners, clusters, admin: admin_address, splice, warnings: Vec::new() })
+    Some(Config {
+        listeners,
+        clusters,
+        admin: admin_address,
+        splice,
+        packet_splice: packet_splice.unwrap_or_default(),
+        warnings: Vec::new(),
+    })
 }
-
-pub(super) const SPLICE_MODES: [(&str, SpliceMode); 3] =
-    [("auto", SpliceMode::Auto), ("sockmap", SpliceMode::Sockmap), ("relay", SpliceMode::Relay)];
 
 fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Option<Listener> {
     let map = field.map()?;
@@ -222,16 +230,20 @@ fn cluster(field: &Field<'_>) -> Option<Cluster> {
     let threshold = map.get("healthy_panic_threshold").and_then(|field| field.percent());
     let by_hostname = map.boolean("use_hostname_for_hashing").unwrap_or(false);
     let list = map.require("endpoints", "[10.0.0.1:3000, 10.0.0.2:3000]");
+    let sources = map.get("source_addresses");
     map.finish();
     let list = list?;
     let endpoints: Vec<_> = list.items().iter().filter_map(|item| endpoint(item, by_hostname)).collect();
     load_balancing::check_endpoints(&list, &endpoints);
+    let source_addresses =
+        sources.map(|list| packet_splice::source_addresses(&list, &endpoints)).unwrap_or_default();
     Some(Cluster {
         name: name?.to_owned(),
         lb_policy,
         connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
         endpoints,
         healthy_panic_threshold: threshold.unwrap_or(DEFAULT_PANIC_THRESHOLD),
+        source_addresses,
     })
 }
 

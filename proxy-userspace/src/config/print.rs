@@ -2,12 +2,13 @@
 //! default are left out, and so are warnings and the name of a listener's only virtual host.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::reader::reads_as_string;
 use super::{
     Cluster, Config, Endpoint, HashFunction, HashPolicy, HashSource, HeaderSource, Health, HttpOptions,
-    LbPolicy, Listener, PathMatch, Route, SpliceMode, load_balancing, native, re2,
+    Keepalive, LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, load_balancing, native, re2,
 };
 
 /// Writes `config` in the native format.
@@ -27,9 +28,9 @@ pub fn to_yaml(config: &Config) -> String {
         Some(address) => page.key(0, "admin", quote(&address.to_string())),
     }
     if config.splice != SpliceMode::default() {
-        let mode = native::SPLICE_MODES.iter().find(|(_, mode)| *mode == config.splice);
-        page.key(0, "splice", mode.map_or("auto", |(name, _)| name));
+        page.key(0, "splice", config.splice.as_str());
     }
+    page.packet_splice(&config.packet_splice);
     page.0
 }
 
@@ -68,6 +69,28 @@ impl Page {
                 }
             }
         }
+    }
+
+    fn packet_splice(&mut self, settings: &PacketSplice) {
+        let default = PacketSplice::default();
+        if *settings == default {
+            return;
+        }
+        let (s, d) = (settings, &default);
+        self.line(0, "packet_splice:");
+        self.differs("max_streams", &s.max_streams, &d.max_streams, u32::to_string);
+        self.differs("source_ports", &s.source_ports, &d.source_ports, |ranges| {
+            let range = |range: &RangeInclusive<u16>| format!("{}-{}", range.start(), range.end());
+            list(ranges.iter().flatten().map(range))
+        });
+        self.differs("hand_over_within", &s.hand_over_within, &d.hand_over_within, |time| duration(*time));
+        self.differs("keepalive", &s.keepalive, &d.keepalive, |keepalive| {
+            let Keepalive { time, interval, probes } = *keepalive;
+            format!("{{ time: {}, interval: {}, probes: {probes} }}", duration(time), duration(interval))
+        });
+        self.differs("linger", &s.linger, &d.linger, |time| duration(*time));
+        self.differs("mark", &s.mark, &d.mark, |mark| format!("{mark:#x}"));
+        self.differs("mss", &s.mss, &d.mss, |mss| mss.unwrap_or_default().to_string());
     }
 
     fn options(&mut self, options: &HttpOptions) {
@@ -160,6 +183,10 @@ impl Page {
         }
         if cluster.healthy_panic_threshold != native::DEFAULT_PANIC_THRESHOLD {
             self.key(2, "healthy_panic_threshold", cluster.healthy_panic_threshold);
+        }
+        if !cluster.source_addresses.is_empty() {
+            let addresses = cluster.source_addresses.iter().map(|address| quote(&address.to_string()));
+            self.key(2, "source_addresses", list(addresses));
         }
         self.line(2, if cluster.endpoints.is_empty() { "endpoints: []" } else { "endpoints:" });
         for endpoint in &cluster.endpoints {

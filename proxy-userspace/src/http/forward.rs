@@ -21,7 +21,7 @@ use super::fault::Fault;
 use super::upgrade::{self, Answer, Switched};
 use crate::routing::{self, Refusal, Routed};
 use crate::telemetry::flows::FlowInfo;
-use crate::upstream::connect::ConnectError;
+use crate::upstream::connect::{ConnectError, Connected};
 use crate::upstream::{Cluster, Pick};
 
 /// Answers one request: with the endpoint's response, or with Steer's own.
@@ -146,7 +146,7 @@ async fn switch(
     let connector = downstream.shared.pool.connector(routed.cluster);
     let method = head.method.clone();
     let request = Request::from_parts(head, Empty::<Bytes>::new());
-    let asked = upgrade::ask(connector, endpoint, request);
+    let asked = upgrade::ask(connector, endpoint, downstream.client_mss, request);
     match unless_failed(downstream, asked).await?? {
         Answer::Declined(response) => {
             Ok(to_client(downstream, routed, &method, response).map(Source::Endpoint))
@@ -160,7 +160,8 @@ async fn switch(
                 endpoint,
                 key_hash: routed.hash,
             });
-            downstream.exchange.switch(Switched { upstream, to_downstream, idle_timeout, flow });
+            let Connected { socket: upstream, source } = upstream;
+            downstream.exchange.switch(Switched { upstream, source, to_downstream, idle_timeout, flow });
             let response = response.map(|()| Full::default());
             Ok(to_client(downstream, routed, &method, response).map(Source::Steer))
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use prometheus::IntGauge;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
@@ -59,6 +60,11 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Announces no larger segments to the clients that connect from now on.
+pub fn limit_mss(socket: &TcpListener, mss: u16) -> io::Result<()> {
+    SockRef::from(socket).set_tcp_mss(mss.into())
 }
 
 /// Serves a listener until `drain` becomes true, and then until every request in flight has been

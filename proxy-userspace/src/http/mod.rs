@@ -33,7 +33,7 @@ use exchange::Exchange;
 use fault::Fault;
 
 pub use head::Malformed;
-pub use listener::{bind, serve};
+pub use listener::{bind, limit_mss, serve};
 
 /// What all listeners of a configuration share.
 #[derive(Debug)]
@@ -54,6 +54,8 @@ struct Downstream {
     listener: Arc<config::Listener>,
     shared: Arc<Shared>,
     connection: routing::Connection,
+    /// The largest segment that the client accepts, if a stream of its own should know.
+    client_mss: Option<u16>,
     server_name: HeaderValue,
     exchange: Arc<Exchange>,
 }

@@ -81,6 +81,7 @@ async fn serve_http(
         head_bytes: options.max_request_headers_bytes,
         headers: options.max_request_headers_count.min(MAX_HEADERS),
     };
+    let client_mss = front.shared.pool.client_mss(&client);
     let guard = Guard::new(client, limits, Arc::clone(&exchange));
     let downstream = Arc::new(Downstream {
         listener: Arc::clone(&front.config),
@@ -90,6 +91,7 @@ async fn serve_http(
             local: canonical(local),
             node: front.shared.node,
         },
+        client_mss,
         server_name: front.server_name.clone(),
         exchange: Arc::clone(&exchange),
     });
@@ -120,6 +122,7 @@ async fn serve_http(
             return Some(Session {
                 downstream: socket,
                 upstream: switched.upstream,
+                source: switched.source,
                 to_upstream: compact(&[&read_by_hyper, &held]),
                 to_downstream: compact(&[&switched.to_downstream]),
                 mode: front.shared.splice_mode,

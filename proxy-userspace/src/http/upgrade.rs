@@ -18,12 +18,15 @@ use tokio::net::TcpStream;
 use super::fault::Fault;
 use super::forward::{connect_fault, upstream_fault};
 use crate::telemetry::flows::FlowGuard;
-use crate::upstream::connect::{Connector, MAX_BUFFER};
+use crate::upstream::connect::{Connected, Connector, MAX_BUFFER};
+use crate::upstream::ports::Lease;
 
 /// The upstream half of a stream. The downstream half joins it when hyper has written the 101.
 #[derive(Debug)]
 pub(super) struct Switched {
     pub(super) upstream: TcpStream,
+    /// See [`Session::source`](crate::splice::Session::source).
+    pub(super) source: Option<Lease>,
     /// What the endpoint sent right behind its 101.
     pub(super) to_downstream: Bytes,
     pub(super) idle_timeout: Option<Duration>,
@@ -32,8 +35,8 @@ pub(super) struct Switched {
 
 /// An endpoint's answer to an upgrade.
 pub(super) enum Answer {
-    /// 101; the socket, and what was read from it behind the head.
-    Switched(Response<()>, TcpStream, Bytes),
+    /// 101; the connection, and what was read from it behind the head.
+    Switched(Response<()>, Connected, Bytes),
     /// Any other response.
     Declined(Response<Incoming>),
 }
@@ -42,9 +45,11 @@ pub(super) enum Answer {
 pub(super) async fn ask(
     connector: &Connector,
     endpoint: SocketAddr,
+    client_mss: Option<u16>,
     request: Request<Empty<Bytes>>,
 ) -> Result<Answer, Fault> {
-    let socket = connector.connect(endpoint).await.map_err(|error| connect_fault(&error))?;
+    let connected = connector.connect_stream(endpoint, client_mss).await;
+    let Connected { socket, source } = connected.map_err(|error| connect_fault(&error))?;
     let (mut sender, mut connection) = http1::Builder::new()
         .max_buf_size(MAX_BUFFER)
         .handshake(TokioIo::new(socket))
@@ -65,6 +70,7 @@ pub(super) async fn ask(
 
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         tokio::spawn(async move {
+            let _until_it_ends = source;
             if let Err(error) = connection.await {
                 tracing::debug!(%endpoint, %error, "the connection of a declined upgrade broke");
             }
@@ -74,5 +80,9 @@ pub(super) async fn ask(
     // An endpoint that says 101 has read the request, so none of it waits here to be written; and
     // hyper takes nothing behind the head for itself.
     let parts = connection.into_parts();
-    Ok(Answer::Switched(response.map(drop), parts.io.into_inner(), parts.read_buf))
+    Ok(Answer::Switched(
+        response.map(drop),
+        Connected { socket: parts.io.into_inner(), source },
+        parts.read_buf,
+    ))
 }

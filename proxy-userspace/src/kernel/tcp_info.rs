@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proxy_common::reason::Reason;
 
-/// The head of the kernel's `struct tcp_info`, as far as Linux 4.6 and anything newer has it.
+/// The head of the kernel's `struct tcp_info`. [`REQUIRED`] bytes of it are there since Linux 4.6, `snd_wnd` since 5.4.
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct RawTcpInfo {
@@ -38,7 +38,11 @@ struct RawTcpInfo {
     segs_in: u32,
     notsent_bytes: u32,
     min_rtt: u32,
+    data_segs_in_to_rcv_ooopack: [u32; 19],
+    snd_wnd: u32,
 }
+
+const REQUIRED: usize = offset_of!(RawTcpInfo, data_segs_in_to_rcv_ooopack);
 
 const _: () = {
     assert!(offset_of!(RawTcpInfo, options) == 5);
@@ -50,7 +54,9 @@ const _: () = {
     assert!(offset_of!(RawTcpInfo, bytes_acked) == 120);
     assert!(offset_of!(RawTcpInfo, bytes_received) == 128);
     assert!(offset_of!(RawTcpInfo, notsent_bytes) == 144);
-    assert!(size_of::<RawTcpInfo>() == 152);
+    assert!(REQUIRED == 152);
+    assert!(offset_of!(RawTcpInfo, snd_wnd) == 228);
+    assert!(size_of::<RawTcpInfo>() == 232);
 };
 
 /// `enum` of include/net/tcp_states.h.
@@ -106,7 +112,7 @@ impl TcpInfo {
         if result != 0 {
             return Err(io::Error::last_os_error());
         }
-        if (len as usize) < size_of::<RawTcpInfo>() {
+        if (len as usize) < REQUIRED {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's TCP_INFO is too short"));
         }
         Ok(Self(raw))
@@ -167,6 +173,11 @@ impl TcpInfo {
     fn scales(&self) -> [u8; 2] {
         let (low, high) = (self.0.scales & 0xf, self.0.scales >> 4);
         if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
+    }
+
+    /// The window that the peer offers, in bytes; 0 also on kernels before 5.4.
+    pub fn send_window(&self) -> u32 {
+        self.0.snd_wnd
     }
 
     /// The maximum segment size that we have announced to the peer, in bytes without any options.

@@ -1,6 +1,7 @@
 //! How an upgraded stream is carried once its 101 has been relayed. This module knows bytes and
 //! sockets, never HTTP; `http/` hands over a [`Session`] and does not learn which path takes it.
 
+pub mod packet;
 mod pipe;
 mod relay;
 pub mod sock;
@@ -12,16 +13,20 @@ use bytes::Bytes;
 use proxy_common::reason::Reason;
 use tokio::net::TcpStream;
 
+use self::packet::PacketSplice;
 use self::sock::SockSplice;
-use crate::config::SpliceMode;
+use crate::config::{Config, SpliceMode};
 use crate::telemetry::Telemetry;
 use crate::telemetry::flows::FlowGuard;
+use crate::upstream::ports::Lease;
 
 /// Two connected sockets whose bytes belong together, and what was already read from them.
 #[derive(Debug)]
 pub struct Session {
     pub downstream: TcpStream,
     pub upstream: TcpStream,
+    /// The source port of `upstream`, held while anything of the stream is left; `None`: the kernel chose it.
+    pub source: Option<Lease>,
     /// Read from `downstream`, not yet written to `upstream`.
     pub to_upstream: Bytes,
     /// Read from `upstream` (behind the 101), not yet written to `downstream`.
@@ -33,54 +38,98 @@ pub struct Session {
     pub flow: FlowGuard,
 }
 
+/// A session that a path did not take, whole, for the relay.
+#[derive(Debug)]
+pub struct Refused {
+    pub session: Session,
+    pub reason: Reason,
+}
+
 /// Carries sessions: decides on the path, and falls back to the relay with a counted reason.
 #[derive(Debug)]
 pub struct Splicer {
     telemetry: Arc<Telemetry>,
     pipes: pipe::Pipes,
     /// Or why it is not there.
+    packet: Result<Arc<PacketSplice>, Reason>,
     sock: Result<Arc<SockSplice>, Reason>,
 }
 
 impl Splicer {
-    /// Prepares what `mode` may need. A splice that cannot be had is no error, since the relay
-    /// carries everything; it is logged here, and counted for each stream. Must be called inside a
-    /// tokio runtime, and may block for some milliseconds.
-    pub fn start(telemetry: Arc<Telemetry>, mode: SpliceMode) -> Self {
-        let sock = match mode {
-            SpliceMode::Auto | SpliceMode::Relay => Err(Reason::SpliceOff),
-            SpliceMode::Sockmap => SockSplice::start(Arc::clone(&telemetry)).map_err(|error| {
-                let reason = error.reason();
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, reason = reason.as_str(), "no socket splice, streams are relayed");
-                reason
-            }),
+    /// Prepares what the configured mode may need. A splice that cannot be had is no error unless the mode insists on
+    /// it, since the relay carries everything; it is logged here, and counted for each stream. Must be called
+    /// inside a tokio runtime, and may block for some milliseconds.
+    ///
+    /// # Errors
+    /// The mode is [`SpliceMode::Packet`], and there is no packet splice.
+    pub fn start(telemetry: Arc<Telemetry>, config: &Config) -> Result<Self, packet::StartError> {
+        let mut splicer = Self {
+            telemetry: Arc::clone(&telemetry),
+            pipes: pipe::Pipes::new(pipe::MAX_PIPES),
+            packet: Err(Reason::SpliceOff),
+            sock: Err(Reason::SpliceOff),
         };
-        Self { telemetry, pipes: pipe::Pipes::new(pipe::MAX_PIPES), sock }
+        match config.splice {
+            SpliceMode::Relay => {}
+            SpliceMode::Packet => splicer.packet = Ok(PacketSplice::start(telemetry, &config.packet_splice)?),
+            SpliceMode::Auto => {
+                let started = PacketSplice::start(telemetry, &config.packet_splice);
+                splicer.packet = started.map_err(|error| {
+                    let reason = error.reason();
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, reason = reason.as_str(), "no packet splice, streams are relayed");
+                    reason
+                });
+            }
+            SpliceMode::Sockmap => {
+                splicer.sock = SockSplice::start(telemetry).map_err(|error| {
+                    let reason = error.reason();
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, reason = reason.as_str(), "no socket splice, streams are relayed");
+                    reason
+                });
+            }
+        }
+        Ok(splicer)
     }
 
-    /// Carries a session to its end. Dropping the future ends the stream at once: both sockets are
-    /// closed, and the flow counts as reset.
+    /// Whether streams need source ports of their own, since the kernel may get to carry them.
+    pub fn needs_source_ports(&self) -> bool {
+        self.packet.is_ok()
+    }
+
+    /// Carries a session until it has ended, or needs nothing of userspace any more. Dropping the future ends the stream
+    /// at once: both sockets are closed, and the flow counts as reset.
     pub async fn carry(&self, session: Session) {
-        let session = match session.mode {
-            SpliceMode::Auto | SpliceMode::Relay => session,
-            SpliceMode::Sockmap => match self.spliced(session).await {
-                Ok(()) => return,
-                Err(refused) => {
-                    let reason = refused.reason.as_str();
-                    self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason]).inc();
-                    refused.session
-                }
+        let carried = match session.mode {
+            SpliceMode::Relay => return self.relay(session).await,
+            SpliceMode::Auto | SpliceMode::Packet => match &self.packet {
+                // Boxed, so that a relayed stream's task does not keep room for it.
+                Ok(packet) => Box::pin(packet.carry(session)).await,
+                Err(reason) => Err(Box::new(Refused { session, reason: *reason })),
+            },
+            SpliceMode::Sockmap => match &self.sock {
+                Ok(sock) => sock.carry(session).await,
+                Err(reason) => Err(Box::new(Refused { session, reason: *reason })),
             },
         };
+        if let Err(refused) = carried {
+            let Refused { session, reason } = *refused;
+            self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason.as_str()]).inc();
+            session.flow.set_reason(reason);
+            self.relay(session).await;
+        }
+    }
+
+    async fn relay(&self, session: Session) {
         session.flow.set_path(Path::Relay);
         relay::run(session, &self.pipes).await;
     }
 
-    async fn spliced(&self, session: Session) -> Result<(), Box<sock::Refused>> {
-        match &self.sock {
-            Ok(sock) => sock.carry(session).await,
-            Err(reason) => Err(Box::new(sock::Refused { session, reason: *reason })),
+    /// Ends the streams that need nothing of userspace: for the end of the process.
+    pub fn stop(&self) {
+        if let Ok(packet) = &self.packet {
+            packet.stop();
         }
     }
 }
@@ -90,15 +139,17 @@ impl Splicer {
 pub enum Path {
     Relay,
     Sockmap,
+    Packet,
 }
 
 impl Path {
-    pub const ALL: [Self; 2] = [Self::Relay, Self::Sockmap];
+    pub const ALL: [Self; 3] = [Self::Relay, Self::Sockmap, Self::Packet];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Relay => "relay",
             Self::Sockmap => "sockmap",
+            Self::Packet => "packet",
         }
     }
 }
@@ -142,7 +193,12 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_is_refused_is_relayed_and_counted() {
         let telemetry = Telemetry::new();
-        let splicer = Splicer::start(Arc::clone(&telemetry), SpliceMode::Relay);
+        let splicer = Splicer {
+            telemetry: Arc::clone(&telemetry),
+            pipes: pipe::Pipes::new(1),
+            packet: Err(Reason::NoCapability),
+            sock: Err(Reason::SpliceOff),
+        };
         let ((mut client, downstream), (mut backend, upstream)) = (connected().await, connected().await);
         let flow = telemetry.flows.open(FlowInfo {
             client: client.local_addr().unwrap(),
@@ -153,9 +209,10 @@ mod tests {
         let session = Session {
             downstream,
             upstream,
+            source: None,
             to_upstream: Bytes::from_static(b"early, "),
             to_downstream: Bytes::new(),
-            mode: SpliceMode::Sockmap,
+            mode: SpliceMode::Auto,
             idle_timeout: None,
             flow,
         };
@@ -167,7 +224,7 @@ mod tests {
         assert_eq!(got, b"early, late");
         drop((client, backend));
         carried.await.unwrap();
-        let refused = telemetry.metrics.splice_fallbacks.with_label_values(&["splice_off"]).get();
+        let refused = telemetry.metrics.splice_fallbacks.with_label_values(&["no_capability"]).get();
         assert_eq!(refused, 1);
     }
 }

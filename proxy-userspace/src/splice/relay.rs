@@ -160,7 +160,7 @@ enum Copied {
 
 /// Reads once and writes it at once, as far as `to` takes it.
 fn copy_once(from: &TcpStream, to: &TcpStream, moved: impl Fn(u64)) -> Result<Copied, Broken> {
-    SCRATCH.with_borrow_mut(|scratch| {
+    with_scratch(|scratch| {
         let read = match try_read(from, scratch) {
             Ok(0) => return Ok(Copied::Fin),
             Ok(read) => read,
@@ -181,6 +181,11 @@ fn copy_once(from: &TcpStream, to: &TcpStream, moved: impl Fn(u64)) -> Result<Co
             Ok(Copied::Part { read, rest: scratch[written..read].into() })
         }
     })
+}
+
+/// Lends the buffer that all streams of the thread share.
+pub(super) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| work(scratch))
 }
 
 /// Writes all of `bytes`, waiting as long as it takes.
@@ -242,7 +247,7 @@ async fn pump_bulk(
 /// Reads what is there. A read that does not fill `buffer` has emptied the socket, so its readiness
 /// is forgotten: epoll is edge-triggered and tells of whatever comes after the read. That saves a
 /// second read, only to be told EAGAIN, for each message.
-fn try_read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn try_read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     let mut read = 0;
     let result = from.try_io(Interest::READABLE, || {
         read = socket_read(from, buffer)?;
@@ -252,7 +257,7 @@ fn try_read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Writes what `to` takes, which is at least one byte; forgets readiness as [`try_read`] does.
-fn try_write(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+pub(super) fn try_write(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     let mut written = 0;
     let result = to.try_io(Interest::WRITABLE, || {
         written = socket2::SockRef::from(to).send(bytes)?;
@@ -265,12 +270,12 @@ fn socket_read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     io::Read::read(&mut &*socket2::SockRef::from(from), buffer)
 }
 
-fn would_block(error: &io::Error) -> bool {
+pub(super) fn would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
 
 /// Makes `close()` send RST. A socket that refuses the option is broken already, which is as good.
-fn reset_on_close(stream: &TcpStream) {
+pub(super) fn reset_on_close(stream: &TcpStream) {
     let _broken_already = stream.set_zero_linger();
 }
 

@@ -24,7 +24,7 @@ use tokio::time::sleep;
 use self::gauge::MapEntries;
 use self::lane::{Lane, Socket};
 use self::watch::Watch;
-use super::{End, Path, Session};
+use super::{End, Path, Refused, Session};
 use crate::kernel::loader::{self, LoadError, SockPrograms};
 use crate::kernel::maps::{Entries, SockMaps};
 use crate::kernel::probe::{self, ProbeError};
@@ -51,13 +51,6 @@ impl StartError {
             Self::Watch(_) => Reason::KernelRefused,
         }
     }
-}
-
-/// A session that was not spliced, whole and untouched, for the relay.
-#[derive(Debug)]
-pub struct Refused {
-    pub session: Session,
-    pub reason: Reason,
 }
 
 /// One for the process. Dropping it takes the programs out of the kernel.
@@ -109,7 +102,7 @@ impl SockSplice {
             Ok(enrolled) => enrolled,
             Err(reason) => return Err(Box::new(Refused { session, reason })),
         };
-        let Session { downstream, upstream, to_upstream, to_downstream, mode: _, idle_timeout, flow } =
+        let Session { downstream, upstream, source, to_upstream, to_downstream, mode: _, idle_timeout, flow } =
             session;
         flow.flow().set_kernel_bytes(Arc::clone(&enrolled.bytes) as Arc<dyn KernelBytes>);
         let surplus = [to_upstream, to_downstream];
@@ -121,6 +114,7 @@ impl SockSplice {
             _ => End::Reset,
         };
         drop(enrolled);
+        drop(source);
         flow.ended(end);
         Ok(())
     }
@@ -236,6 +230,7 @@ impl Shared<'_> {
     }
 
     fn count(&self, reason: Reason) {
+        self.flow.set_reason(reason);
         let metrics = &self.splice.telemetry.metrics;
         metrics.splice_fallbacks.with_label_values(&[reason.as_str()]).inc();
         if reason == Reason::Gated {

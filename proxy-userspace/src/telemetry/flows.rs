@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use prometheus::{IntCounterVec, IntGaugeVec};
+use proxy_common::reason::Reason;
 use serde::Serialize;
 use slab::Slab;
 
@@ -38,6 +39,8 @@ pub struct Flow {
     opened: Instant,
     opened_at: SystemTime,
     path: AtomicU8,
+    /// [`Reason::number`]; 0 = none.
+    reason: AtomicU32,
     /// Payload bytes moved by userspace.
     to_upstream: AtomicU64,
     to_downstream: AtomicU64,
@@ -65,6 +68,18 @@ impl Flow {
         Path::ALL[usize::from(self.path.load(Ordering::Relaxed))]
     }
 
+    /// When the stream was opened.
+    pub fn opened_unix_ms(&self) -> u64 {
+        let since = self.opened_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Why the stream is not on a better path, or not all of it; `None` also while it is not decided.
+    pub fn reason(&self) -> Option<Reason> {
+        let number = self.reason.load(Ordering::Relaxed);
+        Reason::ALL.iter().copied().find(|reason| reason.number() == number)
+    }
+
     /// `[to upstream, to downstream]`
     pub fn bytes(&self) -> [u64; 2] {
         let kernel = self.kernel.get().map_or([0, 0], |source| source.carried());
@@ -83,6 +98,7 @@ impl Flow {
             endpoint: self.info.endpoint,
             key_hash: self.info.key_hash.map(|hash| format!("{hash:016x}")),
             path: self.path().as_str(),
+            reason: self.reason().map(Reason::as_str),
             opened_unix_seconds: self
                 .opened_at
                 .duration_since(SystemTime::UNIX_EPOCH)
@@ -104,6 +120,8 @@ pub struct FlowView {
     /// 16 hex digits.
     pub key_hash: Option<String>,
     pub path: &'static str,
+    /// Why not a better path.
+    pub reason: Option<&'static str>,
     pub opened_unix_seconds: f64,
     pub age_seconds: f64,
     pub bytes_to_upstream: u64,
@@ -147,6 +165,7 @@ impl Flows {
             opened: Instant::now(),
             opened_at: SystemTime::now(),
             path: AtomicU8::new(index_of(Path::Relay)),
+            reason: AtomicU32::new(0),
             to_upstream: AtomicU64::new(0),
             to_downstream: AtomicU64::new(0),
             kernel: OnceLock::new(),
@@ -219,6 +238,11 @@ impl FlowGuard {
         gauge(path).inc();
     }
 
+    /// Says why the stream is not on a better path.
+    pub fn set_reason(&self, reason: Reason) {
+        self.flow.reason.store(reason.number(), Ordering::Relaxed);
+    }
+
     /// Says how the stream ended; without a word it counts as a reset.
     pub fn ended(mut self, end: End) {
         self.end = end;
@@ -239,6 +263,7 @@ impl Drop for FlowGuard {
             cluster,
             endpoint = %self.flow.info.endpoint,
             path,
+            reason = self.flow.reason().map(Reason::as_str),
             end = self.end.as_str(),
             seconds = self.flow.opened.elapsed().as_secs_f64(),
             to_upstream,
@@ -285,6 +310,9 @@ mod tests {
         let view = rows[0].view();
         assert_eq!((view.path, view.bytes_to_upstream, view.bytes_to_downstream), ("sockmap", 7, 0));
         assert_eq!(view.key_hash.as_deref(), Some("ef46db3751d8e999"));
+        assert_eq!(view.reason, None);
+        guard.set_reason(Reason::Mss);
+        assert_eq!(rows[0].view().reason, Some("mss"));
         assert_eq!(telemetry.metrics.streams.with_label_values(&["sio", "relay"]).get(), 0);
         assert_eq!(telemetry.metrics.streams.with_label_values(&["sio", "sockmap"]).get(), 1);
         let published = || telemetry.metrics.stream_bytes.with_label_values(&["sio", "to_upstream"]).get();

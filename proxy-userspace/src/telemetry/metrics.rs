@@ -23,6 +23,10 @@ pub struct Metrics {
     pub stream_bytes: IntCounterVec,
     pub splice_fallbacks: IntCounterVec,
     pub sock_gated: IntCounterVec,
+    pub packet_streams: IntGaugeVec,
+    pub source_ports: IntGaugeVec,
+    pub hand_overs: IntCounterVec,
+    pub hand_over_seconds: Histogram,
 }
 
 impl Metrics {
@@ -114,6 +118,33 @@ impl Metrics {
                 "steer_sock_splice_gated_total",
                 "Directions that left the socket splice for the relay because their reader fell behind.",
                 &["cluster"],
+            ),
+            packet_streams: gauge(
+                "steer_packet_streams",
+                "Records of the packet splice: used, and how many there are room for (limit).",
+                &["kind"],
+            ),
+            source_ports: gauge(
+                "steer_source_ports",
+                "Source ports for streams to the endpoint, over all source addresses: used, and all there are (limit).",
+                &["endpoint", "kind"],
+            ),
+            hand_overs: counter(
+                "steer_hand_overs_total",
+                "Streams handed to the packet splice: while they were quiet, while they were busy, or failed.",
+                &["how"],
+            ),
+            hand_over_seconds: registered(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "steer_hand_over_duration_seconds",
+                        "From the decision for the packet splice to the end of the stream's sockets.",
+                    )
+                    .buckets(vec![
+                        0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+                    ]),
+                ),
             ),
             registry,
         };

@@ -215,6 +215,7 @@ mod tests {
             connect_timeout: Duration::from_secs(5),
             endpoints,
             healthy_panic_threshold: 50.0,
+            source_addresses: Vec::new(),
         };
         Cluster::new(&config, telemetry)
     }

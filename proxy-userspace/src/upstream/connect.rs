@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,15 +10,34 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use prometheus::IntCounter;
+use rand::seq::IteratorRandom as _;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
+use super::ports::{Lease, SourcePorts};
+use crate::config;
 use crate::telemetry::Telemetry;
 
 /// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.
 pub const MAX_BUFFER: usize = 64 * 1024;
+
+/// Source ports that are tried for one connection, should somebody else on this host use them.
+const PORT_TRIES: usize = 8;
+/// What `TCP_MAXSEG` takes (TCP_MIN_MSS and MAX_TCP_WINDOW, net/ipv4/tcp.c).
+pub(super) const MIN_MSS: u16 = 88;
+pub(super) const MAX_MSS: u16 = 32767;
+
+/// A connection that is to become a stream.
+#[derive(Debug)]
+pub struct Connected {
+    pub socket: TcpStream,
+    /// Its source port, to be kept for the stream's life; `None`: the kernel chose one.
+    pub source: Option<Lease>,
+}
 
 /// Connects to the endpoints of one cluster, and counts how that goes.
 #[derive(Debug, Clone)]
@@ -29,6 +48,9 @@ pub struct Connector {
 #[derive(Debug)]
 struct Inner {
     timeout: Duration,
+    /// See [`config::Cluster::source_addresses`].
+    sources: Vec<IpAddr>,
+    ports: Option<SourcePorts>,
     ok: IntCounter,
     refused: IntCounter,
     timed_out: IntCounter,
@@ -52,11 +74,16 @@ pub enum ConnectError {
 }
 
 impl Connector {
-    pub fn new(cluster: &str, timeout: Duration, telemetry: &Telemetry) -> Self {
-        let counter = |result| telemetry.metrics.upstream_connects.with_label_values(&[cluster, result]);
+    /// With `ports`, [streams](Self::connect_stream) are given source ports.
+    pub fn new(cluster: &config::Cluster, telemetry: &Telemetry, ports: Option<SourcePorts>) -> Self {
+        let name = cluster.name.as_str();
+        cluster.source_addresses.iter().for_each(|source| warn_if_absent(name, *source));
+        let counter = |result| telemetry.metrics.upstream_connects.with_label_values(&[name, result]);
         Self {
             inner: Arc::new(Inner {
-                timeout,
+                timeout: cluster.connect_timeout,
+                sources: cluster.source_addresses.clone(),
+                ports,
                 ok: counter("ok"),
                 refused: counter("refused"),
                 timed_out: counter("timeout"),
@@ -67,9 +94,78 @@ impl Connector {
 
     /// A new connection, [prepared](prepare).
     pub async fn connect(&self, endpoint: SocketAddr) -> Result<TcpStream, ConnectError> {
-        let Inner { timeout, ok, refused, timed_out, failed } = &*self.inner;
+        let endpoint = canonical(endpoint);
+        self.counted(endpoint, self.connect_from_any_port(endpoint)).await
+    }
+
+    /// A new connection for a stream, [prepared](prepare). Where streams have source ports of their own it has
+    /// one, as long as there are any, and the endpoint is told to send no larger segments than the client
+    /// accepts (`client_mss`, without the options of a segment).
+    pub async fn connect_stream(
+        &self,
+        endpoint: SocketAddr,
+        client_mss: Option<u16>,
+    ) -> Result<Connected, ConnectError> {
+        let endpoint = canonical(endpoint);
+        let mut source = None;
+        let socket = self.counted(endpoint, async {
+            for _ in 0..PORT_TRIES {
+                let Some(lease) = self.lease(endpoint) else { break };
+                match connect_from(lease.address(), endpoint, client_mss).await? {
+                    Some(socket) => {
+                        source = Some(lease);
+                        return Ok(socket);
+                    }
+                    None => lease.give_back_foreign(),
+                }
+            }
+            self.connect_from_any_port(endpoint).await
+        });
+        let socket = socket.await?;
+        Ok(Connected { socket, source })
+    }
+
+    /// A source port towards the endpoint, if there is any.
+    fn lease(&self, endpoint: SocketAddr) -> Option<Lease> {
+        let ports = self.inner.ports.as_ref()?;
+        if matches!(endpoint.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local()) {
+            // Its source would need a scope, which a lease has not.
+            return None;
+        }
+        let mut sources: Vec<_> = self.sources(endpoint).collect();
+        if sources.is_empty() {
+            sources.extend(route_source(endpoint).ok());
+        }
+        ports.lease_any(&sources, endpoint).ok()
+    }
+
+    /// The configured source addresses for an endpoint.
+    fn sources(&self, endpoint: SocketAddr) -> impl Iterator<Item = IpAddr> {
+        let family = endpoint.is_ipv4();
+        self.inner.sources.iter().copied().filter(move |source| source.is_ipv4() == family)
+    }
+
+    /// Connects from a port of the kernel's choice, and from one of the configured source addresses.
+    async fn connect_from_any_port(&self, endpoint: SocketAddr) -> io::Result<TcpStream> {
+        let Some(source) = self.sources(endpoint).choose(&mut rand::rng()) else {
+            return TcpStream::connect(endpoint).await;
+        };
+        let socket = socket_for(endpoint)?;
+        // The port is chosen by connect, which knows that one serves several endpoints.
+        setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        socket.bind(SocketAddr::new(source, 0))?;
+        socket.connect(endpoint).await
+    }
+
+    /// Waits for a connection, but not for ever, and counts how that went.
+    async fn counted(
+        &self,
+        endpoint: SocketAddr,
+        connect: impl Future<Output = io::Result<TcpStream>>,
+    ) -> Result<TcpStream, ConnectError> {
+        let Inner { timeout, ok, refused, timed_out, failed, .. } = &*self.inner;
         let opened = async {
-            let socket = TcpStream::connect(endpoint).await?;
+            let socket = connect.await?;
             prepare(&socket)?;
             io::Result::Ok(socket)
         };
@@ -97,6 +193,62 @@ impl Connector {
             }
         }
     }
+}
+
+/// Connects from just this address and port, which connections to other endpoints may use, too. `None`: a
+/// listener has the port, or a connection to the same endpoint.
+async fn connect_from(
+    source: SocketAddr,
+    endpoint: SocketAddr,
+    mss: Option<u16>,
+) -> io::Result<Option<TcpStream>> {
+    let socket = socket_for(endpoint)?;
+    socket.set_reuseaddr(true)?;
+    // An endpoint cannot be told of more, nor does it need to be: loopback alone has such large segments.
+    if let Some(mss) = mss.filter(|mss| *mss <= MAX_MSS) {
+        SockRef::from(&socket).set_tcp_mss(mss.max(MIN_MSS).into())?;
+    }
+    match socket.bind(source) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(None),
+        bound => bound?,
+    }
+    match socket.connect(endpoint).await {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(None),
+        connected => connected.map(Some),
+    }
+}
+
+fn socket_for(endpoint: SocketAddr) -> io::Result<TcpSocket> {
+    if endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+}
+
+/// An IPv4 endpoint, if it is one in an IPv6 address.
+fn canonical(endpoint: SocketAddr) -> SocketAddr {
+    match endpoint.ip().to_canonical() {
+        ip if ip == endpoint.ip() => endpoint,
+        ip => SocketAddr::new(ip, endpoint.port()),
+    }
+}
+
+/// It may yet come, as addresses do that move between hosts.
+fn warn_if_absent(cluster: &str, source: IpAddr) {
+    if let Err(error) = UdpSocket::bind((source, 0)) {
+        tracing::warn!(
+            cluster,
+            %source,
+            %error,
+            "cannot connect from this source address: give it to the host (ip addr add), or remove it"
+        );
+    }
+}
+
+/// The address that the kernel would connect from. Sends nothing.
+fn route_source(endpoint: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr =
+        if endpoint.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(endpoint)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// What both sides' connections have in common: no delay for small writes, and a peer that has vanished
@@ -129,3 +281,6 @@ impl tower_service::Service<Uri> for Connector {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

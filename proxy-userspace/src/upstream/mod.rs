@@ -2,7 +2,9 @@
 
 mod cluster;
 pub mod connect;
+pub mod mss;
 pub mod pool;
+pub mod ports;
 
 use std::sync::Arc;
 

@@ -8,9 +8,12 @@ use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::net::TcpStream;
 
 use super::connect::{Connector, MAX_BUFFER};
+use super::ports::SourcePorts;
 use crate::config::{ClusterIndex, Config};
+use crate::kernel::tcp_info::TcpInfo;
 use crate::telemetry::Telemetry;
 
 /// Shorter than the 5 s after which Node's HTTP server (socket.io's) closes an idle connection, so
@@ -18,11 +21,15 @@ use crate::telemetry::Telemetry;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections kept for each endpoint.
 const MAX_IDLE: usize = 256;
+/// Bytes, with the two that align it.
+const TIMESTAMP_OPTION: u32 = 12;
 
 /// One pool for each cluster.
 #[derive(Debug)]
 pub struct Pool {
     clusters: Vec<Cluster>,
+    /// Whether streams are given source ports.
+    own_ports: bool,
 }
 
 #[derive(Debug)]
@@ -32,9 +39,10 @@ struct Cluster {
 }
 
 impl Pool {
-    pub fn new(config: &Config, telemetry: &Telemetry) -> Self {
+    /// With `ports`, upgraded streams are given source ports of their own.
+    pub fn new(config: &Config, telemetry: &Telemetry, ports: Option<&SourcePorts>) -> Self {
         let cluster = |cluster: &crate::config::Cluster| {
-            let connector = Connector::new(&cluster.name, cluster.connect_timeout, telemetry);
+            let connector = Connector::new(cluster, telemetry, ports.cloned());
             let client = Client::builder(TokioExecutor::new())
                 .set_host(false)
                 .pool_timer(TokioTimer::new())
@@ -44,12 +52,24 @@ impl Pool {
                 .build(connector.clone());
             Cluster { connector, client }
         };
-        Self { clusters: config.clusters.iter().map(cluster).collect() }
+        Self { clusters: config.clusters.iter().map(cluster).collect(), own_ports: ports.is_some() }
     }
 
     /// For connections outside the pool.
     pub fn connector(&self, cluster: ClusterIndex) -> &Connector {
         &self.clusters[cluster].connector
+    }
+
+    /// The largest segment that a client accepts, if that is of interest to
+    /// [`connect_stream`](Connector::connect_stream).
+    pub fn client_mss(&self, client: &TcpStream) -> Option<u16> {
+        if !self.own_ports {
+            return None;
+        }
+        let info = TcpInfo::of(client).ok()?;
+        // What is sent to it has less room for data, by the option that every segment carries.
+        let options = if info.options().timestamps { TIMESTAMP_OPTION } else { 0 };
+        Some(u16::try_from(info.send_mss() + options).unwrap_or(u16::MAX))
     }
 
     /// Sends a request with an origin-form target on an idle connection to `endpoint`, or on a new

@@ -9,7 +9,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use steer::config::{
     Cluster, Config, Endpoint, HashFunction, HashPolicy, HashSource, HeaderSource, Health, HttpOptions,
-    LbPolicy, Listener, PathMatch, Route, SpliceMode, VirtualHost,
+    LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, VirtualHost,
 };
 use steer::http::{self, Shared};
 use steer::splice::Splicer;
@@ -113,9 +113,11 @@ impl Setup {
                     })
                     .collect(),
                 healthy_panic_threshold: 50.0,
+                source_addresses: Vec::new(),
             }],
             admin: None,
             splice: SpliceMode::Relay,
+            packet_splice: PacketSplice::default(),
             warnings: Vec::new(),
         };
         Steer::start(&config, self.small_send_buffers)
@@ -127,8 +129,8 @@ impl Steer {
         let telemetry = Telemetry::new();
         let shared = Arc::new(Shared {
             clusters: Arc::new(Clusters::new(config, &telemetry)),
-            pool: Pool::new(config, &telemetry),
-            splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config.splice)),
+            pool: Pool::new(config, &telemetry, None),
+            splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config).unwrap()),
             telemetry: Arc::clone(&telemetry),
             splice_mode: config.splice,
             node: "192.0.2.2".parse().unwrap(),

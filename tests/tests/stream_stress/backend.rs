@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use crate::plan::{Kind, Plan};
+use crate::progress::{Lanes, Progress};
 use crate::stall::{self, Sends, Stall};
 use crate::{peer, upgrade};
 
@@ -25,8 +26,15 @@ pub(crate) enum Name {
 
 #[derive(Debug)]
 pub(crate) struct Backend {
-    verdicts: Mutex<HashMap<Name, oneshot::Sender<Result<()>>>>,
+    awaited: Mutex<HashMap<Name, Awaited>>,
     pub(crate) stall: Stall,
+}
+
+/// What the client's side has left here for a stream.
+#[derive(Debug)]
+struct Awaited {
+    verdict: oneshot::Sender<Result<()>>,
+    progress: Arc<Progress>,
 }
 
 impl Backend {
@@ -34,7 +42,7 @@ impl Backend {
     pub(crate) fn start(listener: std::net::TcpListener) -> Result<Arc<Self>> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        let backend = Arc::new(Self { verdicts: Mutex::default(), stall: Stall::new() });
+        let backend = Arc::new(Self { awaited: Mutex::default(), stall: Stall::new() });
         let serving = Arc::clone(&backend);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -44,34 +52,35 @@ impl Backend {
         Ok(backend)
     }
 
-    /// What the backend will say of the stream `name`, which is yet to come.
-    pub(crate) fn verdict_on(&self, name: Name) -> oneshot::Receiver<Result<()>> {
-        let (sender, receiver) = oneshot::channel();
-        self.verdicts().insert(name, sender);
+    /// What the backend will say of the stream `name`, which is yet to come, and whose `progress` it notes.
+    pub(crate) fn verdict_on(&self, name: Name, progress: &Arc<Progress>) -> oneshot::Receiver<Result<()>> {
+        let (verdict, receiver) = oneshot::channel();
+        self.awaited().insert(name, Awaited { verdict, progress: Arc::clone(progress) });
         receiver
     }
 
-    fn verdicts(&self) -> MutexGuard<'_, HashMap<Name, oneshot::Sender<Result<()>>>> {
-        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn awaited(&self) -> MutexGuard<'_, HashMap<Name, Awaited>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn serve(self: Arc<Self>, mut stream: TcpStream) {
         // Without a name there is nobody to tell; the client fails too then, for want of a 101.
         let Ok((head, surplus)) = upgrade::read_head(&mut stream).await else { return };
         let Some(name) = upgrade::name_of(&head).and_then(|name| name.parse().ok()) else { return };
+        let awaited = self.awaited().remove(&name);
+        let Some(Awaited { verdict, progress }) = awaited else { return };
         let result = match name {
-            Name::Planned { kind, seed } => planned(stream, &surplus, &Plan::new(seed, kind)).await,
+            Name::Planned { kind, seed } => {
+                planned(stream, &surplus, &Plan::new(seed, kind), progress.of_backend()).await
+            }
             Name::Stall { sends, .. } => stalled(stream, &surplus, sends, &self.stall).await,
         };
-        let waiting = self.verdicts().remove(&name);
-        if let Some(sender) = waiting {
-            // The client's side may have given up already.
-            let _unheard = sender.send(result);
-        }
+        // The client's side may have given up already.
+        let _unheard = verdict.send(result);
     }
 }
 
-async fn planned(mut stream: TcpStream, surplus: &[u8], plan: &Plan) -> Result<()> {
+async fn planned(mut stream: TcpStream, surplus: &[u8], plan: &Plan, lanes: Lanes<'_>) -> Result<()> {
     sleep(plan.delay_101).await;
     let mut response = upgrade::RESPONSE.as_bytes().to_vec();
     let mut sends = plan.backend.sends;
@@ -81,7 +90,7 @@ async fn planned(mut stream: TcpStream, surplus: &[u8], plan: &Plan) -> Result<(
         sends.advance(bytes.len());
     }
     stream.write_all(&response).await.context("sending the 101")?;
-    peer::run(stream, &plan.backend, surplus, plan.with_101).await
+    peer::run(stream, &plan.backend, surplus, plan.with_101, lanes).await
 }
 
 async fn stalled(mut stream: TcpStream, surplus: &[u8], sends: Sends, stall: &Stall) -> Result<()> {

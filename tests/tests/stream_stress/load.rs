@@ -15,10 +15,9 @@ use tokio::time::timeout;
 
 use crate::backend::{Backend, Name};
 use crate::plan::{Kind, Plan};
+use crate::progress::{Lanes, Progress};
 use crate::{peer, upgrade};
 
-/// Streams at a time.
-const PARALLEL: usize = 200;
 /// Far above what any stream takes: one that is not done by then hangs.
 const HANG: Duration = Duration::from_secs(60);
 /// From the end of the client's side to that of the backend's.
@@ -31,20 +30,36 @@ pub(crate) struct Outcome {
     /// What all plans together sent, if they were carried out.
     pub(crate) bytes_to_upstream: u64,
     pub(crate) bytes_to_downstream: u64,
+    /// The longest of each stream that was carried out, in order.
+    pub(crate) gaps: Vec<Duration>,
+    /// Of all sockets of the peers, in order.
+    pub(crate) retransmission_timeouts: Vec<Duration>,
 }
 
-/// Opens `streams` streams to `target`, behind which `backend` is.
-pub(crate) async fn run(
-    target: SocketAddr,
-    backend: &Arc<Backend>,
-    kind: Kind,
-    seed: u64,
-    streams: usize,
-) -> Outcome {
+impl Outcome {
+    pub(crate) fn longest_gap(&self) -> Duration {
+        self.gaps.last().copied().unwrap_or_default()
+    }
+}
+
+/// What the clients do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) kind: Kind,
+    /// All plans follow from it.
+    pub(crate) seed: u64,
+    pub(crate) streams: usize,
+    /// Streams at a time.
+    pub(crate) parallel: usize,
+}
+
+/// Opens streams to `target`, behind which `backend` is.
+pub(crate) async fn run(target: SocketAddr, backend: &Arc<Backend>, load: Load) -> Outcome {
+    let Load { kind, seed, streams, parallel } = load;
     let mut seeds = SmallRng::seed_from_u64(seed);
     let mut outcome = Outcome::default();
     let mut running = JoinSet::new();
-    let free = Arc::new(Semaphore::new(PARALLEL));
+    let free = Arc::new(Semaphore::new(parallel));
     for number in 0..streams {
         let seed = seeds.random();
         let plan = Plan::new(seed, kind);
@@ -53,24 +68,40 @@ pub(crate) async fn run(
         let backend = Arc::clone(backend);
         let permit = Arc::clone(&free).acquire_owned().await;
         running.spawn(async move {
-            let result = stream(target, &backend, Name::Planned { kind, seed }, &plan, number).await;
+            let progress = Arc::default();
+            let name = Name::Planned { kind, seed };
+            let result = stream(target, &backend, name, &plan, number, &progress).await;
             drop(permit);
+            let result = result.map(|()| progress);
             result.map_err(|error| format!("stream {number} ({kind:?}, seed {seed:x}): {error:#}\n{plan:?}"))
         });
     }
     while let Some(result) = running.join_next().await {
         match result {
-            Ok(Ok(())) => {}
+            Ok(Ok(progress)) => {
+                outcome.gaps.push(progress.longest_gap());
+                outcome.retransmission_timeouts.extend(progress.retransmission_timeouts());
+            }
             Ok(Err(failure)) => outcome.failures.push(failure),
             Err(panic) => outcome.failures.push(panic.to_string()),
         }
     }
+    outcome.gaps.sort_unstable();
+    outcome.retransmission_timeouts.sort_unstable();
     outcome
 }
 
-async fn stream(target: SocketAddr, backend: &Backend, name: Name, plan: &Plan, number: usize) -> Result<()> {
-    let verdict = backend.verdict_on(name);
-    let client = timeout(HANG, client(target, name, plan, number)).await.context("it hangs");
+async fn stream(
+    target: SocketAddr,
+    backend: &Backend,
+    name: Name,
+    plan: &Plan,
+    number: usize,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    let verdict = backend.verdict_on(name, progress);
+    let client = client(target, name, plan, number, progress.of_client());
+    let client = timeout(HANG, client).await.context("it hangs");
     let backend = timeout(VERDICT_WITHIN, verdict).await.context("it hangs");
     let client = client.and_then(|result| result).context("the client's side");
     let backend = backend.and_then(|told| told.context("no stream came")?).context("the backend's side");
@@ -80,7 +111,7 @@ async fn stream(target: SocketAddr, backend: &Backend, name: Name, plan: &Plan, 
     }
 }
 
-async fn client(target: SocketAddr, name: Name, plan: &Plan, number: usize) -> Result<()> {
+async fn client(target: SocketAddr, name: Name, plan: &Plan, number: usize, lanes: Lanes<'_>) -> Result<()> {
     let mut stream = TcpStream::connect(target).await.context("connecting")?;
     let request = upgrade::request(&name.to_string(), target, number as u32);
     let mut early = Vec::new();
@@ -98,5 +129,5 @@ async fn client(target: SocketAddr, name: Name, plan: &Plan, number: usize) -> R
     }
     let (head, surplus) = upgrade::read_head(&mut stream).await?;
     upgrade::ensure_switched(&head)?;
-    peer::run(stream, &plan.client, &surplus, plan.early).await
+    peer::run(stream, &plan.client, &surplus, plan.early, lanes).await
 }

@@ -13,23 +13,34 @@ use tokio::time::sleep;
 
 use crate::pattern::Pattern;
 use crate::plan::{Abort, Side};
+use crate::progress::{Lane, Lanes};
 
 /// Sends and reads what `side` says, and fails if anything but that arrives. `surplus` was read
 /// already, and `sent` bytes were sent already.
-pub(crate) async fn run(mut stream: TcpStream, side: &Side, surplus: &[u8], sent: usize) -> Result<()> {
+pub(crate) async fn run(
+    mut stream: TcpStream,
+    side: &Side,
+    surplus: &[u8],
+    sent: usize,
+    lanes: Lanes<'_>,
+) -> Result<()> {
     let mut expects = side.expects;
     let mut sends = side.sends;
     expects.check(surplus).context("in the segment of the 101, or behind it")?;
+    lanes.receives.received(surplus.len());
     sends.advance(sent);
+    lanes.sends.sends(sent);
     if let Abort::Us { after } = side.abort {
-        return abort(stream, side, expects, sends, after).await;
+        return abort(stream, side, expects, sends, after, lanes).await;
     }
     let fin = Notify::new();
     let (read_half, write_half) = stream.split();
-    let receiving = receive(read_half, side, expects, &fin);
-    let sending = async { send(write_half, side, sends, &fin).await.context("sending") };
+    let receiving = receive(read_half, side, expects, &fin, lanes.receives);
+    let sending = async { send(write_half, side, sends, &fin, lanes.sends).await.context("sending") };
     if side.abort == Abort::Nobody {
-        return tokio::try_join!(receiving, sending).map(|_| ());
+        tokio::try_join!(receiving, sending)?;
+        lanes.note_timeout_of(&stream);
+        return Ok(());
     }
     // Which of the two is told of the reset is up to chance; the other may see a FIN.
     match tokio::join!(receiving, sending) {
@@ -39,12 +50,20 @@ pub(crate) async fn run(mut stream: TcpStream, side: &Side, surplus: &[u8], sent
     }
 }
 
-async fn receive(mut from: ReadHalf<'_>, side: &Side, mut expects: Pattern, fin: &Notify) -> Result<()> {
+async fn receive(
+    mut from: ReadHalf<'_>,
+    side: &Side,
+    mut expects: Pattern,
+    fin: &Notify,
+    lane: &Lane,
+) -> Result<()> {
     let mut chunk = vec![0; side.chunk];
     let mut stopped = false;
     for reads in 1_u64.. {
+        lane.reads();
         let read =
             from.read(&mut chunk).await.with_context(|| format!("reading at {}", expects.position()))?;
+        lane.received(read.max(1));
         if read == 0 {
             break;
         }
@@ -65,13 +84,20 @@ async fn receive(mut from: ReadHalf<'_>, side: &Side, mut expects: Pattern, fin:
     Ok(())
 }
 
-async fn send(mut to: WriteHalf<'_>, side: &Side, mut sends: Pattern, fin: &Notify) -> io::Result<()> {
+async fn send(
+    mut to: WriteHalf<'_>,
+    side: &Side,
+    mut sends: Pattern,
+    fin: &Notify,
+    lane: &Lane,
+) -> io::Result<()> {
     let mut rng = SmallRng::seed_from_u64(side.seed);
     if side.waits_for_fin {
-        send_up_to(&mut to, side, &mut sends, side.send_bytes / 2, &mut rng).await?;
+        send_up_to(&mut to, side, &mut sends, side.send_bytes / 2, &mut rng, lane).await?;
         fin.notified().await;
     }
-    send_up_to(&mut to, side, &mut sends, side.send_bytes, &mut rng).await?;
+    send_up_to(&mut to, side, &mut sends, side.send_bytes, &mut rng, lane).await?;
+    lane.sends(1);
     to.shutdown().await
 }
 
@@ -81,10 +107,12 @@ async fn send_up_to(
     sends: &mut Pattern,
     end: u64,
     rng: &mut SmallRng,
+    lane: &Lane,
 ) -> io::Result<()> {
     while sends.position() < end {
         let left = usize::try_from(end - sends.position()).unwrap_or(usize::MAX);
         let bytes = sends.peek(side.piece.min(left));
+        lane.sends(bytes.len());
         to.write_all(bytes).await?;
         sends.advance(bytes.len());
         if !side.write_pause.is_zero() && rng.random() {
@@ -101,6 +129,7 @@ async fn abort(
     mut expects: Pattern,
     mut sends: Pattern,
     after: u64,
+    lanes: Lanes<'_>,
 ) -> Result<()> {
     let mut chunk = vec![0; side.chunk];
     while expects.position() < after {
@@ -110,7 +139,8 @@ async fn abort(
     }
     let mut rng = SmallRng::seed_from_u64(side.seed);
     let half = side.send_bytes / 2;
-    send_up_to(&mut stream, side, &mut sends, half, &mut rng).await.context("sending before the abort")?;
+    let sending = send_up_to(&mut stream, side, &mut sends, half, &mut rng, lanes.sends);
+    sending.await.context("sending before the abort")?;
     stream.set_zero_linger().context("asking for a reset")
 }
 

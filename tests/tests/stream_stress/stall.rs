@@ -133,7 +133,7 @@ pub(crate) async fn test(
 
 async fn client(target: SocketAddr, backend: Arc<Backend>, name: Name) -> Result<()> {
     let Name::Stall { sends, number } = name else { anyhow::bail!("{name} is not for stalling") };
-    let verdict = backend.verdict_on(name);
+    let verdict = backend.verdict_on(name, &Arc::default());
     let mut stream = TcpStream::connect(target).await.context("connecting")?;
     stream.write_all(upgrade::request(&name.to_string(), target, number).as_bytes()).await?;
     let (head, surplus) = upgrade::read_head(&mut stream).await?;

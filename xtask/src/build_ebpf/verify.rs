@@ -7,14 +7,17 @@ use anyhow::{Context as _, Result, ensure};
 use object::{Object as _, ObjectSection as _};
 
 const LICENSE: &[u8] = b"Dual MIT/GPL\0";
-const PROGRAMS: [&str; 2] = ["sk_skb/stream_verdict", "classifier"];
 
-pub(super) fn check(path: &Path) -> Result<()> {
+/// The sections of the programs of each object.
+pub(super) const STEER: &[&str] = &["sk_skb/stream_verdict", "classifier"];
+pub(super) const FAULTS: &[&str] = &["classifier"];
+
+pub(super) fn check(path: &Path, programs: &[&str]) -> Result<()> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    check_bytes(&bytes).with_context(|| format!("{} is not what steer can load", path.display()))
+    check_bytes(&bytes, programs).with_context(|| format!("{} cannot be loaded", path.display()))
 }
 
-fn check_bytes(bytes: &[u8]) -> Result<()> {
+fn check_bytes(bytes: &[u8], programs: &[&str]) -> Result<()> {
     let file = object::File::parse(bytes).context("not an object file")?;
     ensure!(file.architecture() == object::Architecture::Bpf, "it is for {:?}", file.architecture());
     let section = |name: &str| -> Result<&[u8]> {
@@ -23,7 +26,7 @@ fn check_bytes(bytes: &[u8]) -> Result<()> {
         ensure!(!data.is_empty(), "section {name} is empty");
         Ok(data)
     };
-    for name in [".BTF", ".BTF.ext", "maps"].into_iter().chain(PROGRAMS) {
+    for name in [".BTF", ".BTF.ext", "maps"].iter().chain(programs) {
         section(name)?;
     }
     ensure!(section("license")? == LICENSE, "its licence is not {LICENSE:?}");
@@ -36,10 +39,10 @@ mod tests {
 
     #[test]
     fn other_files_are_refused() {
-        assert!(check_bytes(b"").is_err());
-        assert!(check_bytes(b"\x7fELF and nothing more").is_err());
+        assert!(check_bytes(b"", STEER).is_err());
+        assert!(check_bytes(b"\x7fELF and nothing more", STEER).is_err());
         let host = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-        let error = check_bytes(&host).unwrap_err().to_string();
+        let error = check_bytes(&host, STEER).unwrap_err().to_string();
         assert!(error.starts_with("it is for"), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::reader::{Field, Map};
 use super::super::{Cluster, Endpoint, LbPolicy, load_balancing, native};
-use super::{socket_address, typed};
+use super::{bind, socket_address, typed};
 
 /// Whose name stands for an endpoint without `hostname`, if the cluster hashes by host name.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,7 @@ pub(super) fn read(field: &Field<'_>) -> Option<Cluster> {
         None => lb_policy(&map),
     };
     protocol_options(&map);
+    let source_addresses = map.get("upstream_bind_config").and_then(|field| bind::source_addresses(&field));
     let assignment = map.require("load_assignment", "{ endpoints: [...] }");
     map.finish();
     if let (Some(balancing), Some(place)) = (&mut balancing, common_by_hostname)
@@ -57,6 +58,7 @@ pub(super) fn read(field: &Field<'_>) -> Option<Cluster> {
         connect_timeout: connect_timeout.unwrap_or(native::DEFAULT_CONNECT_TIMEOUT),
         endpoints,
         healthy_panic_threshold: threshold.unwrap_or(native::DEFAULT_PANIC_THRESHOLD),
+        source_addresses: source_addresses.unwrap_or_default(),
     })
 }
 
@@ -122,11 +124,6 @@ fn refused(map: &Map<'_>) {
     map.refuse(
         &["lb_subset_config", "least_request_lb_config", "round_robin_lb_config", "original_dst_lb_config"],
         "Steer chooses endpoints by ring_hash_lb_config or maglev_lb_config only",
-        "remove it",
-    );
-    map.refuse(
-        &["upstream_bind_config"],
-        "Steer chooses the source address of its connections itself",
         "remove it",
     );
 }

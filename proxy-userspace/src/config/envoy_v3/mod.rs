@@ -2,13 +2,14 @@
 //! camelCase. What would change where a request goes or how it looks, and is not done by Steer, is
 //! refused; what Steer merely lacks is warned about; what cannot matter is let pass by name.
 
+mod bind;
 mod cluster;
 mod http;
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::reader::{Field, Map};
-use super::{Config, SpliceMode, listening};
+use super::{Config, PacketSplice, SpliceMode, listening};
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     let map = root.map()?;
@@ -71,6 +72,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         clusters,
         admin: admin.map(|(_, address)| address),
         splice: SpliceMode::default(),
+        packet_splice: PacketSplice::default(),
         warnings: Vec::new(),
     })
 }

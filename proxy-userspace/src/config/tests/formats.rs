@@ -165,6 +165,36 @@ fn envoy_v3_also_in_camel_case_and_typed() {
 }
 
 #[test]
+fn envoy_v3_source_addresses() {
+    let addresses = |settings: &str| {
+        let bind = format!("upstream_bind_config: {{ {settings} }}\n    lb_policy: RING_HASH\n");
+        let sources =
+            config(&ENVOY_V3.replace("lb_policy: RING_HASH\n", &bind)).clusters[0].source_addresses.clone();
+        sources.iter().map(|address| address.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    let one = "source_address: { address: 10.0.0.6, port_value: 0 }";
+    assert_eq!(addresses(one), "10.0.0.6");
+    let more = "extra_source_addresses: [{ address: { address: 10.0.0.5, port_value: 0 } }], additional_source_addresses: [{ address: 10.0.0.6 }, { address: 10.0.0.7 }]";
+    assert_eq!(addresses(&format!("{one}, {more}")), "10.0.0.6 10.0.0.5 10.0.0.7");
+    assert_eq!(addresses("source_address: { address: 0.0.0.0, port_value: 0 }"), "");
+}
+
+#[test]
+fn the_packet_splice_is_read_with_ranges_in_order() {
+    let settings = |text: &str| config(&format!("{NATIVE}packet_splice: {text}\n")).packet_splice;
+    let ranges = settings("{ source_ports: [20010-20020, 2000, 20000-20009, 20005-20006] }").source_ports;
+    assert_eq!(ranges, Some(vec![2000..=2000, 20000..=20020]));
+    assert_eq!(settings("{ mark: 0xff }").mark, 255);
+    assert_eq!(settings("{ mark: 255 }").mark, 255);
+    assert_eq!(settings("{ keepalive: { probes: 9 } }").keepalive.interval, Duration::from_secs(15));
+    let all = settings(
+        "{ max_streams: 9, source_ports: [2000], hand_over_within: 1s, linger: 0s, mark: 1, mss: 1400 }",
+    );
+    assert_eq!((all.max_streams, all.linger, all.mss), (9, Duration::ZERO, Some(1400)));
+    assert_eq!(config(&to_yaml(&Config { packet_splice: all.clone(), ..config(NATIVE) })).packet_splice, all);
+}
+
+#[test]
 fn envoy_v3_hash_keys() {
     let endpoints = |kind: &str, extra: &str, settings: &str| {
         let text = ENVOY_V3
@@ -226,6 +256,10 @@ fn what_is_lacking_is_warned_about_by_name() {
                 .replace("  routes:\n", "  use_remote_address: true\n  routes:\n")
                 .replace("x-forwarded-for }", "x-request-id }"),
             "new for each request",
+        ),
+        (
+            NATIVE.replace("admin:", "  source_addresses: [fd00::5]\nadmin:"),
+            "15: clusters[0].source_addresses[0]: no endpoint can be reached from fd00::5",
         ),
         (
             ENVOY_V3

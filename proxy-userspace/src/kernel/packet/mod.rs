@@ -1,6 +1,7 @@
 //! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to.
 
 mod conns;
+pub mod inspect;
 mod interfaces;
 mod key;
 
@@ -102,7 +103,9 @@ impl PacketKernel {
         let flows4 = FlowMap::new(take(abi::MAP_FLOWS4)?, abi::MAP_FLOWS4)?;
         let flows6 = FlowMap::new(take(abi::MAP_FLOWS6)?, abi::MAP_FLOWS6)?;
         let stats = loader::typed(take(abi::MAP_FLOW_STATS)?, abi::MAP_FLOW_STATS)?;
-        let conns = map_conns(&take(abi::MAP_CONNS)?, max_conns)?;
+        // Open until the programs that refer to it are loaded.
+        let conns_map = take(abi::MAP_CONNS)?;
+        let conns = map_conns(&conns_map, max_conns)?;
         let ring = loader::typed::<RingBuf<MapData>>(take(abi::MAP_FLOW_EVENTS)?, abi::MAP_FLOW_EVENTS)?;
         let events = Events::new(ring).map_err(|error| LoadError::refused("the event ring", error))?;
         let interfaces = Interfaces::new(ebpf, hook)?;

@@ -1,0 +1,242 @@
+//! A session on its way to the kernel, up to the switch; until then it can be given back whole.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use bytemuck::Zeroable as _;
+use proxy_common::flow::{Conn, DirLive, Direction, flags};
+use proxy_common::reason::Reason;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::task::coop;
+use tokio::time::{Instant, sleep};
+use xxhash_rust::xxh64::xxh64;
+
+use super::PacketSplice;
+use super::decide::{Plan, decide};
+use super::hand_over::{HandOver, Switched};
+use super::lanes::{Fin, Lanes};
+use super::record::Record;
+use crate::config::SpliceMode;
+use crate::kernel::clock;
+use crate::kernel::repair;
+use crate::kernel::tcp_info::{self, TcpInfo};
+use crate::splice::relay::{self, Broken};
+use crate::splice::{End, Refused, Session};
+use crate::telemetry::flows::FlowGuard;
+use crate::upstream::ports::Lease;
+
+/// How long a stream may wait for its sockets to send what they have.
+const UNSENT_TIMEOUT: Duration = Duration::from_secs(1);
+const UNSENT_LOOK: Duration = Duration::from_millis(2);
+
+pub(super) struct Approach<'a> {
+    splice: &'a PacketSplice,
+    plan: Plan,
+    lanes: Lanes,
+    source: Option<Lease>,
+    flow: FlowGuard,
+    mode: SpliceMode,
+    idle_timeout: Option<Duration>,
+}
+
+impl<'a> Approach<'a> {
+    /// Decides whether the session is spliced, and takes its bearings.
+    pub(super) async fn begin(splice: &'a PacketSplice, session: Session) -> Result<Self, Box<Refused>> {
+        let prepared = async {
+            let plan = plan(splice, &session)?;
+            let bearings = [bearings(&session.downstream).await?, bearings(&session.upstream).await?];
+            Ok((plan, bearings))
+        };
+        let (plan, bearings) = match prepared.await {
+            Ok(prepared) => prepared,
+            Err(reason) => return Err(Box::new(Refused { session, reason })),
+        };
+        let Session { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow } =
+            session;
+        let lanes = Lanes {
+            sockets: [downstream, upstream],
+            held: [to_upstream, to_downstream],
+            fin: [Fin::NotSeen; 2],
+            read_end: bearings.map(|bearing| bearing.read_end),
+            write_end: bearings.map(|bearing| bearing.write_end),
+        };
+        Ok(Self { splice, plan, lanes, source, flow, mode, idle_timeout })
+    }
+
+    fn refuse(self, reason: Reason) -> Box<Refused> {
+        let [downstream, upstream] = self.lanes.sockets;
+        let [to_upstream, to_downstream] = self.lanes.held;
+        let Self { source, flow, mode, idle_timeout, .. } = self;
+        let session =
+            Session { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow };
+        Box::new(Refused { session, reason })
+    }
+
+    /// Relays for some time. `None`: a connection broke, and the stream is over.
+    pub(super) async fn relay_for(mut self, time: Duration) -> Result<Option<Self>, Box<Refused>> {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Some(self));
+            }
+            let relayed = match self.lanes.step(self.flow.flow(), &()) {
+                Ok(true) => {
+                    coop::consume_budget().await;
+                    Ok(())
+                }
+                Ok(false) => self.lanes.wait(left).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = relayed {
+                self.break_off(&error);
+                return Ok(None);
+            }
+            if self.lanes.fin != [Fin::NotSeen; 2] {
+                // The relay reads the FIN again, and passes it on.
+                return Err(self.refuse(Reason::NotEstablished));
+            }
+        }
+    }
+
+    fn break_off(self, error: &Broken) {
+        let error: &dyn std::error::Error = error;
+        tracing::debug!(stream = self.flow.flow().id, error, "stream broke before its hand-over");
+        self.lanes.sockets.iter().for_each(relay::reset_on_close);
+        drop(self.lanes);
+        self.flow.ended(End::Reset);
+    }
+
+    /// Makes the kernel forward what arrives from now on.
+    pub(super) fn switch(self) -> Result<HandOver<'a>, Box<Refused>> {
+        let quiet = self.is_quiet();
+        let installed = self.content(quiet).and_then(|content| {
+            let record = Record::install(&self.splice.records, content)?;
+            self.mark(self.splice.records.kernel.mark()).inspect_err(|_| {
+                let _as_it_was = self.mark(0);
+            })?;
+            Ok(record)
+        });
+        let record = match installed {
+            Ok(record) => record,
+            Err(reason) => return Err(self.refuse(reason)),
+        };
+        for socket in &self.lanes.sockets {
+            // Answers to its probes would go to the other peer.
+            let _only_superfluous_probes = SockRef::from(socket).set_keepalive(false);
+            // If this task is cut short, a FIN would be a lie. (Closing silently does not mind.)
+            relay::reset_on_close(socket);
+        }
+        record.activate();
+        let watcher = Switched { record, copies_acks: Cell::new(!quiet) };
+        let Self { splice, lanes, source, flow, idle_timeout, .. } = self;
+        Ok(HandOver { splice, lanes, watcher, source, flow, idle_timeout, carried: None })
+    }
+
+    /// Nothing waits anywhere, except that what was sent may still have to be acknowledged.
+    fn is_quiet(&self) -> bool {
+        let lanes = &self.lanes;
+        let is_quiet = |side: usize| {
+            let socket = &lanes.sockets[side];
+            lanes.held[side].is_empty()
+                && repair::rcv_nxt(socket).is_ok_and(|rcv_nxt| rcv_nxt == lanes.read_end[side])
+                && TcpInfo::of(socket).is_ok_and(|info| info.unsent() == 0)
+        };
+        is_quiet(0) && is_quiet(1)
+    }
+
+    /// What the record says, taken at one moment at which nobody reads or writes.
+    fn content(&self, quiet: bool) -> Result<Conn, Reason> {
+        let (lanes, flow) = (&self.lanes, self.flow.flow());
+        // Each byte that was read from a side, and only those, is or will be written to the other one.
+        let seq_delta = |from: usize, to: usize| {
+            let written = lanes.write_end[to].wrapping_add(lanes.held[from].len() as u32);
+            written.wrapping_sub(lanes.read_end[from])
+        };
+        let mut content = Conn {
+            flags: self.plan.flags | if quiet { 0 } else { flags::COPY_ACKS },
+            idle_timeout_secs: self.idle_timeout.map_or(0, whole_seconds),
+            key_hash: flow.info.key_hash.unwrap_or(0),
+            has_key: flow.info.key_hash.is_some().into(),
+            cluster: xxh64(flow.info.cluster.as_bytes(), 0),
+            opened_unix_ms: flow.opened_unix_ms(),
+            relayed: flow.bytes(),
+            family: self.plan.family,
+            ..Conn::zeroed()
+        };
+        let now = clock::monotonic_ns();
+        for direction in Direction::BOTH {
+            let (from, to) = (direction as usize, direction.opposite() as usize);
+            let (socket, flow) = (&lanes.sockets[from], &mut content.flows[from]);
+            flow.fixed = self.plan.flows[from];
+            flow.fixed.seq_delta = seq_delta(from, to);
+            flow.fixed.ack_delta = seq_delta(to, from).wrapping_neg();
+            let unacknowledged = tcp_info::unacknowledged(socket).map_err(|_| Reason::StateUnreadable)?;
+            let info = TcpInfo::of(socket).map_err(|_| Reason::StateUnreadable)?;
+            let window = info.send_window() >> info.send_scale();
+            flow.live = DirLive {
+                seq_end: repair::rcv_nxt(socket).map_err(|_| Reason::RepairRefused)?,
+                // Less than a window.
+                ack_end: lanes.write_end[from].wrapping_sub(unacknowledged as u32),
+                own_end: lanes.write_end[from],
+                window_max: u16::try_from(window).unwrap_or(u16::MAX),
+                last_payload_ns: now,
+                last_packet_ns: now,
+                ..DirLive::zeroed()
+            };
+        }
+        Ok(content)
+    }
+
+    /// The egress program looks after packets with this mark.
+    fn mark(&self, mark: u32) -> Result<(), Reason> {
+        let set = |socket| repair::set_mark(socket, mark).map_err(|_| Reason::RepairRefused);
+        self.lanes.sockets.iter().try_for_each(set)
+    }
+}
+
+/// Asks once and for all whether and how a stream is spliced, and has the programs where its packets arrive.
+fn plan(splice: &PacketSplice, session: &Session) -> Result<Plan, Reason> {
+    let survey = &splice.survey;
+    if session.source.is_none() {
+        return Err(Reason::NoSourcePort);
+    }
+    let plan = decide(&survey.host(), &survey.leg(&session.downstream)?, &survey.leg(&session.upstream)?)?;
+    for ifindex in plan.arrive_on {
+        splice.records.kernel.attach(ifindex).map_err(|error| {
+            let reason = error.reason();
+            tracing::debug!(ifindex, error = &error as &dyn std::error::Error, "cannot attach the programs");
+            reason
+        })?;
+    }
+    Ok(plan)
+}
+
+/// How far a connection has come, in its own sequence numbers.
+#[derive(Clone, Copy)]
+struct Bearing {
+    read_end: u32,
+    write_end: u32,
+}
+
+/// Takes them while nothing is unsent, since they cannot be taken safely otherwise. That is so nearly always, the
+/// 101 and what follows it being short.
+async fn bearings(socket: &TcpStream) -> Result<Bearing, Reason> {
+    let begin = Instant::now();
+    while TcpInfo::of(socket).map_err(|_| Reason::StateUnreadable)?.unsent() > 0 {
+        if begin.elapsed() > UNSENT_TIMEOUT {
+            return Err(Reason::Busy);
+        }
+        sleep(UNSENT_LOOK).await;
+    }
+    let write_end = repair::write_seq(socket).map_err(|_| Reason::RepairRefused)?;
+    let read = repair::read_position(socket)?;
+    Ok(Bearing { read_end: read.rcv_nxt.wrapping_sub(read.unread), write_end })
+}
+
+/// The next whole number of seconds.
+fn whole_seconds(duration: Duration) -> u32 {
+    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}

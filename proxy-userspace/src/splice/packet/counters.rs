@@ -1,0 +1,48 @@
+//! `steer_packet_total`: what the programs have counted, read when somebody asks.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounterVec, Opts};
+use proxy_common::stat::Stat;
+
+use super::record::Records;
+
+pub(super) struct Counters {
+    records: Arc<Records>,
+    totals: IntCounterVec,
+    /// Two scrapes at once must not count anything twice.
+    before: Mutex<HashMap<Stat, u64>>,
+}
+
+impl Counters {
+    pub(super) fn new(records: Arc<Records>) -> prometheus::Result<Self> {
+        let opts = Opts::new(
+            "steer_packet_total",
+            "Packets that the packet splice's programs saw, by what became of them.",
+        );
+        Ok(Self { records, totals: IntCounterVec::new(opts, &["what"])?, before: Mutex::default() })
+    }
+}
+
+impl Collector for Counters {
+    fn desc(&self) -> Vec<&Desc> {
+        self.totals.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        match self.records.kernel.stats() {
+            Ok(stats) => {
+                let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+                for (stat, now) in stats {
+                    let before = before.insert(stat, now).unwrap_or(0);
+                    self.totals.with_label_values(&[stat.as_str()]).inc_by(now.saturating_sub(before));
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot read what the programs have counted"),
+        }
+        self.totals.collect()
+    }
+}

@@ -1,0 +1,203 @@
+//! From two sockets to two entries in a map, without a pause and without a lost byte.
+//!
+//! What makes it exact is that each byte that is read is written: the difference between the sequence numbers of the
+//! two connections, in each direction, is therefore constant, whatever is under way. It is taken when the stream
+//! begins. Later, at any moment, one store makes the kernel forward whatever arrives. Then
+//!
+//! - what had arrived before is still relayed, until nothing is left of it;
+//! - what the sockets had sent and the peers have not acknowledged stays the sockets' to repeat: the program gives
+//!   them copies of acknowledgements. It must know, before each write, how far those may go (`own_end`);
+//! - and the sockets may go only when no packet is on its way to them any more: after a grace period.
+//!
+//! Commonly the stream is quiet after its 101. Then nothing has to be relayed, no copies are made, and one grace period
+//! is enough.
+
+use std::cell::Cell;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxy_common::flow::{Direction, flags, state};
+use tokio::net::TcpStream;
+use tokio::task::coop;
+use tokio::time::Instant;
+
+use super::PacketSplice;
+use super::lanes::{Lanes, Watcher};
+use super::record::{Carried, Record};
+use super::table::Stream;
+use crate::kernel::{clock, repair, tcp_info};
+use crate::splice::relay::Broken;
+use crate::splice::{End, Path};
+use crate::telemetry::flows::{FlowGuard, KernelBytes};
+use crate::upstream::ports::Lease;
+
+/// How often it is looked whether the sockets' bytes are acknowledged, which the kernel does not tell by itself: at
+/// first, and at most, the time being doubled while nothing happens.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LAST_LOOK: Duration = Duration::from_millis(64);
+
+/// A session after the switch, as long as its sockets are there. Dropping it resets both connections.
+pub(super) struct HandOver<'a> {
+    pub(super) splice: &'a PacketSplice,
+    pub(super) lanes: Lanes,
+    pub(super) watcher: Switched,
+    pub(super) source: Option<Lease>,
+    pub(super) flow: FlowGuard,
+    pub(super) idle_timeout: Option<Duration>,
+    /// Known after the grace period.
+    pub(super) carried: Option<Arc<Carried>>,
+}
+
+/// The record of a stream whose packets the kernel forwards already.
+pub(super) struct Switched {
+    pub(super) record: Record,
+    /// See [`flags::COPY_ACKS`].
+    pub(super) copies_acks: Cell<bool>,
+}
+
+impl Switched {
+    fn copy_acks(&self) {
+        if !self.copies_acks.replace(true) {
+            self.record.add_flags(flags::COPY_ACKS);
+        }
+    }
+}
+
+impl Watcher for Switched {
+    const PASSES_FINS: bool = true;
+
+    fn gives(&self, side: usize, end: u32) {
+        self.copy_acks();
+        self.record.set_own_end(Direction::BOTH[side], end);
+    }
+
+    fn read_fin(&self, side: usize, end: u32) {
+        self.record.note_fin(Direction::BOTH[side], end);
+    }
+}
+
+impl HandOver<'_> {
+    /// Relays what the sockets still have, closes them, and leaves the stream to the table.
+    pub(super) async fn complete(mut self, began: Instant) {
+        self.flow.set_path(Path::Packet);
+        let drained = self.drain().await;
+        let how = match (&drained, self.watcher.copies_acks.get()) {
+            (Err(_), _) => "failed",
+            (Ok(()), false) => "quiet",
+            (Ok(()), true) => "busy",
+        };
+        let record = self.watcher.record;
+        if drained.is_ok() {
+            record.complete();
+            if how == "busy" {
+                // Copies of acknowledgements may still be on their way to the sockets.
+                self.splice.grace.wait().await;
+            }
+        } else {
+            record.abort();
+        }
+        let carried = self.carried.unwrap_or_else(|| Carried::new(&record, received(&self.lanes)));
+        self.lanes.sockets.into_iter().for_each(close);
+        let metrics = &self.splice.telemetry.metrics;
+        metrics.hand_overs.with_label_values(&[how]).inc();
+        metrics.hand_over_seconds.observe(began.elapsed().as_secs_f64());
+        let stream = Stream::new(record, self.flow, carried, self.source);
+        self.splice.table.insert(stream, drained.err());
+    }
+
+    /// Returns when the sockets are not needed any more: all that they had is where it belongs, or the program has
+    /// seen the end of the stream.
+    ///
+    /// # Errors
+    /// How the stream has to be ended.
+    async fn drain(&mut self) -> Result<(), End> {
+        let mut grace = pin!(self.splice.grace.wait());
+        let mut is_past = false;
+        let mut look = FIRST_LOOK;
+        let mut last_moved_ns = clock::monotonic_ns();
+        loop {
+            if self.watcher.record.state() != state::HAND_OVER {
+                return Ok(());
+            }
+            if self.lanes.step(self.flow.flow(), &self.watcher).map_err(|error| self.broken(&error))? {
+                last_moved_ns = clock::monotonic_ns();
+                look = FIRST_LOOK;
+                coop::consume_budget().await;
+                continue;
+            }
+            if is_past {
+                if self.is_drained() {
+                    return Ok(());
+                }
+                self.watcher.copy_acks();
+            }
+            if self.is_idle(last_moved_ns) {
+                return Err(End::IdleTimeout);
+            }
+            tokio::select! {
+                () = &mut grace, if !is_past => {
+                    is_past = true;
+                    self.count();
+                }
+                waited = self.lanes.wait(look) => {
+                    waited.map_err(|error| self.broken(&error))?;
+                    look = LAST_LOOK.min(look * 2);
+                }
+            }
+        }
+    }
+
+    /// Whether the sockets have nothing left: to be read, to be written, to be acknowledged. True for good once no
+    /// packets are on their way to them.
+    fn is_drained(&self) -> bool {
+        let lanes = &self.lanes;
+        [0, 1].into_iter().all(|side| {
+            let socket = &lanes.sockets[side];
+            lanes.held[side].is_empty()
+                // Also false if there is a FIN that was not read.
+                && repair::rcv_nxt(socket).is_ok_and(|rcv_nxt| rcv_nxt == lanes.read_end[side])
+                && (tcp_info::unacknowledged(socket).is_ok_and(|bytes| bytes == 0) || self.is_acknowledged(side))
+        })
+    }
+
+    /// Whether the program has seen all that the socket was given acknowledged, though the socket may not have.
+    fn is_acknowledged(&self, side: usize) -> bool {
+        let acknowledged = self.watcher.record.snapshot().flows[side].live.ack_end;
+        acknowledged.wrapping_sub(self.lanes.write_end[side]).cast_signed() >= 0
+    }
+
+    fn is_idle(&self, last_moved_ns: u64) -> bool {
+        self.idle_timeout.is_some_and(|limit| {
+            let flows = self.watcher.record.snapshot().flows;
+            let last = flows.iter().fold(last_moved_ns, |last, flow| last.max(flow.live.last_payload_ns));
+            u128::from(clock::monotonic_ns().saturating_sub(last)) >= limit.as_nanos()
+        })
+    }
+
+    /// From now on what the sockets have received does not grow: whatever comes behind it is carried by the kernel.
+    fn count(&mut self) {
+        let carried = Carried::new(&self.watcher.record, received(&self.lanes));
+        self.flow.flow().set_kernel_bytes(Arc::clone(&carried) as Arc<dyn KernelBytes>);
+        self.carried = Some(carried);
+    }
+
+    fn broken(&self, error: &Broken) -> End {
+        let error: &dyn std::error::Error = error;
+        tracing::debug!(stream = self.flow.flow().id, error, "stream broke during its hand-over");
+        End::Reset
+    }
+}
+
+/// One behind the last byte, or FIN, that each socket has received.
+fn received(lanes: &Lanes) -> [u32; 2] {
+    // What was read is what there was, should the kernel not tell.
+    [0, 1].map(|side| repair::rcv_nxt(&lanes.sockets[side]).unwrap_or(lanes.read_end[side]))
+}
+
+fn close(socket: TcpStream) {
+    let closed = socket.into_std().and_then(repair::close_silently);
+    if let Err(error) = closed {
+        tracing::error!(%error, "cannot close a socket silently");
+    }
+}

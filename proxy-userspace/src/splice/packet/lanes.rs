@@ -1,0 +1,174 @@
+//! A session in userspace, until the kernel has it: both directions copied by one task, which knows at each moment
+//! how far it has read and written each connection, in sequence numbers.
+
+use std::net::Shutdown;
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::splice::relay::{self, Broken};
+use crate::telemetry::flows::Flow;
+
+/// What became of a FIN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fin {
+    NotSeen,
+    /// Read; bytes before it may still have to be written.
+    Read,
+    /// Passed on to the other peer.
+    Passed,
+}
+
+/// Told what is about to be given to a socket, before it is.
+pub(super) trait Watcher {
+    /// Whether FINs are passed on once they are read.
+    const PASSES_FINS: bool;
+    /// The socket at `side` is given everything up to the sequence number `end`.
+    fn gives(&self, side: usize, end: u32);
+    /// The FIN of the peer at `side` was read; `end` is the sequence number behind it.
+    fn read_fin(&self, side: usize, end: u32);
+}
+
+/// Before the switch nobody needs to know.
+impl Watcher for () {
+    const PASSES_FINS: bool = false;
+
+    fn gives(&self, _side: usize, _end: u32) {}
+    fn read_fin(&self, _side: usize, _end: u32) {}
+}
+
+/// Arrays are indexed by side: downstream, or what comes from it, is 0.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    pub(super) sockets: [TcpStream; 2],
+    /// Read from a side, and not yet written to the other one.
+    pub(super) held: [Bytes; 2],
+    pub(super) fin: [Fin; 2],
+    /// Of what a side's peer sends: one behind the last byte, or FIN, that was read.
+    pub(super) read_end: [u32; 2],
+    /// Of what a side's peer is sent: one behind the last byte, or FIN, that its socket was given.
+    pub(super) write_end: [u32; 2],
+}
+
+impl Lanes {
+    /// Copies what can be copied now; says whether that was anything.
+    pub(super) fn step<W: Watcher>(&mut self, flow: &Flow, watcher: &W) -> Result<bool, Broken> {
+        let mut moved = false;
+        for from in [0, 1] {
+            moved |= self.copy(from, flow, watcher)?;
+            if self.fin[from] == Fin::Read && self.held[from].is_empty() && W::PASSES_FINS {
+                self.pass_fin(from, watcher)?;
+                moved = true;
+            }
+        }
+        Ok(moved)
+    }
+
+    fn copy(&mut self, from: usize, flow: &Flow, watcher: &impl Watcher) -> Result<bool, Broken> {
+        if !self.held[from].is_empty() {
+            let held = std::mem::take(&mut self.held[from]);
+            let written = self.write(from, &held, flow, watcher)?;
+            self.held[from] = held;
+            self.held[from].advance(written);
+            return Ok(written > 0);
+        }
+        if self.fin[from] != Fin::NotSeen {
+            return Ok(false);
+        }
+        relay::with_scratch(|scratch| {
+            let read = match relay::try_read(&self.sockets[from], scratch) {
+                Ok(read) => read,
+                Err(error) if relay::would_block(&error) => return Ok(false),
+                Err(error) => return Err(Broken::From(error)),
+            };
+            if read == 0 {
+                self.fin[from] = Fin::Read;
+                self.read_end[from] = self.read_end[from].wrapping_add(1);
+                watcher.read_fin(from, self.read_end[from]);
+                return Ok(true);
+            }
+            // Bounded by the scratch buffer; sequence numbers wrap.
+            self.read_end[from] = self.read_end[from].wrapping_add(read as u32);
+            let bytes = &scratch[..read];
+            let written = self.write(from, bytes, flow, watcher)?;
+            self.held[from] = Bytes::copy_from_slice(&bytes[written..]);
+            Ok(true)
+        })
+    }
+
+    /// Writes what came from the side `from`, as far as the other one takes it.
+    fn write(
+        &mut self,
+        from: usize,
+        bytes: &[u8],
+        flow: &Flow,
+        watcher: &impl Watcher,
+    ) -> Result<usize, Broken> {
+        let to = 1 - from;
+        watcher.gives(to, self.write_end[to].wrapping_add(bytes.len() as u32));
+        let written = match relay::try_write(&self.sockets[to], bytes) {
+            Ok(written) => written,
+            Err(error) if relay::would_block(&error) => 0,
+            Err(error) => return Err(Broken::To(error)),
+        };
+        self.write_end[to] = self.write_end[to].wrapping_add(written as u32);
+        match from {
+            0 => flow.add_to_upstream(written as u64),
+            _ => flow.add_to_downstream(written as u64),
+        }
+        Ok(written)
+    }
+
+    fn pass_fin(&mut self, from: usize, watcher: &impl Watcher) -> Result<(), Broken> {
+        let to = 1 - from;
+        let end = self.write_end[to].wrapping_add(1);
+        watcher.gives(to, end);
+        SockRef::from(&self.sockets[to]).shutdown(Shutdown::Write).map_err(Broken::To)?;
+        self.write_end[to] = end;
+        self.fin[from] = Fin::Passed;
+        Ok(())
+    }
+
+    /// Waits until there may be something to copy, for `limit` at most.
+    ///
+    /// # Errors
+    /// A connection has broken.
+    pub(super) async fn wait(&self, limit: Duration) -> Result<(), Broken> {
+        let broken = |side: usize| async move {
+            let _either_way_it_is = self.sockets[side].ready(Interest::ERROR).await;
+            self.sockets[side].take_error()
+        };
+        let waited = timeout(limit, async {
+            tokio::select! {
+                biased;
+                error = broken(0) => Err(Broken::From(error_of(error))),
+                error = broken(1) => Err(Broken::From(error_of(error))),
+                ready = self.copyable(0) => ready,
+                ready = self.copyable(1) => ready,
+            }
+        });
+        waited.await.unwrap_or(Ok(()))
+    }
+
+    /// Returns when something from the side `from` may be readable, or what is held writable.
+    async fn copyable(&self, from: usize) -> Result<(), Broken> {
+        if !self.held[from].is_empty() {
+            self.sockets[1 - from].writable().await.map_err(Broken::To)
+        } else if self.fin[from] == Fin::NotSeen {
+            self.sockets[from].readable().await.map_err(Broken::From)
+        } else {
+            std::future::pending().await
+        }
+    }
+}
+
+fn error_of(error: std::io::Result<Option<std::io::Error>>) -> std::io::Error {
+    error
+        .and_then(|error| error.map_or(Ok(()), Err))
+        .err()
+        .unwrap_or(std::io::ErrorKind::ConnectionReset.into())
+}

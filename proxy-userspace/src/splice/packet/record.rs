@@ -1,0 +1,214 @@
+//! A stream's place in the kernel's maps: its record, and the two keys that lead to it.
+
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use prometheus::IntGauge;
+use proxy_common::flow::{Conn, DirLive, Direction, FlowRef, bits, state};
+use proxy_common::reason::Reason;
+use tokio::sync::Notify;
+
+use super::{segments, wire};
+use crate::kernel::packet::{FlowKey, PacketKernel};
+use crate::kernel::raw::{RawSender, Segment};
+use crate::telemetry::flows::KernelBytes;
+
+/// The kernel's part, and the records that wait to be used again.
+#[derive(Debug)]
+pub(super) struct Records {
+    pub(super) kernel: PacketKernel,
+    raw: RawSender,
+    used: IntGauge,
+    /// Without keys, but perhaps still seen by a program on another CPU.
+    retired: Mutex<Vec<u32>>,
+    pub(super) changed: Notify,
+}
+
+impl Records {
+    /// `used` is kept at the number of records in use.
+    pub(super) fn new(kernel: PacketKernel, used: IntGauge) -> io::Result<Arc<Self>> {
+        let raw = RawSender::new()?;
+        Ok(Arc::new(Self { kernel, raw, used, retired: Mutex::default(), changed: Notify::new() }))
+    }
+
+    /// Records that were given up; to be [freed](Self::free) after a grace period.
+    pub(super) fn take_retired(&self) -> Vec<u32> {
+        std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn free(&self, retired: Vec<u32>) {
+        retired.into_iter().for_each(|conn| self.kernel.conns().free(conn));
+        self.used.set(self.kernel.conns().used().into());
+    }
+}
+
+/// One stream's record; dropping it takes the keys out and retires the record.
+#[derive(Debug)]
+pub(super) struct Record {
+    records: Arc<Records>,
+    conn: u32,
+    pub(super) generation: u32,
+}
+
+impl Record {
+    /// Writes the record and its keys. Packets pass it by until its [state](Self::activate) changes.
+    pub(super) fn install(records: &Arc<Records>, content: Conn) -> Result<Self, Reason> {
+        let kernel = &records.kernel;
+        let conn = kernel.conns().allocate().ok_or(Reason::MapFull)?;
+        let generation = kernel.conns().prepare(conn, content);
+        records.used.set(kernel.conns().used().into());
+        let record = Self { records: Arc::clone(records), conn, generation };
+        for direction in Direction::BOTH {
+            kernel.insert(&key(&content, direction), FlowRef::new(conn, direction)).map_err(|error| {
+                tracing::debug!(error = &error as &dyn std::error::Error, "a stream cannot be spliced");
+                error.reason()
+            })?;
+        }
+        Ok(record)
+    }
+
+    pub(super) fn conn(&self) -> u32 {
+        self.conn
+    }
+
+    /// From now on the kernel forwards the stream's packets, in both directions.
+    pub(super) fn activate(&self) {
+        self.records.kernel.conns().set_state(self.conn, state::HAND_OVER);
+    }
+
+    pub(super) fn state(&self) -> u32 {
+        self.records.kernel.conns().state(self.conn)
+    }
+
+    pub(super) fn snapshot(&self) -> Conn {
+        self.records.kernel.conns().snapshot(self.conn)
+    }
+
+    /// The sockets are done with, unless the program has gone further already.
+    pub(super) fn complete(&self) {
+        let _ended_already =
+            self.records.kernel.conns().advance_state(self.conn, state::HAND_OVER, state::SPLICED);
+    }
+
+    pub(super) fn add_flags(&self, flags: u32) {
+        self.records.kernel.conns().add_flags(self.conn, flags);
+    }
+
+    /// See [`proxy_common::flow::DirLive::own_end`]; `from` is the direction from the peer that is given the bytes.
+    pub(super) fn set_own_end(&self, from: Direction, end: u32) {
+        self.records.kernel.conns().set_own_end(FlowRef::new(self.conn, from), end);
+    }
+
+    pub(super) fn note_fin(&self, from: Direction, end: u32) {
+        self.records.kernel.conns().note_fin(FlowRef::new(self.conn, from), end);
+    }
+
+    /// Ends the stream: a RST for each peer.
+    pub(super) fn abort(&self) {
+        // First, since the egress program lets no RST of this host through to the peers of a living stream.
+        self.records.kernel.conns().set_state(self.conn, state::RESET);
+        let record = self.snapshot();
+        for segment in Direction::BOTH.into_iter().flat_map(|from| segments::resets(&record, from)) {
+            self.send(segment);
+        }
+    }
+
+    /// Asks the peer that `from` comes from whether it is there.
+    pub(super) fn probe(&self, from: Direction) {
+        self.send(segments::probe(&self.snapshot(), from));
+    }
+
+    fn send(&self, segment: Segment) {
+        if let Err(error) = self.records.raw.send(segment) {
+            tracing::debug!(%error, peer = %segment.destination, "cannot send a segment");
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let content = self.snapshot();
+        for direction in Direction::BOTH {
+            self.records.kernel.remove(&key(&content, direction), FlowRef::new(self.conn, direction));
+        }
+        self.records.retired.lock().unwrap_or_else(PoisonError::into_inner).push(self.conn);
+        self.records.changed.notify_one();
+    }
+}
+
+fn key(record: &Conn, direction: Direction) -> FlowKey {
+    let ends = wire::ends(record, direction);
+    FlowKey::new(ends.peer, ends.local)
+}
+
+/// The payload that the kernel has forwarded for a stream.
+#[derive(Debug)]
+pub(super) struct Carried {
+    records: Arc<Records>,
+    conn: u32,
+    /// By direction, in arrival space: one behind what came to the sockets.
+    begin: [u32; 2],
+    /// Set before the record goes.
+    ended: OnceLock<[u64; 2]>,
+}
+
+impl Carried {
+    pub(super) fn new(record: &Record, begin: [u32; 2]) -> Arc<Self> {
+        let (records, conn) = (Arc::clone(&record.records), record.conn);
+        Arc::new(Self { records, conn, begin, ended: OnceLock::new() })
+    }
+
+    pub(super) fn end(&self) {
+        self.ended.get_or_init(|| self.now());
+    }
+
+    fn now(&self) -> [u64; 2] {
+        let flows = self.records.kernel.conns().snapshot(self.conn).flows;
+        [0, 1].map(|direction| bytes_since(self.begin[direction], &flows[direction].live))
+    }
+}
+
+impl KernelBytes for Carried {
+    fn carried(&self) -> [u64; 2] {
+        self.ended.get().copied().unwrap_or_else(|| self.now())
+    }
+}
+
+/// Payload bytes behind `begin`. The program's own count may differ from that by what came during the hand-over to the
+/// sockets, but tells how often the sequence numbers have wrapped.
+fn bytes_since(begin: u32, live: &DirLive) -> u64 {
+    let has_fin = live.bits & bits::FIN_SEEN != 0 && live.seq_end == live.fin_end;
+    let modulo = live.seq_end.wrapping_sub(begin).wrapping_sub(has_fin.into());
+    // The number nearest to the program's that has these lower bits.
+    let error = modulo.wrapping_sub(live.bytes as u32).cast_signed();
+    live.bytes.saturating_add_signed(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable as _;
+
+    use super::*;
+
+    #[test]
+    fn bytes_are_told_by_sequence_numbers_and_wraps_by_the_count() {
+        let live = |seq_end, bytes| DirLive { seq_end, bytes, ..DirLive::zeroed() };
+        assert_eq!(bytes_since(1000, &live(1500, 500)), 500);
+        // The program has counted 200 that had come to the socket; or has not seen all that had.
+        assert_eq!(bytes_since(1000, &live(1500, 700)), 500);
+        assert_eq!(bytes_since(1000, &live(900, 0)), 0);
+        assert_eq!(bytes_since(u32::MAX - 99, &live(400, 600)), 500);
+        assert_eq!(bytes_since(1000, &live(1500, 500 + (3 << 32))), 500 + (3 << 32));
+        assert_eq!(bytes_since(1000, &live(900, (3_u64 << 32) - 90)), (3 << 32) - 100);
+    }
+
+    #[test]
+    fn a_fin_is_not_payload() {
+        let mut live =
+            DirLive { seq_end: 1501, fin_end: 1501, bits: bits::FIN_SEEN, bytes: 500, ..DirLive::zeroed() };
+        assert_eq!(bytes_since(1000, &live), 500);
+        // It came to the socket.
+        live.bytes = 0;
+        assert_eq!(bytes_since(1501, &live), 0);
+    }
+}

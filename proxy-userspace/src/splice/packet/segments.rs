@@ -1,0 +1,58 @@
+//! Segments that Steer makes up itself, in the name of one peer of a spliced stream: what the other peer would
+//! get if it were asked, or told of the end.
+
+use proxy_common::flow::{Conn, Direction, flags, ts_state};
+
+use super::wire;
+use crate::kernel::clock;
+use crate::kernel::raw::{self, Segment};
+
+/// A keepalive probe for the peer that `from` comes from: a segment with nothing in it, one before what the
+/// peer expects, which has to be answered.
+pub(super) fn probe(record: &Conn, from: Direction) -> Segment {
+    let expected = record.flows[from as usize].live.ack_end;
+    segment(record, from, expected.wrapping_sub(1), raw::FLAG_ACK)
+}
+
+/// RSTs for the peer that `from` comes from. It believes one with just the number that it expects: what it
+/// acknowledged last, or, if it has not acknowledged everything yet, what follows all that was sent to it.
+pub(super) fn resets(record: &Conn, from: Direction) -> impl Iterator<Item = Segment> {
+    let acknowledged = record.flows[from as usize].live.ack_end;
+    let to = &record.flows[from.opposite() as usize];
+    let sent = to.live.seq_end.wrapping_add(to.fixed.seq_delta);
+    let reset = move |seq| segment(record, from, seq, raw::FLAG_RST | raw::FLAG_ACK);
+    [Some(acknowledged), (sent != acknowledged).then_some(sent)].into_iter().flatten().map(reset)
+}
+
+fn segment(record: &Conn, from: Direction, seq: u32, tcp_flags: u8) -> Segment {
+    let ends = wire::ends(record, from);
+    let live = &record.flows[from as usize].live;
+    let has_timestamps = record.flags & flags::TIMESTAMPS != 0;
+    Segment {
+        source: ends.local,
+        destination: ends.peer,
+        seq,
+        ack: live.seq_end,
+        flags: tcp_flags,
+        window: window(record, from),
+        timestamps: has_timestamps.then(|| (timestamp(record, from), live.ts_value)),
+    }
+}
+
+/// What the other peer has announced last, as the program translates it.
+fn window(record: &Conn, from: Direction) -> u16 {
+    let to = &record.flows[from.opposite() as usize];
+    let bytes = u64::from(to.live.window) << to.fixed.window_left;
+    u16::try_from(bytes >> to.fixed.window_right).unwrap_or(u16::MAX)
+}
+
+/// A TSval that the peer of `from` takes for the other peer's.
+fn timestamp(record: &Conn, from: Direction) -> u32 {
+    let to = &record.flows[from.opposite() as usize];
+    if to.live.ts_state == ts_state::FIXED {
+        to.live.ts_value.wrapping_add(to.fixed.ts_delta)
+    } else {
+        // The program would fix the difference so that the next one is this or later.
+        (clock::monotonic_ms() as u32).wrapping_add(to.fixed.ts_offset)
+    }
+}

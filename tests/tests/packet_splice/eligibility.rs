@@ -1,0 +1,142 @@
+//! Which connections are spliced, by what their ends have negotiated, and that those which are carry bulk.
+
+use std::io::Write as _;
+use std::process::Stdio;
+
+use steer_tests::netns::NetNs;
+use steer_tests::peers::nft;
+use steer_tests::process::quiet;
+use steer_tests::require;
+use steer_tests::topology::Topology;
+
+use crate::net::{Family, Net, Path, Setup};
+
+const BULK: usize = 16 << 20;
+
+/// Streams in a network that `prepare` has changed: spliced, or relayed for `reason`. They carry bulk in any case.
+fn expect(reason: Option<&str>, prepare: impl Fn(&Topology)) {
+    if !require::root() {
+        return;
+    }
+    for family in [Family::V4, Family::V6] {
+        let topology = Topology::new(1).unwrap();
+        prepare(&topology);
+        let net = Net::start(&topology, Setup::new(Path::Packet, family));
+        for _ in 0..3 {
+            let mut stream = net.open();
+            match reason {
+                None => net.expect_path(&stream, Path::Packet),
+                Some(reason) => net.expect_relayed(&stream, reason),
+            }
+            stream.bulk(BULK);
+        }
+        net.expect_nothing_left();
+    }
+}
+
+#[test]
+fn clients_with_a_smaller_mtu_are_spliced() {
+    expect(None, |topology| {
+        topology.clients.ip(&["link", "set", "eth0", "mtu", "1400"]).unwrap();
+    });
+}
+
+#[test]
+fn clients_with_jumbo_frames_are_spliced() {
+    expect(None, |topology| {
+        topology.clients.ip(&["link", "set", "eth0", "mtu", "9000"]).unwrap();
+        topology.proxy.ip(&["link", "set", "clients", "mtu", "9000"]).unwrap();
+    });
+}
+
+#[test]
+fn endpoints_with_jumbo_frames_are_spliced() {
+    expect(None, |topology| {
+        topology.endpoints[0].ip(&["link", "set", "eth0", "mtu", "9000"]).unwrap();
+        topology.proxy.ip(&["link", "set", "endpoint0", "mtu", "9000"]).unwrap();
+    });
+}
+
+#[test]
+fn timestamps_on_one_side_only_are_relayed() {
+    for side in [0, 1] {
+        expect(Some("timestamps_differ"), |topology| {
+            ends(topology)[side].sysctl("net.ipv4.tcp_timestamps", "0").unwrap();
+        });
+    }
+}
+
+#[test]
+fn other_options_may_differ() {
+    for side in [0, 1] {
+        for option in ["net.ipv4.tcp_sack", "net.ipv4.tcp_window_scaling"] {
+            expect(None, |topology| ends(topology)[side].sysctl(option, "0").unwrap());
+        }
+    }
+    expect(None, |topology| {
+        for end in ends(topology) {
+            end.sysctl("net.ipv4.tcp_timestamps", "0").unwrap();
+        }
+    });
+    // ECN on one connection only.
+    expect(None, |topology| {
+        topology.clients.sysctl("net.ipv4.tcp_ecn", "1").unwrap();
+        topology.proxy.sysctl("net.ipv4.tcp_ecn", "2").unwrap();
+    });
+}
+
+fn ends(topology: &Topology) -> [&NetNs; 2] {
+    [&topology.clients, &topology.endpoints[0]]
+}
+
+#[test]
+fn a_firewall_that_drops_what_it_cannot_track_is_respected() {
+    if !nft() {
+        return;
+    }
+    expect(Some("conntrack"), |topology| drop_untracked(&topology.proxy));
+    expect(None, |topology| {
+        drop_untracked(&topology.proxy);
+        topology.proxy.sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", "1").unwrap();
+    });
+}
+
+fn drop_untracked(host: &NetNs) {
+    let rules = "table inet test {\n chain in {\n type filter hook prerouting priority 0;\n ct state invalid drop\n }\n \
+                 chain out {\n type filter hook output priority 0;\n ct state invalid drop\n }\n }\n";
+    let mut command = quiet("nft");
+    command.args(["-f", "-"]).stdin(Stdio::piped());
+    host.enter(&mut command).unwrap();
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+/// Packets of up to 64 KiB are not cut on their way.
+#[test]
+fn super_packets_pass_whole() {
+    if !require::root() {
+        return;
+    }
+    for family in [Family::V4, Family::V6] {
+        let topology = Topology::new(1).unwrap();
+        let net = Net::start(&topology, Setup::new(Path::Packet, family));
+        let mut stream = net.carried();
+        let before = ends(&topology).map(received);
+        stream.bulk(256 << 20);
+        let after = ends(&topology).map(received);
+        for (name, (before, after)) in ["client", "endpoint"].iter().zip(before.into_iter().zip(after)) {
+            let mean = (after.0 - before.0) / (after.1 - before.1);
+            eprintln!("{name}: {mean} bytes per received packet");
+            assert!(mean > 1500 * 4, "{mean}");
+        }
+    }
+}
+
+/// Bytes and packets that the host's eth0 has received.
+fn received(host: &NetNs) -> (u64, u64) {
+    let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap()).unwrap();
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap();
+    let mut numbers = line.split_whitespace().map(|word| word.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}

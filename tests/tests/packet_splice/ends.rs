@@ -1,0 +1,105 @@
+//! Ends that a peer announces: FINs in both orders, RSTs of every kind, and the proxy's own.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use crate::net::{Net, Path, on_every_path};
+use crate::stream::{HANG, Learned, Side, learned, learned_by_writing, reset, say};
+
+#[test]
+fn a_half_closed_stream_goes_on_the_other_way() {
+    on_every_path(|net| {
+        for side in Side::BOTH {
+            let (mut first, mut second) = net.carried().from(side);
+            first.write_all(b"my last word").unwrap();
+            first.shutdown(Shutdown::Write).unwrap();
+            let mut got = Vec::new();
+            second.read_to_end(&mut got).unwrap();
+            assert_eq!(got, b"my last word");
+            for _ in 0..100 {
+                say(&mut second, &mut first, &[7; 3000]);
+            }
+            drop(second);
+            assert_eq!(learned(&mut first, HANG), Learned::Fin);
+        }
+        expect_ends(net, "finished", 2);
+    });
+}
+
+#[test]
+fn both_sides_may_close_at_once() {
+    on_every_path(|net| {
+        const STREAMS: usize = 20;
+        for _ in 0..STREAMS {
+            let stream = net.carried();
+            let (mut client, mut backend) = stream.from(Side::Client);
+            std::thread::scope(|scope| {
+                scope.spawn(|| client.shutdown(Shutdown::Write).unwrap());
+                backend.shutdown(Shutdown::Write).unwrap();
+            });
+            assert_eq!(learned(&mut client, HANG), Learned::Fin);
+            assert_eq!(learned(&mut backend, HANG), Learned::Fin);
+        }
+        expect_ends(net, "finished", STREAMS as u64);
+    });
+}
+
+#[test]
+fn a_reset_is_learned_at_once() {
+    on_every_path(|net| {
+        for side in Side::BOTH {
+            let (first, mut second) = net.carried().from(side);
+            reset(first);
+            assert_eq!(learned(&mut second, HANG), Learned::Reset, "quiet, {side:?}");
+
+            let (first, mut second) = net.carried().from(side);
+            unread(&first, &mut second);
+            drop(first);
+            assert_eq!(learned(&mut second, HANG), Learned::Reset, "unread data, {side:?}");
+
+            let (first, mut second) = net.carried().from(side);
+            first.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(learned(&mut second, HANG), Learned::Fin);
+            reset(first);
+            assert_eq!(learned_by_writing(&mut second, HANG), Learned::Reset, "half-closed, {side:?}");
+
+            let (first, mut second) = net.carried().from(side);
+            second.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+            let _stuck = second.write_all(&vec![1; 64 << 20]);
+            reset(first);
+            assert_eq!(learned_by_writing(&mut second, HANG), Learned::Reset, "in full flow, {side:?}");
+        }
+        expect_ends(net, "reset", 8);
+    });
+}
+
+/// Lets data arrive that nobody reads.
+fn unread(first: &TcpStream, second: &mut TcpStream) {
+    second.write_all(b"never read").unwrap();
+    let peeked = first.peek(&mut [0]).unwrap();
+    assert_eq!(peeked, 1);
+}
+
+#[test]
+fn when_the_proxy_stops_both_sides_are_reset() {
+    on_every_path(|net| {
+        let streams: Vec<_> = (0..10).map(|_| net.carried()).collect();
+        net.steer.process().signal(libc::SIGTERM).unwrap();
+        for mut stream in streams {
+            let expected = match net.setup.path {
+                Path::Packet => Learned::Reset,
+                // Sockets without unread data are closed by FIN when their process ends.
+                Path::Relay => Learned::Fin,
+            };
+            assert_eq!(learned(&mut stream.client, HANG), expected);
+            assert_eq!(learned(&mut stream.backend, HANG), expected);
+        }
+        assert!(net.steer.process().wait(HANG).unwrap().success());
+    });
+}
+
+fn expect_ends(net: &Net<'_>, end: &str, streams: u64) {
+    net.expect_nothing_left();
+    assert_eq!(net.ended(end), streams, "{end}");
+}

@@ -1,0 +1,253 @@
+//! One `steer` between a client's host and an endpoint's, and what can be seen of it from outside.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
+use steer_tests::eventually::eventually;
+use steer_tests::netns::NetNs;
+use steer_tests::steer::Steer;
+use steer_tests::topology::Topology;
+use steer_tests::{require, socketio, sockets};
+
+use crate::maps;
+use crate::stream::{HANG, Stream, accept_upgrade, ask_upgrade, read_head};
+
+pub(crate) const FRONT_PORT: u16 = 8080;
+pub(crate) const ENDPOINT_PORT: u16 = 3000;
+/// How long the tests let a finished stream's tuple stay.
+pub(crate) const LINGER: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Path {
+    Packet,
+    Relay,
+}
+
+impl Path {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Packet => "packet",
+            Self::Relay => "relay",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+/// What a test asks of [`Net::start`].
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) path: Path,
+    pub(crate) front: SocketAddr,
+    pub(crate) endpoint: SocketAddr,
+    /// More keys of `packet_splice`, as `key: value` lines.
+    pub(crate) packet_splice: Vec<String>,
+    pub(crate) source_addresses: Vec<IpAddr>,
+}
+
+impl Setup {
+    /// The client on its host, the endpoint on the first of the endpoints' hosts.
+    pub(crate) fn new(path: Path, family: Family) -> Self {
+        let (front, endpoint) = match family {
+            Family::V4 => (IpAddr::from(Topology::PROXY), IpAddr::from(Topology::endpoint(0))),
+            Family::V6 => (IpAddr::from(Topology::PROXY6), IpAddr::from(Topology::endpoint6(0))),
+        };
+        Self {
+            path,
+            front: SocketAddr::new(front, FRONT_PORT),
+            endpoint: SocketAddr::new(endpoint, ENDPOINT_PORT),
+            packet_splice: Vec::new(),
+            source_addresses: Vec::new(),
+        }
+    }
+
+    pub(crate) fn with(mut self, line: &str) -> Self {
+        self.packet_splice.push(line.to_owned());
+        self
+    }
+
+    fn config(&self) -> String {
+        let mut config = format!("splice: {}\n", self.path.as_str());
+        if self.path == Path::Packet {
+            config += &format!("packet_splice:\n  linger: {}s\n", LINGER.as_secs());
+            config.extend(self.packet_splice.iter().map(|line| format!("  {line}\n")));
+        }
+        config += &socketio::config(self.front, &[self.endpoint]);
+        if !self.source_addresses.is_empty() {
+            let addresses: Vec<_> = self.source_addresses.iter().map(|a| format!("\"{a}\"")).collect();
+            config += &format!("  source_addresses: [{}]\n", addresses.join(", "));
+        }
+        config
+    }
+}
+
+pub(crate) struct Net<'n> {
+    pub(crate) topology: &'n Topology,
+    pub(crate) steer: Steer<'n>,
+    pub(crate) setup: Setup,
+    clients: &'n NetNs,
+    listener: TcpListener,
+}
+
+impl<'n> Net<'n> {
+    pub(crate) fn start(topology: &'n Topology, setup: Setup) -> Self {
+        // An address belongs to one host; loopback to the proxy's.
+        let near = setup.endpoint.ip().is_loopback();
+        let host = if near { &topology.proxy } else { &topology.endpoints[0] };
+        Self::between(topology, setup, &topology.clients, host)
+    }
+
+    /// With clients and the endpoint on other hosts than those of the topology.
+    pub(crate) fn between(
+        topology: &'n Topology,
+        setup: Setup,
+        clients: &'n NetNs,
+        endpoint: &NetNs,
+    ) -> Self {
+        let listener = endpoint.run(|| listen(setup.endpoint)).unwrap();
+        let steer = Steer::start(&setup.config(), Some(&topology.proxy), &[]).unwrap();
+        Self { topology, steer, setup, clients, listener }
+    }
+
+    /// Lets the clients be on the proxy's own host.
+    pub(crate) fn with_clients_on_the_proxys_host(mut self) -> Self {
+        self.clients = &self.topology.proxy;
+        self
+    }
+
+    /// A stream whose 101 has come through.
+    pub(crate) fn open(&self) -> Stream {
+        self.open_from(None)
+    }
+
+    /// The same from this address of the client.
+    pub(crate) fn open_from(&self, local: Option<SocketAddr>) -> Stream {
+        let front = self.setup.front;
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(front), Type::STREAM, Some(Protocol::TCP)).unwrap();
+            // Whoever wants the port again must have said so the first time too.
+            socket.set_reuse_address(true).unwrap();
+            if let Some(local) = local {
+                socket.bind(&local.into()).unwrap();
+            }
+            socket.connect_timeout(&front.into(), HANG).unwrap();
+            TcpStream::from(socket)
+        };
+        let mut client = self.clients.run(connect).unwrap();
+        ask_upgrade(&mut client, front);
+        let backend = accept_upgrade(&self.listener);
+        let head = read_head(&mut client);
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        Stream::new(client, backend)
+    }
+
+    /// A stream that is carried by the path asked for; by packets: without any socket in the proxy's namespace.
+    pub(crate) fn carried(&self) -> Stream {
+        self.carried_from(None)
+    }
+
+    pub(crate) fn carried_from(&self, local: Option<SocketAddr>) -> Stream {
+        let mut stream = self.open_from(local);
+        self.expect_path(&stream, self.setup.path);
+        stream.echo();
+        stream
+    }
+
+    /// Waits until the stream is carried by `path`.
+    pub(crate) fn expect_path(&self, stream: &Stream, path: Path) {
+        let settled = eventually(&format!("stream on path {}", path.as_str()), HANG, || {
+            let row = self.row(stream);
+            let row = row.as_ref().filter(|row| row["path"] == path.as_str());
+            Ok(row.is_some_and(|_| path == Path::Relay || self.sockets_of(stream).is_empty()).then_some(()))
+        });
+        settled.unwrap_or_else(|error| {
+            panic!("{error:#}; row: {:?}, sockets: {:?}", self.row(stream), self.sockets_of(stream))
+        });
+    }
+
+    /// Waits until the stream is relayed, and for this reason.
+    pub(crate) fn expect_relayed(&self, stream: &Stream, reason: &str) {
+        self.expect_path(stream, Path::Relay);
+        let row = self.row(stream).unwrap();
+        assert_eq!(row["reason"], reason, "{row}");
+        assert!(self.steer.metric("steer_splice_fallback_total", &[("reason", reason)]).unwrap() >= 1.0);
+    }
+
+    /// The stream's row of `/flows`.
+    pub(crate) fn row(&self, stream: &Stream) -> Option<Value> {
+        let client = stream.client_address.to_string();
+        self.steer.flows().unwrap().into_iter().find(|row| row["client"] == client.as_str())
+    }
+
+    fn sockets_of(&self, stream: &Stream) -> Vec<sockets::Tuple> {
+        let mut all = self.topology.proxy.run(sockets::tcp).unwrap().unwrap();
+        all.retain(|tuple| stream.proxy_tuples().contains(&(tuple.local, tuple.remote)));
+        all
+    }
+
+    pub(crate) fn packets(&self, what: &str) -> u64 {
+        self.steer.metric("steer_packet_total", &[("what", what)]).unwrap() as u64
+    }
+
+    pub(crate) fn ended(&self, end: &str) -> u64 {
+        self.steer.metric("steer_streams_closed_total", &[("end", end)]).unwrap() as u64
+    }
+
+    /// Waits until nothing of any stream is left, for as long as tuples may linger and two seconds more.
+    pub(crate) fn expect_nothing_left(&self) {
+        let left = || {
+            let used = |metric| self.steer.metric(metric, &[("kind", "used")]).unwrap();
+            let proxy = &self.topology.proxy;
+            let sockets = proxy.run(sockets::tcp).unwrap().unwrap();
+            let sockets = sockets
+                .into_iter()
+                .filter(|socket| socket.local == self.setup.front || socket.remote == self.setup.endpoint);
+            [
+                self.steer.flows().unwrap().len(),
+                used("steer_packet_streams") as usize,
+                used("steer_source_ports") as usize,
+                maps::flow_keys(self.steer.pid()),
+                sockets.filter(|socket| socket.state == sockets::State::Connection).count(),
+            ]
+        };
+        let cleaned = eventually("clean slate", LINGER + Duration::from_secs(2), || {
+            Ok((left() == [0; 5]).then_some(()))
+        });
+        if let Err(error) = cleaned {
+            panic!("{error:#}: [rows, records, ports, keys, sockets] = {:?}", left());
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> TcpListener {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(1024).unwrap();
+    socket.into()
+}
+
+/// Runs a scenario by packets over IPv4 and IPv6, and through the relay.
+pub(crate) fn on_every_path(scenario: impl Fn(&mut Net<'_>)) {
+    for (path, family) in [(Path::Relay, Family::V4), (Path::Packet, Family::V4), (Path::Packet, Family::V6)]
+    {
+        on(Setup::new(path, family), &scenario);
+    }
+}
+
+/// Runs a scenario.
+pub(crate) fn on(setup: Setup, scenario: impl Fn(&mut Net<'_>)) {
+    if !require::root() {
+        return;
+    }
+    eprintln!("--- {} {}", setup.path.as_str(), setup.front);
+    let topology = Topology::new(2).unwrap();
+    let mut net = Net::start(&topology, setup);
+    scenario(&mut net);
+}

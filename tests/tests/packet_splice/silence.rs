@@ -1,0 +1,117 @@
+//! Peers that vanish without a word.
+
+use std::io::Write as _;
+use std::thread;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+
+use crate::net::{Family, Net, Path, Setup, on};
+use crate::stream::{Learned, Side, learned, learned_by_writing};
+
+/// Given up after four seconds of silence.
+const PROBED: &str = "keepalive: { time: 1s, interval: 1s, probes: 3 }";
+/// Four seconds, and what a busy machine may add.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(9);
+
+/// How a host goes.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// Its cable is pulled.
+    Unplugged,
+    /// The proxy's interface towards it goes too.
+    Removed,
+}
+
+fn take_away(net: &Net<'_>, side: Side, way: Way) {
+    let host = match side {
+        Side::Client => &net.topology.clients,
+        Side::Backend => &net.topology.endpoints[0],
+    };
+    match way {
+        Way::Unplugged => host.ip(&["link", "set", "eth0", "down"]).unwrap(),
+        Way::Removed => host.ip(&["link", "delete", "eth0"]).unwrap(),
+    }
+}
+
+fn each_case(keepalive: &str, case: impl Fn(&Net<'_>, Side, Way)) {
+    for family in [Family::V4, Family::V6] {
+        for side in Side::BOTH {
+            for way in [Way::Unplugged, Way::Removed] {
+                on(Setup::new(Path::Packet, family).with(keepalive), |net| case(net, side, way));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_vanished_is_probed_and_the_other_one_reset() {
+    each_case(PROBED, |net, side, way| {
+        let (_gone, mut other) = net.carried().from(side);
+        let (_also_gone, mut busy) = net.carried().from(side);
+        take_away(net, side, way);
+        busy.write_all(b"into the void").unwrap();
+        assert_eq!(learned(&mut other, GIVEN_UP_WITHIN), Learned::Reset, "{side:?}, {way:?}, idle");
+        assert_eq!(learned(&mut busy, GIVEN_UP_WITHIN), Learned::Reset, "{side:?}, {way:?}, sending");
+        net.expect_nothing_left();
+        assert_eq!(net.ended("reset"), 2);
+    });
+}
+
+#[test]
+fn peers_that_are_only_silent_are_left_alone() {
+    for family in [Family::V4, Family::V6] {
+        on(Setup::new(Path::Packet, family).with(PROBED), |net| {
+            let mut streams: Vec<_> = (0..5).map(|_| net.carried()).collect();
+            let before = net.packets("spliced");
+            thread::sleep(Duration::from_secs(6));
+            assert!(net.packets("spliced") > before, "no probe was answered");
+            for stream in &mut streams {
+                stream.echo();
+            }
+            drop(streams);
+            net.expect_nothing_left();
+            assert_eq!(net.ended("finished"), 5);
+        });
+    }
+}
+
+/// The peers' own keepalives are answered by the other peer, as long as it lives.
+#[test]
+fn keepalives_of_the_peers_pass_from_end_to_end() {
+    each_case("keepalive: { time: 60s, interval: 15s, probes: 4 }", |net, side, way| {
+        let mut stream = net.carried();
+        let keepalive = TcpKeepalive::new()
+            .with_time(Duration::from_secs(1))
+            .with_interval(Duration::from_secs(1))
+            .with_retries(3);
+        for socket in [&stream.client, &stream.backend] {
+            SockRef::from(socket).set_tcp_keepalive(&keepalive).unwrap();
+        }
+        let before = net.packets("spliced");
+        thread::sleep(Duration::from_secs(6));
+        let passed = net.packets("spliced") - before;
+        assert!(passed >= 8, "{passed} packets passed");
+        stream.echo();
+
+        let (gone, mut other) = stream.from(side);
+        take_away(net, side, way);
+        assert_eq!(learned(&mut other, GIVEN_UP_WITHIN), Learned::TimedOut, "{side:?}, {way:?}");
+        drop(gone);
+    });
+}
+
+/// The peer's host comes back without any memory of the stream, and says so when it is written to.
+#[test]
+fn a_peer_that_lost_its_state_says_so_when_it_is_written_to() {
+    for family in [Family::V4, Family::V6] {
+        on(Setup::new(Path::Packet, family), |net| {
+            for side in Side::BOTH {
+                let (first, mut second) = net.carried().from(side);
+                crate::stream::forget(first);
+                assert_eq!(learned_by_writing(&mut second, GIVEN_UP_WITHIN), Learned::Reset, "{side:?}");
+            }
+            net.expect_nothing_left();
+        });
+    }
+}

@@ -1,0 +1,252 @@
+//! Steer between clients and one endpoint, each in a namespace of its own.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use steer_tests::eventually::eventually;
+use steer_tests::sockets::{self, State};
+use steer_tests::steer::Steer;
+use steer_tests::topology::Topology;
+
+use crate::backend::Backend;
+use crate::footprint::Footprint;
+use crate::load::{self, Load, Outcome};
+use crate::plan::Kind;
+use crate::{ensure_none, runtime};
+
+const BACKEND_PORT: u16 = 3000;
+
+/// What is in the configuration of the packet splice. Streams move at a random moment, so mostly in full flow, and
+/// are forgotten soon.
+const PACKET: &str = "packet_splice:\n  hand_over_within: 40ms\n  linger: 1s\n";
+
+/// The version of IP between all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn proxy(self) -> IpAddr {
+        match self {
+            Self::V4 => Topology::PROXY.into(),
+            Self::V6 => Topology::PROXY6.into(),
+        }
+    }
+
+    fn endpoint(self) -> IpAddr {
+        match self {
+            Self::V4 => Topology::endpoint(0).into(),
+            Self::V6 => Topology::endpoint6(0).into(),
+        }
+    }
+}
+
+pub(crate) struct Bed<'t> {
+    mode: &'t str,
+    topology: &'t Topology,
+    pub(crate) steer: Steer<'t>,
+    port: u16,
+}
+
+impl<'t> Bed<'t> {
+    /// `mode` is a value of `splice`. Each bed of a topology has its own `port`.
+    pub(crate) fn new(topology: &'t Topology, mode: &'t str, port: u16) -> Result<Self> {
+        let listener = |family: Family, cluster: &str| {
+            let address = SocketAddr::new(family.proxy(), port);
+            format!(
+                "- address: '{address}'\n  \
+                   routes:\n  \
+                   - match: {{ prefix: / }}\n    \
+                     cluster: {cluster}\n    \
+                     hash_policy:\n    \
+                     - header: {{ header_name: x-forwarded-for }}\n    \
+                     upgrade_configs: [websocket]\n"
+            )
+        };
+        let cluster = |family: Family, name: &str| {
+            let address = SocketAddr::new(family.endpoint(), BACKEND_PORT);
+            format!("- name: {name}\n  lb_policy: ring_hash\n  endpoints: ['{address}']\n")
+        };
+        let config = format!(
+            "listeners:\n{}{}clusters:\n{}{}splice: {mode}\n{}",
+            listener(Family::V4, "streams4"),
+            listener(Family::V6, "streams6"),
+            cluster(Family::V4, "streams4"),
+            cluster(Family::V6, "streams6"),
+            if mode == "packet" { PACKET } else { "" },
+        );
+        let steer = Steer::start(&config, Some(&topology.proxy), &["--log-level", "warn"])?;
+        Ok(Self { mode, topology, steer, port })
+    }
+
+    /// Runs `work` where the clients are, with Steer's address and a new backend at the endpoint.
+    pub(crate) fn on_clients<T: Send, F: Future<Output = Result<T>>>(
+        &self,
+        family: Family,
+        work: impl FnOnce(SocketAddr, Arc<Backend>) -> F + Send,
+    ) -> Result<T> {
+        let address = SocketAddr::new(family.endpoint(), BACKEND_PORT);
+        let listener = self.topology.endpoints[0].run(|| TcpListener::bind(address))?;
+        let listener = listener.with_context(|| format!("binding {address}"))?;
+        let target = SocketAddr::new(family.proxy(), self.port);
+        // The runtime's threads start, and so stay, in the namespace of the thread that makes it.
+        // The backend's sockets are in the namespace where its listener was made.
+        self.topology
+            .clients
+            .run(|| runtime()?.block_on(async { work(target, Backend::start(listener)?).await }))?
+    }
+
+    /// One round of streams, all of which arrive as planned and are counted. Returns how they went, and how
+    /// often each path was seen.
+    pub(crate) fn round(&self, family: Family, load: Load) -> Result<Round> {
+        let Load { kind, streams, .. } = load;
+        let before = Counters::of(&self.steer)?;
+        let started = Instant::now();
+        let (outcome, paths) = thread::scope(|scope| {
+            let running = scope.spawn(|| {
+                self.on_clients(family, |target, backend| async move {
+                    Ok(load::run(target, &backend, load).await)
+                })
+            });
+            let mut paths = BTreeMap::new();
+            while !running.is_finished() {
+                for row in self.steer.flows()? {
+                    let path = row["path"].as_str().context("a flow without a path")?;
+                    *paths.entry(path.to_owned()).or_insert(0_u64) += 1;
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+            let outcome = running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            anyhow::Ok((outcome, paths))
+        })?;
+        let sent = outcome.bytes_to_upstream + outcome.bytes_to_downstream;
+        println!(
+            "{}, {family:?}, {kind:?}: {streams} streams, {} MB, {:?}, longest gap {:?}, paths seen {paths:?}",
+            self.mode,
+            sent / 1_000_000,
+            started.elapsed(),
+            outcome.longest_gap(),
+        );
+        ensure_none(&outcome.failures)?;
+
+        self.at_rest()?;
+        let counted = Counters::of(&self.steer)?.since(before);
+        let end = if kind == Kind::Whole { counted.finished } else { counted.reset };
+        anyhow::ensure!(end == streams as f64, "of {streams} {kind:?} streams: {counted:?}");
+        if kind == Kind::Whole {
+            let bytes = [outcome.bytes_to_upstream as f64, outcome.bytes_to_downstream as f64];
+            anyhow::ensure!(counted.bytes == bytes, "{bytes:?} bytes were carried: {counted:?}");
+        }
+        Ok(Round { outcome, paths, counted })
+    }
+
+    /// Prints what Steer has counted of the paths.
+    pub(crate) fn print_metrics(&self) -> Result<()> {
+        const SHOWN: [&str; 4] = ["steer_splice_", "steer_sock_", "steer_packet_", "steer_hand_overs_"];
+        for line in self.steer.admin_get("/metrics")?.body.lines() {
+            if SHOWN.iter().any(|name| line.starts_with(name)) && !line.ends_with(" 0") {
+                println!("  {line}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Steer's footprint once it holds no stream, which must be soon.
+    pub(crate) fn at_rest(&self) -> Result<Footprint> {
+        // Closing may wait for a peer's acknowledgement, pipes are kept for a moment, and the packet
+        // splice keeps a record and a port for as long as `PACKET` says.
+        eventually("rest of steer", Duration::from_secs(10), || {
+            let mut held = self.steer.flows()?.len() as f64;
+            for metric in ["steer_downstream_connections", "steer_sock_map_entries"] {
+                held += self.steer.metric(metric, &[])?;
+            }
+            for metric in ["steer_packet_streams", "steer_source_ports"] {
+                held += self.steer.metric(metric, &[("kind", "used")])?;
+            }
+            Ok((held == 0.0).then_some(()))
+        })?;
+        // A metric that is not there sums up to 0, too.
+        let metrics = self.steer.admin_get("/metrics")?.body;
+        for name in match self.mode {
+            "sockmap" => &["steer_sock_map_entries"][..],
+            "packet" => &["steer_packet_streams", "steer_source_ports"],
+            _ => &[],
+        } {
+            anyhow::ensure!(metrics.lines().any(|line| line.starts_with(name)), "there is no {name}");
+        }
+        self.ensure_no_sockets()?;
+        let mut last = Footprint::of(self.steer.pid())?;
+        eventually("the same descriptors twice", Duration::from_secs(5), || {
+            thread::sleep(Duration::from_millis(200));
+            let now = Footprint::of(self.steer.pid())?;
+            let same = now.descriptors == last.descriptors;
+            last = now;
+            Ok(same.then_some(now))
+        })
+    }
+
+    /// Neither Steer nor the kernel on its behalf has a connection with a client or an endpoint.
+    fn ensure_no_sockets(&self) -> Result<()> {
+        eventually("end of the proxy's sockets", Duration::from_secs(10), || {
+            let mut open = self.topology.proxy.run(sockets::tcp)??;
+            open.retain(|tuple| tuple.state == State::Connection && !tuple.local.ip().is_loopback());
+            Ok(open.is_empty().then_some(()))
+        })
+    }
+}
+
+/// How a round went.
+pub(crate) struct Round {
+    pub(crate) outcome: Outcome,
+    pub(crate) paths: BTreeMap<String, u64>,
+    pub(crate) counted: Counters,
+}
+
+/// What Steer has counted of streams.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Counters {
+    finished: f64,
+    reset: f64,
+    /// To upstream, to downstream.
+    bytes: [f64; 2],
+    /// Streams whose packets the kernel forwards from some moment on.
+    pub(crate) hand_overs: f64,
+    pub(crate) failed_hand_overs: f64,
+    /// Because the peers differ in TCP timestamps.
+    pub(crate) timestamps_differ: f64,
+}
+
+impl Counters {
+    fn of(steer: &Steer<'_>) -> Result<Self> {
+        let closed = |end| steer.metric("steer_streams_closed_total", &[("end", end)]);
+        let bytes = |direction| steer.metric("steer_stream_bytes_total", &[("direction", direction)]);
+        let hand_overs = |how| steer.metric("steer_hand_overs_total", &[("how", how)]);
+        Ok(Self {
+            finished: closed("finished")?,
+            reset: closed("reset")?,
+            bytes: [bytes("to_upstream")?, bytes("to_downstream")?],
+            hand_overs: hand_overs("quiet")? + hand_overs("busy")?,
+            failed_hand_overs: hand_overs("failed")?,
+            timestamps_differ: steer
+                .metric("steer_splice_fallback_total", &[("reason", "timestamps_differ")])?,
+        })
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            finished: self.finished - before.finished,
+            reset: self.reset - before.reset,
+            bytes: [self.bytes[0] - before.bytes[0], self.bytes[1] - before.bytes[1]],
+            hand_overs: self.hand_overs - before.hand_overs,
+            failed_hand_overs: self.failed_hand_overs - before.failed_hand_overs,
+            timestamps_differ: self.timestamps_differ - before.timestamps_differ,
+        }
+    }
+}

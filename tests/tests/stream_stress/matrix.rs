@@ -1,0 +1,213 @@
+//! Hand-overs in full flow between peers of all sorts, with and without faults on the way.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use steer_tests::counters::Counters;
+use steer_tests::faults::{Faults, Rates};
+use steer_tests::netns::NetNs;
+use steer_tests::topology::Topology;
+
+use crate::bed::{Bed, Family, Round};
+use crate::load::Load;
+use crate::plan::Kind;
+
+/// What the peers' kernels are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Options {
+    Default,
+    ClientWithoutSack,
+    EndpointWithoutSack,
+    NobodyHasTimestamps,
+    ClientWithoutScaling,
+    EndpointWithoutScaling,
+    ClientAsksForEcn,
+    /// Not to be spliced: the two connections have to agree on timestamps.
+    ClientWithoutTimestamps,
+}
+
+impl Options {
+    const ALL: [Self; 8] = [
+        Self::Default,
+        Self::ClientWithoutSack,
+        Self::EndpointWithoutSack,
+        Self::NobodyHasTimestamps,
+        Self::ClientWithoutScaling,
+        Self::EndpointWithoutScaling,
+        Self::ClientAsksForEcn,
+        Self::ClientWithoutTimestamps,
+    ];
+
+    /// Settings at the client and at the endpoint.
+    fn settings(self) -> (&'static [&'static str], &'static [&'static str]) {
+        match self {
+            Self::Default => (&[], &[]),
+            Self::ClientWithoutSack => (&["tcp_sack=0"], &[]),
+            Self::EndpointWithoutSack => (&[], &["tcp_sack=0"]),
+            Self::NobodyHasTimestamps => (&["tcp_timestamps=0"], &["tcp_timestamps=0"]),
+            Self::ClientWithoutScaling => (&["tcp_window_scaling=0"], &[]),
+            Self::EndpointWithoutScaling => (&[], &["tcp_window_scaling=0"]),
+            Self::ClientAsksForEcn => (&["tcp_ecn=1"], &[]),
+            Self::ClientWithoutTimestamps => (&["tcp_timestamps=0"], &[]),
+        }
+    }
+
+    fn is_spliced(self) -> bool {
+        self != Self::ClientWithoutTimestamps
+    }
+
+    fn apply(self, topology: &Topology) -> Result<()> {
+        const DEFAULTS: [&str; 4] = ["tcp_sack=1", "tcp_timestamps=1", "tcp_window_scaling=1", "tcp_ecn=2"];
+        let (client, endpoint) = self.settings();
+        for (netns, settings) in [(&topology.clients, client), (&topology.endpoints[0], endpoint)] {
+            for setting in DEFAULTS.iter().chain(settings) {
+                let (name, value) = setting.split_once('=').context("a setting without a value")?;
+                netns.sysctl(&format!("net.ipv4.{name}"), value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Counters of damage that the splice must not do: a segment refused as too old, or as damaged.
+const DAMAGE: [&str; 5] =
+    ["TcpExtPAWSActive", "TcpExtPAWSEstab", "TcpInCsumErrors", "TcpExtTCPACKSkippedPAWS", "IpInHdrErrors"];
+/// What else tells of how a round went.
+const SHOWN: [&str; 11] = [
+    "TcpRetransSegs",
+    "TcpOutRsts",
+    "TcpEstabResets",
+    "TcpExtTCPTimeouts",
+    "TcpExtTCPLossProbes",
+    "TcpExtTCPOFOQueue",
+    "TcpExtTCPSACKDiscard",
+    "TcpExtBeyondWindow",
+    "TcpExtPAWSOldAck",
+    "TcpExtTSEcrRejected",
+    "TcpExtTCPChallengeACK",
+];
+
+/// Streams of each cell on the relay, which tell what a stall is.
+const COMPARED: usize = 100;
+
+/// Streams at a time: few enough that no stream has to wait long for its share of the processor.
+const PARALLEL: usize = 20;
+
+pub(crate) struct Matrix<'t> {
+    topology: &'t Topology,
+    packet: Bed<'t>,
+    relay: Bed<'t>,
+    faults: [Faults<'t>; 2],
+}
+
+impl<'t> Matrix<'t> {
+    pub(crate) fn new(topology: &'t Topology) -> Result<Self> {
+        let endpoint = &topology.endpoints[0];
+        for (netns, device) in [
+            (&topology.clients, "eth0"),
+            (&topology.proxy, "clients"),
+            (&topology.proxy, "endpoint0"),
+            (endpoint, "eth0"),
+        ] {
+            netns.without_super_packets(device)?;
+        }
+        Ok(Self {
+            topology,
+            packet: Bed::new(topology, "packet", 8080)?,
+            relay: Bed::new(topology, "relay", 8081)?,
+            faults: [Faults::attach(&topology.clients, "eth0")?, Faults::attach(endpoint, "eth0")?],
+        })
+    }
+
+    /// All cells with `rates`; returns how many streams were handed over.
+    pub(crate) fn run(&mut self, rates: Rates, mut seed: u64, streams: usize) -> Result<u64> {
+        self.faults.iter_mut().try_for_each(|faults| faults.set(rates))?;
+        let mut hand_overs = 0.0;
+        for family in [Family::V4, Family::V6] {
+            for options in Options::ALL {
+                options.apply(self.topology)?;
+                seed = seed.wrapping_add(1);
+                // Few are enough to see that nothing is spliced.
+                let streams = if options.is_spliced() { streams } else { COMPARED };
+                println!("\n{family:?}, {options:?}, {rates:?}, seed {seed:x}");
+                hand_overs += self
+                    .cell(family, options, rates, seed, streams)
+                    .with_context(|| format!("{family:?}, {options:?}, {rates:?}, seed {seed:x}"))?;
+            }
+        }
+        self.packet.print_metrics()?;
+        Ok(hand_overs as u64)
+    }
+
+    fn cell(&self, family: Family, options: Options, rates: Rates, seed: u64, streams: usize) -> Result<f64> {
+        let load = Load { kind: Kind::Whole, seed, streams, parallel: PARALLEL };
+        let relayed = self.relay.round(family, Load { streams: COMPARED, ..load })?;
+        let before = self.observe()?;
+        let round = self.packet.round(family, load)?;
+        let grown = self.since(&before)?;
+        for (netns, grown) in self.topology.all().zip(&grown) {
+            println!("  {}: {}", netns.name(), grown.only(&[&DAMAGE[..], &SHOWN[..]].concat()));
+        }
+        for faults in &self.faults {
+            println!("  faults so far: {}", faults.counts()?);
+        }
+        println!("  hand-overs {}, failed {}", round.counted.hand_overs, round.counted.failed_hand_overs);
+        if options.is_spliced() {
+            ensure_spliced(&round, streams)?;
+        } else {
+            let refused = round.counted.timestamps_differ;
+            anyhow::ensure!(round.counted.hand_overs == 0.0, "{:?}", round.counted);
+            anyhow::ensure!(refused > 0.0, "no stream was refused for its timestamps");
+        }
+        ensure_no_stall(&round, &relayed)?;
+        for (netns, grown) in self.topology.all().zip(&grown) {
+            ensure_undamaged(netns, grown, rates)?;
+        }
+        Ok(round.counted.hand_overs)
+    }
+
+    fn observe(&self) -> Result<Vec<Counters>> {
+        self.topology.all().map(Counters::of).collect()
+    }
+
+    fn since(&self, before: &[Counters]) -> Result<Vec<Counters>> {
+        Ok(self.observe()?.iter().zip(before).map(|(now, before)| now.since(before)).collect())
+    }
+}
+
+/// Those that were over before their moment came stay relayed.
+fn ensure_spliced(round: &Round, streams: usize) -> Result<()> {
+    let counted = &round.counted;
+    anyhow::ensure!(counted.failed_hand_overs == 0.0, "{counted:?}");
+    anyhow::ensure!(counted.hand_overs >= streams as f64 / 2.0, "of {streams}: {counted:?}");
+    Ok(())
+}
+
+/// No stream may be kept waiting for longer than the same ones on the relay, plus three
+/// retransmission timeouts.
+fn ensure_no_stall(round: &Round, relayed: &Round) -> Result<()> {
+    let timeouts = &round.outcome.retransmission_timeouts;
+    let timeout = timeouts.get(timeouts.len() / 2).copied().unwrap_or(Duration::from_millis(200));
+    let (gap, usual) = (round.outcome.longest_gap(), relayed.outcome.longest_gap());
+    let limit = usual + 3 * timeout;
+    let gaps = &round.outcome.gaps;
+    println!(
+        "  gaps: median {:?}, longest {gap:?} of at most {limit:?}; retransmission timeout {timeout:?}",
+        gaps.get(gaps.len() / 2).copied().unwrap_or_default(),
+    );
+    let worst: Vec<_> = gaps.iter().rev().take(5).collect();
+    anyhow::ensure!(gap <= limit, "a stream stalled: longest gaps {worst:?}, more than {limit:?}");
+    Ok(())
+}
+
+/// No segment may be damaged, and hardly one refused as too old: that befalls, on the relay as well, what
+/// comes twice and late. With faults that is one in a thousand; without, it takes a busy machine, on which packets
+/// change processors. A splice that is wrong has it happen to each stream, or to all packets of some.
+fn ensure_undamaged(netns: &NetNs, grown: &Counters, rates: Rates) -> Result<()> {
+    let damage = grown.only(&DAMAGE);
+    let bad_checksums = grown.get("TcpInCsumErrors") + grown.get("IpInHdrErrors");
+    let refused = grown.get("TcpExtPAWSEstab") + grown.get("TcpExtPAWSActive");
+    let allowed = grown.get("TcpInSegs") / if rates == Rates::NONE { 30_000 } else { 300 };
+    anyhow::ensure!(bad_checksums == 0 && refused <= allowed, "{}: {damage}", netns.name());
+    Ok(())
+}
