@@ -49,7 +49,7 @@ impl Network {
     }
 
     /// Runs `work` in the near namespace, inside a runtime, with everything loaded and attached to the wire.
-    fn with_programs(&self, hook: Hook, work: impl FnOnce(&PacketKernel, Reader) + Send) {
+    fn with_programs(&self, hook: Hook, work: impl FnOnce(&PacketKernel, Reader<'_>) + Send) {
         let inside = || {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
             let _entered = runtime.enter();
@@ -90,8 +90,10 @@ impl Network {
         tc.args(["filter", "show", "dev", interface, hook]);
         self.near.enter(&mut tc).unwrap();
         let filters = String::from_utf8(tc.output().unwrap().stdout).unwrap();
-        names
-            .extend(filters.split_whitespace().filter(|word| word.starts_with("packet_")).map(str::to_owned));
+        // A filter's line says `handle 0x1 NAME direct-action`, and may say the name again.
+        let words: Vec<_> = filters.split_whitespace().collect();
+        let named = words.windows(3).filter(|words| words[0] == "handle").map(|words| words[2].to_owned());
+        names.extend(named);
         names
     }
 }
