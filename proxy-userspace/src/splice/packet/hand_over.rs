@@ -45,7 +45,7 @@ pub(super) struct HandOver<'a> {
     pub(super) source: Option<Lease>,
     pub(super) flow: FlowGuard,
     pub(super) idle_timeout: Option<Duration>,
-    /// Known after the grace period.
+    /// `None` before the grace period has passed.
     pub(super) carried: Option<Arc<Carried>>,
 }
 
@@ -82,6 +82,9 @@ impl HandOver<'_> {
     pub(super) async fn complete(mut self, began: Instant) {
         self.flow.set_path(Path::Packet);
         let drained = self.drain().await;
+        let carried = self.carried();
+        // Less than they have received, if the stream ended so quickly that its peers repeated the rest past them.
+        carried.begin_at(self.written());
         let how = match (&drained, self.watcher.copies_acks.get()) {
             (Err(_), _) => "failed",
             (Ok(()), false) => "quiet",
@@ -97,7 +100,6 @@ impl HandOver<'_> {
         } else {
             record.abort();
         }
-        let carried = self.carried.unwrap_or_else(|| Carried::new(&record, received(&self.lanes)));
         self.lanes.sockets.into_iter().for_each(close);
         let metrics = &self.splice.telemetry.metrics;
         metrics.hand_overs.with_label_values(&[how]).inc();
@@ -138,7 +140,7 @@ impl HandOver<'_> {
             tokio::select! {
                 () = &mut grace, if !is_past => {
                     is_past = true;
-                    self.count();
+                    self.carried();
                 }
                 waited = self.lanes.wait(look) => {
                     waited.map_err(|error| self.broken(&error))?;
@@ -175,11 +177,21 @@ impl HandOver<'_> {
         })
     }
 
-    /// From now on what the sockets have received does not grow: whatever comes behind it is carried by the kernel.
-    fn count(&mut self) {
-        let carried = Carried::new(&self.watcher.record, received(&self.lanes));
-        self.flow.flow().set_kernel_bytes(Arc::clone(&carried) as Arc<dyn KernelBytes>);
-        self.carried = Some(carried);
+    /// The bytes that the kernel carries: all that comes behind what the sockets have received, which does not grow after
+    /// the grace period.
+    fn carried(&mut self) -> Arc<Carried> {
+        let carried = self.carried.get_or_insert_with(|| {
+            let carried = Carried::new(&self.watcher.record, received(&self.lanes));
+            self.flow.flow().set_kernel_bytes(Arc::clone(&carried) as Arc<dyn KernelBytes>);
+            carried
+        });
+        Arc::clone(carried)
+    }
+
+    /// One behind what was written for each direction, in the numbers with which it arrived.
+    fn written(&self) -> [u32; 2] {
+        let flows = self.watcher.record.snapshot().flows;
+        [0, 1].map(|from| self.lanes.write_end[1 - from].wrapping_sub(flows[from].fixed.seq_delta))
     }
 
     fn broken(&self, error: &Broken) -> End {

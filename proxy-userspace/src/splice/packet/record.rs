@@ -1,6 +1,7 @@
 //! A stream's place in the kernel's maps: its record, and the two keys that lead to it.
 
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::IntGauge;
@@ -103,10 +104,15 @@ impl Record {
         self.records.kernel.conns().note_fin(FlowRef::new(self.conn, from), end);
     }
 
-    /// Ends the stream: a RST for each peer.
+    /// Ends the stream, unless a new connection has its tuple: a RST for each peer.
     pub(super) fn abort(&self) {
         // First, since the egress program lets no RST of this host through to the peers of a living stream.
-        self.records.kernel.conns().set_state(self.conn, state::RESET);
+        for living in [state::HAND_OVER, state::SPLICED] {
+            let _ended_already = self.records.kernel.conns().advance_state(self.conn, living, state::RESET);
+        }
+        if self.state() == state::DEAD {
+            return;
+        }
         let record = self.snapshot();
         for segment in Direction::BOTH.into_iter().flat_map(|from| segments::resets(&record, from)) {
             self.send(segment);
@@ -146,8 +152,8 @@ fn key(record: &Conn, direction: Direction) -> FlowKey {
 pub(super) struct Carried {
     records: Arc<Records>,
     conn: u32,
-    /// By direction, in arrival space: one behind what came to the sockets.
-    begin: [u32; 2],
+    /// By direction, in arrival space: one behind what came, or will come, by way of the sockets.
+    begin: [AtomicU32; 2],
     /// Set before the record goes.
     ended: OnceLock<[u64; 2]>,
 }
@@ -155,7 +161,14 @@ pub(super) struct Carried {
 impl Carried {
     pub(super) fn new(record: &Record, begin: [u32; 2]) -> Arc<Self> {
         let (records, conn) = (Arc::clone(&record.records), record.conn);
-        Arc::new(Self { records, conn, begin, ended: OnceLock::new() })
+        Arc::new(Self { records, conn, begin: begin.map(AtomicU32::new), ended: OnceLock::new() })
+    }
+
+    /// The sockets are gone, and this is where they got to.
+    pub(super) fn begin_at(&self, begin: [u32; 2]) {
+        for (place, begin) in self.begin.iter().zip(begin) {
+            place.store(begin, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn end(&self) {
@@ -164,7 +177,9 @@ impl Carried {
 
     fn now(&self) -> [u64; 2] {
         let flows = self.records.kernel.conns().snapshot(self.conn).flows;
-        [0, 1].map(|direction| bytes_since(self.begin[direction], &flows[direction].live))
+        [0, 1].map(|direction| {
+            bytes_since(self.begin[direction].load(Ordering::Relaxed), &flows[direction].live)
+        })
     }
 }
 
