@@ -1,4 +1,4 @@
-//! Keys of the flow maps.
+//! Addresses as packets and maps hold them, and the keys of the flow maps.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -33,9 +33,17 @@ impl FlowKey {
 }
 
 /// Two ports as a native load of the first four bytes of a TCP header reads them.
-fn wire_ports(source: u16, destination: u16) -> u32 {
+pub fn wire_ports(source: u16, destination: u16) -> u32 {
     let [[a, b], [c, d]] = [source, destination].map(u16::to_be_bytes);
     u32::from_ne_bytes([a, b, c, d])
+}
+
+/// An address as the fields of [`proxy_common::flow::DirFixed`] have it: IPv4 in the first word.
+pub fn wire_address(address: IpAddr) -> [u32; 4] {
+    match address.to_canonical() {
+        IpAddr::V4(address) => [wire4(address), 0, 0, 0],
+        IpAddr::V6(address) => wire6(address),
+    }
 }
 
 fn wire4(address: Ipv4Addr) -> u32 {
@@ -67,6 +75,14 @@ mod tests {
         (bytes[0], bytes[15], bytes[16], bytes[31]) = (0xfd, 1, 0xfd, 2);
         bytes[32..].copy_from_slice(&[1, 2, 0, 80]);
         assert_eq!(bytemuck::bytes_of(&key), bytes);
+    }
+
+    #[test]
+    fn addresses_of_records_are_padded() {
+        let mapped = wire_address("::ffff:10.0.0.1".parse().unwrap());
+        assert_eq!(bytemuck::bytes_of(&mapped)[..8], [10, 0, 0, 1, 0, 0, 0, 0]);
+        let v6 = wire_address("fd00::1".parse().unwrap());
+        assert_eq!(bytemuck::bytes_of(&v6)[..2], [0xfd, 0]);
     }
 
     #[test]
