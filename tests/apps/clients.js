@@ -4,11 +4,13 @@
 //
 // TRANSPORTS: "upgrade" (long polling first, then a WebSocket) or "websocket" (nothing else).
 // Each client has MESSAGES texts echoed right after it connected and as many once it is on its
-// WebSocket. When all clients are done they stay connected until standard input ends.
+// WebSocket. When all clients are done they stay connected until SIGTERM. At
+// SIGUSR2 they all have $LOAD more texts echoed each, at the same time.
 //
 // Standard output: one JSON object a line.
 //   {"event":"client","key","sid","transport","servers":[..],"echoed","errors":[..]}  per client
 //   {"event":"settled"}   all clients have reported
+//   {"event":"loaded","echoed","errors":[..]}   when those have come back
 //   {"event":"closed","lost":[keys]}   all have left; lost are those that were cut off before
 import { io } from "socket.io-client";
 
@@ -32,8 +34,8 @@ const connect = (key) =>
     transports: transports === "upgrade" ? ["polling", "websocket"] : ["websocket"],
   });
 
-async function echo(socket, report, phase) {
-  for (let i = 0; i < Number(messages); i++) {
+async function echo(socket, report, phase, count = Number(messages)) {
+  for (let i = 0; i < count; i++) {
     const text = `${report.key} ${phase} ${i} ${"x".repeat((i * 997) % 5000)}`;
     const answer = await within(socket.emitWithAck("echo", text), `echo ${i} ${phase}`);
     report.servers.add(answer.server);
@@ -75,6 +77,12 @@ async function converse(key) {
 const stopped = new Promise((resolve) => process.once("SIGTERM", resolve));
 const alive = setInterval(() => {}, 60_000); // with all clients cut off nothing else would keep us here
 const sockets = await Promise.all(keys.map(converse));
+process.on("SIGUSR2", async () => {
+  const report = { key: "load", servers: new Set(), echoed: 0 };
+  const echoes = sockets.map((socket) => echo(socket, report, "loaded", Number(process.env.LOAD)));
+  const failed = (await Promise.allSettled(echoes)).filter(({ status }) => status === "rejected");
+  say({ event: "loaded", echoed: report.echoed, errors: failed.map(({ reason }) => reason.message) });
+});
 say({ event: "settled" });
 await stopped;
 clearInterval(alive);

@@ -11,7 +11,13 @@ use crate::process::Process;
 
 /// The configuration of the case that Steer is for: one cluster of socket.io servers, by x-forwarded-for.
 pub fn config(listen: SocketAddr, endpoints: &[SocketAddr]) -> String {
-    let endpoints: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
+    // To YAML, a bracket at the start of an IPv6 address would begin a list.
+    let quoted = |address: &SocketAddr| match address {
+        SocketAddr::V4(address) => address.to_string(),
+        SocketAddr::V6(address) => format!("\"{address}\""),
+    };
+    let listen = quoted(&listen);
+    let endpoints: Vec<_> = endpoints.iter().map(quoted).collect();
     format!(
         "\
 listeners:

@@ -1,6 +1,8 @@
 //! `cargo xtask demo`: three real socket.io servers, Steer in front of them, real clients before
 //! it, each in network namespaces of its own; then what happened, from the servers' own records.
 
+mod load;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -38,7 +40,7 @@ pub(crate) struct Options {
     #[arg(long)]
     stop: bool,
     /// How Steer carries the WebSockets
-    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = ["auto", "sockmap", "relay"])]
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = ["auto", "packet", "sockmap", "relay"])]
     splice: String,
 }
 
@@ -90,6 +92,8 @@ fn show(binary: &Path, splice: &str, keep: bool) -> Result<bool> {
     let rows = stage.rows(binary, &topology)?;
     print_table(&rows);
     let mut good = rows.iter().all(Row::is_good);
+    step(&format!("The clients talk on: {} texts each", load::MESSAGES));
+    good &= load::show(&stage.steer, &topology, &stage.clients)?;
     if keep {
         stage.keep();
     } else {
@@ -157,7 +161,9 @@ impl<'n> Stage<'n> {
         let mut clients = Vec::new();
         for (transports, what, keys) in GROUPS {
             let name = format!("clients-{transports}");
-            let command = node("clients.js", &[&[&url(), transports, &MESSAGES.to_string()], keys].concat())?;
+            let mut command =
+                node("clients.js", &[&[&url(), transports, &MESSAGES.to_string()], keys].concat())?;
+            command.env("LOAD", load::MESSAGES.to_string());
             clients.push(Process::start(&name, command, directory, Some(&topology.clients), orphan)?);
             println!("    {} x {what}", keys.len());
         }

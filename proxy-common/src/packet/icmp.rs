@@ -15,14 +15,14 @@
 //! sender's eyes; receivers identify the connection by the quote alone (RFC 1122 section 4.2.3.9). A NAT does the
 //! same for errors from its inner side (RFC 5508 section 4.2).
 
-use bytemuck::Zeroable;
+use bytemuck::{Pod, Zeroable};
 
 use super::checksum::Difference;
-use super::headers::{Ipv4, Ipv6, Tcp, protocol};
-use crate::flow::{DirFixed, FlowKey4, FlowKey6};
+use super::headers::{HeaderChange, Ip, Ipv4, Ipv6, Tcp};
+use crate::flow::DirFixed;
 
 /// The header of an ICMP or ICMPv6 error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Icmp {
     pub kind: u8,
@@ -32,49 +32,28 @@ pub struct Icmp {
     pub rest: u32,
 }
 
-/// What an ICMP error is about: the IP header in front of it, and the one that it quotes.
-pub trait IpHeader: Copy + Zeroable {
-    /// Key of the flow map.
-    type Key;
-    /// The number of ICMP in this version.
-    const ICMP: u8;
-
-    /// Whether this type of ICMP message is an error that the sender of a packet must be told.
+/// What ICMP adds to an IP version.
+pub trait IcmpIp: Ip {
+    /// Whether ICMP follows at once: no options or extension headers, not a fragment.
+    fn is_plain_icmp(&self) -> bool;
+    /// Whether this type of message is an error of which the sender of a packet must be told.
     fn is_error(kind: u8) -> bool;
-    /// Of the packet, in bytes, as the header says.
-    fn packet_len(&self) -> usize;
-    /// The protocol of what follows, if the header is a plain one and the packet is no fragment but,
-    /// if `first` is allowed, the first one.
-    fn protocol(&self, first: bool) -> Option<u8>;
-    /// Replaces the addresses (wire) and adjusts the header's own checksum, if it has one.
-    fn set_addresses(&mut self, source: &[u32; 4], destination: &[u32; 4]) -> Replaced;
-    /// The key of packets that answer this one.
-    fn key_of_answer(&self, ports: u32) -> Self::Key;
-    /// What ICMP's checksum covers of the header in front of it.
-    fn pseudo_header(replaced: &Replaced) -> Difference;
-}
-
-/// What replacing addresses does to sums.
-#[derive(Debug, Clone, Copy)]
-pub struct Replaced {
-    /// Over the addresses: the pseudo header of TCP.
-    addresses: Difference,
-    /// Over the whole IP header.
-    header: Difference,
+    /// How the sum that ICMP's checksum is over changes with the IP header in front of it and the one that it quotes.
+    fn covered(outer: &HeaderChange, quoted: &HeaderChange) -> Difference;
 }
 
 /// The first bytes of an ICMP error, as they lie in the packet.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub struct IcmpError<Ip: IpHeader> {
-    pub ip: Ip,
+pub struct IcmpError<I: IcmpIp> {
+    pub ip: I,
     pub icmp: Icmp,
-    pub quoted: Ip,
-    /// All but ports and `seq` is zero if the error quotes less than the whole of it.
+    pub quoted: I,
+    /// If the error does not quote the whole header, only ports and `seq` are.
     pub tcp: Tcp,
 }
 
-impl<Ip: IpHeader> IcmpError<Ip> {
+impl<I: IcmpIp> IcmpError<I> {
     /// Bytes of one that quotes the whole TCP header (without options).
     pub const LONG: usize = size_of::<Self>();
     /// Bytes that every error about a TCP packet has: it need not quote more of TCP than ports and `seq` (RFC 792).
@@ -83,33 +62,38 @@ impl<Ip: IpHeader> IcmpError<Ip> {
     /// To be filled from a packet.
     #[inline(always)]
     pub fn zeroed() -> Self {
-        let (icmp, tcp) = (Icmp::zeroed(), Tcp::zeroed());
-        Self { ip: Ip::zeroed(), icmp, quoted: Ip::zeroed(), tcp }
+        Self { ip: I::zeroed(), icmp: Icmp::zeroed(), quoted: I::zeroed(), tcp: Tcp::zeroed() }
     }
 
-    /// Whether this is an unfragmented ICMP error, without IP options, about a TCP packet (or its first
-    /// fragment). Looks at no more than [`Self::SHORT`] bytes.
+    /// Whether this is an unfragmented error, without IP options, about an unfragmented TCP packet. Looks at no more
+    /// than [`Self::SHORT`] bytes.
     #[inline(always)]
     pub fn is_about_tcp(&self) -> bool {
-        self.ip.protocol(false) == Some(Ip::ICMP)
-            && self.ip.packet_len() >= Self::SHORT
-            && Ip::is_error(self.icmp.kind)
-            && self.quoted.protocol(true) == Some(protocol::TCP)
+        self.ip.is_plain_icmp()
+            && I::is_error(self.icmp.kind)
+            && self.quoted.is_plain_tcp()
+            && (Self::SHORT..=usize::from(u16::MAX)).contains(&self.len())
     }
 
-    /// Whether the packet goes on to [`Self::LONG`] bytes. By the IP header, since an Ethernet frame may be longer.
+    /// Whether the packet goes on to [`Self::LONG`] bytes.
     #[inline(always)]
     pub fn quotes_tcp_header(&self) -> bool {
-        self.ip.packet_len() >= Self::LONG
+        self.len() >= Self::LONG
+    }
+
+    /// Bytes of the packet by its IP header, since an Ethernet frame may be longer. Nonsense if the header says zero.
+    #[inline(always)]
+    fn len(&self) -> usize {
+        I::LEN + self.ip.segment_len(0) as usize
     }
 
     /// The key of the back flow.
     #[inline(always)]
-    pub fn key(&self) -> Ip::Key {
-        self.quoted.key_of_answer(exchanged(self.tcp.ports))
+    pub fn key(&self) -> I::Key {
+        self.quoted.answer_key(self.tcp.ports)
     }
 
-    /// Sequence number of the quoted packet.
+    /// Sequence number of the quoted packet, as it left the proxy.
     #[inline(always)]
     pub fn quoted_seq(&self) -> u32 {
         u32::from_be(self.tcp.seq)
@@ -122,38 +106,42 @@ impl<Ip: IpHeader> IcmpError<Ip> {
     /// what changed: one that was wrong stays wrong.
     #[inline(always)]
     pub fn translate(&mut self, sent: &DirFixed, back: &DirFixed) {
-        let outer = self.ip.set_addresses(&back.to_source, &back.to_destination);
-        let inner = self.quoted.set_addresses(&back.to_destination, &back.to_source);
-        let mut icmp = Ip::pseudo_header(&outer);
-        icmp.add(inner.header);
-        icmp.add(self.translate_tcp(inner.addresses, sent, back));
-        self.icmp.check = icmp.apply(self.icmp.check);
+        let outer = self.ip.readdress(back, false);
+        let exchanged = DirFixed { to_source: back.to_destination, to_destination: back.to_source, ..*back };
+        let quoted = self.quoted.readdress(&exchanged, false);
+        let mut covered = I::covered(&outer, &quoted);
+        covered.add(self.translate_tcp(quoted.pseudo, sent, back));
+        self.icmp.check = covered.apply(self.icmp.check);
     }
 
-    /// Returns what it does to the sum of the TCP header, given what was done to its pseudo header.
+    /// Returns what it does to the sum over the TCP header; `pseudo` was done to its pseudo header.
     #[inline(always)]
     fn translate_tcp(&mut self, pseudo: Difference, sent: &DirFixed, back: &DirFixed) -> Difference {
-        let before = self.tcp;
-        self.tcp.ports = exchanged(back.to_ports);
-        self.tcp.seq = minus(before.seq, sent.seq_delta);
+        let old = self.tcp;
+        self.tcp.ports = back.to_ports.rotate_left(16);
+        self.tcp.seq = u32::from_be(old.seq).wrapping_sub(sent.seq_delta).to_be();
         let mut header = Difference::default();
-        header.replace(before.ports, self.tcp.ports);
-        header.replace(before.seq, self.tcp.seq);
+        header.replace(old.ports, self.tcp.ports);
+        header.replace(old.seq, self.tcp.seq);
         if self.quotes_tcp_header() {
-            self.tcp.ack = minus(before.ack, sent.ack_delta);
-            header.replace(before.ack, self.tcp.ack);
+            self.tcp.ack = u32::from_be(old.ack).wrapping_sub(sent.ack_delta).to_be();
+            header.replace(old.ack, self.tcp.ack);
             let mut all = header;
             all.add(pseudo);
-            self.tcp.check = all.apply(before.check);
-            header.replace(before.check.into(), self.tcp.check.into());
+            self.tcp.check = all.apply(old.check);
+            header.replace(old.check.into(), self.tcp.check.into());
         }
         header
     }
 }
 
-impl IpHeader for Ipv4 {
-    type Key = FlowKey4;
-    const ICMP: u8 = protocol::ICMP;
+impl IcmpIp for Ipv4 {
+    #[inline(always)]
+    fn is_plain_icmp(&self) -> bool {
+        /// More fragments, or an offset.
+        const FRAGMENT: u16 = 0x3fff_u16.to_be();
+        self.version_and_length == 0x45 && self.protocol == Self::ICMP && self.fragment & FRAGMENT == 0
+    }
 
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
@@ -162,46 +150,17 @@ impl IpHeader for Ipv4 {
     }
 
     #[inline(always)]
-    fn packet_len(&self) -> usize {
-        u16::from_be(self.total_length).into()
-    }
-
-    #[inline(always)]
-    fn protocol(&self, first: bool) -> Option<u8> {
-        const VERSION_4_NO_OPTIONS: u8 = 0x45;
-        const OFFSET: u16 = 0x1fff;
-        const MORE: u16 = 0x2000;
-        let forbidden = if first { OFFSET } else { OFFSET | MORE };
-        let is_plain = self.version_and_length == VERSION_4_NO_OPTIONS;
-        (is_plain && self.fragment & forbidden.to_be() == 0).then_some(self.protocol)
-    }
-
-    #[inline(always)]
-    fn set_addresses(&mut self, source: &[u32; 4], destination: &[u32; 4]) -> Replaced {
-        let mut addresses = Difference::default();
-        addresses.replace(self.source, source[0]);
-        addresses.replace(self.destination, destination[0]);
-        let check = addresses.apply(self.check);
-        let mut header = addresses;
-        header.replace(self.check.into(), check.into());
-        (self.source, self.destination, self.check) = (source[0], destination[0], check);
-        Replaced { addresses, header }
-    }
-
-    #[inline(always)]
-    fn key_of_answer(&self, ports: u32) -> FlowKey4 {
-        FlowKey4 { source: self.destination, destination: self.source, ports }
-    }
-
-    #[inline(always)]
-    fn pseudo_header(_replaced: &Replaced) -> Difference {
-        Difference::default()
+    fn covered(_outer: &HeaderChange, quoted: &HeaderChange) -> Difference {
+        // No pseudo header; the quoted header's own checksum has made up for its change.
+        quoted.header
     }
 }
 
-impl IpHeader for Ipv6 {
-    type Key = FlowKey6;
-    const ICMP: u8 = protocol::ICMPV6;
+impl IcmpIp for Ipv6 {
+    #[inline(always)]
+    fn is_plain_icmp(&self) -> bool {
+        u32::from_be(self.version_class_label) >> 28 == 6 && self.next_header == Self::ICMP
+    }
 
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
@@ -210,36 +169,11 @@ impl IpHeader for Ipv6 {
     }
 
     #[inline(always)]
-    fn packet_len(&self) -> usize {
-        size_of::<Self>() + usize::from(u16::from_be(self.payload_length))
-    }
-
-    #[inline(always)]
-    fn protocol(&self, _first: bool) -> Option<u8> {
-        // Fragments have a header of their own.
-        let version = u32::from_be(self.version_class_label) >> 28;
-        (version == 6).then_some(self.next_header)
-    }
-
-    #[inline(always)]
-    fn set_addresses(&mut self, source: &[u32; 4], destination: &[u32; 4]) -> Replaced {
-        let mut addresses = Difference::default();
-        for i in 0..4 {
-            addresses.replace(self.source[i], source[i]);
-            addresses.replace(self.destination[i], destination[i]);
-        }
-        (self.source, self.destination) = (*source, *destination);
-        Replaced { addresses, header: addresses }
-    }
-
-    #[inline(always)]
-    fn key_of_answer(&self, ports: u32) -> FlowKey6 {
-        FlowKey6 { source: self.destination, destination: self.source, ports }
-    }
-
-    #[inline(always)]
-    fn pseudo_header(replaced: &Replaced) -> Difference {
-        replaced.addresses
+    fn covered(outer: &HeaderChange, quoted: &HeaderChange) -> Difference {
+        let mut covered = outer.pseudo;
+        covered.add(quoted.pseudo);
+        covered.add(quoted.header);
+        covered
     }
 }
 
@@ -249,18 +183,6 @@ impl IpHeader for Ipv6 {
 pub const fn is_outstanding(seq: u32, una: u32, next: u32) -> bool {
     let outstanding = next.wrapping_sub(una);
     (outstanding as i32) > 0 && seq.wrapping_sub(una) < outstanding
-}
-
-/// Ports (wire), source and destination exchanged.
-#[inline(always)]
-const fn exchanged(ports: u32) -> u32 {
-    ports.rotate_left(16)
-}
-
-/// Of a number that is wire.
-#[inline(always)]
-const fn minus(number: u32, delta: u32) -> u32 {
-    u32::from_be(number).wrapping_sub(delta).to_be()
 }
 
 const _: () = {

@@ -1,97 +1,60 @@
-//! ICMP errors about packets of a flow.
+//! ICMP errors about packets that were spliced.
 
-use core::ffi::c_void;
-use core::mem::offset_of;
-
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{Conn, FlowRef, state};
-use proxy_common::packet::headers::{Ethernet, Ipv4, Ipv6};
-use proxy_common::packet::icmp::{IcmpError, IpHeader, is_outstanding};
+use proxy_common::flow::{DirFixed, state};
+use proxy_common::packet::headers::Ethernet;
+use proxy_common::packet::icmp::{IcmpError, IcmpIp, is_outstanding};
 use proxy_common::packet::seq;
 use proxy_common::stat::Stat;
 
-use super::stats::count;
-use crate::maps::{STEER_CONNS, STEER_FLOWS4, STEER_FLOWS6};
+use crate::packet::flows::{Flows, Session};
+use crate::packet::stats::count;
+use crate::packet::{PASS, access, forward};
 
-/// Sends an ICMP error about a spliced packet on to the peer that had sent that packet. The verdict; `None` if
-/// this is something else, or is for the local stack: not a byte of it was changed then.
+/// The verdict on an ICMP packet that arrives: an error about a spliced packet goes on to the peer that had sent that
+/// packet, all others pass untouched.
 ///
-/// Only errors about packets that are on their way are believed, so that the path of a stream cannot be made narrow
-/// or broken by somebody who merely guesses its ports. In a hand-over, those about bytes of the proxy's own socket are
-/// for the local stack alone, which will send them again; the sender has them acknowledged and would ignore
-/// the error. So no error has two readers, and none is copied.
+/// Only errors about packets that are on their way are believed, so that nobody who merely guesses ports can make the path
+/// of a stream narrow or broken. In a hand-over, those about bytes of the proxy's own socket are for the local
+/// stack alone, which will send them again; the peer has them acknowledged and would ignore the error. So
+/// no error has two readers, and none is copied.
+// A function of its own in the program, for its own stack.
 #[inline(never)]
-pub(crate) fn translate(ctx: &TcContext) -> Option<i32> {
-    let protocol_at = |offset: usize| ctx.load::<u8>(Ethernet::LEN + offset).ok();
-    match ctx.load::<u16>(offset_of!(Ethernet, kind)).ok()? {
-        Ethernet::IPV4 if protocol_at(offset_of!(Ipv4, protocol))? == Ipv4::ICMP => {
-            translate_error::<Ipv4>(ctx)
-        }
-        Ethernet::IPV6 if protocol_at(offset_of!(Ipv6, next_header))? == Ipv6::ICMP => {
-            translate_error::<Ipv6>(ctx)
-        }
-        _ => None,
-    }
+pub(super) fn packet<I: Flows + IcmpIp>(ctx: &TcContext) -> i32 {
+    let Some(error) = read::<I>(ctx) else { return PASS };
+    let Some(session) = I::find(&error.key()).and_then(Session::of) else { return PASS };
+    let verdict = if access::is_for_us(ctx) && is_for_sender(&session, error.quoted_seq()) {
+        send(ctx, error, &session.other().fixed, &session.arriving().fixed)
+    } else {
+        None
+    };
+    count(if verdict.is_some() { Stat::IcmpTranslated } else { Stat::IcmpPassed });
+    verdict.unwrap_or(PASS)
 }
 
-/// The flow maps.
-trait Lookup: IpHeader {
-    fn flow(key: &Self::Key) -> Option<FlowRef>;
-}
-
-impl Lookup for Ipv4 {
-    #[inline(always)]
-    fn flow(key: &Self::Key) -> Option<FlowRef> {
-        // SAFETY: the value is copied at once, and never changes while the key is there.
-        unsafe { STEER_FLOWS4.get(key) }.copied()
-    }
-}
-
-impl Lookup for Ipv6 {
-    #[inline(always)]
-    fn flow(key: &Self::Key) -> Option<FlowRef> {
-        // SAFETY: as above.
-        unsafe { STEER_FLOWS6.get(key) }.copied()
-    }
-}
-
+/// An error about a TCP packet.
 #[inline(always)]
-fn translate_error<Ip: Lookup>(ctx: &TcContext) -> Option<i32> {
-    let mut error = IcmpError::<Ip>::zeroed();
-    load(ctx, &mut error, IcmpError::<Ip>::SHORT)?;
+fn read<I: IcmpIp>(ctx: &TcContext) -> Option<IcmpError<I>> {
+    let mut error = IcmpError::<I>::zeroed();
+    load(ctx, &mut error, IcmpError::<I>::SHORT)?;
     if !error.is_about_tcp() {
         return None;
     }
     if error.quotes_tcp_header() {
-        load(ctx, &mut error, IcmpError::<Ip>::LONG)?;
+        load(ctx, &mut error, IcmpError::<I>::LONG)?;
     }
-    let back = Ip::flow(&error.key())?;
-    let conn = STEER_CONNS.get_ptr(back.conn())?;
-    // SAFETY: a record lives as long as the map. Others write it meanwhile, but each field that is read here is
-    // an aligned word, or does not change while the flow is active.
-    let conn = unsafe { &*conn };
-    if !is_for_sender(conn, back, error.quoted_seq()) {
-        count(Stat::IcmpPassed);
-        return None;
-    }
-    let sent = &conn.flows[back.direction().opposite() as usize].fixed;
-    let back = &conn.flows[back.direction() as usize].fixed;
-    error.translate(sent, back);
-    if store(ctx, &error).is_none() {
-        count(Stat::IcmpPassed);
-        return None;
-    }
-    count(Stat::IcmpTranslated);
-    Some(super::forward::leave(ctx, back))
+    Some(error)
 }
 
-/// Whether `quoted_seq`, as it left the proxy, is of a spliced packet that is on its way.
+/// Whether `quoted_seq`, as it left the proxy, is of a spliced packet that is on its way. The session is seen from the host
+/// for which that packet was.
 #[inline(always)]
-fn is_for_sender(conn: &Conn, back: FlowRef, quoted_seq: u32) -> bool {
-    let sent = &conn.flows[back.direction().opposite() as usize];
-    let back = &conn.flows[back.direction() as usize];
-    let una = match conn.state {
+fn is_for_sender(session: &Session, quoted_seq: u32) -> bool {
+    let (back, sent) = (session.arriving(), session.other());
+    let una = match session.state() {
         state::OFF | state::DEAD => return false,
         // What lies in front of `own_end` is the local socket's.
         state::HAND_OVER => seq::later(back.live.ack_end, back.live.own_end),
@@ -100,22 +63,34 @@ fn is_for_sender(conn: &Conn, back: FlowRef, quoted_seq: u32) -> bool {
     is_outstanding(quoted_seq, una, sent.live.seq_end.wrapping_add(sent.fixed.seq_delta))
 }
 
+/// Translates an error and sends it to the peer; `None` if the kernel refuses to change the packet.
+#[inline(always)]
+fn send<I: IcmpIp>(
+    ctx: &TcContext,
+    mut error: IcmpError<I>,
+    sent: &DirFixed,
+    back: &DirFixed,
+) -> Option<i32> {
+    error.translate(sent, back);
+    store(ctx, &error)?;
+    Some(forward::leave(ctx, back))
+}
+
 /// Reads the first `len` bytes of an error, [`IcmpError::LONG`] at most.
 #[inline(always)]
-fn load<Ip: IpHeader>(ctx: &TcContext, error: &mut IcmpError<Ip>, len: usize) -> Option<()> {
-    let to = (&raw mut *error).cast::<c_void>();
-    // SAFETY: `to` is at least `len` bytes, all of which may hold anything: integers only.
-    let result = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), Ethernet::LEN as u32, to, len as u32) };
+fn load<I: IcmpIp>(ctx: &TcContext, error: &mut IcmpError<I>, len: usize) -> Option<()> {
+    let to = (&raw mut *error).cast();
+    // SAFETY: `to` has room for `len` bytes, which may hold anything: integers only.
+    let result = unsafe { bpf_skb_load_bytes(ctx.as_ptr(), Ethernet::LEN as u32, to, len as u32) };
     (result == 0).then_some(())
 }
 
-/// Writes an error back, as far as it was read. The checksums inside balance all changes, so the sum over the packet that a
-/// network card may have made stays right.
+/// Writes an error back, as far as it was read.
 #[inline(always)]
-fn store<Ip: IpHeader>(ctx: &TcContext, error: &IcmpError<Ip>) -> Option<()> {
-    let len = if error.quotes_tcp_header() { IcmpError::<Ip>::LONG } else { IcmpError::<Ip>::SHORT };
-    let from = (&raw const *error).cast::<c_void>();
+fn store<I: IcmpIp>(ctx: &TcContext, error: &IcmpError<I>) -> Option<()> {
+    let len = if error.quotes_tcp_header() { IcmpError::<I>::LONG } else { IcmpError::<I>::SHORT };
+    let (from, flags) = ((&raw const *error).cast(), u64::from(BPF_F_RECOMPUTE_CSUM));
     // SAFETY: `from` is at least `len` bytes, all of them initialised.
-    let result = unsafe { bpf_skb_store_bytes(ctx.skb.skb, Ethernet::LEN as u32, from, len as u32, 0) };
+    let result = unsafe { bpf_skb_store_bytes(ctx.skb.skb, Ethernet::LEN as u32, from, len as u32, flags) };
     (result == 0).then_some(())
 }

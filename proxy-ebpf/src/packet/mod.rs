@@ -14,6 +14,7 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::packet::headers::{Ip, Ipv4, Ipv6, protocol};
+use proxy_common::packet::icmp::IcmpIp;
 
 use crate::packet::flows::Flows;
 
@@ -32,12 +33,12 @@ fn packet_ingress(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn arrival<I: Flows>(ctx: &TcContext) -> i32 {
+fn arrival<I: Flows + IcmpIp>(ctx: &TcContext) -> i32 {
     let Some(ip) = access::linear_ip::<I>(ctx) else { return PASS };
     match ip.protocol() {
         protocol::TCP if copy::is_copy(ctx) => copy::deliver::<I>(ctx),
         protocol::TCP => forward::packet::<I>(ctx),
-        other if other == I::ICMP => icmp::translate(ctx).unwrap_or(PASS),
+        other if other == I::ICMP => icmp::packet::<I>(ctx),
         _ => PASS,
     }
 }

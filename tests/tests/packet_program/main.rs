@@ -2,6 +2,13 @@
 //! and what the record, the counters and the events say afterwards. Needs root and the BPF object.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod ends;
+mod forward;
+mod hand_over;
 mod icmp;
+mod options;
+mod passed;
+mod plausible;
+mod random;
 mod support;
 mod table;

@@ -6,60 +6,62 @@ use proxy_common::flow::{Conn, Direction, FlowEvent, FlowRef, bits};
 use proxy_common::stat::Stat;
 
 use crate::support::lab::{Hook, Input, Lab, Output, Verdict};
-use crate::support::packet::{FIN, Packet, SYN};
+use crate::support::packet::{FIN, Packet};
 use crate::support::session::{Family, GENERATION, Session};
 
-/// A row. Begin with [`ROW`], [`SPLICED`] or [`IGNORED`].
+/// A row. Begin with [`DOUBTED`], [`SPLICED`] or [`IGNORED`].
 #[derive(Clone, Copy)]
-pub struct Row {
-    pub name: &'static str,
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
     /// Changes to [`Session::new`].
-    pub session: fn(&mut Session, Direction),
+    pub(crate) session: fn(&mut Session, Direction),
     /// Changes to [`Session::packet`].
-    pub packet: fn(&mut Packet, &Session),
+    pub(crate) packet: fn(&mut Packet, &Session),
     /// Changes to the frame and its surroundings.
-    pub input: fn(&mut Input),
-    pub expect: Expect,
+    pub(crate) input: fn(&mut Input),
+    pub(crate) expect: Expect,
     /// Changes to the record; the packet is the one that arrived.
-    pub record: fn(&mut Conn, Direction, &Packet),
+    pub(crate) record: fn(&mut Conn, Direction, &Packet),
     /// What was counted, each once.
-    pub counts: &'static [Stat],
+    pub(crate) counts: &'static [Stat],
     /// Kinds of events of the packet's flow.
-    pub events: &'static [u32],
+    pub(crate) events: &'static [u32],
     /// Whether the packet's own key is still there.
-    pub keeps_key: bool,
+    pub(crate) keeps_key: bool,
 }
 
 #[derive(Clone, Copy)]
-pub enum Expect {
+pub(crate) enum Expect {
     /// Redirected as [`Session::rewritten`] says, but for these changes.
     Rewritten(fn(&mut Packet)),
+    /// The same, but passed on.
+    InPlace,
     /// Passed on as it came.
     Untouched,
-    Dropped,
 }
 
-/// A packet that is no news, spliced.
-pub const ROW: Row = Row {
+/// A packet that is forwarded but not believed.
+pub(crate) const DOUBTED: Row = Row {
     name: "",
     session: |_, _| {},
     packet: |_, _| {},
     input: |_| {},
     expect: Expect::Rewritten(|_| {}),
-    record: |_, _, _| {},
-    counts: &[Stat::Spliced],
+    record: |conn, direction, _| conn.flows[direction as usize].live.packets += 1,
+    counts: &[Stat::Spliced, Stat::Implausible],
     events: &[],
     keeps_key: true,
 };
 
 /// A plausible packet, spliced.
-pub const SPLICED: Row = Row { record: believed, ..ROW };
+pub(crate) const SPLICED: Row = Row { record: believed, counts: &[Stat::Spliced], ..DOUBTED };
 
 /// A packet that is none of ours.
-pub const IGNORED: Row = Row { expect: Expect::Untouched, counts: &[], ..ROW };
+pub(crate) const IGNORED: Row =
+    Row { expect: Expect::Untouched, record: |_, _, _| {}, counts: &[], ..DOUBTED };
 
 /// What a plausible packet leaves in the record, by the descriptions of its fields.
-pub fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
+pub(crate) fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
     let live = &mut conn.flows[direction as usize].live;
     let after = |a: u32, b: u32| a.wrapping_sub(b) as i32 > 0;
     live.packets += 1;
@@ -78,13 +80,11 @@ pub fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
         live.fin_end = end;
         live.bits |= bits::FIN_SEEN;
     }
-    if after(packet.ack, live.ack_end) {
+    if !after(live.ack_end, packet.ack) {
         live.ack_end = packet.ack;
-    }
-    if packet.flags & SYN == 0 {
         live.window = packet.window;
-        live.window_max = live.window_max.max(packet.window);
     }
+    live.window_max = live.window_max.max(packet.window);
     if let Some(at) = timestamps(&packet.options) {
         live.ts_value = u32::from_be_bytes(packet.options[at + 2..at + 6].try_into().unwrap());
     }
@@ -105,7 +105,7 @@ fn timestamps(options: &[u8]) -> Option<usize> {
 }
 
 /// Tries every row on a family and in a direction.
-pub fn check(lab: &mut Lab, rows: &[Row]) {
+pub(crate) fn check(lab: &mut Lab, rows: &[Row]) {
     for row in rows {
         for family in Family::BOTH {
             for direction in Direction::BOTH {
@@ -116,7 +116,7 @@ pub fn check(lab: &mut Lab, rows: &[Row]) {
     }
 }
 
-fn check_row(lab: &mut Lab, row: &Row, family: Family, direction: Direction) {
+pub(crate) fn check_row(lab: &mut Lab, row: &Row, family: Family, direction: Direction) {
     let mut session = Session::new(family);
     (row.session)(&mut session, direction);
     let mut packet = session.packet(direction);
@@ -155,17 +155,20 @@ fn check_output(
             change(&mut expected);
             assert_eq!(Packet::parse(&output.frame), expected);
         }
+        Expect::InPlace => {
+            assert_eq!(output.verdict, Verdict::Pass);
+            assert_eq!(Packet::parse(&output.frame), session.rewritten(direction, packet));
+        }
         Expect::Untouched => {
             assert_eq!(output.verdict, Verdict::Pass);
             assert!(output.frame == input.frame, "the packet was changed");
         }
-        Expect::Dropped => assert_eq!(output.verdict, Verdict::Drop),
     }
     assert_eq!(output.mark, input.mark);
 }
 
 /// Times are only compared for whether they were set.
-pub fn check_record(mut found: Conn, expected: Conn) {
+pub(crate) fn check_record(mut found: Conn, expected: Conn) {
     for live in found.flows.iter_mut().map(|flow| &mut flow.live) {
         live.last_packet_ns = live.last_packet_ns.min(1);
         live.last_payload_ns = live.last_payload_ns.min(1);
@@ -173,7 +176,7 @@ pub fn check_record(mut found: Conn, expected: Conn) {
     assert_eq!(format!("{found:#?}"), format!("{expected:#?}"));
 }
 
-pub fn check_counts(lab: &Lab, before: &[u64], counts: &[Stat]) {
+pub(crate) fn check_counts(lab: &Lab, before: &[u64], counts: &[Stat]) {
     for (stat, (before, after)) in Stat::ALL.iter().zip(before.iter().zip(lab.stats())) {
         let expected = counts.iter().filter(|counted| *counted == stat).count() as u64;
         assert_eq!(after - before, expected, "{stat:?}");

@@ -14,6 +14,7 @@ mod injection;
 mod local;
 mod maps;
 mod net;
+mod path_mtu;
 mod ports;
 mod reuse;
 mod silence;

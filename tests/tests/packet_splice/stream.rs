@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -98,11 +99,18 @@ pub(crate) fn say(from: &mut TcpStream, to: &mut TcpStream, message: &[u8]) {
 
 const BLOCK: usize = 64 * 1024;
 
-/// Random bytes by seed and position.
-fn block(seed: u64, index: usize) -> Vec<u8> {
-    let mut bytes = vec![0; BLOCK];
-    SmallRng::seed_from_u64(seed << 32 | index as u64).fill(&mut bytes[..]);
-    bytes
+/// Bytes that depend on seed and position: windows into one random area, at distances that never meet the
+/// boundaries of anything.
+fn block(seed: usize, index: usize) -> &'static [u8] {
+    static AREA: OnceLock<Vec<u8>> = OnceLock::new();
+    const SIZE: usize = 1 << 20;
+    let area = AREA.get_or_init(|| {
+        let mut bytes = vec![0; SIZE + BLOCK];
+        SmallRng::seed_from_u64(1).fill(&mut bytes[..]);
+        bytes
+    });
+    let at = (seed * 500_009 + index * 70_001) % SIZE;
+    &area[at..at + BLOCK]
 }
 
 /// At least `bytes` from a to b, and from b to a, at the same time.
@@ -110,7 +118,7 @@ fn transfer(a: &TcpStream, b: &TcpStream, bytes: usize) {
     let blocks = bytes.div_ceil(BLOCK);
     let write = |mut socket: &TcpStream, seed| {
         for index in 0..blocks {
-            socket.write_all(&block(seed, index)).unwrap();
+            socket.write_all(block(seed, index)).unwrap();
         }
     };
     let read = |mut socket: &TcpStream, seed| {

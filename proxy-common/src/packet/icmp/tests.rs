@@ -4,16 +4,18 @@ extern crate std;
 
 use std::vec::Vec;
 
-use bytemuck::Pod;
 use proptest::prelude::*;
 
 use super::*;
+use crate::flow::{FlowKey4, FlowKey6};
+use crate::packet::headers::{HOP_LIMIT, protocol};
 
 /// An error and the packet that it quotes, as values.
 #[derive(Debug, Clone)]
 struct Parts<const V6: bool> {
     outer: [[u32; 4]; 2],
     kind: [u8; 8],
+    hops: u8,
     quoted: [[u32; 4]; 2],
     ports: [u16; 2],
     seq: u32,
@@ -49,17 +51,17 @@ fn pseudo<const V6: bool>(addresses: &[[u32; 4]; 2], protocol: u8, length: usize
     bytes
 }
 
-fn ip_header<const V6: bool>(addresses: &[[u32; 4]; 2], protocol: u8, length: usize) -> Vec<u8> {
+fn ip_header<const V6: bool>(addresses: &[[u32; 4]; 2], hops: u8, protocol: u8, length: usize) -> Vec<u8> {
     let mut ip = Vec::new();
     if V6 {
         ip.extend([0x60, 0, 0, 0]);
         ip.extend((length as u16).to_be_bytes());
-        ip.extend([protocol, 61]);
+        ip.extend([protocol, hops]);
         ip.extend(address_bytes::<V6>(addresses));
     } else {
         ip.extend([0x45, 0]);
         ip.extend((length as u16 + 20).to_be_bytes());
-        ip.extend([1, 2, 0x40, 0, 61, protocol, 0, 0]);
+        ip.extend([1, 2, 0x40, 0, hops, protocol, 0, 0]);
         ip.extend(address_bytes::<V6>(addresses));
         let sum = checksum(&[&ip]);
         ip[10..12].copy_from_slice(&sum.to_be_bytes());
@@ -83,46 +85,41 @@ impl<const V6: bool> Parts<V6> {
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
 
         let mut icmp = self.kind.to_vec();
-        icmp.extend(ip_header::<V6>(&self.quoted, protocol::TCP, tcp.len()));
+        icmp.extend(ip_header::<V6>(&self.quoted, self.hops, protocol::TCP, tcp.len()));
         icmp.extend(&tcp[..self.quoted_bytes]);
-        let number = if V6 { protocol::ICMPV6 } else { protocol::ICMP };
+        let number = if V6 { Ipv6::ICMP } else { Ipv4::ICMP };
         let pseudo = if V6 { pseudo::<V6>(&self.outer, number, icmp.len()) } else { Vec::new() };
         let sum = checksum(&[&pseudo, &icmp]);
         icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-        [ip_header::<V6>(&self.outer, number, icmp.len()), icmp].concat()
+        [ip_header::<V6>(&self.outer, self.hops, number, icmp.len()), icmp].concat()
     }
 }
 
 /// As the program does it.
-fn load<Ip: IpHeader + Pod>(bytes: &[u8]) -> Option<IcmpError<Ip>> {
-    let mut error = IcmpError::<Ip>::zeroed();
-    let short = fill(&mut error, bytes.get(..IcmpError::<Ip>::SHORT)?);
+fn load<I: IcmpIp>(bytes: &[u8]) -> Option<IcmpError<I>> {
+    let mut error = IcmpError::<I>::zeroed();
+    let short = fill(&mut error, bytes.get(..IcmpError::<I>::SHORT)?);
     if short.is_about_tcp() && short.quotes_tcp_header() {
-        return Some(fill(&mut error, bytes.get(..IcmpError::<Ip>::LONG)?));
+        return Some(fill(&mut error, bytes.get(..IcmpError::<I>::LONG)?));
     }
     Some(short)
 }
 
-fn fill<Ip: IpHeader + Pod>(error: &mut IcmpError<Ip>, bytes: &[u8]) -> IcmpError<Ip> {
-    let (ip, bytes) = bytes.split_at(size_of::<Ip>());
+fn fill<I: IcmpIp>(error: &mut IcmpError<I>, bytes: &[u8]) -> IcmpError<I> {
+    let (ip, bytes) = bytes.split_at(size_of::<I>());
     let (icmp, bytes) = bytes.split_at(8);
-    let (quoted, tcp) = bytes.split_at(size_of::<Ip>());
+    let (quoted, tcp) = bytes.split_at(size_of::<I>());
     bytemuck::bytes_of_mut(&mut error.ip).copy_from_slice(ip);
-    (error.icmp.kind, error.icmp.code) = (icmp[0], icmp[1]);
-    error.icmp.check = u16::from_ne_bytes([icmp[2], icmp[3]]);
-    error.icmp.rest = u32::from_ne_bytes([icmp[4], icmp[5], icmp[6], icmp[7]]);
+    bytemuck::bytes_of_mut(&mut error.icmp).copy_from_slice(icmp);
     bytemuck::bytes_of_mut(&mut error.quoted).copy_from_slice(quoted);
     bytemuck::bytes_of_mut(&mut error.tcp)[..tcp.len()].copy_from_slice(tcp);
     *error
 }
 
-fn store<Ip: IpHeader + Pod>(error: &IcmpError<Ip>, bytes: &mut [u8]) {
-    let Icmp { kind, code, check, rest } = error.icmp;
-    let [c, d] = check.to_ne_bytes();
-    let icmp = [&[kind, code, c, d][..], &rest.to_ne_bytes()].concat();
-    let (ip, quoted) = (bytemuck::bytes_of(&error.ip), bytemuck::bytes_of(&error.quoted));
-    let all = [ip, &icmp, quoted, bytemuck::bytes_of(&error.tcp)].concat();
-    let length = if error.quotes_tcp_header() { IcmpError::<Ip>::LONG } else { IcmpError::<Ip>::SHORT };
+fn store<I: IcmpIp>(error: &IcmpError<I>, bytes: &mut [u8]) {
+    let [ip, quoted] = [&error.ip, &error.quoted].map(bytemuck::bytes_of);
+    let all = [ip, bytemuck::bytes_of(&error.icmp), quoted, bytemuck::bytes_of(&error.tcp)].concat();
+    let length = if error.quotes_tcp_header() { IcmpError::<I>::LONG } else { IcmpError::<I>::SHORT };
     bytes[..length].copy_from_slice(&all[..length]);
 }
 
@@ -168,6 +165,7 @@ fn parts<const V6: bool>() -> impl Strategy<Value = Parts<V6>> {
         .prop_map(|((router, proxy, peer), kind, (ports, seq, ack, rest), (payload, quoted))| Parts {
             outer: [router, proxy],
             kind,
+            hops: 61,
             quoted: [proxy, peer],
             ports,
             seq,
@@ -178,14 +176,14 @@ fn parts<const V6: bool>() -> impl Strategy<Value = Parts<V6>> {
         })
 }
 
-fn check_translation<Ip: IpHeader + Pod, const V6: bool>(
+fn check_translation<I: IcmpIp, const V6: bool>(
     parts: &Parts<V6>,
     ends: [[u32; 4]; 2],
     ports: [u16; 2],
     [seq_delta, ack_delta]: [u32; 2],
 ) -> Result<(), TestCaseError> {
     let mut bytes = parts.to_bytes();
-    let mut error = load::<Ip>(&bytes).expect("long enough");
+    let mut error = load::<I>(&bytes).expect("long enough");
     prop_assert!(error.is_about_tcp());
     prop_assert_eq!(error.quoted_seq(), parts.seq);
     let [sender, front] = ends;
@@ -195,6 +193,7 @@ fn check_translation<Ip: IpHeader + Pod, const V6: bool>(
     store(&error, &mut bytes);
     let mut expected = Parts::<V6> {
         outer: [front, sender],
+        hops: HOP_LIMIT,
         quoted: [sender, front],
         ports,
         seq: parts.seq.wrapping_sub(seq_delta),
@@ -247,6 +246,7 @@ fn sample<const V6: bool>(kind: [u8; 8]) -> Parts<V6> {
     Parts {
         outer: [address(1), address(2)],
         kind,
+        hops: 1,
         quoted: [address(2), address(3)],
         ports: [10, 20],
         seq: 1,
@@ -319,6 +319,6 @@ fn a_wrong_checksum_stays_wrong() {
     let sent = fixed([0; 4], [0; 4], [0, 0], 5, 5);
     error.translate(&sent, &fixed(ends[0], ends[1], [1, 2], 0, 0));
     store(&error, &mut bytes);
-    let pseudo = pseudo::<true>(&ends, protocol::ICMPV6, bytes.len() - 40);
+    let pseudo = pseudo::<true>(&ends, Ipv6::ICMP, bytes.len() - 40);
     assert_ne!(checksum(&[&pseudo, &bytes[40..]]), 0);
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi;
 use proxy_common::flow::{Conn, Direction, FlowEvent, FlowKey4, FlowKey6, FlowRef};
@@ -16,15 +16,17 @@ use steer_tests::require;
 use super::session::{Key, Session};
 
 /// `SO_MARK` of the proxy's sockets in a hand-over; another one than the default, to see that it is believed.
-pub const MARK: u32 = 0x0c0f_fee0;
+pub(crate) const MARK: u32 = 0x0c0f_fee0;
 /// That of copied acknowledgements.
-pub const COPY_MARK: u32 = MARK + 1;
+pub(crate) const COPY_MARK: u32 = MARK + 1;
 
-pub const CONNS: u32 = 16;
+pub(crate) const CONNS: u32 = 16;
+/// Small, so that it can be filled.
+pub(crate) const EVENTS_BYTES: u32 = 4096;
 
 /// The verdicts (linux/pkt_cls.h) that the programs give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// TC_ACT_UNSPEC: to the next program, or on.
     Pass,
     /// TC_ACT_OK: to the local stack, whatever other programs there are.
@@ -37,32 +39,32 @@ pub enum Verdict {
 
 /// What to run a program on.
 #[derive(Debug, Clone, Default)]
-pub struct Input {
-    pub frame: Vec<u8>,
+pub(crate) struct Input {
+    pub(crate) frame: Vec<u8>,
     /// skb->mark.
-    pub mark: u32,
+    pub(crate) mark: u32,
     /// skb->ingress_ifindex.
-    pub ingress_ifindex: u32,
+    pub(crate) ingress_ifindex: u32,
     /// If not 0, a super-packet of segments with so much payload.
-    pub gso_size: u32,
+    pub(crate) gso_size: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    pub verdict: Verdict,
-    pub frame: Vec<u8>,
-    pub mark: u32,
+pub(crate) struct Output {
+    pub(crate) verdict: Verdict,
+    pub(crate) frame: Vec<u8>,
+    pub(crate) mark: u32,
     /// Mean of one run.
-    pub nanoseconds: u32,
+    pub(crate) nanoseconds: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
+pub(crate) enum Hook {
     Ingress,
     Egress,
 }
 
-pub struct Lab {
+pub(crate) struct Lab {
     ingress: OwnedFd,
     egress: OwnedFd,
     flows4: HashMap<MapData, FlowKey4, FlowRef>,
@@ -73,7 +75,7 @@ pub struct Lab {
 }
 
 /// Runs a test in a network namespace of its own, with fresh programs; says why if it cannot.
-pub fn in_namespace(test: impl FnOnce(&mut Lab) + Send) {
+pub(crate) fn in_namespace(test: impl FnOnce(&mut Lab) + Send) {
     if !require::root() {
         return;
     }
@@ -91,10 +93,11 @@ fn object() -> PathBuf {
 }
 
 impl Lab {
-    pub fn load() -> Self {
+    pub(crate) fn load() -> Self {
         let mut ebpf = EbpfLoader::new()
             .override_global(abi::GLOBAL_MARK, &MARK, true)
             .map_max_entries(abi::MAP_CONNS, CONNS)
+            .map_max_entries(abi::MAP_FLOW_EVENTS, EVENTS_BYTES)
             .map_max_entries(abi::MAP_FLOWS4, 2 * CONNS)
             .map_max_entries(abi::MAP_FLOWS6, 2 * CONNS)
             .load(&std::fs::read(object()).unwrap())
@@ -114,10 +117,15 @@ impl Lab {
     }
 
     /// Writes the record and both keys, as the daemon does.
-    pub fn open(&mut self, session: &Session) {
+    pub(crate) fn open(&mut self, session: &Session) {
         self.set_conn(session.index, &session.conn);
+        self.point_keys_at(session, session.index);
+    }
+
+    /// Writes the keys, for any record.
+    pub(crate) fn point_keys_at(&mut self, session: &Session, index: u32) {
         for direction in Direction::BOTH {
-            let flow = FlowRef::new(session.index, direction);
+            let flow = FlowRef::new(index, direction);
             match session.key(direction) {
                 Key::V4(key) => self.flows4.insert(key, flow, 0).unwrap(),
                 Key::V6(key) => self.flows6.insert(key, flow, 0).unwrap(),
@@ -126,7 +134,7 @@ impl Lab {
     }
 
     /// Forgets all sessions.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         for key in self.flows4.keys().collect::<Result<Vec<_>, _>>().unwrap() {
             self.flows4.remove(&key).unwrap();
         }
@@ -136,29 +144,29 @@ impl Lab {
         self.events();
     }
 
-    pub fn has_key(&self, key: Key) -> bool {
+    pub(crate) fn has_key(&self, key: Key) -> bool {
         match key {
             Key::V4(key) => self.flows4.get(&key, 0).is_ok(),
             Key::V6(key) => self.flows6.get(&key, 0).is_ok(),
         }
     }
 
-    pub fn conn(&self, index: u32) -> Conn {
+    pub(crate) fn conn(&self, index: u32) -> Conn {
         bytemuck::pod_read_unaligned(&self.conns.get(&index, 0).unwrap())
     }
 
-    pub fn set_conn(&mut self, index: u32, conn: &Conn) {
+    pub(crate) fn set_conn(&mut self, index: u32, conn: &Conn) {
         self.conns.set(index, bytemuck::bytes_of(conn).first_chunk().unwrap(), 0).unwrap();
     }
 
     /// All counters, by number.
-    pub fn stats(&self) -> Vec<u64> {
+    pub(crate) fn stats(&self) -> Vec<u64> {
         let count = |stat: &Stat| self.stats.get(&stat.number(), 0).unwrap().iter().sum();
         Stat::ALL.iter().map(count).collect()
     }
 
     /// What was said since the last call.
-    pub fn events(&mut self) -> Vec<FlowEvent> {
+    pub(crate) fn events(&mut self) -> Vec<FlowEvent> {
         let mut events = Vec::new();
         while let Some(event) = self.events.next() {
             events.push(bytemuck::pod_read_unaligned(&event));
@@ -167,19 +175,19 @@ impl Lab {
     }
 
     /// Runs a program once.
-    pub fn run(&self, hook: Hook, input: &Input) -> Output {
+    pub(crate) fn run(&self, hook: Hook, input: &Input) -> Output {
         self.try_run(hook, input, 1, 0).unwrap()
     }
 
     /// Runs a program once on a packet whose bytes a network card has summed up (CHECKSUM_COMPLETE); the kernel checks that
     /// the sum is right afterwards.
-    pub fn run_summed(&self, hook: Hook, input: &Input) -> io::Result<Output> {
+    pub(crate) fn run_summed(&self, hook: Hook, input: &Input) -> io::Result<Output> {
         const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
         self.try_run(hook, input, 1, BPF_F_TEST_SKB_CHECKSUM_COMPLETE)
     }
 
     /// Runs a program over and over; the packet is what the run before has left.
-    pub fn try_run(&self, hook: Hook, input: &Input, repeat: u32, flags: u32) -> io::Result<Output> {
+    pub(crate) fn try_run(&self, hook: Hook, input: &Input, repeat: u32, flags: u32) -> io::Result<Output> {
         let program = match hook {
             Hook::Ingress => &self.ingress,
             Hook::Egress => &self.egress,
@@ -188,7 +196,7 @@ impl Lab {
             mark: input.mark,
             ingress_ifindex: input.ingress_ifindex,
             gso_size: input.gso_size,
-            gso_segs: if input.gso_size == 0 { 0 } else { input.frame.len() as u32 / input.gso_size + 1 },
+            gso_segs: (input.frame.len() as u32).checked_div(input.gso_size).map_or(0, |whole| whole + 1),
             ..bytemuck::Zeroable::zeroed()
         };
         let mut left: SkBuff = bytemuck::Zeroable::zeroed();
@@ -230,7 +238,12 @@ impl Lab {
 
 fn load_program(ebpf: &mut Ebpf, name: &str) -> OwnedFd {
     let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
-    program.load().unwrap();
+    if let Err(ProgramError::LoadError { verifier_log, .. }) = program.load() {
+        // What was wrong stands at the end.
+        let log = verifier_log.to_string();
+        let lines: Vec<&str> = log.lines().collect();
+        panic!("the verifier refused {name}:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+    }
     program.fd().unwrap().as_fd().try_clone_to_owned().unwrap()
 }
 

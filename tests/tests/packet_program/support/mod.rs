@@ -1,5 +1,5 @@
 //! What the tables stand on: packets, sessions, and the programs in the kernel.
 
-pub mod lab;
-pub mod packet;
-pub mod session;
+pub(crate) mod lab;
+pub(crate) mod packet;
+pub(crate) mod session;

@@ -2,51 +2,52 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-pub const ETHERNET: usize = 14;
-/// In front of the EtherType; locally administered.
-pub const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+pub(crate) const ETHERNET: usize = 14;
+/// In front of the EtherType: to loopback, the device that packets come from when they are run through a program.
+pub(crate) const MACS: [u8; 12] = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2];
 
-pub const FIN: u8 = 0x01;
-pub const SYN: u8 = 0x02;
-pub const RST: u8 = 0x04;
-pub const PSH: u8 = 0x08;
-pub const ACK: u8 = 0x10;
-pub const ECE: u8 = 0x40;
-pub const CWR: u8 = 0x80;
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const URG: u8 = 0x20;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const ECE: u8 = 0x40;
+pub(crate) const CWR: u8 = 0x80;
 
 /// Both addresses are of one family. Numbers in host order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packet {
-    pub macs: [u8; 12],
-    pub source: SocketAddr,
-    pub destination: SocketAddr,
+pub(crate) struct Packet {
+    pub(crate) macs: [u8; 12],
+    pub(crate) source: SocketAddr,
+    pub(crate) destination: SocketAddr,
     /// DSCP and ECN.
-    pub traffic_class: u8,
-    pub ttl: u8,
+    pub(crate) traffic_class: u8,
+    pub(crate) ttl: u8,
     /// IPv4's identification.
-    pub id: u16,
+    pub(crate) id: u16,
     /// IPv4: flags and offset. IPv6: if not zero, that of a fragment header.
-    pub fragment: u16,
+    pub(crate) fragment: u16,
     /// IPv4 only; a multiple of four.
-    pub ip_options: Vec<u8>,
-    pub seq: u32,
-    pub ack: u32,
-    pub flags: u8,
-    pub window: u16,
-    pub urgent: u16,
+    pub(crate) ip_options: Vec<u8>,
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    pub(crate) flags: u8,
+    pub(crate) window: u16,
+    pub(crate) urgent: u16,
     /// A multiple of four, at most 40.
-    pub options: Vec<u8>,
-    pub payload: Vec<u8>,
+    pub(crate) options: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
     /// In place of the right length of the IP header.
-    pub ip_length: Option<u16>,
+    pub(crate) ip_length: Option<u16>,
     /// Behind the IP packet: Ethernet's padding.
-    pub trailer: Vec<u8>,
+    pub(crate) trailer: Vec<u8>,
 }
 
 impl Packet {
-    pub const DONT_FRAGMENT: u16 = 0x4000;
+    pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
 
-    pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
+    pub(crate) fn new(source: SocketAddr, destination: SocketAddr) -> Self {
         Self {
             macs: MACS,
             source,
@@ -69,7 +70,7 @@ impl Packet {
     }
 
     /// The frame.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut tcp = self.tcp_header();
         tcp.extend(&self.payload);
         let sum = transport_checksum(self.source.ip(), self.destination.ip(), 6, &tcp);
@@ -130,7 +131,7 @@ impl Packet {
     ///
     /// # Panics
     /// If it is something else, or a checksum is wrong.
-    pub fn parse(frame: &[u8]) -> Self {
+    pub(crate) fn parse(frame: &[u8]) -> Self {
         let is_ipv4 = frame[12..14] == [0x08, 0x00];
         let ip = &frame[ETHERNET..];
         let ip_header = if is_ipv4 { usize::from(ip[0] & 0xf) * 4 } else { 40 };
@@ -171,7 +172,7 @@ impl Packet {
 }
 
 /// Of the IP header that `ip` begins with.
-pub fn addresses(ip: &[u8], is_ipv4: bool) -> (IpAddr, IpAddr) {
+pub(crate) fn addresses(ip: &[u8], is_ipv4: bool) -> (IpAddr, IpAddr) {
     if is_ipv4 {
         let at = |offset: usize| IpAddr::from(<[u8; 4]>::try_from(&ip[offset..offset + 4]).unwrap());
         (at(12), at(16))
@@ -181,16 +182,16 @@ pub fn addresses(ip: &[u8], is_ipv4: bool) -> (IpAddr, IpAddr) {
     }
 }
 
-pub fn u16_at(bytes: &[u8], offset: usize) -> u16 {
+pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> u16 {
     u16::from_be_bytes(bytes[offset..offset + 2].try_into().unwrap())
 }
 
-pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     u32::from_be_bytes(bytes[offset..offset + 4].try_into().unwrap())
 }
 
 /// RFC 1071, the slow and obvious way. Over data that holds its own checksum: 0.
-pub fn checksum(bytes: &[u8]) -> u16 {
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = 0;
     for pair in bytes.chunks(2) {
         sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
@@ -200,7 +201,7 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 }
 
 /// With the pseudo header of TCP or ICMPv6.
-pub fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
+pub(crate) fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
     let mut bytes = Vec::new();
     for address in [source, destination] {
         match address {
@@ -215,24 +216,24 @@ pub fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, seg
 }
 
 /// TCP options in the layouts that Linux sends, and others.
-pub mod options {
+pub(crate) mod options {
     /// `NOP NOP TS`: where Linux puts timestamps.
-    pub fn timestamps(value: u32, echo: u32) -> Vec<u8> {
+    pub(crate) fn timestamps(value: u32, echo: u32) -> Vec<u8> {
         [vec![1, 1], bare_timestamps(value, echo)].concat()
     }
 
     /// Ten bytes.
-    pub fn bare_timestamps(value: u32, echo: u32) -> Vec<u8> {
+    pub(crate) fn bare_timestamps(value: u32, echo: u32) -> Vec<u8> {
         [&[8, 10][..], &value.to_be_bytes(), &echo.to_be_bytes()].concat()
     }
 
     /// `NOP NOP SACK`: where Linux puts blocks.
-    pub fn sack(blocks: &[(u32, u32)]) -> Vec<u8> {
+    pub(crate) fn sack(blocks: &[(u32, u32)]) -> Vec<u8> {
         [vec![1, 1], bare_sack(blocks)].concat()
     }
 
     /// Two bytes and eight for each block.
-    pub fn bare_sack(blocks: &[(u32, u32)]) -> Vec<u8> {
+    pub(crate) fn bare_sack(blocks: &[(u32, u32)]) -> Vec<u8> {
         let mut bytes = vec![5, (2 + 8 * blocks.len()) as u8];
         for (begin, end) in blocks {
             bytes.extend(begin.to_be_bytes());

@@ -2,22 +2,22 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::flow::{Conn, Direction, FlowKey4, FlowKey6, flags, output, state};
+use proxy_common::flow::{Conn, Direction, Flow, FlowKey4, FlowKey6, flags, output, state, ts_state};
 
 use super::packet::{ACK, CWR, ECE, Packet, SYN};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
+pub(crate) enum Family {
     V4,
     V6,
 }
 
 impl Family {
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Key {
+pub(crate) enum Key {
     V4(FlowKey4),
     V6(FlowKey6),
 }
@@ -27,30 +27,59 @@ pub enum Key {
 /// ```
 /// Both directions have moved bytes, all of which were acknowledged; sequence numbers wrap soon.
 #[derive(Debug, Clone)]
-pub struct Session {
-    pub index: u32,
-    pub client: SocketAddr,
-    pub front: SocketAddr,
-    pub back: SocketAddr,
-    pub endpoint: SocketAddr,
-    pub conn: Conn,
+pub(crate) struct Session {
+    pub(crate) index: u32,
+    pub(crate) client: SocketAddr,
+    pub(crate) front: SocketAddr,
+    pub(crate) back: SocketAddr,
+    pub(crate) endpoint: SocketAddr,
+    pub(crate) conn: Conn,
 }
 
 /// Next sequence numbers of the peers, as their packets arrive.
-pub const CLIENT_NEXT: u32 = 0xffff_ff00;
-pub const ENDPOINT_NEXT: u32 = 0x7fff_fe00;
+pub(crate) const CLIENT_NEXT: u32 = 0xffff_ff00;
+pub(crate) const ENDPOINT_NEXT: u32 = 0x7fff_fe00;
 /// Those that the proxy would have used towards them.
-pub const FRONT_NEXT: u32 = 0x1234_5678;
-pub const BACK_NEXT: u32 = 0x0000_0100;
+pub(crate) const FRONT_NEXT: u32 = 0x1234_5678;
+pub(crate) const BACK_NEXT: u32 = 0x0000_0100;
 /// Added to the timestamps of the client and of the endpoint.
-pub const TS_DELTAS: [u32; 2] = [0xf000_0000, 0x2000_0001];
-pub const GENERATION: u32 = 7;
-/// What the proxy calls the interface towards each of them, by the direction that leaves there.
-pub const IFINDEXES: [u32; 2] = [1, 1];
+pub(crate) const TS_DELTAS: [u32; 2] = [0xf000_0000, 0x2000_0001];
+pub(crate) const GENERATION: u32 = 7;
+/// The number of that interface, in any namespace.
+pub(crate) const LOOPBACK: u32 = 1;
 
 impl Session {
     /// In state SPLICED, with timestamps and SACK, and no window scaling to be done.
-    pub fn new(family: Family) -> Self {
+    pub(crate) fn new(family: Family) -> Self {
+        let mut session = Self::closed(family);
+        session.conn.state = state::SPLICED;
+        session.conn.flags = flags::TIMESTAMPS | flags::SACK;
+        session.conn.generation = GENERATION;
+        session.conn.family = if family == Family::V4 { 4 } else { 6 };
+        let next = [(CLIENT_NEXT, FRONT_NEXT, BACK_NEXT), (ENDPOINT_NEXT, BACK_NEXT, FRONT_NEXT)];
+        for (direction, (seq, ack, sent_as)) in Direction::BOTH.into_iter().zip(next) {
+            let (source, destination) = session.leaves(direction);
+            let flow = session.flow(direction);
+            flow.fixed.to_source = wire(source.ip());
+            flow.fixed.to_destination = wire(destination.ip());
+            flow.fixed.to_ports = wire_ports(source, destination);
+            flow.fixed.seq_delta = sent_as.wrapping_sub(seq);
+            flow.fixed.ack_delta = next[direction.opposite() as usize].0.wrapping_sub(ack);
+            flow.fixed.ts_delta = TS_DELTAS[direction as usize];
+            flow.fixed.ifindex = LOOPBACK;
+            flow.fixed.output = output::NEIGHBOUR;
+            flow.live.seq_end = seq;
+            flow.live.ack_end = ack;
+            flow.live.window = 500;
+            flow.live.window_max = 500;
+            flow.live.ts_state = ts_state::FIXED;
+            flow.live.own_end = ack;
+        }
+        session
+    }
+
+    /// The tuples, and an empty record.
+    fn closed(family: Family) -> Self {
         let at = |v4: &str, v6: &str, port| {
             let address = if family == Family::V4 { v4 } else { v6 };
             SocketAddr::new(address.parse().unwrap(), port)
@@ -59,36 +88,30 @@ impl Session {
         let front = at("192.0.2.1", "2001:db8:1::1", 443);
         let back = at("198.51.100.1", "2001:db8:2:ffff::1", 20_007);
         let endpoint = at("198.51.100.20", "2001:db8:2::20", 8080);
-        let mut session =
-            Self { index: 3, client, front, back, endpoint, conn: bytemuck::Zeroable::zeroed() };
-        session.conn.state = state::SPLICED;
-        session.conn.flags = flags::TIMESTAMPS | flags::SACK;
-        session.conn.generation = GENERATION;
-        session.conn.family = if family == Family::V4 { 4 } else { 6 };
-        let next = [(CLIENT_NEXT, FRONT_NEXT, BACK_NEXT), (ENDPOINT_NEXT, BACK_NEXT, FRONT_NEXT)];
-        for (direction, (seq, ack, sent_as)) in Direction::BOTH.into_iter().zip(next) {
-            let (source, destination) = session.leaves(direction);
-            let flow = &mut session.conn.flows[direction as usize];
-            flow.fixed.to_source = wire(source.ip());
-            flow.fixed.to_destination = wire(destination.ip());
-            flow.fixed.to_ports = wire_ports(source, destination);
-            flow.fixed.seq_delta = sent_as.wrapping_sub(seq);
-            flow.fixed.ack_delta = next[direction.opposite() as usize].0.wrapping_sub(ack);
-            flow.fixed.ts_delta = TS_DELTAS[direction as usize];
-            flow.fixed.ifindex = IFINDEXES[direction as usize];
-            flow.fixed.output = output::NEIGHBOUR;
-            flow.live.seq_end = seq;
-            flow.live.ack_end = ack;
-            flow.live.window = 500;
-            flow.live.window_max = 500;
-            flow.live.ts_state = 2;
-            flow.live.own_end = ack;
+        Self { index: 3, client, front, back, endpoint, conn: bytemuck::Zeroable::zeroed() }
+    }
+
+    /// One that leaves packets as they are.
+    pub(crate) fn identity(family: Family) -> Self {
+        let mut session = Self::new(family);
+        for direction in Direction::BOTH {
+            let (source, destination) = session.arrives(direction);
+            let fixed = &mut session.flow(direction).fixed;
+            fixed.to_source = wire(source.ip());
+            fixed.to_destination = wire(destination.ip());
+            fixed.to_ports = wire_ports(source, destination);
+            (fixed.seq_delta, fixed.ack_delta, fixed.ts_delta) = (0, 0, 0);
         }
         session
     }
 
+    /// This direction's part of the record.
+    pub(crate) fn flow(&mut self, direction: Direction) -> &mut Flow {
+        &mut self.conn.flows[direction as usize]
+    }
+
     /// Source and destination of what arrives.
-    pub fn arrives(&self, direction: Direction) -> (SocketAddr, SocketAddr) {
+    pub(crate) fn arrives(&self, direction: Direction) -> (SocketAddr, SocketAddr) {
         match direction {
             Direction::ToUpstream => (self.client, self.front),
             Direction::ToDownstream => (self.endpoint, self.back),
@@ -96,14 +119,14 @@ impl Session {
     }
 
     /// Source and destination after the rewriting.
-    pub fn leaves(&self, direction: Direction) -> (SocketAddr, SocketAddr) {
+    pub(crate) fn leaves(&self, direction: Direction) -> (SocketAddr, SocketAddr) {
         match direction {
             Direction::ToUpstream => (self.back, self.endpoint),
             Direction::ToDownstream => (self.front, self.client),
         }
     }
 
-    pub fn key(&self, direction: Direction) -> Key {
+    pub(crate) fn key(&self, direction: Direction) -> Key {
         let (source, destination) = self.arrives(direction);
         let ports = wire_ports(source, destination);
         let (source, destination) = (wire(source.ip()), wire(destination.ip()));
@@ -115,25 +138,25 @@ impl Session {
     }
 
     /// An empty acknowledgement as it arrives next: in order, of all that was sent.
-    pub fn packet(&self, direction: Direction) -> Packet {
+    pub(crate) fn packet(&self, direction: Direction) -> Packet {
         let (source, destination) = self.arrives(direction);
         let live = &self.conn.flows[direction as usize].live;
-        Packet { seq: live.seq_end, ack: live.ack_end, ..Packet::new(source, destination) }
+        Packet { seq: live.seq_end, ack: live.ack_end, ttl: 57, ..Packet::new(source, destination) }
     }
 
     /// The same on its way out of the proxy's own socket towards where `direction` goes.
-    pub fn own_packet(&self, direction: Direction) -> Packet {
+    pub(crate) fn own_packet(&self, direction: Direction) -> Packet {
         let (source, destination) = self.leaves(direction);
         let Packet { seq, ack, .. } = self.rewritten(direction, &self.packet(direction));
         Packet { seq, ack, ..Packet::new(source, destination) }
     }
 
     /// What a packet must become.
-    pub fn rewritten(&self, direction: Direction, packet: &Packet) -> Packet {
+    pub(crate) fn rewritten(&self, direction: Direction, packet: &Packet) -> Packet {
         let fixed = &self.conn.flows[direction as usize].fixed;
         let back = &self.conn.flows[direction.opposite() as usize].fixed;
         let (source, destination) = self.leaves(direction);
-        let mut out = Packet { source, destination, ..packet.clone() };
+        let mut out = Packet { source, destination, ttl: 64, ..packet.clone() };
         out.seq = packet.seq.wrapping_add(fixed.seq_delta);
         if packet.flags & ACK != 0 {
             out.ack = packet.ack.wrapping_add(fixed.ack_delta);
@@ -177,7 +200,7 @@ impl Session {
 }
 
 /// As the maps hold an address.
-pub fn wire(address: IpAddr) -> [u32; 4] {
+pub(crate) fn wire(address: IpAddr) -> [u32; 4] {
     let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
     match address {
         IpAddr::V4(address) => [word(&address.octets()), 0, 0, 0],

@@ -1,0 +1,228 @@
+//! What is not spliced passes untouched: other packets, other shapes, other states.
+
+use proxy_common::flow::{Direction, state};
+use proxy_common::stat::Stat;
+
+use crate::support::lab::{Hook, Input, Verdict, in_namespace};
+use crate::support::packet::{ETHERNET, MACS, Packet, options};
+use crate::support::session::{Family, Session};
+use crate::table::{IGNORED, Row, check, check_counts, check_record};
+
+#[test]
+fn states() {
+    in_namespace(|lab| check(lab, STATES));
+}
+
+const STATES: &[Row] = &[
+    Row {
+        name: "before the splice",
+        session: |s, _| s.conn.state = state::OFF,
+        counts: &[Stat::PassOff],
+        ..IGNORED
+    },
+    Row {
+        name: "after the tuple was taken",
+        session: |s, _| s.conn.state = state::DEAD,
+        counts: &[Stat::PassDead],
+        ..IGNORED
+    },
+];
+
+#[test]
+fn strangers() {
+    in_namespace(|lab| check(lab, STRANGERS));
+}
+
+const STRANGERS: &[Row] = &[
+    Row { name: "another source port", packet: |p, _| p.source.set_port(1), ..IGNORED },
+    Row { name: "another destination port", packet: |p, _| p.destination.set_port(1), ..IGNORED },
+    Row {
+        name: "another source",
+        packet: |p, _| {
+            let ip = p.destination.ip();
+            p.source.set_ip(ip);
+        },
+        ..IGNORED
+    },
+    Row {
+        name: "another destination",
+        packet: |p, _| {
+            let ip = p.source.ip();
+            p.destination.set_ip(ip);
+        },
+        ..IGNORED
+    },
+    Row {
+        name: "backwards",
+        packet: |p, _| (p.source, p.destination) = (p.destination, p.source),
+        ..IGNORED
+    },
+];
+
+#[test]
+fn shapes_that_may_be_of_a_flow_and_are_not_rewritten() {
+    in_namespace(|lab| check(lab, SHAPES));
+}
+
+/// Where TCP begins in the frame.
+fn tcp(input: &Input) -> usize {
+    ETHERNET + if input.frame[12..14] == [8, 0] { 20 } else { 40 }
+}
+
+const SHAPES: &[Row] = &[
+    Row {
+        name: "a TCP header of four words",
+        input: |i| {
+            let at = tcp(i) + 12;
+            i.frame[at] = 0x40;
+        },
+        counts: &[Stat::PassShape],
+        ..IGNORED
+    },
+    Row {
+        name: "a TCP header of no words",
+        input: |i| {
+            let at = tcp(i) + 12;
+            i.frame[at] = 0;
+        },
+        counts: &[Stat::PassShape],
+        ..IGNORED
+    },
+    Row {
+        name: "a TCP header beyond the packet",
+        input: |i| {
+            let at = tcp(i) + 12;
+            i.frame[at] = 0xf0;
+        },
+        counts: &[Stat::PassShape],
+        ..IGNORED
+    },
+    Row {
+        name: "a TCP header beyond the packet, inside the frame",
+        packet: |p, _| p.trailer = vec![0; 100],
+        input: |i| {
+            let at = tcp(i) + 12;
+            i.frame[at] = 0xf0;
+        },
+        counts: &[Stat::PassShape],
+        ..IGNORED
+    },
+    Row {
+        name: "a packet longer than the frame",
+        packet: |p, _| p.payload = vec![1; 500],
+        input: |i| i.frame.truncate(400),
+        counts: &[Stat::PassShape],
+        ..IGNORED
+    },
+    Row {
+        name: "options cut off",
+        packet: |p, _| p.options = options::timestamps(1, 2),
+        input: |i| {
+            let end = tcp(i) + 25;
+            i.frame.truncate(end)
+        },
+        counts: &[Stat::PassShape],
+        ..IGNORED
+    },
+    Row {
+        name: "an IP length shorter than TCP's header",
+        input: |i| if i.frame[12..14] == [8, 0] { i.frame[17] = 39 } else { i.frame[19] = 19 },
+        counts: &[Stat::PassShape],
+        ..IGNORED
+    },
+    Row {
+        name: "a frame for somebody else",
+        packet: |p, _| p.macs[5] = 9,
+        counts: &[Stat::PassShape],
+        ..IGNORED
+    },
+];
+
+/// Without a TCP header where it is expected there is no telling whether it is a flow's; they are not counted.
+#[test]
+fn shapes_that_are_not_looked_at() {
+    in_namespace(|lab| check(lab, OTHERS));
+}
+
+const OTHERS: &[Row] = &[
+    Row {
+        name: "a TCP header that is cut",
+        input: |i| {
+            let end = tcp(i) + 19;
+            i.frame.truncate(end)
+        },
+        ..IGNORED
+    },
+    Row {
+        name: "no TCP header at all",
+        input: |i| {
+            let end = tcp(i);
+            i.frame.truncate(end)
+        },
+        ..IGNORED
+    },
+    Row {
+        name: "IP options",
+        packet: |p, s| if s.conn.family == 4 { p.ip_options = vec![1; 4] } else { p.fragment = 1 },
+        ..IGNORED
+    },
+    Row {
+        name: "a first fragment",
+        packet: |p, s| p.fragment = if s.conn.family == 4 { 0x2000 } else { 1 },
+        ..IGNORED
+    },
+    Row { name: "a later fragment", packet: |p, _| p.fragment = 0x0010, ..IGNORED },
+    Row { name: "the last fragment", packet: |p, _| p.fragment = 0x0008, ..IGNORED },
+    Row {
+        name: "UDP",
+        input: |i| if i.frame[12..14] == [8, 0] { i.frame[23] = 17 } else { i.frame[20] = 17 },
+        ..IGNORED
+    },
+    Row { name: "another version of IP", input: |i| i.frame[14] ^= 0x20, ..IGNORED },
+    Row {
+        name: "an EtherType of neither",
+        input: |i| i.frame[12..14].copy_from_slice(&[0x88, 0xcc]),
+        ..IGNORED
+    },
+];
+
+#[test]
+fn a_tagged_frame_is_not_for_us() {
+    in_namespace(|lab| {
+        for family in Family::BOTH {
+            let session = Session::new(family);
+            lab.clear();
+            lab.open(&session);
+            let untagged = session.packet(Direction::ToUpstream).to_bytes();
+            let frame = [&untagged[..12], &[0x81, 0, 0, 5], &untagged[12..]].concat();
+            let before = lab.stats();
+            let output = lab.run(Hook::Ingress, &Input { frame: frame.clone(), ..Input::default() });
+            assert_eq!((output.verdict, output.frame), (Verdict::Pass, frame));
+            check_counts(lab, &before, &[]);
+            check_record(lab.conn(session.index), session.conn);
+        }
+    });
+}
+
+#[test]
+fn an_arp_request_passes() {
+    in_namespace(|lab| {
+        let frame = [&MACS[..], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &[0; 40]].concat();
+        let output = lab.run(Hook::Ingress, &Input { frame: frame.clone(), ..Input::default() });
+        assert_eq!((output.verdict, output.frame), (Verdict::Pass, frame));
+    });
+}
+
+/// A key may outlive its record's use for a moment.
+#[test]
+fn a_key_to_a_record_beyond_the_map_passes() {
+    in_namespace(|lab| {
+        let mut session = Session::new(Family::V4);
+        session.index = crate::support::lab::CONNS - 1;
+        lab.open(&session);
+        lab.point_keys_at(&session, crate::support::lab::CONNS);
+        let frame = Packet { payload: vec![1], ..session.packet(Direction::ToUpstream) }.to_bytes();
+        let output = lab.run(Hook::Ingress, &Input { frame: frame.clone(), ..Input::default() });
+        assert_eq!((output.verdict, output.frame), (Verdict::Pass, frame));
+    });
+}

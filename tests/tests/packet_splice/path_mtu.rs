@@ -1,0 +1,100 @@
+//! A path that gets narrower behind a router: its ICMP errors come to the proxy and are for the peer that sends too much.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
+
+use steer_tests::netns::NetNs;
+use steer_tests::require;
+use steer_tests::topology::Topology;
+
+use crate::net::{Family, Net, Path, Setup};
+use crate::stream::{HANG, Learned, learned};
+
+/// What the routers let through, of packets towards the far hosts; all links carry 1500.
+const NARROW: u32 = 1300;
+const BULK: usize = 8 << 20;
+
+/// A host behind one of the hosts next to the proxy, which becomes a router with a narrow way there.
+struct FarHost {
+    netns: NetNs,
+    address: IpAddr,
+}
+
+impl FarHost {
+    /// `link` numbers the networks; `next_hop` is the router as the proxy sees it.
+    fn behind(router: &NetNs, proxy: &NetNs, next_hop: IpAddr, link: u8) -> Self {
+        let netns = NetNs::new("steer-t", &format!("far{link}")).unwrap();
+        let ([network, near, address], bits) = match next_hop {
+            IpAddr::V4(_) => ([0, 1, 2].map(|host| v4(link, host)), 24),
+            IpAddr::V6(_) => ([0, 1, 2].map(|host| v6(link, host)), 64),
+        };
+        let ip = |netns: &NetNs, line: &str| netns.ip(&line.split(' ').collect::<Vec<_>>()).unwrap();
+        ip(router, &format!("link add far type veth peer name eth0 netns {}", netns.name()));
+        let nodad = if address.is_ipv6() { " nodad" } else { "" };
+        ip(router, &format!("address add {near}/{bits} dev far noprefixroute{nodad}"));
+        ip(&netns, &format!("address add {address}/{bits} dev eth0{nodad}"));
+        ip(router, "link set far up");
+        ip(&netns, "link set eth0 up");
+        router.sysctl("net.ipv4.ip_forward", "1").unwrap();
+        router.sysctl("net.ipv6.conf.all.forwarding", "1").unwrap();
+        // Routers heed the MTU of a route only if it is locked.
+        ip(router, &format!("route add {network}/{bits} dev far mtu lock {NARROW}"));
+        ip(&netns, &format!("route add default via {near}"));
+        ip(proxy, &format!("route add {network}/{bits} via {next_hop}"));
+        Self { netns, address }
+    }
+}
+
+fn v4(link: u8, host: u8) -> IpAddr {
+    Ipv4Addr::new(10, 72, link, host).into()
+}
+
+fn v6(link: u8, host: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd72, 0, 0, link.into(), 0, 0, 0, host.into()).into()
+}
+
+/// What the kernel knows of the path behind a socket.
+fn path_mtu(socket: &TcpStream) -> u32 {
+    let (level, name) = if socket.local_addr().unwrap().is_ipv4() {
+        (libc::IPPROTO_IP, libc::IP_MTU)
+    } else {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU)
+    };
+    let (mut mtu, mut length) = (0u32, 4);
+    // SAFETY: `mtu` has room for `length` bytes, and the socket is open.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut mtu).cast(), &mut length) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    mtu
+}
+
+#[test]
+fn both_peers_learn_that_the_path_behind_the_proxy_is_narrow() {
+    if !require::root() {
+        return;
+    }
+    for family in [Family::V4, Family::V6] {
+        let topology = Topology::new(1).unwrap();
+        let [client_router, endpoint_router] = match family {
+            Family::V4 => [IpAddr::from(Topology::CLIENTS), Topology::endpoint(0).into()],
+            Family::V6 => [IpAddr::from(Topology::CLIENTS6), Topology::endpoint6(0).into()],
+        };
+        let client = FarHost::behind(&topology.clients, &topology.proxy, client_router, 1);
+        let endpoint = FarHost::behind(&topology.endpoints[0], &topology.proxy, endpoint_router, 2);
+        let mut setup = Setup::new(Path::Packet, family);
+        setup.endpoint = SocketAddr::new(endpoint.address, setup.endpoint.port());
+        let net = Net::between(&topology, setup, &client.netns, &endpoint.netns);
+        let mut stream = net.carried();
+        assert_eq!(stream.client_address.ip(), client.address);
+        assert_eq!([path_mtu(&stream.client), path_mtu(&stream.backend)], [1500; 2]);
+
+        stream.bulk(BULK);
+        assert_eq!([path_mtu(&stream.client), path_mtu(&stream.backend)], [NARROW; 2]);
+        assert!(net.packets("icmp_translated") >= 2);
+        assert_eq!(net.packets("icmp_passed"), 0);
+        net.expect_path(&stream, Path::Packet);
+
+        drop(stream.client);
+        assert_eq!(learned(&mut stream.backend, HANG), Learned::Fin);
+    }
+}
