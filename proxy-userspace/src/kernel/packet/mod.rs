@@ -4,6 +4,7 @@ mod conns;
 pub mod inspect;
 mod interfaces;
 mod key;
+mod records;
 
 use std::fmt;
 use std::io;

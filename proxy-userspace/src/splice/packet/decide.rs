@@ -12,7 +12,7 @@ use crate::kernel::route::Hop;
 use crate::kernel::tcp_info::TcpOptions;
 
 /// Bytes of the timestamp option in each segment; a segment's payload is that much less than the MSS.
-const TIMESTAMP_BYTES: u32 = 12;
+pub(super) const TIMESTAMP_BYTES: u32 = 12;
 
 /// What holds for the whole host.
 #[derive(Debug, Clone, Copy)]
