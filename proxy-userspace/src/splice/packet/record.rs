@@ -124,6 +124,11 @@ impl Record {
         self.send(segments::probe(&self.snapshot(), from));
     }
 
+    /// Tells the peer that `from` comes from, whose socket has received everything up to `received`, what is acknowledged.
+    pub(super) fn acknowledge(&self, record: &Conn, from: Direction, received: u32) {
+        self.send(segments::acknowledgement(record, from, received));
+    }
+
     fn send(&self, segment: Segment) {
         if let Err(error) = self.records.raw.send(segment) {
             tracing::debug!(%error, peer = %segment.destination, "cannot send a segment");
