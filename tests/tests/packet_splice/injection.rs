@@ -72,10 +72,11 @@ fn forged(random: &mut SmallRng, target: Target) -> Segment {
     }
 }
 
-/// Sends forgeries to both directions while echoes go on; returns what was sent and the slowest echo.
-fn attack(stream: &mut Stream, from: &NetNs) -> (Sent, Duration) {
+/// Sends forgeries from these hosts, towards the backend and towards the client, while echoes go on; returns what
+/// was sent and the slowest echo.
+fn attack(stream: &mut Stream, hosts: [&NetNs; 2]) -> (Sent, Duration) {
     let targets = targets(stream);
-    let forger = Forger::new(from, stream.front);
+    let forgers = hosts.map(|host| Forger::new(host, stream.front));
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let attacker = scope.spawn(|| {
@@ -84,7 +85,7 @@ fn attack(stream: &mut Stream, from: &NetNs) -> (Sent, Duration) {
             for round in 0..FORGERIES {
                 let segment = forged(&mut random, targets[round % 2]);
                 *if segment.flags & RST == 0 { &mut sent.others } else { &mut sent.resets } += 1;
-                forger.send(&segment);
+                forgers[round % 2].send(&segment);
                 if round % 100 == 0 {
                     // Lets the receiver's queue drain.
                     thread::sleep(Duration::from_micros(500));
@@ -101,6 +102,10 @@ fn attack(stream: &mut Stream, from: &NetNs) -> (Sent, Duration) {
     })
 }
 
+fn own_hosts<'n>(net: &Net<'n>) -> [&'n NetNs; 2] {
+    [&net.topology.clients, &net.topology.endpoints[0]]
+}
+
 fn on_both_families(scenario: impl Fn(&mut Net<'_>)) {
     for family in [Family::V4, Family::V6] {
         on(Setup::new(Path::Packet, family), &scenario);
@@ -113,7 +118,7 @@ fn forgeries_from_a_spliced_interface_disturb_nothing() {
         let mut stream = net.carried();
         let before = ["implausible", "rst_unproven"].map(|what| net.packets(what));
         let begin = Instant::now();
-        let (sent, slowest) = attack(&mut stream, &net.topology.clients);
+        let (sent, slowest) = attack(&mut stream, own_hosts(net));
         let after = ["implausible", "rst_unproven"].map(|what| net.packets(what));
         let [implausible, unproven] = [after[0] - before[0], after[1] - before[1]];
         eprintln!(
@@ -139,7 +144,7 @@ fn forgeries_from_elsewhere_disturb_nothing() {
             elsewhere.ip(&["route", "add", network, "via", gateway]).unwrap();
         }
         let mut stream = net.carried();
-        let (sent, slowest) = attack(&mut stream, elsewhere);
+        let (sent, slowest) = attack(&mut stream, [elsewhere; 2]);
         eprintln!("{sent:?}: slowest echo {slowest:?}, {} resets held back", net.packets("drop_stack_rst"));
         assert!(slowest < ECHO_WITHIN, "{slowest:?}");
         expect_alive(net, &mut stream);
@@ -164,7 +169,7 @@ fn a_reset_with_the_exact_number_ends_the_stream() {
             let Target { from, to, seq, ack } = target;
             let exact =
                 Segment { from, to, seq, ack, flags: RST, window: 0, timestamps: None, payload: Vec::new() };
-            let forger = Forger::new(&net.topology.clients, stream.front);
+            let forger = Forger::new(own_hosts(net)[direction], stream.front);
             let (mut forged_for, mut other) = stream.from(side);
             forger.send(&exact);
             assert_eq!(learned(&mut other, HANG), Learned::Reset);
