@@ -2,7 +2,7 @@
 //!
 //! Rules of this crate: `no_std`, no I/O, no BPF helpers. Map types are `repr(C)` with explicit
 //! padding and only integers in them; integers are in host order unless a field says otherwise.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 
 pub mod abi;
 pub mod fault;

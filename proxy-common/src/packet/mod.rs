@@ -12,3 +12,5 @@ pub mod seq;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use crate::table::{check_counts, check_record};
 struct IcmpError {
     source: IpAddr,
     destination: IpAddr,
+    hops: u8,
     /// Type and code.
     kind: [u8; 2],
     rest: [u8; 4],
@@ -51,6 +52,7 @@ impl IcmpError {
         Self {
             source: router.parse().unwrap(),
             destination: packet.source.ip(),
+            hops: 3,
             kind: if is_ipv4 { [3, 4] } else { [2, 0] },
             rest: [0, 0, 5, 120],
             quote: frame[ETHERNET..frame.len().min(tcp + tcp_bytes)].to_vec(),
@@ -70,7 +72,7 @@ impl IcmpError {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 frame.extend([8, 0, 0x45, 0xc0]);
                 frame.extend((icmp.len() as u16 + 20).to_be_bytes());
-                frame.extend([9, 9, 0, 0, 63, 1, 0, 0]);
+                frame.extend([9, 9, 0, 0, self.hops, 1, 0, 0]);
                 frame.extend([source.octets(), destination.octets()].concat());
                 let sum = checksum(&frame[ETHERNET..]);
                 frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());
@@ -78,7 +80,7 @@ impl IcmpError {
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
                 frame.extend((icmp.len() as u16).to_be_bytes());
-                frame.extend([58, 63]);
+                frame.extend([58, self.hops]);
                 frame.extend([source.octets(), destination.octets()].concat());
             }
             _ => panic!("addresses of two families"),
@@ -86,10 +88,11 @@ impl IcmpError {
         [frame, icmp].concat()
     }
 
-    /// The same with another quote, and from and to others.
+    /// The same as if the proxy made it, with another quote.
     fn turned_into(&self, source: IpAddr, destination: IpAddr, quoted: &Packet) -> Self {
+        let quoted = Packet { ttl: 64, ..quoted.clone() };
         let quote = quoted.to_bytes()[ETHERNET..][..self.quote.len()].to_vec();
-        Self { source, destination, quote, ..self.clone() }
+        Self { source, destination, hops: 64, quote, ..self.clone() }
     }
 }
 
