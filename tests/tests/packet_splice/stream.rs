@@ -199,8 +199,14 @@ pub(crate) fn ask_upgrade(client: &mut TcpStream, host: SocketAddr) {
 
 /// Accepts a connection, reads its request and answers 101.
 pub(crate) fn accept_upgrade(listener: &TcpListener) -> TcpStream {
-    let (mut backend, _) = listener.accept().unwrap();
-    backend.set_read_timeout(Some(HANG)).unwrap();
+    let mut backend = loop {
+        let (backend, _) = listener.accept().unwrap();
+        backend.set_read_timeout(Some(HANG)).unwrap();
+        // Steer may have asked for the MSS only.
+        if backend.peek(&mut [0]).unwrap() > 0 {
+            break backend;
+        }
+    };
     read_head(&mut backend);
     let response = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
