@@ -7,5 +7,5 @@
 pub mod abi;
 pub mod flow;
 pub mod reason;
-pub mod stat;
 pub mod sock;
+pub mod stat;
