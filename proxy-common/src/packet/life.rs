@@ -147,13 +147,13 @@ fn is_plausible(session_state: u32, segment: &Segment, flow: &Flow, other: &Flow
     if segment.has(tcp_flags::SYN) || !segment.has(tcp_flags::ACK) {
         return false;
     }
-    let offered = largest_window(other);
+    // A FIN may stand behind a full window, and a probe in front of it.
+    let reach = largest_window(other) + 2;
     let acked = other.live.ack_end.wrapping_add(other.fixed.ack_delta);
     // In the hand-over the local socket has acknowledged, and offered a window, beyond what the other peer did.
     let base = if session_state == state::HAND_OVER { later(acked, flow.live.seq_end) } else { acked };
-    // One more, since a FIN may stand behind a full window.
-    let too_far = after(segment.end(), base.wrapping_add(offered).wrapping_add(1));
-    let too_old = before(segment.seq, flow.live.seq_end.wrapping_sub(offered));
+    let too_far = after(segment.end(), base.wrapping_add(reach));
+    let too_old = before(segment.seq, flow.live.seq_end.wrapping_sub(reach));
     !too_far && !too_old && acknowledges_plausibly(session_state, segment, flow, other)
 }
 
@@ -220,3 +220,6 @@ fn acknowledge(flow: &mut Flow, other: &mut DirLive, segment: &Segment) {
         other.bits |= bits::FIN_ACKED;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,7 +109,7 @@ impl<I: TestIp> Packet<I> {
 
     /// Sets lengths and checksums.
     pub(super) fn seal(&mut self) {
-        self.tcp.offset = ((Tcp::LEN + self.options.len()) / 4 << 4) as u8;
+        self.tcp.offset = (((Tcp::LEN + self.options.len()) / 4) << 4) as u8;
         self.ip.seal(Tcp::LEN + self.options.len() + self.payload.len());
         self.tcp.check = 0;
         self.tcp.check = u16::from_ne_bytes(sum(&self.with_pseudo_header()).to_be_bytes());
@@ -158,7 +158,7 @@ pub(super) fn options() -> impl Strategy<Value = Vec<u8>> {
 /// A session in which both directions have spliced packets.
 pub(super) fn conn() -> impl Strategy<Value = Conn> {
     let direction = any::<([u32; 4], [u32; 4], u32, u32, u32)>();
-    (direction.clone(), direction, 0..=14_u8, 0..=14_u8).prop_map(|(up, down, left, right)| {
+    (direction, direction, 0..=14_u8, 0..=14_u8).prop_map(|(up, down, left, right)| {
         let mut conn = Conn::zeroed();
         conn.state = state::SPLICED;
         conn.flags = flags::TIMESTAMPS | flags::SACK;

@@ -203,6 +203,7 @@ pub(crate) fn accept_upgrade(listener: &TcpListener) -> TcpStream {
     let mut backend = loop {
         let (backend, _) = listener.accept().unwrap();
         backend.set_read_timeout(Some(HANG)).unwrap();
+        // Steer may have asked for the MSS only.
         if backend.peek(&mut [0]).unwrap() > 0 {
             break backend;
         }

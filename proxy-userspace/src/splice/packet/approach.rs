@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use bytemuck::Zeroable as _;
-use proxy_common::flow::{Conn, DirLive, Direction, flags};
+use proxy_common::flow::{Conn, DirLive, Direction, bits, flags};
 use proxy_common::reason::Reason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -73,13 +73,13 @@ impl<'a> Approach<'a> {
         Box::new(Refused { session, reason })
     }
 
-    /// Relays for some time. `None`: a connection broke, and the stream is over.
-    pub(super) async fn relay_for(mut self, time: Duration) -> Result<Option<Self>, Box<Refused>> {
+    /// Relays for some time, or until a peer finishes. `None`: a connection broke, and the stream is over.
+    pub(super) async fn relay_for(mut self, time: Duration) -> Option<Self> {
         let until = Instant::now() + time;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(Some(self));
+                return Some(self);
             }
             let relayed = match self.lanes.step(self.flow.flow(), &()) {
                 Ok(true) => {
@@ -91,11 +91,11 @@ impl<'a> Approach<'a> {
             };
             if let Err(error) = relayed {
                 self.break_off(&error);
-                return Ok(None);
+                return None;
             }
             if self.lanes.fin != [Fin::NotSeen; 2] {
-                // The relay reads the FIN again, and passes it on.
-                return Err(self.refuse(Reason::NotEstablished));
+                // It is passed on after the switch.
+                return Some(self);
             }
         }
     }
@@ -149,10 +149,12 @@ impl<'a> Approach<'a> {
     /// What the record says, taken at one moment at which nobody reads or writes.
     fn content(&self, quiet: bool) -> Result<Conn, Reason> {
         let (lanes, flow) = (&self.lanes, self.flow.flow());
+        let has_fin = |side: usize| lanes.fin[side] == Fin::Read;
         // Each byte that was read from a side, and only those, is or will be written to the other one.
         let seq_delta = |from: usize, to: usize| {
+            let read = lanes.read_end[from].wrapping_sub(has_fin(from).into());
             let written = lanes.write_end[to].wrapping_add(lanes.held[from].len() as u32);
-            written.wrapping_sub(lanes.read_end[from])
+            written.wrapping_sub(read)
         };
         let mut content = Conn {
             flags: self.plan.flags | if quiet { 0 } else { flags::COPY_ACKS },
@@ -183,6 +185,8 @@ impl<'a> Approach<'a> {
                 // Less than a window.
                 ack_end: lanes.write_end[from].wrapping_sub(unacknowledged as u32),
                 own_end: lanes.write_end[from],
+                fin_end: lanes.read_end[from],
+                bits: if has_fin(from) { bits::FIN_SEEN } else { 0 },
                 window_max: u16::try_from(window).unwrap_or(u16::MAX),
                 last_payload_ns: now,
                 last_packet_ns: now,

@@ -36,6 +36,8 @@ use crate::upstream::ports::Lease;
 /// first, and at most, the time being doubled while nothing happens.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_millis(64);
+/// From then on peers are told what is acknowledged.
+const SLOW_LOOK: Duration = Duration::from_millis(16);
 
 /// A session after the switch, as long as its sockets are there. Dropping it resets both connections.
 pub(super) struct HandOver<'a> {
@@ -118,6 +120,7 @@ impl HandOver<'_> {
         let mut is_past = false;
         let mut look = FIRST_LOOK;
         let mut last_moved_ns = clock::monotonic_ns();
+        let mut packets = [0; 2];
         loop {
             if self.watcher.record.state() != state::HAND_OVER {
                 return Ok(());
@@ -133,6 +136,9 @@ impl HandOver<'_> {
                     return Ok(());
                 }
                 self.watcher.copy_acks();
+                if look >= SLOW_LOOK {
+                    self.acknowledge(&mut packets);
+                }
             }
             if self.is_idle(last_moved_ns) {
                 return Err(End::IdleTimeout);
@@ -146,6 +152,20 @@ impl HandOver<'_> {
                     waited.map_err(|error| self.broken(&error))?;
                     look = LAST_LOOK.min(look * 2);
                 }
+            }
+        }
+    }
+
+    /// Tells each peer that has sent something since `packets` was counted what is acknowledged: the other one may be unable
+    /// to ([`Record::acknowledge`]), and if this one reads nothing until then, its window never opens.
+    fn acknowledge(&self, packets: &mut [u64; 2]) {
+        let record = self.watcher.record.snapshot();
+        let received = received(&self.lanes);
+        for from in Direction::BOTH {
+            let side = from as usize;
+            let before = std::mem::replace(&mut packets[side], record.flows[side].live.packets);
+            if before != packets[side] {
+                self.watcher.record.acknowledge(&record, from, received[side]);
             }
         }
     }

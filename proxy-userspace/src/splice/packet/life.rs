@@ -8,8 +8,9 @@ use proxy_common::flow::{Conn, Direction, bits, state};
 use crate::config;
 use crate::splice::End;
 
-/// How long a reset stream's tuple stays, for stragglers.
-const RESET_LINGER: Duration = Duration::from_secs(2);
+/// A reset is repeated after this time, when what was under way has arrived and its number is exact; and after the same
+/// time again the tuple of a reset stream goes.
+const RESET_LINGER: Duration = Duration::from_secs(1);
 
 /// Time limits of all streams.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +58,8 @@ pub(super) enum Step {
     Ended(End),
     /// It is to be ended: both peers get a RST.
     Abort(End),
+    /// Both peers get one more.
+    ResetAgain,
     /// Nothing of it is needed any more.
     Remove,
 }
@@ -66,6 +69,8 @@ pub(super) enum Step {
 pub(super) enum Life {
     /// Probes that were sent since the last packet, by [`Direction`].
     Living { probes: [u32; 2] },
+    /// A reset is to be repeated then.
+    Reset { again_ns: u64 },
     /// To be removed then.
     Over { at_ns: u64 },
 }
@@ -79,14 +84,20 @@ impl Life {
     /// `spread` (0 to 255) staggers the probes of streams that fell silent together.
     pub(super) fn next(&mut self, now_ns: u64, look: &Look, limits: &Limits, spread: u8) -> Step {
         let probes = match self {
-            Self::Over { .. } if look.state == state::DEAD => return Step::Remove,
+            Self::Over { .. } | Self::Reset { .. } if look.state == state::DEAD => return Step::Remove,
+            Self::Reset { again_ns } if *again_ns <= now_ns => {
+                *self = Self::Over { at_ns: now_ns.saturating_add(nanoseconds(RESET_LINGER)) };
+                return Step::ResetAgain;
+            }
+            Self::Reset { again_ns } => return Step::Wait { until_ns: *again_ns },
             Self::Over { at_ns } if *at_ns <= now_ns => return Step::Remove,
             Self::Over { at_ns } => return Step::Wait { until_ns: *at_ns },
             Self::Living { probes } => probes,
         };
         match look.state {
             state::FINISHED => return self.over(now_ns, End::Finished, limits.linger),
-            state::RESET => return self.over(now_ns, End::Reset, RESET_LINGER),
+            // Its number may not be the one that the other peer expects, if something was under way to it.
+            state::RESET => return self.abort(now_ns, End::Reset),
             // Somebody has taken the tuple: the program does that to streams which are over only.
             state::DEAD => {
                 let end = if look.finished { End::Finished } else { End::Reset };
@@ -130,9 +141,8 @@ impl Life {
         Step::Ended(end)
     }
 
-    /// As if the reset had come from a peer, once it is sent.
     fn abort(&mut self, now_ns: u64, end: End) -> Step {
-        self.over(now_ns, end, RESET_LINGER);
+        *self = Self::Reset { again_ns: now_ns.saturating_add(nanoseconds(RESET_LINGER)) };
         Step::Abort(end)
     }
 }
@@ -185,9 +195,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_stream_lingers_for_a_moment() {
+    fn a_reset_is_repeated_and_lingers_for_a_moment() {
         let mut life = Life::new();
-        assert_eq!(next(&mut life, 1001, look(state::RESET)), Step::Ended(End::Reset));
+        assert_eq!(next(&mut life, 1001, look(state::RESET)), Step::Abort(End::Reset));
+        assert_eq!(next(&mut life, 1001, look(state::RESET)), wait(1002));
+        assert_eq!(next(&mut life, 1002, look(state::RESET)), Step::ResetAgain);
         assert_eq!(next(&mut life, 1002, look(state::RESET)), wait(1003));
         assert_eq!(next(&mut life, 1003, look(state::RESET)), Step::Remove);
     }
@@ -214,7 +226,7 @@ mod tests {
         // Packets without payload do not count.
         let alive = Look { last_packet_ns: [1029 * SECOND; 2], ..idle };
         assert_eq!(next(&mut life, 1030, alive), Step::Abort(End::IdleTimeout));
-        assert_eq!(next(&mut life, 1030, Look { state: state::RESET, ..alive }), wait(1032));
+        assert_eq!(next(&mut life, 1030, Look { state: state::RESET, ..alive }), wait(1031));
     }
 
     #[test]

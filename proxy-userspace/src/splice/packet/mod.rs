@@ -110,7 +110,7 @@ impl PacketSplice {
         let mut approach = Approach::begin(self, session).await?;
         if !self.within.is_zero() {
             let moment = rand::random_range(Duration::ZERO..=self.within);
-            match approach.relay_for(moment).await? {
+            match approach.relay_for(moment).await {
                 Some(still_there) => approach = still_there,
                 None => return Ok(()),
             }

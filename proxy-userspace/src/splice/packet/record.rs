@@ -104,10 +104,15 @@ impl Record {
         self.records.kernel.conns().note_fin(FlowRef::new(self.conn, from), end);
     }
 
-    /// Ends the stream: a RST for each peer.
+    /// Ends the stream, unless a new connection has its tuple: a RST for each peer.
     pub(super) fn abort(&self) {
         // First, since the egress program lets no RST of this host through to the peers of a living stream.
-        self.records.kernel.conns().set_state(self.conn, state::RESET);
+        for living in [state::HAND_OVER, state::SPLICED] {
+            let _ended_already = self.records.kernel.conns().advance_state(self.conn, living, state::RESET);
+        }
+        if self.state() == state::DEAD {
+            return;
+        }
         let record = self.snapshot();
         for segment in Direction::BOTH.into_iter().flat_map(|from| segments::resets(&record, from)) {
             self.send(segment);
@@ -117,6 +122,11 @@ impl Record {
     /// Asks the peer that `from` comes from whether it is there.
     pub(super) fn probe(&self, from: Direction) {
         self.send(segments::probe(&self.snapshot(), from));
+    }
+
+    /// Tells the peer that `from` comes from, whose socket has received everything up to `received`, what is acknowledged.
+    pub(super) fn acknowledge(&self, record: &Conn, from: Direction, received: u32) {
+        self.send(segments::acknowledgement(record, from, received));
     }
 
     fn send(&self, segment: Segment) {

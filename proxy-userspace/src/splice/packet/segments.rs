@@ -2,6 +2,7 @@
 //! get if it were asked, or told of the end.
 
 use proxy_common::flow::{Conn, Direction, flags, ts_state};
+use proxy_common::packet::seq;
 
 use super::wire;
 use crate::kernel::clock;
@@ -12,6 +13,21 @@ use crate::kernel::raw::{self, Segment};
 pub(super) fn probe(record: &Conn, from: Direction) -> Segment {
     let expected = record.flows[from as usize].live.ack_end;
     segment(record, from, expected.wrapping_sub(1), raw::FLAG_ACK)
+}
+
+/// An acknowledgement, during the hand-over, for the peer that `from` comes from: of what the local socket has received
+/// (up to `received`) or the other peer has acknowledged. The other peer's own acknowledgements are discarded as long
+/// as it has sent more than this one's window lets in, which what the sockets still hold can make happen.
+pub(super) fn acknowledgement(record: &Conn, from: Direction, received: u32) -> Segment {
+    let to = &record.flows[from.opposite() as usize];
+    let forwarded = to.live.ack_end.wrapping_add(to.fixed.ack_delta);
+    let ack = seq::later(forwarded, received);
+    // The other peer's window ends where it ends.
+    let left =
+        (u32::from(to.live.window) << to.fixed.window_left).saturating_sub(ack.wrapping_sub(forwarded));
+    let window = u16::try_from(left >> to.fixed.window_right).unwrap_or(u16::MAX);
+    let expected = record.flows[from as usize].live.ack_end;
+    Segment { ack, window, ..segment(record, from, expected, raw::FLAG_ACK) }
 }
 
 /// RSTs for the peer that `from` comes from. It believes one with just the number that it expects: what it

@@ -70,6 +70,7 @@ impl Stream {
                     self.record.abort();
                     later.ended.extend(self.open.take().map(|open| (open, end)));
                 }
+                Step::ResetAgain => self.record.abort(),
                 Step::Remove => return Keep::No,
             }
         }

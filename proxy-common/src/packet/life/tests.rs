@@ -1,0 +1,203 @@
+use bytemuck::Zeroable as _;
+use proptest::prelude::*;
+
+use super::*;
+use crate::flow::Conn;
+
+const ACK: u8 = tcp_flags::ACK;
+const FIN: u8 = tcp_flags::FIN | ACK;
+const RST: u8 = tcp_flags::RST;
+const CLIENT: usize = Direction::ToUpstream as usize;
+const ENDPOINT: usize = Direction::ToDownstream as usize;
+const WINDOW: u32 = 1 << 16;
+
+/// Two peers that have sent nothing yet, and what the program knows about them.
+struct Session {
+    conn: Conn,
+    /// Where each peer's sequence numbers start.
+    start: [u32; 2],
+}
+
+impl Session {
+    fn new(client: u32, endpoint: u32) -> Self {
+        let mut conn = Conn::zeroed();
+        conn.state = state::SPLICED;
+        let start = [client, endpoint];
+        // The proxy's own numbers: towards the endpoint, and towards the client.
+        let deltas = [77_u32, 0xffff_0000];
+        for flow in [CLIENT, ENDPOINT] {
+            let (fixed, live) = (&mut conn.flows[flow].fixed, &mut conn.flows[flow].live);
+            fixed.seq_delta = deltas[flow];
+            fixed.ack_delta = deltas[1 - flow].wrapping_neg();
+            live.seq_end = start[flow];
+            live.ack_end = start[1 - flow].wrapping_add(deltas[1 - flow]);
+            live.own_end = live.ack_end;
+        }
+        Self { conn, start }
+    }
+
+    /// A segment of `flow`, its numbers counted from the start of each peer.
+    fn segment(&self, flow: usize, flags: u8, seq: u32, payload: u32, ack: u32) -> Segment {
+        let delta = self.conn.flows[1 - flow].fixed.seq_delta;
+        Segment {
+            seq: self.start[flow].wrapping_add(seq),
+            ack: self.start[1 - flow].wrapping_add(delta).wrapping_add(ack),
+            payload,
+            window: 500,
+            flags,
+        }
+    }
+
+    fn send(&mut self, flow: usize, flags: u8, seq: u32, payload: u32, ack: u32) -> Observed {
+        let segment = self.segment(flow, flags, seq, payload, ack);
+        let [client, endpoint] = &mut self.conn.flows;
+        let (arriving, other) = if flow == CLIENT { (client, endpoint) } else { (endpoint, client) };
+        let observed = observe(self.conn.state, &segment, arriving, other, 1);
+        self.conn.state = observed.state.unwrap_or(self.conn.state);
+        observed
+    }
+
+    fn live(&self, flow: usize) -> &DirLive {
+        &self.conn.flows[flow].live
+    }
+}
+
+fn numbers() -> impl Strategy<Value = u32> {
+    prop_oneof![any::<u32>(), Just(0), Just(u32::MAX - 5), Just(0x7fff_fffe)]
+}
+
+proptest! {
+    #[test]
+    fn a_session_ends_when_both_fins_are_acknowledged(client in numbers(), endpoint in numbers()) {
+        let mut session = Session::new(client, endpoint);
+        prop_assert!(session.send(CLIENT, ACK, 0, 10, 0).believed);
+        prop_assert!(session.send(ENDPOINT, ACK, 0, 5, 10).believed);
+        prop_assert_eq!(session.send(CLIENT, FIN, 10, 3, 5).event, Some(event::FIN));
+        // Repeated: no news.
+        prop_assert_eq!(session.send(CLIENT, FIN, 10, 3, 5).event, None);
+        prop_assert_eq!(session.live(CLIENT).bits, bits::FIN_SEEN);
+        prop_assert!(session.send(ENDPOINT, ACK, 5, 0, 14).believed);
+        prop_assert_eq!(session.live(CLIENT).bits, bits::FIN_SEEN | bits::FIN_ACKED);
+        prop_assert_eq!(session.send(ENDPOINT, FIN, 5, 0, 14).event, Some(event::FIN));
+        let last = session.send(CLIENT, ACK, 14, 0, 6);
+        prop_assert_eq!((last.state, last.event), (Some(state::FINISHED), Some(event::FINISHED)));
+        // A late FIN still passes, and is no news.
+        prop_assert_eq!(session.send(ENDPOINT, FIN, 5, 0, 14), Observed::BELIEVED);
+        prop_assert_eq!((session.live(CLIENT).bytes, session.live(ENDPOINT).bytes), (13, 5));
+    }
+
+    #[test]
+    fn bytes_count_once(client in numbers(), endpoint in numbers()) {
+        let mut session = Session::new(client, endpoint);
+        for (seq, payload) in [(0, 100), (50, 100), (0, 100), (300, 10), (150, 150)] {
+            prop_assert!(session.send(CLIENT, ACK, seq, payload, 0).believed);
+        }
+        prop_assert_eq!(session.live(CLIENT).bytes, 310);
+        prop_assert_eq!(session.live(CLIENT).seq_end, client.wrapping_add(310));
+    }
+
+    #[test]
+    fn what_peers_do_is_believed(client in numbers(), endpoint in numbers()) {
+        let mut session = Session::new(client, endpoint);
+        for (seq, payload, what) in [
+            (0, 0, "nothing"),
+            (0, WINDOW, "a whole window in one packet"),
+            (0, 1000, "its beginning again"),
+            (u32::MAX, 0, "a keepalive or window probe"),
+            (u32::MAX, 1, "the same with a byte"),
+        ] {
+            prop_assert!(session.send(CLIENT, ACK, seq, payload, 0).believed, "{what}");
+        }
+        prop_assert!(session.send(CLIENT, FIN, WINDOW, 0, 0).believed, "a FIN behind a full window");
+        prop_assert!(session.send(ENDPOINT, ACK, 0, 0, WINDOW + 1).believed);
+        prop_assert!(session.send(ENDPOINT, ACK, 0, 0, 7).believed, "an acknowledgement that comes late");
+        prop_assert_eq!(session.live(ENDPOINT).ack_end, session.segment(ENDPOINT, ACK, 0, 0, WINDOW + 1).ack);
+    }
+
+    #[test]
+    fn what_cannot_be_the_peer_changes_nothing(seq: u32, ack: u32, flags: u8, payload in 0..3000_u32) {
+        let mut session = Session::new(9, 1 << 31);
+        session.send(CLIENT, ACK, 0, 100, 0);
+        session.send(ENDPOINT, ACK, 0, 100, 100);
+        let far = |number: u32| number.wrapping_sub(100).wrapping_add(WINDOW + 3000) > 2 * (WINDOW + 3000);
+        prop_assume!(far(seq) || (far(ack) && flags & RST == 0));
+        let before = session.conn;
+        let observed = session.send(CLIENT, flags, seq, payload, ack);
+        prop_assert!(!observed.believed);
+        prop_assert_eq!((observed.state, observed.event), (None, None));
+        let mut after = session.conn;
+        after.flows[CLIENT].live.packets -= 1;
+        prop_assert_eq!(bytemuck::bytes_of(&after), bytemuck::bytes_of(&before));
+    }
+}
+
+#[test]
+fn only_the_expected_number_resets() {
+    for (seq, acked, resets) in [
+        (100, 100, true),
+        (99, 100, false),
+        (101, 100, false),
+        (60, 60, true),
+        (100, 60, true),
+        (80, 60, false),
+    ] {
+        let mut session = Session::new(u32::MAX - 50, 5);
+        session.send(CLIENT, ACK, 0, 100, 0);
+        session.send(ENDPOINT, ACK, 0, 0, acked);
+        let observed = session.send(CLIENT, RST, seq, 0, 0);
+        assert_eq!(observed.state, resets.then_some(state::RESET), "{seq} of {acked}");
+        assert_eq!(observed.stat, (!resets).then_some(Stat::RstUnproven), "{seq} of {acked}");
+    }
+}
+
+#[test]
+fn a_fin_with_bytes_behind_it_was_none() {
+    let mut session = Session::new(0, 0);
+    session.send(CLIENT, FIN, 200, 0, 0);
+    assert_eq!(session.live(CLIENT).bits, bits::FIN_SEEN);
+    session.send(CLIENT, ACK, 0, 500, 0);
+    session.send(ENDPOINT, ACK, 0, 0, 500);
+    assert_eq!(session.live(CLIENT).bits, 0);
+    // One in front of bytes that are there is none either.
+    assert_eq!(session.send(CLIENT, FIN, 300, 0, 0).event, None);
+    assert_eq!(session.live(CLIENT).bits, 0);
+}
+
+#[test]
+fn in_a_hand_over_what_the_local_socket_was_given_counts() {
+    const OWN: u32 = 5_000_000;
+    let mut session = Session::new(1000, 2000);
+    session.conn.state = state::HAND_OVER;
+    // The client has sent so much, and the socket towards the endpoint has it, not sent yet.
+    let endpoint = &mut session.conn.flows[ENDPOINT].live;
+    endpoint.own_end = endpoint.ack_end.wrapping_add(OWN);
+    assert!(session.send(CLIENT, ACK, OWN, 1448, 0).believed);
+    assert!(session.send(ENDPOINT, ACK, 0, 0, 1448).believed);
+    assert!(session.send(ENDPOINT, ACK, 0, 0, OWN).believed);
+    session.conn.state = state::SPLICED;
+    assert!(session.send(CLIENT, ACK, OWN + 1448, 1448, 0).believed);
+    assert_eq!(session.live(CLIENT).bytes, 2 * 1448);
+}
+
+#[test]
+fn a_tuple_is_taken_only_when_its_session_is_over() {
+    use Direction::{ToDownstream, ToUpstream};
+    const SYN: u8 = tcp_flags::SYN;
+    for session_state in [state::HAND_OVER, state::SPLICED, state::FINISHED, state::RESET] {
+        let over = session_state >= state::FINISHED;
+        assert_eq!(takes_tuple(session_state, ToUpstream, SYN), over);
+        assert_eq!(takes_tuple(session_state, ToDownstream, SYN), over);
+        assert_eq!(takes_tuple(session_state, ToDownstream, SYN | ACK), over);
+        assert!(!takes_tuple(session_state, ToUpstream, SYN | ACK));
+        assert!(!takes_tuple(session_state, ToUpstream, FIN));
+    }
+}
+
+#[test]
+fn headers_that_lie_are_no_segments() {
+    let header = |offset: u8| Tcp { offset, ..Tcp::zeroed() };
+    assert_eq!(Segment::new(&header(4 << 4), 100), None);
+    assert_eq!(Segment::new(&header(6 << 4), 23), None);
+    assert_eq!(Segment::new(&header(6 << 4), 24).map(|segment| segment.payload), Some(0));
+    assert_eq!(Segment::new(&header(15 << 4), 61).map(|segment| segment.payload), Some(1));
+}
