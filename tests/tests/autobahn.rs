@@ -22,9 +22,11 @@ use steer_tests::topology::Topology;
 
 /// The suite's name of the way without Steer.
 const DIRECT: &str = "direct";
-const PATHS: [&str; 2] = ["relay", "sockmap"];
+const PATHS: [&str; 3] = ["relay", "sockmap", "packet"];
 const PORT: u16 = 9001;
-const SECOND_FRONT: Ipv4Addr = Ipv4Addr::new(10, 71, 0, 3);
+/// Where each of them listens. All on one port: the server compares the port in the Host header with
+/// its own.
+const FRONTS: [Ipv4Addr; 3] = [Topology::PROXY, Ipv4Addr::new(10, 71, 0, 3), Ipv4Addr::new(10, 71, 0, 4)];
 const PATIENCE: Duration = Duration::from_secs(20);
 /// For the whole fuzzing run in its standard form (about a minute on a machine that does nothing else).
 const STANDARD_PATIENCE: Duration = Duration::from_secs(400);
@@ -50,12 +52,11 @@ fn every_case_ends_through_steer_as_it_ends_without() {
     open_direct_way(&topology);
     let server = SocketAddr::from((Topology::endpoint(0), PORT));
     let _server = echo_server(&wstest, logs.path(), &topology.endpoints[0], server);
-    // All on one port: the server compares the port in the Host header with its own.
-    let [relay, sockmap] = [Topology::PROXY, SECOND_FRONT].map(|ip| SocketAddr::from((ip, PORT)));
-    let fronts =
-        [start(PATHS[0], relay, server, &topology.proxy), start(PATHS[1], sockmap, server, &topology.proxy)];
-    let agent = |name, address| json!({ "agent": name, "url": format!("ws://{address}") });
-    let agents = [agent(DIRECT, server), agent(PATHS[0], relay), agent(PATHS[1], sockmap)];
+    let ways = PATHS.into_iter().zip(FRONTS).map(|(path, ip)| (path, SocketAddr::from((ip, PORT))));
+    let fronts: Vec<_> =
+        ways.clone().map(|(path, front)| start(path, front, server, &topology.proxy)).collect();
+    let agent = |(name, address)| json!({ "agent": name, "url": format!("ws://{address}") });
+    let agents: Vec<_> = std::iter::once((DIRECT, server)).chain(ways).map(agent).collect();
     fuzz(&wstest, logs.path(), &topology.clients, &agents);
     let index = fs::read_to_string(logs.path().join("reports/index.json")).unwrap();
     compare(&serde_json::from_str(&index).unwrap());
@@ -63,7 +64,7 @@ fn every_case_ends_through_steer_as_it_ends_without() {
 }
 
 /// The streams went through Steer, and on the path that was asked for.
-fn check_metrics(fronts: &[Steer<'_>; 2]) {
+fn check_metrics(fronts: &[Steer<'_>]) {
     for (path, front) in PATHS.iter().zip(fronts) {
         let opened = front.metric("steer_streams_opened_total", &[]).unwrap();
         let refused = |labels: &[_]| front.metric("steer_splice_fallback_total", labels).unwrap();
@@ -83,10 +84,12 @@ fn check_metrics(fronts: &[Steer<'_>; 2]) {
     }
 }
 
-/// Lets the clients reach the endpoint without Steer, and gives the proxy a second address.
+/// Lets the clients reach the endpoint without Steer, and gives the proxy an address for each path.
 fn open_direct_way(topology: &Topology) {
     let Topology { clients, proxy, endpoints } = topology;
-    proxy.ip(&["address", "add", &format!("{SECOND_FRONT}/24"), "dev", "clients"]).unwrap();
+    for front in &FRONTS[1..] {
+        proxy.ip(&["address", "add", &format!("{front}/24"), "dev", "clients"]).unwrap();
+    }
     proxy.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap()).unwrap();
     clients.ip(&["route", "add", "default", "via", &Topology::PROXY.to_string()]).unwrap();
     endpoints[0].ip(&["route", "add", "default", "via", "10.71.1.1"]).unwrap();

@@ -17,6 +17,7 @@ use steer::kernel::host::LOOPBACK_IFINDEX;
 use steer::kernel::packet::{AttachError, FlowEvents, FlowKey, Hook, InsertError, PacketKernel};
 use steer_tests::netns::NetNs;
 use steer_tests::require;
+use tokio::runtime::{Builder, Runtime};
 
 const NEAR: &str = "10.75.0.1:8080";
 const FAR: &str = "10.75.0.2:40000";
@@ -48,13 +49,13 @@ impl Network {
     }
 
     /// Runs `work` in the near namespace, inside a runtime, with everything loaded and attached to the wire.
-    fn with_programs(&self, hook: Hook, work: impl FnOnce(&PacketKernel, FlowEvents) + Send) {
+    fn with_programs(&self, hook: Hook, work: impl FnOnce(&PacketKernel, Reader<'_>) + Send) {
         let inside = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
             let _entered = runtime.enter();
             let (kernel, events) = PacketKernel::load_for(hook, 16, MARK).unwrap();
             kernel.attach(index_of("wire")).unwrap();
-            work(&kernel, events);
+            work(&kernel, Reader { runtime: &runtime, events });
         };
         self.near.run(inside).unwrap();
     }
@@ -89,9 +90,30 @@ impl Network {
         tc.args(["filter", "show", "dev", interface, hook]);
         self.near.enter(&mut tc).unwrap();
         let filters = String::from_utf8(tc.output().unwrap().stdout).unwrap();
+        // A filter's line says `handle 0x1 NAME direct-action`, and may say the name again.
+        let words: Vec<_> = filters.split_whitespace().collect();
+        let named = words.windows(3).filter(|words| words[0] == "handle").map(|words| words[2].to_owned());
+        names.extend(named);
         names
-            .extend(filters.split_whitespace().filter(|word| word.starts_with("packet_")).map(str::to_owned));
-        names
+    }
+}
+
+/// The events, and the runtime that they need.
+struct Reader<'a> {
+    runtime: &'a Runtime,
+    events: FlowEvents,
+}
+
+impl Reader<'_> {
+    /// Those that are there, or the next.
+    fn read(&mut self) -> Vec<FlowEvent> {
+        let seen = RefCell::new(Vec::new());
+        let read = async {
+            let read = self.events.read(|event| seen.borrow_mut().push(event));
+            tokio::time::timeout(Duration::from_secs(5), read).await
+        };
+        self.runtime.block_on(read).unwrap().unwrap();
+        seen.into_inner()
     }
 }
 
@@ -238,7 +260,7 @@ fn a_new_connection_takes_the_tuple_of_a_finished_one() {
     }
     let network = Network::new();
     for hook in HOOKS {
-        network.with_programs(hook, |kernel, mut events| {
+        network.with_programs(hook, |kernel, mut reader| {
             let conns = kernel.conns();
             let conn = conns.allocate().unwrap();
             let generation = conns.prepare(conn, Conn { family: 4, ..Conn::zeroed() });
@@ -247,12 +269,8 @@ fn a_new_connection_takes_the_tuple_of_a_finished_one() {
             conns.set_state(conn, state::FINISHED);
             network.connect();
             assert_eq!((conns.state(conn), count(kernel, Stat::Reused)), (state::DEAD, 1));
-            let seen = RefCell::new(Vec::new());
-            let read = events.read(|event| seen.borrow_mut().push(event));
-            let read = tokio::time::timeout(Duration::from_secs(5), read);
-            tokio::runtime::Handle::current().block_on(read).unwrap().unwrap();
             let expected = FlowEvent { flow, generation, kind: event::REUSED, _pad: 0 };
-            assert_eq!(seen.into_inner(), [expected]);
+            assert_eq!(reader.read(), [expected]);
             kernel.insert(&key(), flow).unwrap();
         });
     }

@@ -96,8 +96,13 @@ fn clients_stay_with_the_server_of_the_ring_when_streams_are_relayed() {
 }
 
 #[test]
-fn clients_stay_with_the_server_of_the_ring_when_streams_are_spliced() {
+fn clients_stay_with_the_server_of_the_ring_when_sockets_are_spliced() {
     clients_stay("sockmap");
+}
+
+#[test]
+fn clients_stay_with_the_server_of_the_ring_when_packets_are_spliced() {
+    clients_stay("packet");
 }
 
 fn clients_stay(splice: &str) {

@@ -93,21 +93,31 @@ fn show(binary: &Path, splice: &str, keep: bool) -> Result<bool> {
     print_table(&rows);
     let mut good = rows.iter().all(Row::is_good);
     step(&format!("The clients talk on: {} texts each", load::MESSAGES));
-    good &= load::show(&stage.steer, &topology, &stage.clients)?;
+    let load = load::show(&stage.steer, &topology, &stage.clients)?;
+    good &= load.good && (load.spliced || splice != "packet");
+    if splice == "auto" && !load.spliced {
+        println!(
+            "    Not spliced by packets: `reason` in /flows and steer's log ({}) say why.",
+            directory.display()
+        );
+    }
     if keep {
         stage.keep();
     } else {
         good &= stage.clients_leave()?;
     }
     println!("\n{}", if good { CONCLUSION } else { "FAILED: look at the rows marked with !" });
+    if good && load.spliced {
+        println!("{SPLICED}");
+    }
     if keep {
         print_what_to_try(&stage, &topology, binary);
         drop(stage);
         topology.keep();
     } else if good {
         println!(
-            "\nNext: `cargo xtask demo --keep` leaves it all running, `--splice sockmap` lets the kernel carry the \
-             WebSockets, `cargo xtask test` runs every test."
+            "\nNext: `cargo xtask demo --keep` leaves it all running, `--splice relay` shows what copying takes, \
+             `cargo xtask test` runs every test."
         );
     }
     Ok(good)
@@ -115,6 +125,9 @@ fn show(binary: &Path, splice: &str, keep: bool) -> Result<bool> {
 
 const CONCLUSION: &str = "Shown: every HTTP poll and the WebSocket of each client reached the one server that \
                           Envoy's ring names for its key, and every message came back.";
+
+const SPLICED: &str = "Shown: the kernel forwards the WebSockets' packets; Steer has no socket for them, and takes no \
+                       processor time, however much they talk.";
 
 /// All that runs. Dropped in this order: who asks goes first.
 struct Stage<'n> {

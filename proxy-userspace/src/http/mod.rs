@@ -28,6 +28,7 @@ use crate::routing;
 use crate::splice::Splicer;
 use crate::telemetry::Telemetry;
 use crate::upstream::Clusters;
+use crate::upstream::mss::ClientMss;
 use crate::upstream::pool::Pool;
 use exchange::Exchange;
 use fault::Fault;
@@ -54,8 +55,8 @@ struct Downstream {
     listener: Arc<config::Listener>,
     shared: Arc<Shared>,
     connection: routing::Connection,
-    /// The largest segment that the client accepts, if a stream of its own should know.
-    client_mss: Option<u16>,
+    /// Of interest to the connection that a stream gets.
+    client_mss: Option<ClientMss>,
     server_name: HeaderValue,
     exchange: Arc<Exchange>,
 }

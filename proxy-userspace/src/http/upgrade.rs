@@ -19,6 +19,7 @@ use super::fault::Fault;
 use super::forward::{connect_fault, upstream_fault};
 use crate::telemetry::flows::FlowGuard;
 use crate::upstream::connect::{Connected, Connector, MAX_BUFFER};
+use crate::upstream::mss::ClientMss;
 use crate::upstream::ports::Lease;
 
 /// The upstream half of a stream. The downstream half joins it when hyper has written the 101.
@@ -45,7 +46,7 @@ pub(super) enum Answer {
 pub(super) async fn ask(
     connector: &Connector,
     endpoint: SocketAddr,
-    client_mss: Option<u16>,
+    client_mss: Option<ClientMss>,
     request: Request<Empty<Bytes>>,
 ) -> Result<Answer, Fault> {
     let connected = connector.connect_stream(endpoint, client_mss).await;

@@ -71,12 +71,6 @@ pub(super) fn ask_interface(
     Ok(Interface { name, kind, mtu })
 }
 
-/// Whether connection tracking may take what a hand-over sends for invalid: it tracks something in this namespace,
-/// and is strict. [`super::conntrack`] tells it of a single connection.
-pub fn conntrack_in_the_way() -> bool {
-    tracked_connections().is_some_and(|connections| connections > 0) && !conntrack_is_liberal()
-}
-
 /// `None` if the module is not loaded; 0 as long as no rule has made it track in this namespace.
 pub(super) fn tracked_connections() -> Option<u64> {
     sysctl("netfilter/nf_conntrack_count")?.parse().ok()

@@ -25,10 +25,9 @@ pub enum LoadError {
     #[error("built without the BPF object; run cargo xtask build-ebpf and build again")]
     NoObject,
     #[error(
-        "{missing} is missing; run as root, or give the process CAP_BPF and CAP_NET_ADMIN \
-         (systemd: AmbientCapabilities=)"
+        "{missing} is missing; run as root, or give the process {needed} (systemd: AmbientCapabilities=)"
     )]
-    NoCapability { missing: &'static str },
+    NoCapability { missing: &'static str, needed: String },
     #[error("the kernel refused {what}; run with --log-level debug to see the verifier's log")]
     Refused {
         what: &'static str,
@@ -56,6 +55,24 @@ impl LoadError {
     }
 }
 
+/// A capability by its name and number (include/uapi/linux/capability.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Capability(&'static str, u32);
+
+impl Capability {
+    pub(super) const NET_ADMIN: Self = Self("CAP_NET_ADMIN", 12);
+    pub(super) const NET_RAW: Self = Self("CAP_NET_RAW", 13);
+    /// Stands in for the next two, which came with Linux 5.8.
+    const SYS_ADMIN: Self = Self("CAP_SYS_ADMIN", 21);
+    pub(super) const PERFMON: Self = Self("CAP_PERFMON", 38);
+    pub(super) const BPF: Self = Self("CAP_BPF", 39);
+
+    fn is_in(self, effective: u64) -> bool {
+        let has = |Self(_, number): Self| effective & (1 << number) != 0;
+        has(self) || (matches!(self, Self::BPF | Self::PERFMON) && has(Self::SYS_ADMIN))
+    }
+}
+
 /// The socket splice's part of the kernel. Dropping both takes it out again.
 #[derive(Debug)]
 pub struct SockPrograms {
@@ -67,7 +84,7 @@ pub struct SockPrograms {
 pub fn load_sock_splice() -> Result<SockPrograms, LoadError> {
     let mut loader = EbpfLoader::new();
     shrink(&mut loader, &super::packet::MAPS);
-    let mut ebpf = load_object(&mut loader)?;
+    let mut ebpf = load_object(&mut loader, &[Capability::BPF, Capability::NET_ADMIN])?;
 
     let ring = typed::<RingBuf<MapData>>(take(&mut ebpf, abi::MAP_SOCK_EVENTS)?, abi::MAP_SOCK_EVENTS)?;
     let source: Sockets = handles(&mut ebpf, abi::MAP_SOCK_SOURCE)?;
@@ -92,13 +109,14 @@ pub(super) fn shrink(loader: &mut EbpfLoader<'_>, maps: &[&'static str]) {
 }
 
 /// Makes the maps and prepares the programs, none of which is in the kernel yet.
-pub(super) fn load_object(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, LoadError> {
+pub(super) fn load_object(loader: &mut EbpfLoader<'_>, needed: &[Capability]) -> Result<Ebpf, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NoObject);
     }
     // Asked first, since EPERM does not tell which one it is.
-    if let Some(missing) = missing_capability() {
-        return Err(LoadError::NoCapability { missing });
+    if let Some(Capability(missing, _)) = missing_capability(needed) {
+        let needed: Vec<_> = needed.iter().map(|Capability(name, _)| *name).collect();
+        return Err(LoadError::NoCapability { missing, needed: needed.join(", ") });
     }
     // aya raises RLIMIT_MEMLOCK itself where the kernel (before 5.11) counts maps against it.
     let mut ebpf = loader.load(OBJECT).map_err(not_loaded)?;
@@ -182,21 +200,10 @@ fn start_program_log(ebpf: &mut Ebpf) {
     }
 }
 
-/// The first capability that loading needs and this process has not.
-fn missing_capability() -> Option<&'static str> {
-    // include/uapi/linux/capability.h; CAP_SYS_ADMIN stands in for CAP_BPF.
-    const CAP_NET_ADMIN: u32 = 12;
-    const CAP_SYS_ADMIN: u32 = 21;
-    const CAP_BPF: u32 = 39;
+/// The first one that this process has not.
+fn missing_capability(needed: &[Capability]) -> Option<Capability> {
     let effective = effective_capabilities(&std::fs::read_to_string("/proc/self/status").ok()?)?;
-    let has = |capability: u32| effective & (1 << capability) != 0;
-    if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
-        Some("CAP_BPF")
-    } else if !has(CAP_NET_ADMIN) {
-        Some("CAP_NET_ADMIN")
-    } else {
-        None
-    }
+    needed.iter().copied().find(|capability| !capability.is_in(effective))
 }
 
 /// `CapEff` of `/proc/PID/status`.
@@ -219,8 +226,18 @@ mod tests {
     }
 
     #[test]
+    fn the_old_capability_stands_in_for_the_new_ones() {
+        let sys_admin = 1 << 21;
+        assert!(Capability::BPF.is_in(sys_admin) && Capability::PERFMON.is_in(sys_admin));
+        assert!(!Capability::NET_ADMIN.is_in(sys_admin));
+        assert!(Capability::NET_ADMIN.is_in(1 << 12) && Capability::BPF.is_in(1 << 39));
+        assert!(!Capability::BPF.is_in(1 << 38));
+    }
+
+    #[test]
     fn errors_name_the_next_step() {
-        let missing = LoadError::NoCapability { missing: "CAP_BPF" };
+        let missing =
+            LoadError::NoCapability { missing: "CAP_BPF", needed: "CAP_BPF, CAP_NET_ADMIN".to_owned() };
         assert!(missing.to_string().starts_with("CAP_BPF is missing; run as root"));
         assert_eq!(missing.reason(), Reason::NoCapability);
         assert!(LoadError::NoObject.to_string().contains("cargo xtask build-ebpf"));

@@ -13,13 +13,15 @@ use hyper_util::rt::TokioIo;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use prometheus::IntCounter;
-use rand::seq::IteratorRandom as _;
+use rand::seq::SliceRandom as _;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::mss::{self, ClientMss};
 use super::ports::{Lease, SourcePorts};
 use crate::config;
+use crate::kernel::tcp_info::TcpInfo;
 use crate::telemetry::Telemetry;
 
 /// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.
@@ -100,19 +102,24 @@ impl Connector {
 
     /// A new connection for a stream, [prepared](prepare). Where streams have source ports of their own it has
     /// one, as long as there are any, and the endpoint is told to send no larger segments than the client
-    /// accepts (`client_mss`, without the options of a segment).
+    /// accepts.
     pub async fn connect_stream(
         &self,
         endpoint: SocketAddr,
-        client_mss: Option<u16>,
+        client: Option<ClientMss>,
     ) -> Result<Connected, ConnectError> {
         let endpoint = canonical(endpoint);
         let mut source = None;
         let socket = self.counted(endpoint, async {
             for _ in 0..PORT_TRIES {
                 let Some(lease) = self.lease(endpoint) else { break };
-                match connect_from(lease.address(), endpoint, client_mss).await? {
+                if let Some(client) = client {
+                    self.learn_mss(&lease, endpoint, client).await;
+                }
+                let mss = client.map(|client| client.accepts);
+                match connect_from(lease.address(), endpoint, mss).await? {
                     Some(socket) => {
+                        note_mss(&lease, &socket);
                         source = Some(lease);
                         return Ok(socket);
                     }
@@ -123,6 +130,18 @@ impl Connector {
         });
         let socket = socket.await?;
         Ok(Connected { socket, source })
+    }
+
+    /// A socket that is to tell its peer of a small MSS (TCP_MAXSEG) does not let on whether the peer accepts
+    /// more than that itself. That must be known of the endpoint if the client may send more; so it is asked
+    /// once, on a connection of no further use.
+    async fn learn_mss(&self, lease: &Lease, endpoint: SocketAddr, client: ClientMss) {
+        if client.accepts < client.told
+            && lease.endpoint_mss().is_none()
+            && let Ok(socket) = self.connect_from_any_port(endpoint).await
+        {
+            note_mss(lease, &socket);
+        }
     }
 
     /// A source port towards the endpoint, if there is any.
@@ -145,15 +164,24 @@ impl Connector {
         self.inner.sources.iter().copied().filter(move |source| source.is_ipv4() == family)
     }
 
-    /// Connects from a port of the kernel's choice, and from one of the configured source addresses.
+    /// Connects from a port of the kernel's choice, and from one of the configured source addresses that this
+    /// host has.
     async fn connect_from_any_port(&self, endpoint: SocketAddr) -> io::Result<TcpStream> {
-        let Some(source) = self.sources(endpoint).choose(&mut rand::rng()) else {
-            return TcpStream::connect(endpoint).await;
-        };
         let socket = socket_for(endpoint)?;
-        // The port is chosen by connect, which knows that one serves several endpoints.
-        setsockopt(&socket, IpBindAddressNoPort, &true)?;
-        socket.bind(SocketAddr::new(source, 0))?;
+        let mut sources: Vec<_> = self.sources(endpoint).collect();
+        sources.shuffle(&mut rand::rng());
+        if !sources.is_empty() {
+            // The port is chosen by connect, which knows that one serves several endpoints.
+            setsockopt(&socket, IpBindAddressNoPort, &true)?;
+            let mut bound = Ok(());
+            for source in sources {
+                bound = socket.bind(SocketAddr::new(source, 0));
+                if bound.is_ok() {
+                    break;
+                }
+            }
+            bound?;
+        }
         socket.connect(endpoint).await
     }
 
@@ -196,7 +224,7 @@ impl Connector {
 }
 
 /// Connects from just this address and port, which connections to other endpoints may use, too. `None`: a
-/// listener has the port, or a connection to the same endpoint.
+/// listener has the port, or a connection to the same endpoint, or the address is not this host's.
 async fn connect_from(
     source: SocketAddr,
     endpoint: SocketAddr,
@@ -208,13 +236,24 @@ async fn connect_from(
     if let Some(mss) = mss.filter(|mss| *mss <= MAX_MSS) {
         SockRef::from(&socket).set_tcp_mss(mss.max(MIN_MSS).into())?;
     }
-    match socket.bind(source) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(None),
-        bound => bound?,
-    }
-    match socket.connect(endpoint).await {
-        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(None),
+    let connected = match socket.bind(source) {
+        Ok(()) => socket.connect(endpoint).await,
+        Err(error) => Err(error),
+    };
+    match connected {
+        Err(error) if is_taken(&error) => Ok(None),
         connected => connected.map(Some),
+    }
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
+/// Remembers what a connection to the lease's endpoint tells of the segments that it accepts.
+fn note_mss(lease: &Lease, socket: &TcpStream) {
+    if let Ok(info) = TcpInfo::of(socket) {
+        lease.note_endpoint_mss(mss::accepted_by_peer(&info), mss::announced(&info));
     }
 }
 

@@ -8,10 +8,41 @@ use std::net::IpAddr;
 use crate::config::{Cluster, ClusterIndex, Config, Listener, Route};
 use crate::kernel::host;
 use crate::kernel::route::{Hop, Routes};
+use crate::kernel::tcp_info::TcpInfo;
 
+/// Bytes of the timestamp option, with the two that align it. Every segment carries it if it was negotiated.
+const TIMESTAMP_OPTION: u32 = 12;
 /// Headers without options, of IP and TCP together.
 const IPV4_HEADERS: u32 = 40;
 const IPV6_HEADERS: u32 = 60;
+
+/// The segments of a client, in bytes of payload and TCP options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientMss {
+    /// The largest that it accepts.
+    pub accepts: u16,
+    /// The largest that it may send, as we have told it.
+    pub told: u16,
+}
+
+impl ClientMss {
+    pub(super) fn of(info: &TcpInfo) -> Self {
+        Self { accepts: accepted_by_peer(info), told: announced(info) }
+    }
+}
+
+/// The largest segment that the peer of a connection is known to accept: it may be more than that if
+/// TCP_MAXSEG limits the socket.
+pub(super) fn accepted_by_peer(info: &TcpInfo) -> u16 {
+    // There is less room for payload, which the kernel tells, than the peer has announced.
+    let options = if info.options().timestamps { TIMESTAMP_OPTION } else { 0 };
+    u16::try_from(info.send_mss() + options).unwrap_or(u16::MAX)
+}
+
+/// The largest segment that the peer was told to send.
+pub(super) fn announced(info: &TcpInfo) -> u16 {
+    u16::try_from(info.announced_mss()).unwrap_or(u16::MAX)
+}
 
 /// What a listener of a configuration should announce to its clients: what is configured, or else what fits its
 /// ways to endpoints as the routes and interfaces stand now. `None`: that sets no limit.

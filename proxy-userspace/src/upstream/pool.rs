@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::connect::{Connector, MAX_BUFFER};
+use super::mss::ClientMss;
 use super::ports::SourcePorts;
 use crate::config::{ClusterIndex, Config};
 use crate::kernel::tcp_info::TcpInfo;
@@ -21,8 +22,6 @@ use crate::telemetry::Telemetry;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections kept for each endpoint.
 const MAX_IDLE: usize = 256;
-/// Bytes, with the two that align it.
-const TIMESTAMP_OPTION: u32 = 12;
 
 /// One pool for each cluster.
 #[derive(Debug)]
@@ -60,16 +59,12 @@ impl Pool {
         &self.clusters[cluster].connector
     }
 
-    /// The largest segment that a client accepts, if that is of interest to
-    /// [`connect_stream`](Connector::connect_stream).
-    pub fn client_mss(&self, client: &TcpStream) -> Option<u16> {
+    /// What [`connect_stream`](Connector::connect_stream) should know of a client, if anything.
+    pub fn client_mss(&self, client: &TcpStream) -> Option<ClientMss> {
         if !self.own_ports {
             return None;
         }
-        let info = TcpInfo::of(client).ok()?;
-        // What is sent to it has less room for data, by the option that every segment carries.
-        let options = if info.options().timestamps { TIMESTAMP_OPTION } else { 0 };
-        Some(u16::try_from(info.send_mss() + options).unwrap_or(u16::MAX))
+        TcpInfo::of(client).ok().map(|info| ClientMss::of(&info))
     }
 
     /// Sends a request with an origin-form target on an idle connection to `endpoint`, or on a new

@@ -45,7 +45,7 @@ const SEQUENCE: &[Row] = &[
     Row {
         name: "more than one window back",
         packet: |p, _| {
-            p.seq = p.seq.wrapping_sub(LEAST + 1);
+            p.seq = p.seq.wrapping_sub(LEAST + 3);
             p.payload = vec![1; 100];
         },
         ..DOUBTED

@@ -173,7 +173,9 @@ pub(crate) fn check_record(mut found: Conn, expected: Conn) {
         live.last_packet_ns = live.last_packet_ns.min(1);
         live.last_payload_ns = live.last_payload_ns.min(1);
     }
-    assert_eq!(format!("{found:#?}"), format!("{expected:#?}"));
+    let [found, expected] = [found, expected].map(|conn| format!("{conn:#?}"));
+    let differences: Vec<_> = found.lines().zip(expected.lines()).filter(|(a, b)| a != b).collect();
+    assert!(differences.is_empty(), "the record (found, expected): {differences:?}");
 }
 
 pub(crate) fn check_counts(lab: &Lab, before: &[u64], counts: &[Stat]) {

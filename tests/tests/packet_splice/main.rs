@@ -9,6 +9,7 @@
 
 mod eligibility;
 mod ends;
+mod flows;
 mod forge;
 mod injection;
 mod local;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use steer_tests::eventually::eventually;
 use steer_tests::netns::NetNs;
+use steer_tests::sockets::State;
 use steer_tests::steer::Steer;
 use steer_tests::topology::Topology;
 use steer_tests::{require, socketio, sockets};
@@ -18,6 +19,8 @@ pub(crate) const FRONT_PORT: u16 = 8080;
 pub(crate) const ENDPOINT_PORT: u16 = 3000;
 /// How long the tests let a finished stream's tuple stay.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
+/// The tuple of a stream that was reset stays for two seconds; it is looked for once a second.
+pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Path {
@@ -187,7 +190,8 @@ impl<'n> Net<'n> {
 
     fn sockets_of(&self, stream: &Stream) -> Vec<sockets::Tuple> {
         let mut all = self.topology.proxy.run(sockets::tcp).unwrap().unwrap();
-        all.retain(|tuple| stream.proxy_tuples().contains(&(tuple.local, tuple.remote)));
+        let tuples = stream.proxy_tuples();
+        all.retain(|one| one.state == State::Connection && tuples.contains(&(one.local, one.remote)));
         all
     }
 
@@ -199,7 +203,7 @@ impl<'n> Net<'n> {
         self.steer.metric("steer_streams_closed_total", &[("end", end)]).unwrap() as u64
     }
 
-    /// Waits until nothing of any stream is left, for as long as tuples may linger and two seconds more.
+    /// Waits until nothing of any stream is left.
     pub(crate) fn expect_nothing_left(&self) {
         let left = || {
             let used = |metric| self.steer.metric(metric, &[("kind", "used")]).unwrap();
@@ -213,12 +217,10 @@ impl<'n> Net<'n> {
                 used("steer_packet_streams") as usize,
                 used("steer_source_ports") as usize,
                 maps::flow_keys(self.steer.pid()),
-                sockets.filter(|socket| socket.state == sockets::State::Connection).count(),
+                sockets.filter(|socket| socket.state == State::Connection).count(),
             ]
         };
-        let cleaned = eventually("clean slate", LINGER + Duration::from_secs(2), || {
-            Ok((left() == [0; 5]).then_some(()))
-        });
+        let cleaned = eventually("clean slate", GONE_WITHIN, || Ok((left() == [0; 5]).then_some(())));
         if let Err(error) = cleaned {
             panic!("{error:#}: [rows, records, ports, keys, sockets] = {:?}", left());
         }

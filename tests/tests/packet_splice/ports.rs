@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use steer_tests::eventually::eventually;
 
-use crate::net::{Family, LINGER, Net, Path, Setup, on};
-use crate::stream::Stream;
+use crate::net::{Family, GONE_WITHIN, Net, Path, Setup, on};
+use crate::stream::{Stream, reset};
 
 /// The proxy's address towards the first endpoint, and a second one that the test gives it.
 fn sources(family: Family) -> [IpAddr; 2] {
@@ -49,12 +49,7 @@ fn when_the_ports_are_used_up_streams_are_relayed() {
 
             drop(streams.pop());
             let used = || net.steer.metric("steer_source_ports", &[("kind", "used")]).unwrap();
-            eventually(
-                "returned port",
-                LINGER + Duration::from_secs(2),
-                || Ok((used() == 3.0).then_some(())),
-            )
-            .unwrap();
+            eventually("returned port", GONE_WITHIN, || Ok((used() == 3.0).then_some(()))).unwrap();
             streams.push(net.carried());
             drop((streams, fifth));
             net.expect_nothing_left();
@@ -85,7 +80,9 @@ fn connections_of_the_host_never_take_a_streams_port() {
             assert!((20016..=20031).contains(&port), "{port}");
         }
         streams.iter_mut().for_each(|stream| stream.bulk(1 << 18));
-        drop((streams, connections));
+        // Nobody has accepted them, so nobody would close them.
+        connections.into_iter().for_each(reset);
+        drop(streams);
         net.expect_nothing_left();
     }
 }

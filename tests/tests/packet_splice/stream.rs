@@ -197,10 +197,17 @@ pub(crate) fn ask_upgrade(client: &mut TcpStream, host: SocketAddr) {
     client.write_all(request.as_bytes()).unwrap();
 }
 
-/// Accepts a connection, reads its request and answers 101.
+/// Accepts a connection, reads its request and answers 101. Connections that end without a word are passed over: by
+/// such a one Steer learns an endpoint's MSS.
 pub(crate) fn accept_upgrade(listener: &TcpListener) -> TcpStream {
-    let (mut backend, _) = listener.accept().unwrap();
-    backend.set_read_timeout(Some(HANG)).unwrap();
+    let mut backend = loop {
+        let (backend, _) = listener.accept().unwrap();
+        backend.set_read_timeout(Some(HANG)).unwrap();
+        // Steer may have asked for the MSS only.
+        if backend.peek(&mut [0]).unwrap() > 0 {
+            break backend;
+        }
+    };
     read_head(&mut backend);
     let response = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";

@@ -1,5 +1,6 @@
 //! Steer between clients and one endpoint, each in a namespace of its own.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -162,16 +163,12 @@ impl<'t> Bed<'t> {
     pub(crate) fn at_rest(&self) -> Result<Footprint> {
         // Closing may wait for a peer's acknowledgement, pipes are kept for a moment, and the packet
         // splice keeps a record and a port for as long as `PACKET` says.
+        let held = Cell::default();
         eventually("rest of steer", Duration::from_secs(10), || {
-            let mut held = self.steer.flows()?.len() as f64;
-            for metric in ["steer_downstream_connections", "steer_sock_map_entries"] {
-                held += self.steer.metric(metric, &[])?;
-            }
-            for metric in ["steer_packet_streams", "steer_source_ports"] {
-                held += self.steer.metric(metric, &[("kind", "used")])?;
-            }
-            Ok((held == 0.0).then_some(()))
-        })?;
+            held.set(Held::by(&self.steer)?);
+            Ok((held.get() == Held::default()).then_some(()))
+        })
+        .with_context(|| format!("it holds {:?}", held.get()))?;
         // A metric that is not there sums up to 0, too.
         let metrics = self.steer.admin_get("/metrics")?.body;
         for name in match self.mode {
@@ -198,6 +195,28 @@ impl<'t> Bed<'t> {
             let mut open = self.topology.proxy.run(sockets::tcp)??;
             open.retain(|tuple| tuple.state == State::Connection && !tuple.local.ip().is_loopback());
             Ok(open.is_empty().then_some(()))
+        })
+    }
+}
+
+/// What Steer has of streams that are there, or just were.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Held {
+    flows: usize,
+    connections: f64,
+    sock_entries: f64,
+    packet_records: f64,
+    source_ports: f64,
+}
+
+impl Held {
+    fn by(steer: &Steer<'_>) -> Result<Self> {
+        Ok(Self {
+            flows: steer.flows()?.len(),
+            connections: steer.metric("steer_downstream_connections", &[])?,
+            sock_entries: steer.metric("steer_sock_map_entries", &[])?,
+            packet_records: steer.metric("steer_packet_streams", &[("kind", "used")])?,
+            source_ports: steer.metric("steer_source_ports", &[("kind", "used")])?,
         })
     }
 }

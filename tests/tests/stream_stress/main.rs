@@ -2,8 +2,9 @@
 //! in the end Steer holds nothing of them.
 //!
 //! All of a run follows from one seed, which is printed. To replay a run, set `STEER_STRESS_SEED` to
-//! it (hexadecimal). `STEER_STRESS_STREAMS` (2400), `STEER_MATRIX_STREAMS` (250 in each cell, ten times that in the long
-//! form) and `STEER_STALL_SECONDS` (20) set the sizes.
+//! it (hexadecimal). `STEER_STRESS_STREAMS` (2400), `STEER_MATRIX_STREAMS` (280 in each cell, ten times that in the long
+//! form) and `STEER_STALL_SECONDS` (20) set the sizes. `STEER_MATRIX_CELLS` picks cells by a part of their names, as `V6`
+//! or `V4 Default`.
 
 mod backend;
 mod bed;
@@ -62,7 +63,7 @@ fn hand_overs_in_full_flow() -> Result<()> {
     hand_overs(Rates::NONE)
 }
 
-/// The same, with one per cent of the packets lost, doubled, and late at each end of each connection.
+/// The same, with one per cent of the packets lost, doubled, and late on their way from peer to peer.
 #[test]
 fn hand_overs_in_full_flow_with_faults_on_the_way() -> Result<()> {
     hand_overs(Rates::PERCENT)
@@ -165,7 +166,7 @@ fn hand_overs(rates: Rates) -> Result<()> {
     }
     let _alone = alone();
     let seed = seed();
-    let streams = number("STEER_MATRIX_STREAMS", if require::long() { 2500 } else { 250 })?;
+    let streams = number("STEER_MATRIX_STREAMS", if require::long() { 2800 } else { 280 })?;
     let topology = Topology::new(1)?;
     let hand_overs = Matrix::new(&topology)?.run(rates, seed, streams)?;
     println!("{hand_overs} hand-overs with {rates:?}");

@@ -125,6 +125,9 @@ impl<'t> Matrix<'t> {
         let mut hand_overs = 0.0;
         for family in [Family::V4, Family::V6] {
             for options in Options::ALL {
+                if !is_wanted(&format!("{family:?} {options:?}")) {
+                    continue;
+                }
                 options.apply(self.topology)?;
                 seed = seed.wrapping_add(1);
                 // Few are enough to see that nothing is spliced.
@@ -173,6 +176,11 @@ impl<'t> Matrix<'t> {
     fn since(&self, before: &[Counters]) -> Result<Vec<Counters>> {
         Ok(self.observe()?.iter().zip(before).map(|(now, before)| now.since(before)).collect())
     }
+}
+
+/// Whether a cell is to be run: all of them, unless `STEER_MATRIX_CELLS` holds a part of the name.
+fn is_wanted(name: &str) -> bool {
+    std::env::var("STEER_MATRIX_CELLS").map_or(true, |part| name.contains(&part))
 }
 
 /// Those that were over before their moment came stay relayed.

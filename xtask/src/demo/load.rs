@@ -32,16 +32,24 @@ struct Look {
     cpu: Duration,
 }
 
-/// Lets all clients talk, and prints what that took. Returns whether it was nothing, where streams are
-/// spliced by packets.
-pub(super) fn show(steer: &Steer<'_>, topology: &Topology, clients: &[Process]) -> Result<bool> {
+/// What the load has shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shown {
+    /// Everything was as it should be.
+    pub(super) good: bool,
+    /// All streams are spliced by packets.
+    pub(super) spliced: bool,
+}
+
+/// Lets all clients talk, and prints what that took; where streams are spliced by packets it has to be nothing.
+pub(super) fn show(steer: &Steer<'_>, topology: &Topology, clients: &[Process]) -> Result<Shown> {
     let before = Look::take(steer, topology)?;
     let echoed = talk(clients)?;
     let after = Look::take(steer, topology)?;
     let cpu = after.cpu.saturating_sub(before.cpu);
     let forwarded = after.forwarded - before.forwarded;
 
-    let spliced = after.spliced > 0;
+    let spliced = after.spliced == after.streams;
     // A message takes at least one packet each way.
     let lines = [
         ("texts echoed meanwhile", echoed.to_string(), true),
@@ -57,7 +65,7 @@ pub(super) fn show(steer: &Steer<'_>, topology: &Topology, clients: &[Process]) 
     for (what, value, good) in &lines {
         println!("  {} {what:<38} {value:>9}", if *good { " " } else { "!" });
     }
-    Ok(lines.iter().all(|(_, _, good)| *good))
+    Ok(Shown { good: lines.iter().all(|(_, _, good)| *good), spliced })
 }
 
 /// Returns how many texts came back.

@@ -3,30 +3,20 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::ptr::{self, NonNull};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proxy_common::flow::{Conn, DirFixed, DirLive, Flow, FlowRef, bits, state};
 
-/// A record in words of the size that its counters have.
-const WORDS: usize = size_of::<Conn>() / size_of::<u64>();
-type Words = [u64; WORDS];
+use super::records::{Records, Words};
 
-/// All records. The BPF programs read and write the same memory at the same time, so nothing here makes a
-/// reference into it, except to atomics.
+/// All records, and which of them are free.
 #[derive(Debug)]
 pub struct Conns {
-    memory: NonNull<Conn>,
-    capacity: u32,
+    records: Records,
     free: Mutex<Free>,
 }
-
-// SAFETY: the memory belongs to the mapping, not to a thread, and is accessed as atomics or volatile.
-unsafe impl Send for Conns {}
-// SAFETY: as above.
-unsafe impl Sync for Conns {}
 
 /// First in, first out: a record rests as long as possible, so that late events of its last session find
 /// it unused.
@@ -39,16 +29,9 @@ struct Free {
 impl Conns {
     /// Maps the array `map`, which must have been made with BPF_F_MMAPABLE (Linux 5.5) for `capacity` records.
     pub(super) fn map(map: BorrowedFd<'_>, capacity: u32) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let (fd, len) = (map.as_raw_fd(), byte_len(capacity));
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-        let memory = unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0) };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let memory = NonNull::new(memory.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        let records = Records::map(map, capacity, libc::PROT_READ | libc::PROT_WRITE)?;
         let free = Free { queue: (0..capacity).collect(), is_used: vec![false; capacity as usize] };
-        Ok(Self { memory, capacity, free: Mutex::new(free) })
+        Ok(Self { records, free: Mutex::new(free) })
     }
 
     /// Takes a record, whose state is OFF; `None` if all are in use.
@@ -74,11 +57,11 @@ impl Conns {
 
     /// How many records are in use.
     pub fn used(&self) -> u32 {
-        self.capacity - self.free_list().queue.len() as u32
+        self.capacity() - self.free_list().queue.len() as u32
     }
 
     pub fn capacity(&self) -> u32 {
-        self.capacity
+        self.records.count()
     }
 
     /// Writes the whole record with state OFF and the next generation, which is returned.
@@ -86,7 +69,7 @@ impl Conns {
         self.set_state(conn, state::OFF);
         let generation = self.snapshot(conn).generation.wrapping_add(1);
         let words: Words = bytemuck::cast(Conn { state: state::OFF, generation, ..record });
-        let record: *mut u64 = self.record(conn).cast();
+        let record: *mut u64 = self.records.at(conn).cast();
         for (index, word) in words.into_iter().enumerate() {
             let place = record.wrapping_add(index);
             // SAFETY: inside the record, and aligned, since it is made of such words.
@@ -121,13 +104,7 @@ impl Conns {
 
     /// A copy. Each counter is right by itself; together they may be of slightly different moments.
     pub fn snapshot(&self, conn: u32) -> Conn {
-        let record: *const u64 = self.record(conn).cast();
-        let words: Words = std::array::from_fn(|index| {
-            let place = record.wrapping_add(index);
-            // SAFETY: inside the record, and aligned, since it is made of such words.
-            unsafe { place.read_volatile() }
-        });
-        bytemuck::cast(words)
+        self.records.snapshot(conn)
     }
 
     /// Sets [`DirLive::own_end`] of a direction.
@@ -153,15 +130,10 @@ impl Conns {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn record(&self, conn: u32) -> *mut Conn {
-        assert!(conn < self.capacity, "there is no record {conn}");
-        self.memory.as_ptr().wrapping_add(conn as usize)
-    }
-
     /// A `u32` of the record, `offset` bytes into it.
     fn field(&self, conn: u32, offset: usize) -> &AtomicU32 {
         debug_assert!(offset + size_of::<u32>() <= size_of::<Conn>());
-        let field = self.record(conn).wrapping_byte_add(offset).cast();
+        let field = self.records.at(conn).wrapping_byte_add(offset).cast();
         // SAFETY: inside the record and aligned, being the offset of a field; mapped as long as `self` lives.
         // Programs access such fields whole, as atomics do.
         unsafe { AtomicU32::from_ptr(field) }
@@ -174,17 +146,6 @@ impl Conns {
     }
 }
 
-impl Drop for Conns {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `map` made, with its length; nothing that borrows it outlives `self`.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), byte_len(self.capacity)) };
-    }
-}
-
-fn byte_len(capacity: u32) -> usize {
-    size_of::<Conn>() * capacity as usize
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd as _;
@@ -194,6 +155,7 @@ mod tests {
     use bytemuck::Zeroable as _;
     use proxy_common::flow::{Direction, flags};
 
+    use super::super::records::byte_len;
     use super::*;
 
     /// A file does for the map.

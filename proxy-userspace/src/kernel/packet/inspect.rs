@@ -3,8 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::ptr::{self, NonNull};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use aya::maps::{MapInfo, MapType, loaded_maps};
@@ -12,6 +11,7 @@ use proxy_common::abi;
 use proxy_common::flow::{Conn, DirFixed, Direction, state};
 
 use super::super::maps::into_io;
+use super::records::Records;
 
 /// How often a record is looked at again that changed meanwhile.
 const LOOKS: usize = 4;
@@ -100,73 +100,27 @@ fn is_records(info: &MapInfo) -> bool {
 }
 
 fn streams(info: &MapInfo, now_ns: u64) -> io::Result<Vec<Stream>> {
-    let records = Records::map(info)?;
-    let mut streams: Vec<_> = (0..records.count)
-        .filter_map(|index| records.read(index))
-        .map(|conn| stream(&conn, now_ns))
-        .collect();
+    let map = info.fd().map_err(into_io)?;
+    let records = Records::map(map.as_fd(), info.max_entries(), libc::PROT_READ)?;
+    let in_use = (0..records.count()).filter_map(|conn| read(&records, conn));
+    let mut streams: Vec<_> = in_use.map(|conn| stream(&conn, now_ns)).collect();
     streams.sort_by_key(|stream| stream.opened_unix_ms);
     Ok(streams)
 }
 
-/// A record in words of the size that its counters have.
-type Words = [u64; size_of::<Conn>() / size_of::<u64>()];
-
-/// The map in memory, read-only. Somebody else writes it all the time.
-struct Records {
-    memory: NonNull<Conn>,
-    count: u32,
-}
-
-impl Records {
-    fn map(info: &MapInfo) -> io::Result<Self> {
-        let map = info.fd().map_err(into_io)?;
-        let (fd, len) = (map.as_fd().as_raw_fd(), byte_len(info.max_entries()));
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-        let memory = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+/// A record that is in use, and was that of one session while it was read.
+fn read(records: &Records, conn: u32) -> Option<Conn> {
+    for _ in 0..LOOKS {
+        let before = records.snapshot(conn);
+        let after = records.snapshot(conn);
+        if after.state == state::OFF {
+            return None;
         }
-        let memory = NonNull::new(memory.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { memory, count: info.max_entries() })
-    }
-
-    /// A record that is in use, and was that of one session while it was read.
-    fn read(&self, index: u32) -> Option<Conn> {
-        for _ in 0..LOOKS {
-            let before = self.words(index);
-            let after = self.words(index);
-            let [before, after]: [Conn; 2] = [before, after].map(bytemuck::cast);
-            if after.state == state::OFF {
-                return None;
-            }
-            if before.state != state::OFF && before.generation == after.generation {
-                return Some(after);
-            }
+        if before.state != state::OFF && before.generation == after.generation {
+            return Some(after);
         }
-        None
     }
-
-    fn words(&self, index: u32) -> Words {
-        debug_assert!(index < self.count);
-        let record: *const u64 = self.memory.as_ptr().wrapping_add(index as usize).cast();
-        std::array::from_fn(|word| {
-            let place = record.wrapping_add(word);
-            // SAFETY: inside the mapping and aligned; other processes write it, hence volatile.
-            unsafe { place.read_volatile() }
-        })
-    }
-}
-
-impl Drop for Records {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `map` made, with its length.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), byte_len(self.count)) };
-    }
-}
-
-fn byte_len(count: u32) -> usize {
-    size_of::<Conn>() * count as usize
+    None
 }
 
 fn stream(conn: &Conn, now_ns: u64) -> Stream {

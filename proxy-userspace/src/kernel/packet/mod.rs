@@ -4,6 +4,7 @@ mod conns;
 pub mod inspect;
 mod interfaces;
 mod key;
+mod records;
 
 use std::fmt;
 use std::io;
@@ -22,13 +23,18 @@ pub use interfaces::{AttachError, Hook};
 pub use key::{FlowKey, wire_address, wire_ports};
 
 use super::events::Events;
-use super::loader::{self, LoadError};
+use super::loader::{self, Capability, LoadError};
 use super::maps::{self, BPF_NOEXIST, into_io};
 use interfaces::Interfaces;
 
 /// All maps of the packet splice.
 pub(super) const MAPS: [&str; 5] =
     [abi::MAP_FLOWS4, abi::MAP_FLOWS6, abi::MAP_CONNS, abi::MAP_FLOW_EVENTS, abi::MAP_FLOW_STATS];
+
+/// PERFMON, because the verifier lets nobody else compute with packet pointers as the programs do; NET_RAW for
+/// [`super::raw`].
+const NEEDED: [Capability; 4] =
+    [Capability::BPF, Capability::PERFMON, Capability::NET_ADMIN, Capability::NET_RAW];
 
 /// What the programs tell of flows.
 pub type FlowEvents = Events<FlowEvent>;
@@ -96,7 +102,7 @@ impl PacketKernel {
             .map_max_entries(abi::MAP_FLOWS4, max_conns.saturating_mul(2))
             .map_max_entries(abi::MAP_FLOWS6, max_conns.saturating_mul(2))
             .override_global(abi::GLOBAL_MARK, &mark, true);
-        let mut ebpf = loader::load_object(&mut loader)?;
+        let mut ebpf = loader::load_object(&mut loader, &NEEDED)?;
         interfaces::load_programs(&mut ebpf)?;
 
         let mut take = |name| loader::take(&mut ebpf, name);

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh64::xxh64;
 
 use super::PacketSplice;
-use super::decide::{Plan, decide};
+use super::decide::{Plan, TIMESTAMP_BYTES, decide};
 use super::hand_over::{HandOver, Switched};
 use super::lanes::{Fin, Lanes};
 use super::record::Record;
@@ -208,10 +208,13 @@ impl<'a> Approach<'a> {
 /// Asks once and for all whether and how a stream is spliced, and has the programs where its packets arrive.
 fn plan(splice: &PacketSplice, session: &Session) -> Result<Plan, Reason> {
     let survey = &splice.survey;
-    if session.source.is_none() {
-        return Err(Reason::NoSourcePort);
-    }
-    let plan = decide(&survey.host(), &survey.leg(&session.downstream)?, &survey.leg(&session.upstream)?)?;
+    let source = session.source.as_ref().ok_or(Reason::NoSourcePort)?;
+    let mut upstream = survey.leg(&session.upstream)?;
+    // The socket itself does not tell of more than what it announces to the endpoint.
+    let endpoint_mss = source.endpoint_mss().map_or(0, u32::from);
+    let options = if upstream.options.timestamps { TIMESTAMP_BYTES } else { 0 };
+    upstream.send_mss = upstream.send_mss.max(endpoint_mss.saturating_sub(options));
+    let plan = decide(&survey.host(), &survey.leg(&session.downstream)?, &upstream)?;
     for ifindex in plan.arrive_on {
         splice.records.kernel.attach(ifindex).map_err(|error| {
             let reason = error.reason();

@@ -12,13 +12,11 @@ use crate::kernel::route::Hop;
 use crate::kernel::tcp_info::TcpOptions;
 
 /// Bytes of the timestamp option in each segment; a segment's payload is that much less than the MSS.
-const TIMESTAMP_BYTES: u32 = 12;
+pub(super) const TIMESTAMP_BYTES: u32 = 12;
 
 /// What holds for the whole host.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Host {
-    /// Connection tracking would drop what a hand-over sends.
-    pub(super) conntrack_in_the_way: bool,
     /// A packet that is redirected to loopback's ingress finds its socket: by early demultiplexing, or
     /// because loopback accepts local sources and routes 127.0.0.0/8.
     pub(super) loopback_takes_redirected: bool,
@@ -44,6 +42,8 @@ pub(super) struct Leg {
     pub(super) hop: Result<Hop, Reason>,
     /// Of the hop's interface.
     pub(super) interface: InterfaceKind,
+    /// Connection tracking may drop what a hand-over sends.
+    pub(super) conntrack_in_the_way: bool,
 }
 
 /// How a stream is spliced.
@@ -76,7 +76,7 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
         return Err(Reason::FamiliesDiffer);
     }
     let outputs = outputs(host, legs)?;
-    if host.conntrack_in_the_way {
+    if legs.iter().any(|leg| leg.conntrack_in_the_way) {
         return Err(Reason::Conntrack);
     }
     let flags = option_flags(legs)?;
@@ -181,10 +181,11 @@ mod tests {
             send_mss: 1448,
             hop: Ok(Hop { ifindex, local: ifindex == LO, mtu: None, source: local.ip() }),
             interface: if ifindex == LO { InterfaceKind::Loopback } else { InterfaceKind::Ethernet },
+            conntrack_in_the_way: false,
         }
     }
 
-    const HOST: Host = Host { conntrack_in_the_way: false, loopback_takes_redirected: true };
+    const HOST: Host = Host { loopback_takes_redirected: true };
 
     fn client() -> Leg {
         leg("192.0.2.1:5000", "192.0.2.9:80", ETH0)
@@ -234,7 +235,7 @@ mod tests {
             (|_, _, up| *up = leg("[2001:db8::2]:3000", "[2001:db8::1]:20000", ETH1), Reason::FamiliesDiffer),
             (|_, _, up| up.hop = Err(Reason::NoRoute), Reason::NoRoute),
             (|_, down, _| down.interface = InterfaceKind::Other, Reason::Interface),
-            (|host, _, _| host.conntrack_in_the_way = true, Reason::Conntrack),
+            (|_, _, up| up.conntrack_in_the_way = true, Reason::Conntrack),
             (|_, down, _| down.options.timestamps = false, Reason::TimestampsDiffer),
             (
                 |_, down, _| down.timestamp_offset = Err(Reason::MicrosecondTimestamps),
@@ -285,7 +286,7 @@ mod tests {
         }
         let v6 = || leg("[::1]:3000", "[::1]:20000", LO);
         assert_eq!(outputs(v6(), v6()), Err(Reason::LocalHop));
-        let host = Host { loopback_takes_redirected: false, ..HOST };
+        let host = Host { loopback_takes_redirected: false };
         assert!(matches!(decide(&host, &client(), &at_127()), Err(Reason::LocalHop)));
         assert!(decide(&host, &large(), &large()).is_ok());
     }

@@ -8,6 +8,7 @@ use proxy_common::reason::Reason;
 use tokio::net::TcpStream;
 
 use super::decide::{Host, Leg};
+use crate::kernel::conntrack::Conntrack;
 use crate::kernel::host::{self, InterfaceKind};
 use crate::kernel::repair;
 use crate::kernel::route::Routes;
@@ -19,12 +20,17 @@ const HOST_AGE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Survey {
     routes: Routes,
+    conntrack: Conntrack,
     host: Mutex<(Instant, Host)>,
 }
 
 impl Survey {
     pub(super) fn new() -> std::io::Result<Self> {
-        Ok(Self { routes: Routes::new()?, host: Mutex::new((Instant::now(), ask_host())) })
+        Ok(Self {
+            routes: Routes::new()?,
+            conntrack: Conntrack::new(),
+            host: Mutex::new((Instant::now(), ask_host())),
+        })
     }
 
     /// What holds for the host, or did a moment ago.
@@ -45,7 +51,7 @@ impl Survey {
         let peer = canonical(socket.peer_addr().map_err(unreadable)?);
         let local = canonical(socket.local_addr().map_err(unreadable)?);
         let hop = self.routes.lookup(local.ip(), peer.ip()).map_err(|error| error.reason());
-        let interface = hop.as_ref().ok().and_then(|hop| host::interface(hop.ifindex).ok());
+        let interface = hop.as_ref().ok().and_then(|hop| self.routes.interface(hop.ifindex).ok());
         Ok(Leg {
             peer,
             local,
@@ -57,15 +63,13 @@ impl Survey {
             send_mss: info.send_mss(),
             hop,
             interface: interface.map_or(InterfaceKind::Other, |interface| interface.kind),
+            conntrack_in_the_way: self.conntrack.is_in_the_way(peer, local),
         })
     }
 }
 
 fn ask_host() -> Host {
-    Host {
-        conntrack_in_the_way: host::conntrack_in_the_way(),
-        loopback_takes_redirected: host::early_demux() || host::loopback_accepts_redirects(),
-    }
+    Host { loopback_takes_redirected: host::early_demux() || host::loopback_accepts_redirects() }
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

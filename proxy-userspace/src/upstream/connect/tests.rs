@@ -110,13 +110,26 @@ async fn source_addresses_are_used_evenly_and_by_ordinary_connections_too() {
 #[tokio::test]
 async fn an_endpoint_learns_what_the_client_accepts() {
     let rig = Rig::new(&[], 20140..=20149).await;
-    for (client, expected) in [(Some(1000), 900..=1000), (Some(20), 40..=88), (Some(u16::MAX), 30000..=65483)]
-    {
+    for (accepts, expected) in [(1000, 900..=1000), (20, 40..=88), (u16::MAX, 30000..=65483)] {
+        let client = Some(ClientMss { accepts, told: accepts });
         let _stream = rig.connector.connect_stream(rig.endpoint(), client).await.unwrap();
         let (socket, _) = rig.listener.accept().await.unwrap();
         let mss = SockRef::from(&socket).tcp_mss().unwrap();
-        assert!(expected.contains(&mss), "{mss} for {client:?}");
+        assert!(expected.contains(&mss), "{mss} for {accepts}");
     }
+}
+
+#[tokio::test]
+async fn what_an_endpoint_accepts_is_asked_once_if_the_client_may_send_more() {
+    let rig = Rig::new(&[], 20170..=20179).await;
+    let client = Some(ClientMss { accepts: 1000, told: 1460 });
+    let stream = rig.connector.connect_stream(rig.endpoint(), client).await.unwrap();
+    assert!(stream.source.as_ref().unwrap().endpoint_mss().unwrap() > 1460);
+    let port = async || rig.listener.accept().await.unwrap().1.port();
+    assert!(!(20170..=20179).contains(&port().await), "asked on another connection");
+    assert_eq!(port().await, 20170);
+    let _more = rig.connector.connect_stream(rig.endpoint(), client).await.unwrap();
+    assert_eq!(port().await, 20171);
 }
 
 #[tokio::test]
@@ -124,6 +137,16 @@ async fn a_source_address_that_is_not_here_is_an_error() {
     let rig = Rig::new(&["192.0.2.1"], 20150..=20159).await;
     let error = rig.connector.connect_stream(rig.endpoint(), None).await.unwrap_err();
     assert!(matches!(error, ConnectError::Failed { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_source_address_that_is_not_here_is_passed_over() {
+    let rig = Rig::new(&["192.0.2.1", "127.0.0.2"], 20180..=20199).await;
+    for _ in 0..10 {
+        let stream = rig.stream().await;
+        assert_eq!(stream.source.unwrap().address().ip(), Ipv4Addr::new(127, 0, 0, 2));
+        rig.connector.connect(rig.endpoint()).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -54,12 +54,14 @@ struct Pool {
     budget: Arc<Budget>,
 }
 
-/// How much of an endpoint's ports, over all source addresses, is in use.
+/// What is known of an endpoint: how much of its ports, over all source addresses, is in use, and its MSS.
 #[derive(Debug)]
 struct Budget {
     endpoint: SocketAddr,
     used: IntGauge,
     limit: IntGauge,
+    /// The largest segment that the endpoint is known to accept; 0: nothing is known.
+    mss: AtomicU16,
     /// The warning has been given and the use has not gone down since.
     crowded: AtomicBool,
 }
@@ -172,6 +174,7 @@ impl SourcePorts {
             endpoint,
             used: gauge("used"),
             limit: gauge("limit"),
+            mss: AtomicU16::new(0),
             crowded: AtomicBool::new(false),
         })
     }
@@ -228,6 +231,23 @@ impl Budget {
 impl Lease {
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.pool.source, self.port)
+    }
+
+    /// The largest segment that the endpoint is known to accept, in bytes of payload and TCP options. Perhaps it
+    /// accepts more.
+    pub fn endpoint_mss(&self) -> Option<u16> {
+        Some(self.pool.budget.mss.load(Ordering::Relaxed)).filter(|mss| *mss > 0)
+    }
+
+    /// Notes that on a connection on which we announced `announced`, the endpoint accepts segments of `accepted`,
+    /// and that this is all if it is less.
+    pub fn note_endpoint_mss(&self, accepted: u16, announced: u16) {
+        let mss = &self.pool.budget.mss;
+        if accepted < announced {
+            mss.store(accepted, Ordering::Relaxed);
+        } else {
+            mss.fetch_max(accepted, Ordering::Relaxed);
+        }
     }
 
     /// Gives the port back as one that somebody else on this host uses: it is left alone for a minute.
@@ -343,6 +363,22 @@ mod tests {
         assert!(crowded(), "not calm yet");
         leases.truncate(6);
         assert!(!crowded());
+    }
+
+    #[test]
+    fn what_an_endpoint_accepts_is_remembered_for_all_its_streams() {
+        let ports = SourcePorts::new(&[2000..=2009], &Telemetry::new());
+        let lease = |source| ports.lease(address(source), address(A)).unwrap();
+        let one = lease("10.0.0.1");
+        assert_eq!(one.endpoint_mss(), None);
+        one.note_endpoint_mss(1360, 1360);
+        one.note_endpoint_mss(1000, 1000);
+        assert_eq!(lease("10.0.0.2").endpoint_mss(), Some(1360), "at least");
+        one.note_endpoint_mss(1460, 1460);
+        assert_eq!(one.endpoint_mss(), Some(1460));
+        one.note_endpoint_mss(1400, 1460);
+        assert_eq!(one.endpoint_mss(), Some(1400), "it has become less");
+        assert_eq!(ports.lease(address("10.0.0.1"), address(B)).unwrap().endpoint_mss(), None);
     }
 
     #[test]

@@ -1,0 +1,15 @@
+// A WebSocket server that sends every message back.
+//
+//   node ws-server.js ADDRESS PORT
+//
+// Standard output: {"event":"listening"} when it is ready.
+import { WebSocketServer } from "ws";
+
+const [host, port] = process.argv.slice(2);
+const server = new WebSocketServer({ host, port: Number(port), backlog: 4096 });
+server.on("listening", () => console.log(JSON.stringify({ event: "listening" })));
+server.on("connection", (socket) => {
+  socket.on("message", (data, isBinary) => socket.send(data, { binary: isBinary }));
+  // A client that is cut off is what some tests are about.
+  socket.on("error", () => {});
+});
