@@ -154,7 +154,8 @@ impl Cost {
         const KIND: &str = "steer_packet_streams";
         let pid = steer.pid();
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let resident = field(&status, "VmRSS:").context("no VmRSS")? * 1024;
+        // Not VmRSS, in which the mapped records count from the start.
+        let resident = field(&status, "RssAnon:").context("no RssAnon")? * 1024;
         // Several descriptors may name the same map.
         let mut seen = HashSet::new();
         let (mut flow_maps, mut records) = (0, 0);
