@@ -127,6 +127,11 @@ pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
     SockRef::from(&socket).set_mark(mark)
 }
 
+/// Offers the peer a window of at most `bytes`, until the kernel finds that the reader keeps up with more.
+pub fn clamp_window(socket: impl AsFd, bytes: u32) -> io::Result<()> {
+    set(socket.as_fd(), libc::TCP_WINDOW_CLAMP, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX))
+}
+
 /// Leaves repair mode again, which forgets nothing but that SO_REUSEADDR was set.
 fn select_queue(socket: BorrowedFd<'_>, queue: libc::c_int) -> io::Result<()> {
     set(socket, libc::TCP_REPAIR, REPAIR_ON)?;

@@ -26,6 +26,10 @@ use crate::splice::{End, Refused, Session};
 use crate::telemetry::flows::FlowGuard;
 use crate::upstream::ports::Lease;
 
+/// What the sockets offer until the switch. If it is more than the other peer takes, segments are under way at the switch that
+/// have to be repeated.
+const WINDOW: u32 = 32 * 1024;
+
 /// How long a stream may wait for its sockets to send what they have.
 const UNSENT_TIMEOUT: Duration = Duration::from_secs(1);
 const UNSENT_LOOK: Duration = Duration::from_millis(2);
@@ -52,6 +56,9 @@ impl<'a> Approach<'a> {
             Ok(prepared) => prepared,
             Err(reason) => return Err(Box::new(Refused { session, reason })),
         };
+        for socket in [&session.downstream, &session.upstream] {
+            let _only_more_to_repeat = repair::clamp_window(socket, WINDOW);
+        }
         let Session { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow } =
             session;
         let lanes = Lanes {
@@ -65,6 +72,10 @@ impl<'a> Approach<'a> {
     }
 
     fn refuse(self, reason: Reason) -> Box<Refused> {
+        for socket in &self.lanes.sockets {
+            let room = SockRef::from(socket).recv_buffer_size().unwrap_or(usize::MAX);
+            let _slow_at_first = repair::clamp_window(socket, u32::try_from(room).unwrap_or(u32::MAX));
+        }
         let [downstream, upstream] = self.lanes.sockets;
         let [to_upstream, to_downstream] = self.lanes.held;
         let Self { source, flow, mode, idle_timeout, .. } = self;
