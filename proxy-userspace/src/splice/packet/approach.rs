@@ -247,7 +247,7 @@ impl<'a> Approach<'a> {
             // What the other peer was offered counts too: by its own, or by the socket that has taken its data until now.
             let offered = SockRef::from(&lanes.sockets[to]).recv_buffer_size().unwrap_or(0);
             let offered = u32::try_from(offered).unwrap_or(u32::MAX);
-            let window = info.send_window().max(offered) >> info.send_scale();
+            let scaled = |window: u32| u16::try_from(window >> info.send_scale()).unwrap_or(u16::MAX);
             let received = repair::rcv_nxt(socket).map_err(|_| Reason::RepairRefused)?;
             flow.fixed.received = received;
             flow.live = DirLive {
@@ -257,7 +257,8 @@ impl<'a> Approach<'a> {
                 own_end: lanes.write_end[from],
                 fin_end: lanes.read_end[from],
                 bits: if has_fin(from) { bits::FIN_SEEN } else { 0 },
-                window_max: u16::try_from(window).unwrap_or(u16::MAX),
+                window: scaled(info.send_window()),
+                window_max: scaled(info.send_window().max(offered)),
                 last_payload_ns: now,
                 last_packet_ns: now,
                 ..DirLive::zeroed()
