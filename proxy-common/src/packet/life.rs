@@ -187,8 +187,9 @@ fn advance(live: &mut DirLive, segment: &Segment, now_ns: u64) -> bool {
         live.bytes = live.bytes.wrapping_add(data_end.wrapping_sub(live.seq_end).into());
         live.last_payload_ns = now_ns;
         live.seq_end = data_end;
-        // There is no byte behind a FIN: what was taken for one was none.
-        if live.bits & bits::FIN_SEEN != 0 {
+        // There is no byte behind a FIN: what was taken for one was none. (One that only the local socket has seen lies
+        // behind `seq_end`, and whatever follows it does, too.)
+        if live.bits & bits::FIN_SEEN != 0 && after(data_end, live.fin_end) {
             live.bits = 0;
         }
     }

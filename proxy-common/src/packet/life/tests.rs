@@ -151,6 +151,22 @@ fn only_the_expected_number_resets() {
 }
 
 #[test]
+fn a_fin_that_only_the_local_socket_saw_is_not_forgotten() {
+    let mut session = Session::new(100, 7000);
+    session.conn.state = state::HAND_OVER;
+    // Userspace has read it, behind ten bytes, and notes it.
+    let live = &mut session.conn.flows[CLIENT].live;
+    live.seq_end = 110;
+    (live.fin_end, live.bits) = (111, bits::FIN_SEEN);
+    // An acknowledgement behind it comes before it was passed on.
+    session.send(CLIENT, ACK, 11, 0, 0);
+    assert_eq!((session.live(CLIENT).bits, session.live(CLIENT).seq_end), (bits::FIN_SEEN, 111));
+    session.send(ENDPOINT, FIN, 0, 0, 11);
+    let last = session.send(CLIENT, ACK, 11, 0, 1);
+    assert_eq!(last.state, Some(state::FINISHED));
+}
+
+#[test]
 fn a_fin_with_bytes_behind_it_was_none() {
     let mut session = Session::new(0, 0);
     session.send(CLIENT, FIN, 200, 0, 0);
