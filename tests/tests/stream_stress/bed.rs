@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use steer_tests::eventually::eventually;
+use steer_tests::process::quiet;
 use steer_tests::sockets::{self, State};
-use steer_tests::steer::Steer;
+use steer_tests::steer::{Steer, binary};
 use steer_tests::topology::Topology;
 
 use crate::backend::Backend;
@@ -189,7 +190,7 @@ impl<'t> Bed<'t> {
             held.set(Held::by(&self.steer)?);
             Ok((held.get() == Held::default()).then_some(()))
         })
-        .with_context(|| format!("it holds {:?}", held.get()))?;
+        .with_context(|| format!("it holds {:?}\n{}", held.get(), records()))?;
         // A metric that is not there sums up to 0, too.
         let metrics = self.steer.admin_get("/metrics")?.body;
         for name in match self.mode {
@@ -218,6 +219,15 @@ impl<'t> Bed<'t> {
             Ok(open.is_empty().then_some(()))
         })
     }
+}
+
+/// The records of the packet splice, to tell what is wrong with those that stay.
+fn records() -> String {
+    let shown = binary().and_then(|steer| Ok(quiet(steer).args(["flows", "--json"]).output()?));
+    shown.map_or_else(
+        |error| format!("{error:#}"),
+        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
 }
 
 /// What Steer has of streams that are there, or just were.
