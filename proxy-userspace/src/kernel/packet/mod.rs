@@ -20,7 +20,7 @@ use proxy_common::stat::Stat;
 
 pub use conns::Conns;
 pub use interfaces::{AttachError, Hook};
-pub use key::{FlowKey, wire_address, wire_ports};
+pub use key::{Ends, FlowKey, wire_address, wire_ports};
 
 use super::events::Events;
 use super::loader::{self, Capability, LoadError};

@@ -17,7 +17,6 @@ mod record;
 mod segments;
 mod survey;
 mod table;
-mod wire;
 
 use std::io;
 use std::sync::Arc;

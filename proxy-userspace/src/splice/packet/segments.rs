@@ -4,8 +4,8 @@
 use proxy_common::flow::{Conn, Direction, flags, ts_state};
 use proxy_common::packet::{rewrite, seq};
 
-use super::wire;
 use crate::kernel::clock;
+use crate::kernel::packet::Ends;
 use crate::kernel::raw::{self, Segment};
 
 /// A keepalive probe for the peer that `from` comes from: a segment with nothing in it, one before what the
@@ -41,7 +41,7 @@ pub(super) fn resets(record: &Conn, from: Direction) -> impl Iterator<Item = Seg
 }
 
 fn segment(record: &Conn, from: Direction, seq: u32, tcp_flags: u8) -> Segment {
-    let ends = wire::ends(record, from);
+    let ends = Ends::of(record, from);
     let to = &record.flows[from.opposite() as usize];
     let live = &record.flows[from as usize].live;
     let has_timestamps = record.flags & flags::TIMESTAMPS != 0;
