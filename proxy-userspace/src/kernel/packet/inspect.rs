@@ -46,16 +46,19 @@ pub struct Found {
 /// A stream as its record tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
+    /// The peer of the downstream connection.
     pub client: SocketAddr,
     /// Where the client connected to.
     pub listener: SocketAddr,
     /// Where Steer connected from.
     pub source: SocketAddr,
+    /// The peer of the upstream connection.
     pub endpoint: SocketAddr,
     /// One of [`state`], not OFF.
     pub state: u32,
     /// xxh64 of the cluster's name.
     pub cluster: u64,
+    /// `None`: there was no hash key and the endpoint was chosen at random.
     pub key_hash: Option<u64>,
     pub opened_unix_ms: u64,
     /// Payload bytes by [`Direction`], with those that userspace had moved before.

@@ -57,6 +57,7 @@ pub fn wire_address(address: IpAddr) -> [u32; 4] {
 pub struct Ends {
     /// The proxy's.
     pub local: SocketAddr,
+    /// The client's or the endpoint's.
     pub peer: SocketAddr,
 }
 

@@ -9,10 +9,7 @@ use proxy_common::reason::Reason;
 use crate::kernel::host::InterfaceKind;
 use crate::kernel::packet::{wire_address, wire_ports};
 use crate::kernel::route::Hop;
-use crate::kernel::tcp_info::TcpOptions;
-
-/// Bytes of the timestamp option in each segment; a segment's payload is that much less than the MSS.
-pub(super) const TIMESTAMP_BYTES: u32 = 12;
+use crate::kernel::tcp_info::{TIMESTAMP_BYTES, TcpOptions};
 
 /// What holds for the whole host.
 #[derive(Debug, Clone, Copy)]
