@@ -12,7 +12,8 @@ labelled! {
         PassOff = 1, "pass_off";
         /// Of a flow whose tuple a new connection has taken: passed to the local stack.
         PassDead = 2, "pass_dead";
-        /// A known flow, but a shape that is not rewritten (IP options, fragment, cut header): passed.
+        /// A known flow, but a shape that is not rewritten (cut header, VLAN tag, for another host): passed. IP options and
+        /// fragments pass too, uncounted: the flow is not known then.
         PassShape = 3, "pass_shape";
         /// A SYN took the tuple of a flow that was over.
         Reused = 4, "reused";
