@@ -134,7 +134,8 @@ pub struct Conn {
     pub cluster: u64,
     /// When the stream was opened, Unix milliseconds.
     pub opened_unix_ms: u64,
-    /// Payload bytes that userspace moved before the splice, by [`Direction`].
+    /// By [`Direction`]: what makes, with [`DirLive::bytes`] (the sum wraps), the stream's payload bytes, once the hand-over is
+    /// over; until then, those that userspace had moved before it.
     pub relayed: [u64; 2],
     pub has_key: u32,
     /// 4 or 6.

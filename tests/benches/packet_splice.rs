@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     let rounds = number("STEER_BENCH_ROUNDS", 5)?;
     let span = Duration::from_secs(number("STEER_BENCH_SECONDS", 2)?);
     let topology = Topology::new(1)?;
-    make_direct_route(&topology)?;
+    topology.route_directly()?;
     let endpoint = topology.endpoint_addresses(3000)[0];
     serve(&topology.endpoints[0], endpoint)?;
 
@@ -75,14 +75,6 @@ fn main() -> Result<()> {
         println!("{name:<8} {bulk:>22} {rate:>26} {p50:>24}");
     }
     Ok(())
-}
-
-/// Lets the clients reach the endpoints through the proxy's kernel, which routes.
-fn make_direct_route(topology: &Topology) -> Result<()> {
-    let forwarding = || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1");
-    topology.proxy.run(forwarding)?.context("cannot make the proxy's namespace forward")?;
-    topology.clients.ip(&["route", "add", "10.71.1.0/24", "via", "10.71.0.1"])?;
-    topology.endpoints[0].ip(&["route", "add", "10.71.0.0/24", "via", "10.71.1.1"])
 }
 
 /// Serves for as long as the process lives, on a thread of its own.

@@ -75,6 +75,19 @@ impl Topology {
         (0..).zip(&self.endpoints).map(|(i, _)| SocketAddr::from((Self::endpoint(i), port))).collect()
     }
 
+    /// Lets clients and endpoints reach each other through the proxy's kernel, which routes: the way without a proxy.
+    pub fn route_directly(&self) -> Result<()> {
+        self.proxy.sysctl("net.ipv4.ip_forward", "1")?;
+        self.proxy.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+        let links = std::iter::once(&self.clients).chain(&self.endpoints);
+        for (link, netns) in (0..).zip(links) {
+            for (family, gateway) in [("-4", v4(link, 1).to_string()), ("-6", v6(link, 1).to_string())] {
+                netns.ip(&[family, "route", "add", "default", "via", &gateway])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Leaves all namespaces standing when the guard is dropped.
     pub fn keep(&mut self) {
         self.clients.keep();

@@ -49,7 +49,10 @@ fn every_case_ends_through_steer_as_it_ends_without() {
     let Some(wstest) = wstest_binary() else { return };
     let logs = tempfile::tempdir().unwrap();
     let topology = Topology::new(1).unwrap();
-    open_direct_way(&topology);
+    topology.route_directly().unwrap();
+    for front in &FRONTS[1..] {
+        topology.proxy.ip(&["address", "add", &format!("{front}/24"), "dev", "clients"]).unwrap();
+    }
     let server = SocketAddr::from((Topology::endpoint(0), PORT));
     let _server = echo_server(&wstest, logs.path(), &topology.endpoints[0], server);
     let ways = PATHS.into_iter().zip(FRONTS).map(|(path, ip)| (path, SocketAddr::from((ip, PORT))));
@@ -82,17 +85,6 @@ fn check_metrics(fronts: &[Steer<'_>]) {
         // Short cases, one of whose sides has sent its FIN by the time of the hand-over.
         assert!(ended < opened / 10.0, "{path}");
     }
-}
-
-/// Lets the clients reach the endpoint without Steer, and gives the proxy an address for each path.
-fn open_direct_way(topology: &Topology) {
-    let Topology { clients, proxy, endpoints } = topology;
-    for front in &FRONTS[1..] {
-        proxy.ip(&["address", "add", &format!("{front}/24"), "dev", "clients"]).unwrap();
-    }
-    proxy.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap()).unwrap();
-    clients.ip(&["route", "add", "default", "via", &Topology::PROXY.to_string()]).unwrap();
-    endpoints[0].ip(&["route", "add", "default", "via", "10.71.1.1"]).unwrap();
 }
 
 fn start<'n>(path: &str, front: SocketAddr, server: SocketAddr, netns: &'n NetNs) -> Steer<'n> {

@@ -9,6 +9,7 @@ use std::process::{ChildStdin, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use proxy_common::flow::Conn;
 use serde_json::Value;
 use steer_tests::eventually::eventually;
 use steer_tests::netns::NetNs;
@@ -63,7 +64,13 @@ fn fifty_thousand_spliced_websockets_echo_and_cost_next_to_nothing() -> Result<(
     }
     eventually("splice of every stream", PATIENCE, || Ok(is_spliced(&steer)?.then_some(())))?;
     let after = Cost::of(&steer)?;
-    after.report(&before);
+    let each = after.of_each_since(&before);
+    let total: u64 = each.iter().sum();
+    println!(
+        "{STREAMS} streams, {} descriptors; bytes for each stream: {} of the process, {} in the flow maps, {} record; \
+         {total} in all",
+        after.descriptors, each[0], each[1], each[2]
+    );
     anyhow::ensure!(after.descriptors <= DESCRIPTORS_AT_REST, "{after:?}");
     anyhow::ensure!(sockets_to(&topology.proxy, &endpoints)? == 0, "sockets are left in the proxy");
 
@@ -75,8 +82,7 @@ fn fifty_thousand_spliced_websockets_echo_and_cost_next_to_nothing() -> Result<(
         }
     }
     anyhow::ensure!(is_spliced(&steer)?, "some streams have left the splice");
-    let per_stream = after.since(&before) / STREAMS as u64;
-    anyhow::ensure!(per_stream <= BYTES_PER_STREAM, "a stream costs {per_stream} bytes");
+    anyhow::ensure!(total <= BYTES_PER_STREAM, "a stream costs {total} bytes");
 
     clients.iter_mut().try_for_each(|clients| clients.say("close"))?;
     for clients in &mut clients {
@@ -142,75 +148,49 @@ impl Clients {
 #[derive(Debug)]
 struct Cost {
     descriptors: usize,
-    resident: u64,
-    /// Bytes of the kernel's memory for BPF maps, as their descriptors tell it.
+    /// Without the mapped records, which count as resident from the start.
+    memory: u64,
+    /// Bytes of the kernel's memory for the flow maps, as their descriptors tell it.
     flow_maps: u64,
-    /// `STEER_CONNS`, which is there from the start: bytes, records in all, records in use.
-    records: (u64, f64, f64),
+    records: u64,
 }
 
 impl Cost {
     fn of(steer: &Steer<'_>) -> Result<Self> {
-        const KIND: &str = "steer_packet_streams";
         let pid = steer.pid();
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        // Not VmRSS, in which the mapped records count from the start.
-        let resident = field(&status, "RssAnon:").context("no RssAnon")? * 1024;
+        let memory = field(&status, "RssAnon:").context("no RssAnon")? * 1024;
         // Several descriptors may name the same map.
         let mut seen = HashSet::new();
-        let (mut flow_maps, mut records) = (0, 0);
+        let mut flow_maps = 0;
         let mut descriptors = 0;
         for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
             descriptors += 1;
             // A descriptor may have been closed since.
             let Ok(info) = fs::read_to_string(entry?.path()) else { continue };
-            let (Some(id), Some(kind)) = (field(&info, "map_id:"), field(&info, "map_type:")) else {
-                continue;
-            };
-            if !seen.insert(id) {
-                continue;
-            }
-            let bytes = field(&info, "memlock:").context("a map without memlock")?;
-            match (kind, field(&info, "key_size:")) {
-                (BPF_MAP_TYPE_HASH, Some(12 | 36)) => flow_maps += bytes,
-                (BPF_MAP_TYPE_ARRAY, _) if field(&info, "value_size:") == Some(CONN_BYTES) => {
-                    records += bytes
-                }
-                _ => {}
+            let is_flow_map = field(&info, "map_type:") == Some(BPF_MAP_TYPE_HASH)
+                && matches!(field(&info, "key_size:"), Some(12 | 36));
+            if is_flow_map && field(&info, "map_id:").is_some_and(|id| seen.insert(id)) {
+                flow_maps += field(&info, "memlock:").context("a map without memlock")?;
             }
         }
-        anyhow::ensure!(records > 0, "steer has no map of records");
-        let (limit, used) =
-            (steer.metric(KIND, &[("kind", "limit")])?, steer.metric(KIND, &[("kind", "used")])?);
-        Ok(Self { descriptors, resident, flow_maps, records: (records, limit, used) })
+        anyhow::ensure!(seen.len() == 2, "steer has {} flow maps", seen.len());
+        let used = steer.metric("steer_packet_streams", &[("kind", "used")])?;
+        Ok(Self { descriptors, memory, flow_maps, records: used as u64 * size_of::<Conn>() as u64 })
     }
 
-    /// Bytes in all that have come with the streams since `before`.
-    fn since(&self, before: &Self) -> u64 {
-        let (bytes, limit, used) = self.records;
-        let records = bytes as f64 / limit * (used - before.records.2);
-        self.resident.saturating_sub(before.resident)
-            + self.flow_maps.saturating_sub(before.flow_maps)
-            + records as u64
-    }
-
-    fn report(&self, before: &Self) {
-        let each = |bytes: u64| bytes / STREAMS as u64;
-        println!(
-            "{STREAMS} streams: {} descriptors; bytes per stream: {} resident memory of steer, {} entries of the \
-             flow maps, {} record; {} in all",
-            self.descriptors,
-            each(self.resident.saturating_sub(before.resident)),
-            each(self.flow_maps.saturating_sub(before.flow_maps)),
-            self.records.0 / self.records.1 as u64,
-            each(self.since(before)),
-        );
+    /// Bytes for each stream that has come since `before`: memory of the process, flow maps, record.
+    fn of_each_since(&self, before: &Self) -> [u64; 3] {
+        [
+            self.memory.saturating_sub(before.memory),
+            self.flow_maps.saturating_sub(before.flow_maps),
+            self.records - before.records,
+        ]
+        .map(|bytes| bytes / STREAMS as u64)
     }
 }
 
 const BPF_MAP_TYPE_HASH: u64 = 1;
-const BPF_MAP_TYPE_ARRAY: u64 = 2;
-const CONN_BYTES: u64 = 320;
 
 /// The number behind `name` at the beginning of a line.
 fn field(text: &str, name: &str) -> Option<u64> {

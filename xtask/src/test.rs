@@ -12,7 +12,7 @@ use crate::exec::{cargo, root, step};
 use crate::setup;
 
 /// A suite that takes longer than this hangs; it is ended and counts as failed.
-const LIMIT: Duration = Duration::from_secs(10 * 60);
+const LIMIT: Duration = Duration::from_secs(15 * 60);
 const LIMIT_LONG: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Debug, clap::Args)]

@@ -72,14 +72,14 @@ pub struct Fresh {
     pub window: u16,
 }
 
-/// Brings a packet of the local socket up to date: with what was already forwarded to its peer by `flow`, of which
-/// the socket knows nothing. (Linux discards data with an acknowledgement that is a window old.)
+/// Brings a packet of the local socket up to date with what `flow` has forwarded, or had said before, to its peer: nothing
+/// less is acknowledged (Linux discards data with an acknowledgement that is a window old), and no more is let in than
+/// the sender of `flow` can take. The socket has room of its own, but does not receive any more.
 #[inline(always)]
 pub fn freshen(header: &Tcp, flow: &Flow) -> Fresh {
     let forwarded = flow.live.ack_end.wrapping_add(flow.fixed.ack_delta);
-    if seq::after(forwarded, u32::from_be(header.ack)) {
-        Fresh { ack: forwarded.to_be(), window: rewrite::window(flow.live.window, &flow.fixed).to_be() }
-    } else {
-        Fresh { ack: header.ack, window: header.window }
-    }
+    let ack = seq::later(forwarded, u32::from_be(header.ack));
+    // What the socket has acknowledged beyond that still has to go to the sender.
+    let window = rewrite::window_less(flow.live.window, ack.wrapping_sub(forwarded), &flow.fixed);
+    Fresh { ack: ack.to_be(), window: window.to_be() }
 }

@@ -203,6 +203,15 @@ impl TcpInfo {
         self.0.notsent_bytes
     }
 
+    /// The shortest round trip that was measured; zero if none was.
+    pub fn min_rtt(&self) -> Duration {
+        const UNKNOWN: u32 = u32::MAX;
+        match self.0.min_rtt {
+            UNKNOWN => Duration::ZERO,
+            microseconds => Duration::from_micros(microseconds.into()),
+        }
+    }
+
     /// Whether everything in the send queue was sent and acknowledged.
     pub fn send_queue_is_empty(&self) -> bool {
         self.0.unacked == 0 && self.0.notsent_bytes == 0

@@ -115,7 +115,19 @@ impl Splicer {
         };
         if let Err(refused) = carried {
             let Refused { session, reason } = *refused;
-            self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason.as_str()]).inc();
+            let fallbacks = self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason.as_str()]);
+            fallbacks.inc();
+            if session.mode != SpliceMode::Sockmap
+                && let (1, Some(fix)) = (fallbacks.get(), fix(reason))
+            {
+                let (stream, reason) = (session.flow.flow().id, reason.as_str());
+                tracing::warn!(
+                    stream,
+                    reason,
+                    fix,
+                    "a stream is relayed; said for the first one with this reason"
+                );
+            }
             session.flow.set_reason(reason);
             self.relay(session).await;
         }
@@ -132,6 +144,25 @@ impl Splicer {
             packet.stop();
         }
     }
+}
+
+/// What an operator can do about a reason of the packet splice that holds for more than one stream.
+const fn fix(reason: Reason) -> Option<&'static str> {
+    Some(match reason {
+        Reason::TimestampsDiffer => "give clients and endpoints the same net.ipv4.tcp_timestamps",
+        Reason::Mss => "set packet_splice.mss to what the endpoints accept, so that clients send no more",
+        Reason::FamiliesDiffer => "give the cluster endpoints of the clients' address family",
+        Reason::Conntrack => {
+            "sysctl net.netfilter.nf_conntrack_tcp_be_liberal=1, or notrack for both connections in the raw table"
+        }
+        Reason::LocalHop => {
+            "let clients or endpoints of this host use 127.0.0.1, with net.ipv4.tcp_early_demux=1"
+        }
+        Reason::NoSourcePort => "give the cluster more source_addresses, or widen packet_splice.source_ports",
+        Reason::MapFull => "raise packet_splice.max_streams",
+        Reason::Interface => "only Ethernet and loopback are spliced; splice: relay says that you know",
+        _ => return None,
+    })
 }
 
 /// What carries a stream.

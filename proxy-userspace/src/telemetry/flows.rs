@@ -83,10 +83,13 @@ impl Flow {
     /// `[to upstream, to downstream]`
     pub fn bytes(&self) -> [u64; 2] {
         let kernel = self.kernel.get().map_or([0, 0], |source| source.carried());
-        [
-            self.to_upstream.load(Ordering::Relaxed) + kernel[0],
-            self.to_downstream.load(Ordering::Relaxed) + kernel[1],
-        ]
+        let relayed = self.relayed();
+        [relayed[0] + kernel[0], relayed[1] + kernel[1]]
+    }
+
+    /// Those of [`Self::bytes`] that userspace moved.
+    pub fn relayed(&self) -> [u64; 2] {
+        [self.to_upstream.load(Ordering::Relaxed), self.to_downstream.load(Ordering::Relaxed)]
     }
 
     pub fn view(&self) -> FlowView {

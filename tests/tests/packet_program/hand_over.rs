@@ -257,10 +257,12 @@ fn what_the_own_socket_sends_is_brought_up_to_date() {
                 let (verdict, frame) = run(lab, &session, Hook::Egress, &own(&stale), &[Stat::Freshened]);
                 assert_eq!(verdict, Verdict::Pass);
                 assert_eq!(Packet::parse(&frame), Packet { ack: newest.ack, window: 12_000, ..stale });
-                // The socket knows more than was forwarded.
-                let newer = Packet { ack: newest.ack.wrapping_add(1), ..newest };
-                let (_, frame) = run(lab, &session, Hook::Egress, &own(&newer), &[Stat::Freshened]);
-                assert_eq!(Packet::parse(&frame), newer);
+                // The socket has received more than was forwarded: that is missing from the window.
+                for (more, window) in [(32, 11_999), (3000 << 7, 0), (4000 << 7, 0)] {
+                    let newer = Packet { ack: newest.ack.wrapping_add(more), ..newest.clone() };
+                    let (_, frame) = run(lab, &session, Hook::Egress, &own(&newer), &[Stat::Freshened]);
+                    assert_eq!(Packet::parse(&frame), Packet { window, ..newer });
+                }
                 check_record(lab.conn(session.index), session.conn);
             }
         }

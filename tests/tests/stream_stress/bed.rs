@@ -93,15 +93,36 @@ impl<'t> Bed<'t> {
         family: Family,
         work: impl FnOnce(SocketAddr, Arc<Backend>) -> F + Send,
     ) -> Result<T> {
+        let listener = self.listener(family)?;
+        let target = SocketAddr::new(family.proxy(), self.port);
+        self.at(listener, |backend| work(target, backend))
+    }
+
+    /// The same streams without Steer, which take the [direct way](Topology::route_directly).
+    pub(crate) fn without_steer(&self, family: Family, load: Load) -> Result<Outcome> {
+        let listener = self.listener(family)?;
+        let target = listener.local_addr()?;
+        let outcome =
+            self.at(listener, |backend| async move { Ok(load::run(target, &backend, load).await) })?;
+        println!("direct, {family:?}: {} streams, longest gap {:?}", load.streams, outcome.longest_gap());
+        ensure_none(&outcome.failures)?;
+        Ok(outcome)
+    }
+
+    fn listener(&self, family: Family) -> Result<TcpListener> {
         let address = SocketAddr::new(family.endpoint(), BACKEND_PORT);
         let listener = self.topology.endpoints[0].run(|| TcpListener::bind(address))?;
-        let listener = listener.with_context(|| format!("binding {address}"))?;
-        let target = SocketAddr::new(family.proxy(), self.port);
+        listener.with_context(|| format!("binding {address}"))
+    }
+
+    fn at<T: Send, F: Future<Output = Result<T>>>(
+        &self,
+        listener: TcpListener,
+        work: impl FnOnce(Arc<Backend>) -> F + Send,
+    ) -> Result<T> {
         // The runtime's threads start, and so stay, in the namespace of the thread that makes it.
         // The backend's sockets are in the namespace where its listener was made.
-        self.topology
-            .clients
-            .run(|| runtime()?.block_on(async { work(target, Backend::start(listener)?).await }))?
+        self.topology.clients.run(|| runtime()?.block_on(async { work(Backend::start(listener)?).await }))?
     }
 
     /// One round of streams, all of which arrive as planned and are counted. Returns how they went, and how

@@ -2,7 +2,7 @@
 //! in the end Steer holds nothing of them.
 //!
 //! All of a run follows from one seed, which is printed. To replay a run, set `STEER_STRESS_SEED` to
-//! it (hexadecimal). `STEER_STRESS_STREAMS` (2400), `STEER_MATRIX_STREAMS` (280 in each cell, ten times that in the long
+//! it (hexadecimal). `STEER_STRESS_STREAMS` (2400), `STEER_MATRIX_STREAMS` (100 in each cell, ten times that in the long
 //! form) and `STEER_STALL_SECONDS` (20) set the sizes. `STEER_MATRIX_CELLS` picks cells by a part of their names, as `V6`
 //! or `V4 Default`.
 
@@ -166,7 +166,7 @@ fn hand_overs(rates: Rates) -> Result<()> {
     }
     let _alone = alone();
     let seed = seed();
-    let streams = number("STEER_MATRIX_STREAMS", if require::long() { 2800 } else { 280 })?;
+    let streams = number("STEER_MATRIX_STREAMS", if require::long() { 1000 } else { 100 })?;
     let topology = Topology::new(1)?;
     let hand_overs = Matrix::new(&topology)?.run(rates, seed, streams)?;
     println!("{hand_overs} hand-overs with {rates:?}");

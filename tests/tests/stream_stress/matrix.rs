@@ -9,7 +9,7 @@ use steer_tests::netns::NetNs;
 use steer_tests::topology::Topology;
 
 use crate::bed::{Bed, Family, Round};
-use crate::load::Load;
+use crate::load::{Load, Outcome};
 use crate::plan::Kind;
 
 /// What the peers' kernels are told.
@@ -87,8 +87,8 @@ const SHOWN: [&str; 11] = [
     "TcpExtTCPChallengeACK",
 ];
 
-/// Streams of each cell on the relay, which tell what a stall is.
-const COMPARED: usize = 100;
+/// Enough to see that nothing is spliced.
+const REFUSED: usize = 50;
 
 /// Streams at a time: few enough that no stream has to wait long for its share of the processor.
 const PARALLEL: usize = 20;
@@ -96,12 +96,12 @@ const PARALLEL: usize = 20;
 pub(crate) struct Matrix<'t> {
     topology: &'t Topology,
     packet: Bed<'t>,
-    relay: Bed<'t>,
     faults: [Faults<'t>; 2],
 }
 
 impl<'t> Matrix<'t> {
     pub(crate) fn new(topology: &'t Topology) -> Result<Self> {
+        topology.route_directly()?;
         let endpoint = &topology.endpoints[0];
         for (netns, device) in [
             (&topology.clients, "eth0"),
@@ -114,7 +114,6 @@ impl<'t> Matrix<'t> {
         Ok(Self {
             topology,
             packet: Bed::new(topology, "packet", 8080)?,
-            relay: Bed::new(topology, "relay", 8081)?,
             faults: [Faults::attach(&topology.clients, "eth0")?, Faults::attach(endpoint, "eth0")?],
         })
     }
@@ -130,8 +129,7 @@ impl<'t> Matrix<'t> {
                 }
                 options.apply(self.topology)?;
                 seed = seed.wrapping_add(1);
-                // Few are enough to see that nothing is spliced.
-                let streams = if options.is_spliced() { streams } else { COMPARED };
+                let streams = if options.is_spliced() { streams } else { REFUSED };
                 println!("\n{family:?}, {options:?}, {rates:?}, seed {seed:x}");
                 hand_overs += self
                     .cell(family, options, rates, seed, streams)
@@ -144,7 +142,7 @@ impl<'t> Matrix<'t> {
 
     fn cell(&self, family: Family, options: Options, rates: Rates, seed: u64, streams: usize) -> Result<f64> {
         let load = Load { kind: Kind::Whole, seed, streams, parallel: PARALLEL };
-        let relayed = self.relay.round(family, Load { streams: COMPARED, ..load })?;
+        let direct = self.packet.without_steer(family, load)?;
         let before = self.observe()?;
         let round = self.packet.round(family, load)?;
         let grown = self.since(&before)?;
@@ -162,7 +160,7 @@ impl<'t> Matrix<'t> {
             anyhow::ensure!(round.counted.hand_overs == 0.0, "{:?}", round.counted);
             anyhow::ensure!(refused > 0.0, "no stream was refused for its timestamps");
         }
-        ensure_no_stall(&round, &relayed)?;
+        ensure_no_stall(&round, &direct)?;
         for (netns, grown) in self.topology.all().zip(&grown) {
             ensure_undamaged(netns, grown, rates)?;
         }
@@ -191,12 +189,11 @@ fn ensure_spliced(round: &Round, streams: usize) -> Result<()> {
     Ok(())
 }
 
-/// No stream may be kept waiting for longer than the same ones on the relay, plus three
-/// retransmission timeouts.
-fn ensure_no_stall(round: &Round, relayed: &Round) -> Result<()> {
+/// No stream may be kept waiting for longer than the same ones without a proxy, plus three retransmission timeouts.
+fn ensure_no_stall(round: &Round, direct: &Outcome) -> Result<()> {
     let timeouts = &round.outcome.retransmission_timeouts;
     let timeout = timeouts.get(timeouts.len() / 2).copied().unwrap_or(Duration::from_millis(200));
-    let (gap, usual) = (round.outcome.longest_gap(), relayed.outcome.longest_gap());
+    let (gap, usual) = (round.outcome.longest_gap(), direct.longest_gap());
     let limit = usual + 3 * timeout;
     let gaps = &round.outcome.gaps;
     println!(

@@ -120,6 +120,16 @@ impl Conns {
         self.field(flow.conn(), offset).store(end, Ordering::Release);
     }
 
+    /// Sets [`Conn::relayed`].
+    pub fn set_relayed(&self, conn: u32, relayed: [u64; 2]) {
+        let first: *mut u64 = self.records.at(conn).wrapping_byte_add(offset_of!(Conn, relayed)).cast();
+        for (index, bytes) in relayed.into_iter().enumerate() {
+            // SAFETY: inside the record and aligned, being the offset of a field; mapped as long as `self` lives. No program
+            // touches it.
+            unsafe { first.wrapping_add(index).write_volatile(bytes) };
+        }
+    }
+
     /// Notes a FIN of this direction that the socket saw, and `fin_end`, the number behind it.
     pub fn note_fin(&self, flow: FlowRef, fin_end: u32) {
         self.live(flow, offset_of!(DirLive, fin_end)).store(fin_end, Ordering::Release);
@@ -175,11 +185,13 @@ mod tests {
         conns.set_own_end(FlowRef::new(1, Direction::ToDownstream), 11);
         conns.note_fin(FlowRef::new(1, Direction::ToUpstream), 12);
         conns.add_flags(1, flags::COPY_ACKS);
+        conns.set_relayed(1, [21, 22]);
         let seen = conns.snapshot(1);
         assert_eq!(
             (seen.state, seen.flags, seen.generation),
             (state::OFF, flags::SACK | flags::COPY_ACKS, 1)
         );
+        assert_eq!(seen.relayed, [21, 22]);
         let [up, down] = seen.flows.map(|flow| flow.live);
         assert_eq!((up.fin_end, up.bits, up.own_end, up.bytes), (12, bits::FIN_SEEN, 0, 0));
         assert_eq!((down.fin_end, down.bits, down.own_end, down.bytes), (0, 0, 11, 7));

@@ -142,7 +142,7 @@ fn stream(conn: &Conn, now_ns: u64) -> Stream {
         cluster: conn.cluster,
         key_hash: (conn.has_key == 1).then_some(conn.key_hash),
         opened_unix_ms: conn.opened_unix_ms,
-        bytes: by_direction(|conn, way| conn.relayed[way] + conn.flows[way].live.bytes),
+        bytes: by_direction(|conn, way| conn.relayed[way].wrapping_add(conn.flows[way].live.bytes)),
         packets: by_direction(|conn, way| conn.flows[way].live.packets),
         idle: Duration::from_nanos(now_ns.saturating_sub(last_payload_ns)),
     }

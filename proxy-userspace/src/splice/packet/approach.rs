@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use bytemuck::Zeroable as _;
+use bytes::Bytes;
 use proxy_common::flow::{Conn, DirLive, Direction, bits, flags};
 use proxy_common::reason::Reason;
 use socket2::SockRef;
@@ -29,6 +30,14 @@ use crate::upstream::ports::Lease;
 /// What the sockets offer until the switch. If it is more than the other peer takes, segments are under way at the switch that
 /// have to be repeated.
 const WINDOW: u32 = 32 * 1024;
+
+/// How long a moment is waited for at which nothing waits anywhere. Between two messages that is so, in bulk it never is.
+const PAUSE_WITHIN: Duration = Duration::from_millis(10);
+/// How long a stream in bulk may be held back, so that little is under way at the switch ...
+const REST_WITHIN: Duration = Duration::from_millis(250);
+const REST_LOOK: Duration = Duration::from_millis(1);
+/// ... which is so when a peer has sent nothing for this long and for a round trip.
+const SILENCE: Duration = Duration::from_millis(4);
 
 /// How long a stream may wait for its sockets to send what they have.
 const UNSENT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -84,12 +93,14 @@ impl<'a> Approach<'a> {
         Box::new(Refused { session, reason })
     }
 
-    /// Relays for some time, or until a peer finishes. `None`: a connection broke, and the stream is over.
-    pub(super) async fn relay_for(mut self, time: Duration) -> Option<Self> {
+    /// Relays for some time, or until a peer finishes, or until `enough`. `None`: a connection broke, and the stream is
+    /// over.
+    async fn relay_until(mut self, time: Duration, enough: impl Fn(&Self) -> bool) -> Option<Self> {
         let until = Instant::now() + time;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            // A FIN is passed on after the switch.
+            if left.is_zero() || self.lanes.fin != [Fin::NotSeen; 2] || enough(&self) {
                 return Some(self);
             }
             let relayed = match self.lanes.step(self.flow.flow(), &()) {
@@ -104,11 +115,57 @@ impl<'a> Approach<'a> {
                 self.break_off(&error);
                 return None;
             }
-            if self.lanes.fin != [Fin::NotSeen; 2] {
-                // It is passed on after the switch.
-                return Some(self);
-            }
         }
+    }
+
+    /// Relays for some time, or until a peer finishes. `None` as in [`Self::rest`].
+    pub(super) async fn relay_for(self, time: Duration) -> Option<Self> {
+        self.relay_until(time, |_| false).await
+    }
+
+    /// Waits for a good moment for the switch: between two messages; or, in bulk, when the peers have stopped because
+    /// nobody reads. What is under way at the switch goes to the other peer, beyond what its window lets in, and
+    /// has to be repeated after a timeout. `None`: a connection broke, and the stream is over.
+    pub(super) async fn rest(self) -> Option<Self> {
+        let mut rested = self.relay_until(PAUSE_WITHIN, Self::is_quiet).await?;
+        if rested.is_quiet() {
+            return Some(rested);
+        }
+        let begin = Instant::now();
+        let silence = rested.round_trip().max(SILENCE);
+        let (mut received, mut since) = (rested.received(), begin);
+        while begin.elapsed() < REST_WITHIN {
+            if let Err(error) = rested.lanes.flush(rested.flow.flow(), &()) {
+                rested.break_off(&error);
+                return None;
+            }
+            let now = rested.received();
+            if now != received {
+                (received, since) = (now, Instant::now());
+            }
+            if since.elapsed() >= silence && rested.owes_nothing() {
+                break;
+            }
+            sleep(REST_LOOK).await;
+        }
+        Some(rested)
+    }
+
+    /// How far each peer has got, as its socket tells.
+    fn received(&self) -> [Option<u32>; 2] {
+        [0, 1].map(|side| repair::rcv_nxt(&self.lanes.sockets[side]).ok())
+    }
+
+    /// Whether all that was read was written, sent and acknowledged.
+    fn owes_nothing(&self) -> bool {
+        let empty = |socket| tcp_info::unacknowledged(socket).is_ok_and(|bytes| bytes == 0);
+        self.lanes.held.iter().all(Bytes::is_empty) && self.lanes.sockets.iter().all(empty)
+    }
+
+    /// The longer one of the two connections'.
+    fn round_trip(&self) -> Duration {
+        let of = |socket| TcpInfo::of(socket).map_or(Duration::ZERO, |info| info.min_rtt());
+        self.lanes.sockets.iter().map(of).max().unwrap_or_default()
     }
 
     fn break_off(self, error: &Broken) {
@@ -190,7 +247,7 @@ impl<'a> Approach<'a> {
             // What the other peer was offered counts too: by its own, or by the socket that has taken its data until now.
             let offered = SockRef::from(&lanes.sockets[to]).recv_buffer_size().unwrap_or(0);
             let offered = u32::try_from(offered).unwrap_or(u32::MAX);
-            let window = info.send_window().max(offered) >> info.send_scale();
+            let scaled = |window: u32| u16::try_from(window >> info.send_scale()).unwrap_or(u16::MAX);
             let received = repair::rcv_nxt(socket).map_err(|_| Reason::RepairRefused)?;
             flow.fixed.received = received;
             flow.live = DirLive {
@@ -200,7 +257,8 @@ impl<'a> Approach<'a> {
                 own_end: lanes.write_end[from],
                 fin_end: lanes.read_end[from],
                 bits: if has_fin(from) { bits::FIN_SEEN } else { 0 },
-                window_max: u16::try_from(window).unwrap_or(u16::MAX),
+                window: scaled(info.send_window()),
+                window_max: scaled(info.send_window().max(offered)),
                 last_payload_ns: now,
                 last_packet_ns: now,
                 ..DirLive::zeroed()

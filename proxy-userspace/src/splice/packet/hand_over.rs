@@ -86,7 +86,7 @@ impl HandOver<'_> {
         let drained = self.drain().await;
         let carried = self.carried();
         // Less than they have received, if the stream ended so quickly that its peers repeated the rest past them.
-        carried.begin_at(self.written());
+        carried.begin_at(self.written(), self.flow.flow().relayed());
         let how = match (&drained, self.watcher.copies_acks.get()) {
             (Err(_), _) => "failed",
             (Ok(()), false) => "quiet",

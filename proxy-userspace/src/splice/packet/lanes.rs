@@ -68,6 +68,16 @@ impl Lanes {
         Ok(moved)
     }
 
+    /// Writes what is held, as far as the sockets take it, and reads nothing.
+    pub(super) fn flush(&mut self, flow: &Flow, watcher: &impl Watcher) -> Result<(), Broken> {
+        for from in [0, 1] {
+            if !self.held[from].is_empty() {
+                self.copy(from, flow, watcher)?;
+            }
+        }
+        Ok(())
+    }
+
     fn copy(&mut self, from: usize, flow: &Flow, watcher: &impl Watcher) -> Result<bool, Broken> {
         if !self.held[from].is_empty() {
             let held = std::mem::take(&mut self.held[from]);

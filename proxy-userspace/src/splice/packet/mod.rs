@@ -120,7 +120,9 @@ impl PacketSplice {
                 None => return Ok(()),
             }
         }
-        approach.switch()?.complete(began).await;
+        if let Some(rested) = approach.rest().await {
+            rested.switch()?.complete(began).await;
+        }
         Ok(())
     }
 

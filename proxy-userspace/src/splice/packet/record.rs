@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::IntGauge;
-use proxy_common::flow::{Conn, DirLive, Direction, FlowRef, bits, state};
+use proxy_common::flow::{Conn, DirLive, Direction, Flow, FlowRef, bits, state};
 use proxy_common::reason::Reason;
 use tokio::sync::Notify;
 
@@ -171,11 +171,35 @@ impl Carried {
         Arc::new(Self { records, conn, begin: begin.map(AtomicU32::new), ended: OnceLock::new() })
     }
 
-    /// The sockets are gone, and this is where they got to.
-    pub(super) fn begin_at(&self, begin: [u32; 2]) {
+    /// The sockets are gone: `begin` is where they got to, `relayed` the payload that userspace has moved. From now on the
+    /// record alone tells the stream's bytes, too.
+    pub(super) fn begin_at(&self, begin: [u32; 2], relayed: [u64; 2]) {
         for (place, begin) in self.begin.iter().zip(begin) {
             place.store(begin, Ordering::Relaxed);
         }
+        let flows = self.quiet_look();
+        let conns = self.records.kernel.conns();
+        conns.set_relayed(
+            self.conn,
+            [0, 1].map(|direction| {
+                let live = &flows[direction].live;
+                relayed[direction].wrapping_add(bytes_since(begin[direction], live)).wrapping_sub(live.bytes)
+            }),
+        );
+    }
+
+    /// A look at which no packet came in between, if there is one.
+    fn quiet_look(&self) -> [Flow; 2] {
+        const LOOKS: usize = 16;
+        let look = || self.records.kernel.conns().snapshot(self.conn).flows;
+        let mut flows = look();
+        for _ in 0..LOOKS {
+            let before = std::mem::replace(&mut flows, look());
+            if [0, 1].into_iter().all(|way| before[way].live.bytes == flows[way].live.bytes) {
+                break;
+            }
+        }
+        flows
     }
 
     pub(super) fn end(&self) {

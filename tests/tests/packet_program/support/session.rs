@@ -66,6 +66,8 @@ impl Session {
             flow.fixed.seq_delta = sent_as.wrapping_sub(seq);
             flow.fixed.ack_delta = next[direction.opposite() as usize].0.wrapping_sub(ack);
             flow.fixed.ts_delta = TS_DELTAS[direction as usize];
+            // The local socket has received a little less.
+            flow.fixed.received = seq.wrapping_sub(1000);
             flow.fixed.ifindex = LOOPBACK;
             flow.fixed.output = output::NEIGHBOUR;
             flow.live.seq_end = seq;
@@ -158,11 +160,18 @@ impl Session {
         let (source, destination) = self.leaves(direction);
         let mut out = Packet { source, destination, ttl: 64, ..packet.clone() };
         out.seq = packet.seq.wrapping_add(fixed.seq_delta);
+        // In a hand-over, what the local socket has received is acknowledged, and missing from the window.
+        let mut missing = 0;
         if packet.flags & ACK != 0 {
             out.ack = packet.ack.wrapping_add(fixed.ack_delta);
+            let lacks = back.received.wrapping_sub(out.ack).cast_signed();
+            if self.conn.state == state::HAND_OVER && lacks > 0 {
+                (out.ack, missing) = (back.received, lacks as u64);
+            }
         }
         if packet.flags & SYN == 0 {
-            let window = u64::from(packet.window) << fixed.window_left >> fixed.window_right;
+            let window = u64::from(packet.window) << fixed.window_left;
+            let window = window.saturating_sub(missing) >> fixed.window_right;
             out.window = window.min(0xffff) as u16;
         }
         if self.conn.flags & flags::STRIP_ECN != 0 {
