@@ -1,7 +1,7 @@
 //! Makes the BPF object that `cargo xtask build-ebpf` has built part of `steer`.
 //!
 //! Without it a debug build gets an empty one, so that `cargo check` and the unit tests need no BPF
-//! compiler; the socket splice then says that it is missing. A release build must not come to that.
+//! compiler; the splices then say that it is missing. A release build must not come to that.
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -152,8 +152,8 @@ pub struct Flow {
     pub live: DirLive,
 }
 
-/// How this direction's packets are rewritten. Written by userspace before the record is active; except
-/// `ts_delta`, nothing changes afterwards, and a copy on another machine (with its own `ifindex`)
+/// How this direction's packets are rewritten. Written by userspace before the record is active; except `ts_delta`
+/// and, in HAND_OVER, `received`, nothing changes afterwards, and a copy on another machine (with its own `ifindex`)
 /// carries the stream on.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -188,8 +188,8 @@ pub struct DirFixed {
 }
 
 /// What the program counts and remembers of this direction. Userspace initialises `seq_end`, `ack_end`
-/// and (for FINs which the socket had seen) `fin_end` and `bits`; after that only the program writes,
-/// except `own_end`.
+/// and (for FINs which the socket had seen) `fin_end` and `bits`; after that only the program writes, except `own_end`
+/// and, in HAND_OVER, `fin_end` and `bits` for FINs that the socket sees.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct DirLive {

@@ -7,6 +7,7 @@
 pub mod abi;
 pub mod fault;
 pub mod flow;
+mod labels;
 pub mod packet;
 pub mod reason;
 pub mod sock;

@@ -1,88 +1,63 @@
 //! What the packet splice's programs count, in the per-CPU map `STEER_STATS`: what became of a packet, and why.
 
-macro_rules! stats {
-    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $label:literal;)+) => {
-        /// Numbers and labels are stable: the map and `steer_packet_total{what="..."}` carry them.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[repr(u32)]
-        pub enum Stat {
-            $($(#[doc = $doc])+ $name = $number,)+
-        }
+use crate::labels::labelled;
 
-        impl Stat {
-            pub const ALL: &'static [Self] = &[$(Self::$name),+];
-
-            /// The metric label.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$name => $label,)+
-                }
-            }
-        }
-    };
-}
-
-stats! {
-    /// Rewritten and sent on to the other peer.
-    Spliced = 0, "spliced";
-    /// Of a known flow whose record is not active: passed to the local stack.
-    PassOff = 1, "pass_off";
-    /// Of a flow whose tuple a new connection has taken: passed to the local stack.
-    PassDead = 2, "pass_dead";
-    /// A known flow, but a shape that is not rewritten (IP options, fragment, cut header): passed.
-    PassShape = 3, "pass_shape";
-    /// A SYN took the tuple of a flow that was over.
-    Reused = 4, "reused";
-    /// Rewritten, but not believed: its sequence or acknowledgement number cannot be the peer's.
-    Implausible = 5, "implausible";
-    /// A RST that was passed on without changing the flow's state, since its number is not exact.
-    RstUnproven = 6, "rst_unproven";
-    /// A TCP option layout out of the ordinary was translated on the slow path.
-    OptionsSlow = 7, "options_slow";
-    /// TCP options that could not be translated were replaced by NOPs.
-    OptionsBlanked = 8, "options_blanked";
-    /// ECN marks were taken off.
-    EcnStripped = 9, "ecn_stripped";
-    /// Dropped: the packet could not be rewritten (no memory, helper refused).
-    DropRewrite = 10, "drop_rewrite";
-    /// An acknowledgement was copied for the local stack (hand-over).
-    Copied = 11, "copied";
-    /// Copying it failed; the stack waits for the next one.
-    CopyFailed = 12, "copy_failed";
-    /// A copy was trimmed and given to the local stack.
-    CopyPassed = 13, "copy_passed";
-    /// Dropped: a copy that came after its socket was gone.
-    DropLateCopy = 14, "drop_late_copy";
-    /// A packet of the proxy's own sockets was brought up to date (hand-over).
-    Freshened = 15, "freshened";
-    /// Dropped: a RST of the local stack for a living flow.
-    DropStackRst = 16, "drop_stack_rst";
-    /// An ICMP error for a flow was translated to the peer that caused it.
-    IcmpTranslated = 17, "icmp_translated";
-    /// An ICMP error for a flow that could not be translated: passed to the local stack.
-    IcmpPassed = 18, "icmp_passed";
-    /// The event ring was full.
-    EventLost = 19, "event_lost";
-}
-
-impl Stat {
-    pub const fn number(self) -> u32 {
-        self as u32
+labelled! {
+    /// Numbers and labels are stable: the map and `steer_packet_total{what="..."}` carry them. docs/splice.md has them
+    /// too.
+    pub enum Stat {
+        /// Rewritten and sent on to the other peer.
+        Spliced = 0, "spliced";
+        /// Of a known flow whose record is not active: passed to the local stack.
+        PassOff = 1, "pass_off";
+        /// Of a flow whose tuple a new connection has taken: passed to the local stack.
+        PassDead = 2, "pass_dead";
+        /// A known flow, but a shape that is not rewritten (cut header, VLAN tag, for another host): passed. IP options and
+        /// fragments pass too, uncounted: the flow is not known then.
+        PassShape = 3, "pass_shape";
+        /// A SYN took the tuple of a flow that was over.
+        Reused = 4, "reused";
+        /// Rewritten, but not believed: its sequence or acknowledgement number cannot be the peer's.
+        Implausible = 5, "implausible";
+        /// A RST that was passed on without changing the flow's state, since its number is not exact.
+        RstUnproven = 6, "rst_unproven";
+        /// A TCP option layout out of the ordinary was translated on the slow path.
+        OptionsSlow = 7, "options_slow";
+        /// TCP options that could not be translated were replaced by NOPs.
+        OptionsBlanked = 8, "options_blanked";
+        /// ECN marks were taken off.
+        EcnStripped = 9, "ecn_stripped";
+        /// Dropped: the packet could not be rewritten (no memory, helper refused).
+        DropRewrite = 10, "drop_rewrite";
+        /// An acknowledgement was copied for the local stack (hand-over).
+        Copied = 11, "copied";
+        /// Copying it failed; the stack waits for the next one.
+        CopyFailed = 12, "copy_failed";
+        /// A copy was trimmed and given to the local stack.
+        CopyPassed = 13, "copy_passed";
+        /// Dropped: a copy that came after its socket was gone.
+        DropLateCopy = 14, "drop_late_copy";
+        /// A packet of the proxy's own sockets was brought up to date (hand-over).
+        Freshened = 15, "freshened";
+        /// Dropped: a RST of the local stack for a living flow.
+        DropStackRst = 16, "drop_stack_rst";
+        /// An ICMP error for a flow was translated to the peer that caused it.
+        IcmpTranslated = 17, "icmp_translated";
+        /// An ICMP error for a flow that could not be translated: passed to the local stack.
+        IcmpPassed = 18, "icmp_passed";
+        /// The event ring was full.
+        EventLost = 19, "event_lost";
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Stat;
+    use crate::labels;
 
     #[test]
-    fn numbers_and_labels_are_unique_and_frozen() {
-        for (index, stat) in Stat::ALL.iter().enumerate() {
-            // A new one goes to the end; a number is never given to another one.
-            assert_eq!(stat.number() as usize, index, "{stat:?}");
-            let same = Stat::ALL.iter().filter(|other| other.as_str() == stat.as_str());
-            assert_eq!(same.count(), 1, "{stat:?}");
-            assert!(stat.as_str().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{stat:?}");
-        }
+    fn numbers_and_labels_are_frozen_and_explained() {
+        let all: Vec<_> = Stat::ALL.iter().map(|stat| (stat.number(), stat.as_str())).collect();
+        labels::check(&all, 0, "What became of the packets");
     }
 }

@@ -126,8 +126,8 @@ fn show(binary: &Path, splice: &str, keep: bool) -> Result<bool> {
 const CONCLUSION: &str = "Shown: every HTTP poll and the WebSocket of each client reached the one server that \
                           Envoy's ring names for its key, and every message came back.";
 
-const SPLICED: &str = "Shown: the kernel forwards the WebSockets' packets; Steer has no socket for them, and takes no \
-                       processor time, however much they talk.";
+const SPLICED: &str = "Shown: the kernel forwards the WebSockets' packets; Steer has no socket for them, and their texts take \
+                       none of its processor time.";
 
 /// All that runs. Dropped in this order: who asks goes first.
 struct Stage<'n> {
@@ -331,6 +331,7 @@ fn print_what_to_try(stage: &Stage<'_>, topology: &Topology, binary: &Path) {
     let pids: Vec<_> =
         stage.clients.iter().chain(&stage.servers).map(Process::pid).chain([stage.steer.pid()]).collect();
     println!("\nStill running (processes {pids:?}). Try:");
+    println!("  {} flows -c {}", binary.display(), stage.steer.config().display());
     println!("  {inside} curl -s http://{admin}/flows");
     println!("  {inside} curl -s http://{admin}/metrics");
     println!(

@@ -188,6 +188,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_suite_is_explained() {
+        let page = include_str!("../../docs/testing.md");
+        for suite in suites().unwrap() {
+            assert!(
+                page.contains(&format!("`{}`", suite.name)),
+                "docs/testing.md has no row for {}",
+                suite.name
+            );
+        }
+    }
+
+    #[test]
     fn libtest_lines_are_counted() {
         let ok =
             "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.13s";

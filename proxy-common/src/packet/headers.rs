@@ -1,11 +1,14 @@
 //! Layouts of the headers, as they stand in a packet: every integer is wire order, as a native load reads it.
 //!
-//! Whole words where the crates for this have arrays of bytes: LLVM loads those byte by byte when it
-//! compiles for BPF, and this is what every packet passes through.
+//! Whole words where `network-types` has arrays of bytes: LLVM loads those byte by byte when it compiles for BPF, and
+//! this is what every packet passes through. That both have the same layout is checked below.
 
 use core::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
+use network_types::eth::{EthHdr, EtherType};
+use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
 
 use crate::flow::{DirFixed, FlowKey4, FlowKey6};
 use crate::packet::checksum::Difference;
@@ -22,8 +25,8 @@ pub struct Ethernet {
 impl Ethernet {
     pub const LEN: usize = size_of::<Self>();
     /// Values of `kind`.
-    pub const IPV4: u16 = 0x0800_u16.to_be();
-    pub const IPV6: u16 = 0x86dd_u16.to_be();
+    pub const IPV4: u16 = EtherType::Ipv4 as u16;
+    pub const IPV6: u16 = EtherType::Ipv6 as u16;
 }
 
 /// IPv4 without options.
@@ -96,10 +99,36 @@ pub mod tcp_flags {
 
 /// `protocol` or `next_header`.
 pub mod protocol {
-    pub const ICMP: u8 = 1;
-    pub const TCP: u8 = 6;
-    pub const ICMPV6: u8 = 58;
+    use super::IpProto;
+
+    pub const ICMP: u8 = IpProto::Icmp as u8;
+    pub const TCP: u8 = IpProto::Tcp as u8;
+    pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 }
+
+/// That each field lies where `network-types` has it.
+macro_rules! assert_same_layout {
+    ($own:ty, $other:ty: $($field:ident = $name:ident),+) => {
+        const _: () = {
+            assert!(size_of::<$own>() == size_of::<$other>());
+            $(assert!(offset_of!($own, $field) == offset_of!($other, $name));)+
+        };
+    };
+}
+
+assert_same_layout!(Ethernet, EthHdr: destination = dst_addr, source = src_addr, kind = ether_type);
+assert_same_layout!(
+    Ipv4, Ipv4Hdr: version_and_length = vihl, traffic_class = tos, total_length = tot_len, identification = id,
+    fragment = frags, ttl = ttl, protocol = proto, check = check, source = src_addr, destination = dst_addr
+);
+assert_same_layout!(
+    Ipv6, Ipv6Hdr: version_class_label = vcf, payload_length = payload_len, next_header = next_hdr,
+    hop_limit = hop_limit, source = src_addr, destination = dst_addr
+);
+assert_same_layout!(
+    Tcp, TcpHdr: ports = source, seq = seq, ack = ack_seq, offset = _bitfield_1, window = window, check = check,
+    urgent = urg_ptr
+);
 
 /// Of the packets that leave: what a connection of the local stack would have, since a packet may have used up its own
 /// on the way here.

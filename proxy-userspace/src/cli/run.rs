@@ -55,7 +55,13 @@ impl ValueEnum for SpliceMode {
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(self.as_str()))
+        let help = match self {
+            Self::Auto => "The packet splice where it can be had, else the relay",
+            Self::Packet => "The same, but do not start where it cannot be had at all",
+            Self::Sockmap => "The socket splice where it can be had, else the relay",
+            Self::Relay => "The relay: copy in userspace",
+        };
+        Some(PossibleValue::new(self.as_str()).help(help))
     }
 }
 

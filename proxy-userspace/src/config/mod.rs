@@ -30,7 +30,7 @@ use regex::bytes::Regex;
 pub use error::{LoadError, Problem};
 pub use flags::from_flags;
 pub use load::{Format, Loaded, load, parse, read};
-pub use packet_splice::{Keepalive, PacketSplice};
+pub use packet_splice::{Keepalive, MSS, PacketSplice};
 pub use print::to_yaml;
 
 /// Index into [`Config::clusters`].
@@ -61,14 +61,14 @@ pub struct Warning {
 /// Which path carries a stream after its 101.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SpliceMode {
-    /// The best path that works here: packet splice, else relay.
+    /// The packet splice where it can be had, else the relay.
     #[default]
     Auto,
-    /// The same, but Steer does not start where packet splicing cannot be had.
+    /// The same, but Steer does not start where it cannot be had at all.
     Packet,
-    /// Socket splice; streams that cannot be spliced are relayed.
+    /// The socket splice where it can be had, else the relay.
     Sockmap,
-    /// Always copy in userspace.
+    /// The relay: always copy in userspace.
     Relay,
 }
 

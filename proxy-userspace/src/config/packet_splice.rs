@@ -64,7 +64,7 @@ impl Default for PacketSplice {
 /// not use the packet splice.)
 const MAX_STREAMS: RangeInclusive<u64> = 2..=1 << 23;
 /// What `TCP_MAXSEG` takes (TCP_MIN_MSS and MAX_TCP_WINDOW, net/ipv4/tcp.c).
-pub(super) const MSS: RangeInclusive<u64> = 88..=32767;
+pub const MSS: RangeInclusive<u16> = 88..=32767;
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 
 pub(super) fn read(field: &Field<'_>) -> Option<PacketSplice> {
@@ -83,7 +83,8 @@ pub(super) fn read(field: &Field<'_>) -> Option<PacketSplice> {
         keepalive: map.get("keepalive").and_then(|field| keepalive(&field)).unwrap_or_default(),
         linger: map.get("linger").and_then(|time| time.duration()).unwrap_or(default.linger),
         mark: map.get("mark").and_then(|mark| self::mark(&mark)).unwrap_or(default.mark),
-        mss: number("mss", MSS).and_then(|mss| u16::try_from(mss).ok()),
+        mss: number("mss", (*MSS.start()).into()..=(*MSS.end()).into())
+            .and_then(|mss| u16::try_from(mss).ok()),
     };
     map.finish();
     Some(read)

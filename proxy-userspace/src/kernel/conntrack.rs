@@ -33,6 +33,7 @@ impl Default for Conntrack {
 }
 
 impl Conntrack {
+    /// Always works; where the kernel cannot be asked, [`is_in_the_way`](Self::is_in_the_way) makes the best of it.
     pub fn new() -> Self {
         // Without the protocol there is no netfilter in this kernel, or none that can be asked.
         Self(Mutex::new(Netlink::netfilter().ok()))

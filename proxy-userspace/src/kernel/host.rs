@@ -21,6 +21,7 @@ const RESERVED_PORTS: &str = "ipv4/ip_local_reserved_ports";
 /// What the packet splice needs to know of an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
+    /// As `ip link` shows it; may be changed at any time.
     pub name: String,
     pub kind: InterfaceKind,
     /// Bytes of the largest IP packet.
@@ -37,6 +38,8 @@ pub enum InterfaceKind {
     Other,
 }
 
+/// Looks an interface up in the caller's network namespace.
+///
 /// # Errors
 /// `ENODEV` if there is no such interface.
 pub fn interface(ifindex: u32) -> io::Result<Interface> {
@@ -81,13 +84,15 @@ pub(super) fn conntrack_is_liberal() -> bool {
     is_on("netfilter/nf_conntrack_tcp_be_liberal")
 }
 
-/// Whether a segment that arrives finds its socket, and by it a route, before the routing tables are asked.
+/// Whether a segment that arrives finds its socket, and by it a route, before the routing tables are asked
+/// (`net.ipv4.ip_early_demux` and `tcp_early_demux`). `false` also if that cannot be read.
 pub fn early_demux() -> bool {
     // The second one came with Linux 4.13.
     is_on("ipv4/ip_early_demux") && sysctl("ipv4/tcp_early_demux").is_none_or(|value| value != "0")
 }
 
-/// Whether loopback takes packets that are not from it: both are needed without [`early_demux`].
+/// Whether loopback takes packets that are not from it, by `route_localnet` and `accept_local` (IPv4): both are needed
+/// without [`early_demux`].
 pub fn loopback_accepts_redirects() -> bool {
     let either = |setting: &str| {
         ["all", "lo"].iter().any(|interface| is_on(&format!("ipv4/conf/{interface}/{setting}")))
@@ -96,6 +101,9 @@ pub fn loopback_accepts_redirects() -> bool {
 }
 
 /// The ports that the kernel chooses from (`net.ipv4.ip_local_port_range`, for IPv6 too).
+///
+/// # Errors
+/// `/proc/sys` cannot be read.
 pub fn ip_local_port_range() -> io::Result<RangeInclusive<u16>> {
     let text = fs::read_to_string(path("ipv4/ip_local_port_range"))?;
     let mut ports = text.split_whitespace().map(str::parse);
@@ -106,11 +114,14 @@ pub fn ip_local_port_range() -> io::Result<RangeInclusive<u16>> {
 }
 
 /// The ports that the kernel never chooses (`net.ipv4.ip_local_reserved_ports`), in order.
+///
+/// # Errors
+/// `/proc/sys` cannot be read.
 pub fn reserved_ports() -> io::Result<Vec<RangeInclusive<u16>>> {
     parse_ports(&fs::read_to_string(path(RESERVED_PORTS))?).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Adds to the reserved ports.
+/// Adds to the reserved ports, for the life of the network namespace.
 ///
 /// # Errors
 /// This process may not write `/proc/sys` (containers often mount it read-only).

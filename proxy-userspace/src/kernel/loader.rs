@@ -39,6 +39,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// The reason of streams that are relayed because of it.
     pub fn reason(&self) -> Reason {
         match self {
             Self::NoObject | Self::Incomplete { .. } => Reason::NoObject,
@@ -76,11 +77,13 @@ impl Capability {
 /// The socket splice's part of the kernel. Dropping both takes it out again.
 #[derive(Debug)]
 pub struct SockPrograms {
+    /// Owns the programs too.
     pub maps: SockMaps,
+    /// What the program tells of flows.
     pub events: Events<SockEvent>,
 }
 
-/// Loads the socket splice. Must be called inside a tokio runtime, which the event ring joins.
+/// Loads the socket splice (needs CAP_BPF and CAP_NET_ADMIN). Must be called inside a tokio runtime, which the event ring joins.
 pub fn load_sock_splice() -> Result<SockPrograms, LoadError> {
     let mut loader = EbpfLoader::new();
     shrink(&mut loader, &super::packet::MAPS);

@@ -3,14 +3,11 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
+use proxy_common::packet::options::TimestampsOption;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-/// Bits of [`Segment::flags`].
-pub const FLAG_RST: u8 = 0x04;
-pub const FLAG_ACK: u8 = 0x10;
-
 const TCP_HEADER: usize = 20;
-const TIMESTAMPS: usize = 12;
+const TIMESTAMPS: usize = size_of::<TimestampsOption>();
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const IPPROTO_TCP: u8 = libc::IPPROTO_TCP as u8;
@@ -19,11 +16,12 @@ const HOP_LIMIT: u8 = 64;
 /// A segment without payload. Host order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
+    /// Both of one family; IPv4 in IPv6's clothes is IPv4. The source need not be an address of this host.
     pub source: SocketAddr,
     pub destination: SocketAddr,
+    /// As they stand in the header, which has a byte for the flags: [`proxy_common::packet::headers::tcp_flags`].
     pub seq: u32,
     pub ack: u32,
-    /// The header's byte of flags.
     pub flags: u8,
     /// The header's field, hence not scaled.
     pub window: u16,
@@ -146,6 +144,8 @@ fn fold(mut sum: u32) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use proxy_common::packet::headers::tcp_flags;
+
     use super::*;
 
     fn segment(source: &str, destination: &str) -> Segment {
@@ -154,7 +154,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             seq: 0x0102_0304,
             ack: 0x0506_0708,
-            flags: FLAG_ACK,
+            flags: tcp_flags::ACK,
             window: 0x090a,
             timestamps: Some((11, 12)),
         }

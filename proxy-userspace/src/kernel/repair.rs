@@ -1,6 +1,7 @@
 //! What TCP_REPAIR tells about a connection, and closing it so that its peer does not notice.
 //!
-//! Everything here needs CAP_NET_ADMIN. Numbers are sequence numbers as they stand in the segments.
+//! Everything here needs CAP_NET_ADMIN, in the user namespace that owns the socket's network namespace. Numbers are
+//! sequence numbers as they stand in the segments, in host order.
 
 use std::io;
 use std::net::TcpStream;
@@ -128,6 +129,9 @@ pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
 }
 
 /// Offers the peer a window of at most `bytes`, until the kernel finds that the reader keeps up with more.
+///
+/// # Errors
+/// The socket is closed.
 pub fn clamp_window(socket: impl AsFd, bytes: u32) -> io::Result<()> {
     set(socket.as_fd(), libc::TCP_WINDOW_CLAMP, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX))
 }

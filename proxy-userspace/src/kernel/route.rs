@@ -43,6 +43,7 @@ pub enum RouteError {
 }
 
 impl RouteError {
+    /// The reason of streams that are relayed because of it.
     pub fn reason(&self) -> Reason {
         Reason::NoRoute
     }
@@ -66,7 +67,11 @@ impl Routes {
     }
 
     /// The way from `source`, an address of this host or the unspecified one, to `destination`. Addresses in
-    /// IPv6's clothes are IPv4 addresses.
+    /// IPv6's clothes are IPv4 addresses. Marks and incoming interfaces of policy routing are not taken into account.
+    ///
+    /// # Errors
+    /// There is no route to a single host, or none that could be told without an interface; or the kernel did not
+    /// answer.
     pub fn lookup(&self, source: IpAddr, destination: IpAddr) -> Result<Hop, RouteError> {
         let (source, destination) = (source.to_canonical(), destination.to_canonical());
         if matches!(destination, IpAddr::V6(address) if address.is_unicast_link_local()) {
@@ -90,6 +95,9 @@ impl Routes {
     }
 
     /// As [`host::interface`], without a socket of its own: for the interfaces of hops.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is no such interface.
     pub fn interface(&self, ifindex: u32) -> io::Result<Interface> {
         host::ask_interface(&mut self.netlink(), ifindex)
     }

@@ -5,6 +5,7 @@ use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::time::Duration;
 
+use proxy_common::packet::options::TimestampsOption;
 use proxy_common::reason::Reason;
 
 /// The head of the kernel's `struct tcp_info`. [`REQUIRED`] bytes of it are there since Linux 4.6, `snd_wnd` since 5.4.
@@ -75,15 +76,18 @@ const TCPI_OPT_ECN: u8 = 8;
 /// Since Linux 6.7, which has them.
 const TCPI_OPT_USEC_TS: u8 = 64;
 
-/// With two NOPs before them.
-const TIMESTAMPS_BYTES: u32 = 12;
+/// Bytes that timestamps take of each segment of a connection that has them, with the two NOPs before them.
+pub const TIMESTAMP_BYTES: u32 = size_of::<TimestampsOption>() as u32;
 
 /// What both ends of a connection agreed on in its handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TcpOptions {
+    /// RFC 7323, like the window scale.
     pub timestamps: bool,
     pub sack: bool,
+    /// If not, both scales are 0.
     pub window_scale: bool,
+    /// RFC 3168.
     pub ecn: bool,
 }
 
@@ -118,6 +122,7 @@ impl TcpInfo {
         Ok(Self(raw))
     }
 
+    /// Neither side has finished, as far as this one knows.
     pub fn is_established(&self) -> bool {
         self.0.state == TCP_ESTABLISHED
     }
@@ -142,6 +147,7 @@ impl TcpInfo {
         self.0.bytes_received
     }
 
+    /// Those of the handshake.
     pub fn options(&self) -> TcpOptions {
         let has = |bit| self.0.options & bit != 0;
         TcpOptions {
@@ -183,7 +189,7 @@ impl TcpInfo {
     /// The maximum segment size that we have announced to the peer, in bytes without any options.
     pub fn announced_mss(&self) -> u32 {
         // The kernel has taken the timestamps' bytes off (tcp_rcv_state_process, 6.18).
-        self.0.advmss + if self.options().timestamps { TIMESTAMPS_BYTES } else { 0 }
+        self.0.advmss + if self.options().timestamps { TIMESTAMP_BYTES } else { 0 }
     }
 
     /// Payload bytes of the largest segment that we send: what the peer has announced, or less if the path has a
@@ -192,7 +198,7 @@ impl TcpInfo {
         self.0.snd_mss
     }
 
-    /// Bytes in the send queue that were never sent.
+    /// Bytes in the send queue that were never sent (tcpi_notsent_bytes).
     pub fn unsent(&self) -> u32 {
         self.0.notsent_bytes
     }
@@ -239,13 +245,19 @@ pub fn queued(socket: impl AsFd) -> io::Result<u64> {
     Ok(queued)
 }
 
-/// Bytes in the send queue: from the first that is not acknowledged to the last that was put there.
+/// Bytes in the send queue: from the first that is not acknowledged to the last that was put there. A FIN counts as one.
+///
+/// # Errors
+/// The descriptor is no TCP socket, or one that listens.
 pub fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
     queue_length(socket, libc::TIOCOUTQ)
 }
 
 /// Bytes received in order that nobody has read. Not for a socket in a sockmap, where some kernels
 /// (6.6.128+, 6.12.75+, 6.18.14+) always answer 0.
+///
+/// # Errors
+/// The descriptor is no TCP socket, or one that listens.
 pub fn unread(socket: impl AsFd) -> io::Result<u64> {
     queue_length(socket, libc::FIONREAD)
 }

@@ -1,5 +1,5 @@
-//! Every metric of Steer, by name, in one place. Labels are clusters, endpoints, listeners and
-//! closed enums; never a client.
+//! Every metric of Steer, by name, in one place (but for what BPF programs count, which is [registered](Metrics::register)
+//! by who loads them). Labels are clusters, endpoints, listeners and closed enums; never a client.
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -111,7 +111,7 @@ impl Metrics {
             ),
             splice_fallbacks: counter(
                 "steer_splice_fallback_total",
-                "Streams, or single directions of one, that a better path than the relay refused, by reason.",
+                "Streams (socket splice: also single directions) that are relayed instead of spliced, by reason.",
                 &["reason"],
             ),
             sock_gated: counter(

@@ -29,9 +29,6 @@ pub const MAX_BUFFER: usize = 64 * 1024;
 
 /// Source ports that are tried for one connection, should somebody else on this host use them.
 const PORT_TRIES: usize = 8;
-/// What `TCP_MAXSEG` takes (TCP_MIN_MSS and MAX_TCP_WINDOW, net/ipv4/tcp.c).
-pub(super) const MIN_MSS: u16 = 88;
-pub(super) const MAX_MSS: u16 = 32767;
 
 /// A connection that is to become a stream.
 #[derive(Debug)]
@@ -233,8 +230,8 @@ async fn connect_from(
     let socket = socket_for(endpoint)?;
     socket.set_reuseaddr(true)?;
     // An endpoint cannot be told of more, nor does it need to be: loopback alone has such large segments.
-    if let Some(mss) = mss.filter(|mss| *mss <= MAX_MSS) {
-        SockRef::from(&socket).set_tcp_mss(mss.max(MIN_MSS).into())?;
+    if let Some(mss) = mss.filter(|mss| mss <= config::MSS.end()) {
+        SockRef::from(&socket).set_tcp_mss(mss.max(*config::MSS.start()).into())?;
     }
     let connected = match socket.bind(source) {
         Ok(()) => socket.connect(endpoint).await,

@@ -5,13 +5,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
-use crate::config::{Cluster, ClusterIndex, Config, Listener, Route};
+use crate::config::{self, Cluster, ClusterIndex, Config, Listener, Route};
 use crate::kernel::host;
 use crate::kernel::route::{Hop, Routes};
-use crate::kernel::tcp_info::TcpInfo;
+use crate::kernel::tcp_info::{TIMESTAMP_BYTES, TcpInfo};
 
-/// Bytes of the timestamp option, with the two that align it. Every segment carries it if it was negotiated.
-const TIMESTAMP_OPTION: u32 = 12;
 /// Headers without options, of IP and TCP together.
 const IPV4_HEADERS: u32 = 40;
 const IPV6_HEADERS: u32 = 60;
@@ -35,7 +33,7 @@ impl ClientMss {
 /// TCP_MAXSEG limits the socket.
 pub(super) fn accepted_by_peer(info: &TcpInfo) -> u16 {
     // There is less room for payload, which the kernel tells, than the peer has announced.
-    let options = if info.options().timestamps { TIMESTAMP_OPTION } else { 0 };
+    let options = if info.options().timestamps { TIMESTAMP_BYTES } else { 0 };
     u16::try_from(info.send_mss() + options).unwrap_or(u16::MAX)
 }
 
@@ -67,7 +65,7 @@ fn of_routes(listener: &Listener, clusters: &[Cluster], routes: &Routes) -> Opti
             .filter_map(|address| of_route(address, &cluster.source_addresses, routes))
             .collect::<Vec<_>>()
     };
-    upgradable(listener).into_iter().flat_map(fits).min().filter(|mss| *mss <= super::connect::MAX_MSS)
+    upgradable(listener).into_iter().flat_map(fits).min().filter(|mss| mss <= config::MSS.end())
 }
 
 /// The clusters that streams of a listener can go to.
@@ -93,7 +91,7 @@ fn of_route(address: IpAddr, sources: &[IpAddr], routes: &Routes) -> Option<u16>
         let mtu = hop.map_err(io::Error::other).and_then(mtu);
         let mtu = mtu
             .inspect_err(|error| tracing::debug!(%address, %error, "the MTU towards an endpoint is unknown"));
-        let mss = mtu.ok()?.checked_sub(headers)?.max(super::connect::MIN_MSS.into());
+        let mss = mtu.ok()?.checked_sub(headers)?.max((*config::MSS.start()).into());
         Some(u16::try_from(mss).unwrap_or(u16::MAX))
     };
     sources.into_iter().filter_map(fits).min()
@@ -107,7 +105,6 @@ fn mtu(hop: Hop) -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
 
     fn listener(address: &str, second_route: &str) -> Option<u16> {
         let text = format!(

@@ -8,8 +8,9 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use proxy_common::packet::headers::tcp_flags;
 use socket2::SockRef;
-use steer::kernel::raw::{FLAG_RST, RawSender, Segment};
+use steer::kernel::raw::{RawSender, Segment};
 use steer::kernel::tcp_info::{self, TcpInfo, TcpOptions};
 use steer::kernel::{clock, repair};
 use steer_tests::require;
@@ -270,7 +271,7 @@ fn a_crafted_reset_is_believed_by_the_peer() {
                 destination: connection.near.peer_addr().unwrap(),
                 seq: repair::write_seq(&connection.near).unwrap(),
                 ack: repair::rcv_nxt(&connection.near).unwrap(),
-                flags: FLAG_RST,
+                flags: tcp_flags::RST,
                 window: 0,
                 timestamps,
             };
@@ -281,7 +282,8 @@ fn a_crafted_reset_is_believed_by_the_peer() {
             connection.far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             assert_eq!(connection.far.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
             let seen = connection.of_near();
-            let sent = seen.iter().find(|seen| seen.seq == segment.seq && seen.flags == FLAG_RST).unwrap();
+            let sent =
+                seen.iter().find(|seen| seen.seq == segment.seq && seen.flags == tcp_flags::RST).unwrap();
             assert_eq!((sent.ack, sent.timestamps), (segment.ack, timestamps));
         }
     }

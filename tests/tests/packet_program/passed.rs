@@ -64,78 +64,58 @@ fn shapes_that_may_be_of_a_flow_and_are_not_rewritten() {
     in_namespace(|lab| check(lab, SHAPES));
 }
 
-/// Where TCP begins in the frame.
-fn tcp(input: &Input) -> usize {
-    ETHERNET + if input.frame[12..14] == [8, 0] { 20 } else { 40 }
+fn is_v4(input: &Input) -> bool {
+    input.frame[12..14] == [8, 0]
 }
 
+/// Where TCP begins in the frame.
+fn tcp(input: &Input) -> usize {
+    ETHERNET + if is_v4(input) { 20 } else { 40 }
+}
+
+/// The byte whose upper half is the length of TCP's header in words.
+fn set_header_len(input: &mut Input, byte: u8) {
+    let at = tcp(input) + 12;
+    input.frame[at] = byte;
+}
+
+/// Leaves so many bytes from TCP's header on.
+fn cut_tcp(input: &mut Input, len: usize) {
+    let end = tcp(input) + len;
+    input.frame.truncate(end);
+}
+
+/// A packet of a flow that is left alone.
+const ODD: Row = Row { counts: &[Stat::PassShape], ..IGNORED };
+
 const SHAPES: &[Row] = &[
-    Row {
-        name: "a TCP header of four words",
-        input: |i| {
-            let at = tcp(i) + 12;
-            i.frame[at] = 0x40;
-        },
-        counts: &[Stat::PassShape],
-        ..IGNORED
-    },
-    Row {
-        name: "a TCP header of no words",
-        input: |i| {
-            let at = tcp(i) + 12;
-            i.frame[at] = 0;
-        },
-        counts: &[Stat::PassShape],
-        ..IGNORED
-    },
-    Row {
-        name: "a TCP header beyond the packet",
-        input: |i| {
-            let at = tcp(i) + 12;
-            i.frame[at] = 0xf0;
-        },
-        counts: &[Stat::PassShape],
-        ..IGNORED
-    },
+    Row { name: "a TCP header of four words", input: |i| set_header_len(i, 0x40), ..ODD },
+    Row { name: "a TCP header of no words", input: |i| set_header_len(i, 0), ..ODD },
+    Row { name: "a TCP header beyond the packet", input: |i| set_header_len(i, 0xf0), ..ODD },
     Row {
         name: "a TCP header beyond the packet, inside the frame",
         packet: |p, _| p.trailer = vec![0; 100],
-        input: |i| {
-            let at = tcp(i) + 12;
-            i.frame[at] = 0xf0;
-        },
-        counts: &[Stat::PassShape],
-        ..IGNORED
+        input: |i| set_header_len(i, 0xf0),
+        ..ODD
     },
     Row {
         name: "a packet longer than the frame",
         packet: |p, _| p.payload = vec![1; 500],
         input: |i| i.frame.truncate(400),
-        counts: &[Stat::PassShape],
-        ..IGNORED
+        ..ODD
     },
     Row {
         name: "options cut off",
         packet: |p, _| p.options = options::timestamps(1, 2),
-        input: |i| {
-            let end = tcp(i) + 25;
-            i.frame.truncate(end)
-        },
-        counts: &[Stat::PassShape],
-        ..IGNORED
+        input: |i| cut_tcp(i, 25),
+        ..ODD
     },
     Row {
         name: "an IP length shorter than TCP's header",
-        input: |i| if i.frame[12..14] == [8, 0] { i.frame[17] = 39 } else { i.frame[19] = 19 },
-        counts: &[Stat::PassShape],
-        ..IGNORED
+        input: |i| if is_v4(i) { i.frame[17] = 39 } else { i.frame[19] = 19 },
+        ..ODD
     },
-    Row {
-        name: "a frame for somebody else",
-        packet: |p, _| p.macs[5] = 9,
-        counts: &[Stat::PassShape],
-        ..IGNORED
-    },
+    Row { name: "a frame for somebody else", packet: |p, _| p.macs[5] = 9, ..ODD },
 ];
 
 /// Without a TCP header where it is expected there is no telling whether it is a flow's; they are not counted.
@@ -145,22 +125,8 @@ fn shapes_that_are_not_looked_at() {
 }
 
 const OTHERS: &[Row] = &[
-    Row {
-        name: "a TCP header that is cut",
-        input: |i| {
-            let end = tcp(i) + 19;
-            i.frame.truncate(end)
-        },
-        ..IGNORED
-    },
-    Row {
-        name: "no TCP header at all",
-        input: |i| {
-            let end = tcp(i);
-            i.frame.truncate(end)
-        },
-        ..IGNORED
-    },
+    Row { name: "a TCP header that is cut", input: |i| cut_tcp(i, 19), ..IGNORED },
+    Row { name: "no TCP header at all", input: |i| cut_tcp(i, 0), ..IGNORED },
     Row {
         name: "IP options",
         packet: |p, s| if s.conn.family == 4 { p.ip_options = vec![1; 4] } else { p.fragment = 1 },
@@ -173,11 +139,7 @@ const OTHERS: &[Row] = &[
     },
     Row { name: "a later fragment", packet: |p, _| p.fragment = 0x0010, ..IGNORED },
     Row { name: "the last fragment", packet: |p, _| p.fragment = 0x0008, ..IGNORED },
-    Row {
-        name: "UDP",
-        input: |i| if i.frame[12..14] == [8, 0] { i.frame[23] = 17 } else { i.frame[20] = 17 },
-        ..IGNORED
-    },
+    Row { name: "UDP", input: |i| if is_v4(i) { i.frame[23] = 17 } else { i.frame[20] = 17 }, ..IGNORED },
     Row { name: "another version of IP", input: |i| i.frame[14] ^= 0x20, ..IGNORED },
     Row {
         name: "an EtherType of neither",

@@ -11,7 +11,7 @@ use proxy_common::flow::{Conn, DirFixed, DirLive, Flow, FlowRef, bits, state};
 
 use super::records::{Records, Words};
 
-/// All records, and which of them are free.
+/// All records, and which of them are free. Methods panic if there is no record with the index.
 #[derive(Debug)]
 pub struct Conns {
     records: Records,
@@ -60,6 +60,7 @@ impl Conns {
         self.capacity() - self.free_list().queue.len() as u32
     }
 
+    /// How many records there are.
     pub fn capacity(&self) -> u32 {
         self.records.count()
     }
@@ -107,7 +108,7 @@ impl Conns {
         self.records.snapshot(conn)
     }
 
-    /// Sets [`DirLive::own_end`] of a direction.
+    /// Sets [`DirLive::own_end`] of a direction (a sequence number in host order, like those below).
     pub fn set_own_end(&self, flow: FlowRef, end: u32) {
         self.live(flow, offset_of!(DirLive, own_end)).store(end, Ordering::Release);
     }

@@ -2,15 +2,16 @@
 //! lists all maps to whoever may see them.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use aya::maps::{MapInfo, MapType, loaded_maps};
 use proxy_common::abi;
-use proxy_common::flow::{Conn, DirFixed, Direction, state};
+use proxy_common::flow::{Conn, Direction, state};
 
 use super::super::maps::into_io;
+use super::key::Ends;
 use super::records::Records;
 
 /// How often a record is looked at again that changed meanwhile.
@@ -45,16 +46,19 @@ pub struct Found {
 /// A stream as its record tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
+    /// The peer of the downstream connection.
     pub client: SocketAddr,
     /// Where the client connected to.
     pub listener: SocketAddr,
     /// Where Steer connected from.
     pub source: SocketAddr,
+    /// The peer of the upstream connection.
     pub endpoint: SocketAddr,
     /// One of [`state`], not OFF.
     pub state: u32,
     /// xxh64 of the cluster's name.
     pub cluster: u64,
+    /// `None`: there was no hash key and the endpoint was chosen at random.
     pub key_hash: Option<u64>,
     pub opened_unix_ms: u64,
     /// Payload bytes by [`Direction`], with those that userspace had moved before.
@@ -125,16 +129,15 @@ fn read(records: &Records, conn: u32) -> Option<Conn> {
 
 fn stream(conn: &Conn, now_ns: u64) -> Stream {
     let [to_upstream, to_downstream] = &conn.flows;
-    let family = conn.family;
     let last_payload_ns = to_upstream.live.last_payload_ns.max(to_downstream.live.last_payload_ns);
-    let [source, endpoint] = addresses(&to_upstream.fixed, family);
-    let [listener, client] = addresses(&to_downstream.fixed, family);
+    let downstream = Ends::of(conn, Direction::ToUpstream);
+    let upstream = Ends::of(conn, Direction::ToDownstream);
     let by_direction = |count: fn(&Conn, usize) -> u64| Direction::BOTH.map(|way| count(conn, way as usize));
     Stream {
-        client,
-        listener,
-        source,
-        endpoint,
+        client: downstream.peer,
+        listener: downstream.local,
+        source: upstream.local,
+        endpoint: upstream.peer,
         state: conn.state,
         cluster: conn.cluster,
         key_hash: (conn.has_key == 1).then_some(conn.key_hash),
@@ -145,24 +148,10 @@ fn stream(conn: &Conn, now_ns: u64) -> Stream {
     }
 }
 
-/// What packets get as source and destination.
-fn addresses(fixed: &DirFixed, family: u32) -> [SocketAddr; 2] {
-    let ip = |wire: [u32; 4]| -> IpAddr {
-        match family {
-            4 => Ipv4Addr::from(wire[0].to_ne_bytes()).into(),
-            _ => Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(wire)).into(),
-        }
-    };
-    let [a, b, c, d] = fixed.to_ports.to_ne_bytes();
-    [
-        SocketAddr::new(ip(fixed.to_source), u16::from_be_bytes([a, b])),
-        SocketAddr::new(ip(fixed.to_destination), u16::from_be_bytes([c, d])),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use bytemuck::Zeroable as _;
+    use proxy_common::flow::DirFixed;
 
     use super::super::{wire_address, wire_ports};
     use super::*;

@@ -26,6 +26,7 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// Links where there are any.
     pub fn of_this_kernel() -> Self {
         // A kernel that does not tell its version is an odd one; what is older works everywhere.
         let version = KernelVersion::current().ok();
@@ -62,6 +63,7 @@ pub enum AttachError {
 }
 
 impl AttachError {
+    /// The reason of streams that are relayed because of it.
     pub fn reason(&self) -> Reason {
         Reason::Interface
     }

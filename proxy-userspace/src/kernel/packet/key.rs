@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use proxy_common::flow::{FlowKey4, FlowKey6};
+use proxy_common::flow::{Conn, Direction, FlowKey4, FlowKey6};
 
 /// A flow by the addresses of its packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +30,12 @@ impl FlowKey {
             }
         }
     }
+
+    /// The key of one of a record's flows.
+    pub fn of(record: &Conn, direction: Direction) -> Self {
+        let Ends { local, peer } = Ends::of(record, direction);
+        Self::new(peer, local)
+    }
 }
 
 /// Two ports as a native load of the first four bytes of a TCP header reads them.
@@ -46,6 +52,32 @@ pub fn wire_address(address: IpAddr) -> [u32; 4] {
     }
 }
 
+/// The two ends of one of a record's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// The proxy's.
+    pub local: SocketAddr,
+    /// The client's or the endpoint's.
+    pub peer: SocketAddr,
+}
+
+impl Ends {
+    /// Of the connection *from* whose peer the packets of `direction` come.
+    pub fn of(record: &Conn, direction: Direction) -> Self {
+        // What goes the other way leaves on it.
+        let fixed = &record.flows[direction.opposite() as usize].fixed;
+        let ip = |words: [u32; 4]| match record.family {
+            6 => IpAddr::V6(Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(words))),
+            _ => IpAddr::V4(Ipv4Addr::from(words[0].to_ne_bytes())),
+        };
+        let [a, b, c, d] = fixed.to_ports.to_ne_bytes();
+        Self {
+            local: SocketAddr::new(ip(fixed.to_source), u16::from_be_bytes([a, b])),
+            peer: SocketAddr::new(ip(fixed.to_destination), u16::from_be_bytes([c, d])),
+        }
+    }
+}
+
 fn wire4(address: Ipv4Addr) -> u32 {
     u32::from_ne_bytes(address.octets())
 }
@@ -56,6 +88,8 @@ fn wire6(address: Ipv6Addr) -> [u32; 4] {
 
 #[cfg(test)]
 mod tests {
+    use bytemuck::Zeroable as _;
+
     use super::*;
 
     fn socket(text: &str) -> SocketAddr {
@@ -90,5 +124,20 @@ mod tests {
         let plain = FlowKey::new(socket("10.0.0.1:1"), socket("10.0.0.2:80"));
         let mapped = FlowKey::new(socket("[::ffff:10.0.0.1]:1"), socket("[::ffff:10.0.0.2]:80"));
         assert_eq!(plain, mapped);
+    }
+
+    #[test]
+    fn a_record_tells_the_ends_it_was_made_of() {
+        for (family, local, peer) in
+            [(4, "192.0.2.9:80", "192.0.2.1:50000"), (6, "[2001:db8::9]:80", "[2001:db8::1]:50000")]
+        {
+            let ends = Ends { local: socket(local), peer: socket(peer) };
+            let mut record = Conn { family, ..Conn::zeroed() };
+            let fixed = &mut record.flows[Direction::ToDownstream as usize].fixed;
+            fixed.to_source = wire_address(ends.local.ip());
+            fixed.to_destination = wire_address(ends.peer.ip());
+            fixed.to_ports = wire_ports(ends.local.port(), ends.peer.port());
+            assert_eq!(Ends::of(&record, Direction::ToUpstream), ends);
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to.
+//! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to. The programs
+//! need Linux 5.17 (bpf_loop).
 
 mod conns;
 pub mod inspect;
@@ -20,7 +21,7 @@ use proxy_common::stat::Stat;
 
 pub use conns::Conns;
 pub use interfaces::{AttachError, Hook};
-pub use key::{FlowKey, wire_address, wire_ports};
+pub use key::{Ends, FlowKey, wire_address, wire_ports};
 
 use super::events::Events;
 use super::loader::{self, Capability, LoadError};
@@ -51,6 +52,7 @@ pub enum InsertError {
 }
 
 impl InsertError {
+    /// The reason of streams that are relayed because of it.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Full => Reason::MapFull,
@@ -87,13 +89,21 @@ impl fmt::Debug for PacketKernel {
 }
 
 impl PacketKernel {
-    /// Loads programs and maps for `max_conns` sessions. `mark` and the number behind it are the packet marks of
-    /// hand-overs. Must be called inside a tokio runtime, which the event ring joins.
+    /// Loads programs and maps for `max_conns` sessions (2 or more; [`inspect`] takes a map of one for unused). `mark` and
+    /// the number behind it are the packet marks of hand-overs. Must be called inside a tokio runtime, which the event
+    /// ring joins.
+    ///
+    /// # Errors
+    /// There is no BPF object, a capability is missing (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW), or the kernel
+    /// refuses.
     pub fn load(max_conns: u32, mark: u32) -> Result<(Self, FlowEvents), LoadError> {
         Self::load_for(Hook::of_this_kernel(), max_conns, mark)
     }
 
     /// The same for a given kind of hook.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
     pub fn load_for(hook: Hook, max_conns: u32, mark: u32) -> Result<(Self, FlowEvents), LoadError> {
         let mut loader = EbpfLoader::new();
         loader::shrink(&mut loader, &maps::MAPS);
@@ -150,11 +160,15 @@ impl PacketKernel {
         }
     }
 
+    /// The records of sessions.
     pub fn conns(&self) -> &Conns {
         &self.conns
     }
 
-    /// What the programs have counted, summed over CPUs.
+    /// What the programs have counted since they were loaded, summed over CPUs.
+    ///
+    /// # Errors
+    /// The kernel does not let the map be read.
     pub fn stats(&self) -> io::Result<Vec<(Stat, u64)>> {
         let sum = |stat: &Stat| {
             let of_cpus = self.stats.get(&stat.number(), 0).map_err(into_io)?;

@@ -14,14 +14,14 @@ use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh64::xxh64;
 
 use super::PacketSplice;
-use super::decide::{Plan, TIMESTAMP_BYTES, decide};
+use super::decide::{Plan, decide};
 use super::hand_over::{HandOver, Switched};
 use super::lanes::{Fin, Lanes};
 use super::record::Record;
 use crate::config::SpliceMode;
 use crate::kernel::clock;
 use crate::kernel::repair;
-use crate::kernel::tcp_info::{self, TcpInfo};
+use crate::kernel::tcp_info::{self, TIMESTAMP_BYTES, TcpInfo};
 use crate::splice::relay::{self, Broken};
 use crate::splice::{End, Refused, Session};
 use crate::telemetry::flows::FlowGuard;

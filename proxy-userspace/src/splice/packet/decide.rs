@@ -6,13 +6,10 @@ use bytemuck::Zeroable as _;
 use proxy_common::flow::{DirFixed, Direction, flags, output};
 use proxy_common::reason::Reason;
 
-use super::wire;
 use crate::kernel::host::InterfaceKind;
+use crate::kernel::packet::{wire_address, wire_ports};
 use crate::kernel::route::Hop;
-use crate::kernel::tcp_info::TcpOptions;
-
-/// Bytes of the timestamp option in each segment; a segment's payload is that much less than the MSS.
-pub(super) const TIMESTAMP_BYTES: u32 = 12;
+use crate::kernel::tcp_info::{TIMESTAMP_BYTES, TcpOptions};
 
 /// What holds for the whole host.
 #[derive(Debug, Clone, Copy)]
@@ -88,9 +85,9 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
     let flow = |direction: Direction| {
         let (from, to) = (direction as usize, direction.opposite() as usize);
         DirFixed {
-            to_source: wire::address(legs[to].local.ip()),
-            to_destination: wire::address(legs[to].peer.ip()),
-            to_ports: wire::ports(legs[to].local, legs[to].peer),
+            to_source: wire_address(legs[to].local.ip()),
+            to_destination: wire_address(legs[to].peer.ip()),
+            to_ports: wire_ports(legs[to].local.port(), legs[to].peer.port()),
             // Not looked at without timestamps.
             ts_offset: legs[to].timestamp_offset.unwrap_or(0),
             ifindex: hops[to].ifindex,

@@ -17,7 +17,6 @@ mod record;
 mod segments;
 mod survey;
 mod table;
-mod wire;
 
 use std::io;
 use std::sync::Arc;
@@ -51,6 +50,7 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// The reason of streams that are relayed because of it.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Load(error) => error.reason(),
@@ -76,6 +76,9 @@ pub struct PacketSplice {
 impl PacketSplice {
     /// Loads the programs; they are attached to an interface when the first stream comes over it. Must be called inside
     /// a tokio runtime, and blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// The kernel does not take the programs, or a capability or a descriptor is missing.
     pub fn start(telemetry: Arc<Telemetry>, config: &config::PacketSplice) -> Result<Arc<Self>, StartError> {
         let (kernel, events) = PacketKernel::load(config.max_streams, config.mark)?;
         let used = telemetry.metrics.packet_streams.with_label_values(&["used"]);
@@ -103,8 +106,10 @@ impl PacketSplice {
         }))
     }
 
-    /// Returns when the kernel has the stream, or when it is over; or gives it back whole. Dropping the future resets
-    /// both connections.
+    /// Returns when the kernel has the stream, or when it is over. Dropping the future resets both connections.
+    ///
+    /// # Errors
+    /// The session is given back whole, with the reason why it is not spliced.
     pub async fn carry(&self, session: Session) -> Result<(), Box<Refused>> {
         let began = Instant::now();
         let mut approach = Approach::begin(self, session).await?;

@@ -9,7 +9,7 @@ use proxy_common::flow::{Conn, DirLive, Direction, Flow, FlowRef, bits, state};
 use proxy_common::reason::Reason;
 use tokio::sync::Notify;
 
-use super::{segments, wire};
+use super::segments;
 use crate::kernel::packet::{FlowKey, PacketKernel};
 use crate::kernel::raw::{RawSender, Segment};
 use crate::telemetry::flows::KernelBytes;
@@ -60,7 +60,8 @@ impl Record {
         records.used.set(kernel.conns().used().into());
         let record = Self { records: Arc::clone(records), conn, generation };
         for direction in Direction::BOTH {
-            kernel.insert(&key(&content, direction), FlowRef::new(conn, direction)).map_err(|error| {
+            let (key, flow) = (FlowKey::of(&content, direction), FlowRef::new(conn, direction));
+            kernel.insert(&key, flow).map_err(|error| {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a stream cannot be spliced");
                 error.reason()
             })?;
@@ -145,16 +146,12 @@ impl Drop for Record {
     fn drop(&mut self) {
         let content = self.snapshot();
         for direction in Direction::BOTH {
-            self.records.kernel.remove(&key(&content, direction), FlowRef::new(self.conn, direction));
+            let (key, flow) = (FlowKey::of(&content, direction), FlowRef::new(self.conn, direction));
+            self.records.kernel.remove(&key, flow);
         }
         self.records.retired.lock().unwrap_or_else(PoisonError::into_inner).push(self.conn);
         self.records.changed.notify_one();
     }
-}
-
-fn key(record: &Conn, direction: Direction) -> FlowKey {
-    let ends = wire::ends(record, direction);
-    FlowKey::new(ends.peer, ends.local)
 }
 
 /// The payload that the kernel has forwarded for a stream.

@@ -2,17 +2,18 @@
 //! get if it were asked, or told of the end.
 
 use proxy_common::flow::{Conn, Direction, flags, ts_state};
+use proxy_common::packet::headers::tcp_flags;
 use proxy_common::packet::{rewrite, seq};
 
-use super::wire;
 use crate::kernel::clock;
-use crate::kernel::raw::{self, Segment};
+use crate::kernel::packet::Ends;
+use crate::kernel::raw::Segment;
 
 /// A keepalive probe for the peer that `from` comes from: a segment with nothing in it, one before what the
 /// peer expects, which has to be answered.
 pub(super) fn probe(record: &Conn, from: Direction) -> Segment {
     let expected = record.flows[from as usize].live.ack_end;
-    segment(record, from, expected.wrapping_sub(1), raw::FLAG_ACK)
+    segment(record, from, expected.wrapping_sub(1), tcp_flags::ACK)
 }
 
 /// An acknowledgement, during the hand-over, for the peer that `from` comes from: of what the local socket has received
@@ -27,7 +28,7 @@ pub(super) fn acknowledgement(record: &Conn, from: Direction, received: u32) -> 
         (u32::from(to.live.window) << to.fixed.window_left).saturating_sub(ack.wrapping_sub(forwarded));
     let window = u16::try_from(left >> to.fixed.window_right).unwrap_or(u16::MAX);
     let expected = record.flows[from as usize].live.ack_end;
-    Segment { ack, window, ..segment(record, from, expected, raw::FLAG_ACK) }
+    Segment { ack, window, ..segment(record, from, expected, tcp_flags::ACK) }
 }
 
 /// RSTs for the peer that `from` comes from. It believes one with just the number that it expects: what it
@@ -36,12 +37,12 @@ pub(super) fn resets(record: &Conn, from: Direction) -> impl Iterator<Item = Seg
     let acknowledged = record.flows[from as usize].live.ack_end;
     let to = &record.flows[from.opposite() as usize];
     let sent = to.live.seq_end.wrapping_add(to.fixed.seq_delta);
-    let reset = move |seq| segment(record, from, seq, raw::FLAG_RST | raw::FLAG_ACK);
+    let reset = move |seq| segment(record, from, seq, tcp_flags::RST | tcp_flags::ACK);
     [Some(acknowledged), (sent != acknowledged).then_some(sent)].into_iter().flatten().map(reset)
 }
 
-fn segment(record: &Conn, from: Direction, seq: u32, tcp_flags: u8) -> Segment {
-    let ends = wire::ends(record, from);
+fn segment(record: &Conn, from: Direction, seq: u32, flag_bits: u8) -> Segment {
+    let ends = Ends::of(record, from);
     let to = &record.flows[from.opposite() as usize];
     let live = &record.flows[from as usize].live;
     let has_timestamps = record.flags & flags::TIMESTAMPS != 0;
@@ -50,7 +51,7 @@ fn segment(record: &Conn, from: Direction, seq: u32, tcp_flags: u8) -> Segment {
         destination: ends.peer,
         seq,
         ack: live.seq_end,
-        flags: tcp_flags,
+        flags: flag_bits,
         window: rewrite::window(to.live.window, &to.fixed),
         timestamps: has_timestamps.then(|| (timestamp(record, from), live.ts_value)),
     }

@@ -5,177 +5,33 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
 
+mod net;
+mod stall;
+
 use std::io::Read as _;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use steer::config::SpliceMode;
-use steer::kernel::maps::Entries;
-use steer::splice::sock::SockSplice;
 use steer::splice::{End, Session};
-use steer::telemetry::Telemetry;
-use steer::telemetry::flows::FlowInfo;
 use steer_tests::require;
-use steer_tests::topology::Topology;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+
+use crate::net::{Legs, Net, ONE_SESSION, with_net};
 
 const MIB: usize = 1 << 20;
 /// Far above anything that passes; a test that gets there hangs.
 const HANG: Duration = Duration::from_secs(60);
-
-/// Both legs of a stream: what the peers hold, and what the proxy holds.
-struct Legs {
-    client: TcpStream,
-    downstream: TcpStream,
-    upstream: TcpStream,
-    backend: TcpStream,
-}
-
-struct Net {
-    topology: Topology,
-    front: TcpListener,
-    endpoint: TcpListener,
-    splice: Arc<SockSplice>,
-    telemetry: Arc<Telemetry>,
-}
-
-impl Net {
-    fn new() -> Self {
-        let topology = Topology::new(1).unwrap();
-        let listen = |address: SocketAddr| move || TcpListener::bind(address).unwrap();
-        let front = topology.proxy.run(listen((Topology::PROXY, 8080).into())).unwrap();
-        let endpoint = topology.endpoints[0].run(listen((Topology::endpoint(0), 3000).into())).unwrap();
-        let telemetry = Telemetry::new();
-        let splice = SockSplice::start(Arc::clone(&telemetry)).expect("the socket splice starts");
-        Self { topology, front, endpoint, splice, telemetry }
-    }
-
-    fn legs(&self, count: usize) -> Vec<Legs> {
-        // The thread that connects must be in the namespace; accepting works from anywhere.
-        let connect = |netns: &steer_tests::netns::NetNs, listener: &TcpListener| {
-            let address = listener.local_addr().unwrap();
-            let pair = || {
-                let near = std::net::TcpStream::connect(address).unwrap();
-                (near, listener.accept().unwrap().0)
-            };
-            netns.run(|| (0..count).map(|_| pair()).collect::<Vec<_>>()).unwrap()
-        };
-        let front = connect(&self.topology.clients, &self.front);
-        let back = connect(&self.topology.proxy, &self.endpoint);
-        let tokio = |stream: std::net::TcpStream| {
-            stream.set_nonblocking(true).unwrap();
-            stream.set_nodelay(true).unwrap();
-            TcpStream::from_std(stream).unwrap()
-        };
-        front
-            .into_iter()
-            .zip(back)
-            .map(|((client, downstream), (upstream, backend))| Legs {
-                client: tokio(client),
-                downstream: tokio(downstream),
-                upstream: tokio(upstream),
-                backend: tokio(backend),
-            })
-            .collect()
-    }
-
-    fn session(
-        &self,
-        downstream: TcpStream,
-        upstream: TcpStream,
-        [to_upstream, to_downstream]: [Bytes; 2],
-        idle_timeout: Option<Duration>,
-    ) -> Session {
-        let info = FlowInfo {
-            client: downstream.peer_addr().unwrap(),
-            cluster: "sio".into(),
-            endpoint: upstream.peer_addr().unwrap(),
-            key_hash: None,
-        };
-        let flow = self.telemetry.flows.open(info);
-        let mode = SpliceMode::Sockmap;
-        Session { downstream, upstream, source: None, to_upstream, to_downstream, mode, idle_timeout, flow }
-    }
-
-    /// Splices fresh legs; the peers' ends are returned.
-    fn spliced(&self, idle_timeout: Option<Duration>) -> (TcpStream, TcpStream, JoinHandle<()>) {
-        let Legs { client, downstream, upstream, backend } = self.legs(1).remove(0);
-        let session = self.session(downstream, upstream, Default::default(), idle_timeout);
-        let splice = Arc::clone(&self.splice);
-        let carried = tokio::spawn(async move {
-            splice.carry(session).await.expect("the session is spliced");
-        });
-        (client, backend, carried)
-    }
-
-    fn ended(&self, end: &str) -> u64 {
-        self.telemetry.metrics.streams_closed.with_label_values(&["sio", end]).get()
-    }
-
-    fn fallbacks(&self, reason: &str) -> u64 {
-        self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason]).get()
-    }
-
-    async fn expect_entries(&self, expected: Entries) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while self.splice.entries() != expected {
-            assert!(Instant::now() < deadline, "{:?}, not {expected:?}", self.splice.entries());
-            sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-const NO_ENTRIES: Entries = Entries { target: 0, source: 0, flow: 0, credit: 0 };
-const ONE_SESSION: Entries = Entries { target: 2, source: 2, flow: 2, credit: 2 };
-
-/// Runs a test with the splice, and checks that nothing of it is left.
-fn with_net<F: Future<Output = ()>>(test: impl FnOnce(Arc<Net>) -> F) {
-    if !require::root() {
-        return;
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let net = Arc::new(Net::new());
-        let before = open_descriptors();
-        test(Arc::clone(&net)).await;
-        assert_eq!(net.telemetry.flows.len(), 0, "streams are left");
-        net.expect_entries(NO_ENTRIES).await;
-        assert_eq!(open_descriptors(), before, "descriptors are left");
-    });
-}
-
-fn open_descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
 
 /// Bytes that depend on seed and position.
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     SmallRng::seed_from_u64(seed).fill(&mut bytes[..]);
     bytes
-}
-
-/// The same in pieces, for streams that nobody wants in memory.
-struct Pattern(SmallRng);
-
-impl Pattern {
-    fn new(seed: u64) -> Self {
-        Self(SmallRng::seed_from_u64(seed))
-    }
-
-    /// `len` must be the same multiple of 8 at each call on both sides.
-    fn next(&mut self, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.0.fill(&mut bytes[..]);
-        bytes
-    }
 }
 
 /// What one peer does with its connection.
@@ -436,126 +292,4 @@ fn idle_streams_are_closed() {
         timeout(HANG, carried).await.unwrap().unwrap();
         assert_eq!(net.ended("idle_timeout"), 1);
     });
-}
-
-const PIECE: usize = 64 * 1024;
-
-/// Sends until told to stop; returns how many pieces went out whole.
-async fn flood(
-    mut writer: impl AsyncWriteExt + Unpin,
-    seed: u64,
-    stop: Arc<std::sync::atomic::AtomicBool>,
-    sent: Arc<std::sync::atomic::AtomicUsize>,
-) -> usize {
-    use std::sync::atomic::Ordering::Relaxed;
-    let mut pattern = Pattern::new(seed);
-    let mut pieces = 0;
-    while !stop.load(Relaxed) {
-        writer.write_all(&pattern.next(PIECE)).await.unwrap();
-        pieces += 1;
-        sent.store(pieces * PIECE, Relaxed);
-    }
-    writer.shutdown().await.unwrap();
-    pieces
-}
-
-/// Reads to the end and compares; returns how many pieces there were.
-async fn check_flood(mut reader: impl AsyncReadExt + Unpin, seed: u64) -> usize {
-    let mut pattern = Pattern::new(seed);
-    let mut piece = vec![0; PIECE];
-    let mut pieces = 0;
-    loop {
-        match reader.read_exact(&mut piece).await {
-            Ok(_) => assert!(piece == pattern.next(PIECE), "piece {pieces} differs"),
-            Err(error) => {
-                assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
-                return pieces;
-            }
-        }
-        pieces += 1;
-    }
-}
-
-fn available_memory() -> usize {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
-}
-
-fn stall() -> Duration {
-    Duration::from_secs(if require::long() { 20 } else { 5 })
-}
-
-/// What a stream may have under way: the largest buffers that TCP gives itself on four sockets, and
-/// the credit. Without the gate it is a gigabyte after a second.
-const UNDER_WAY: usize = 80 * MIB;
-/// Others use the machine too.
-const MEMORY_NOISE: usize = 1024 * MIB;
-
-/// Nobody reads for a while, at one side or at both, while the other sends at full speed; then all
-/// of it arrives.
-async fn stalled(net: Arc<Net>, from_client: bool, from_backend: bool) {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-    let (client, backend, carried) = net.spliced(None);
-    net.expect_entries(ONE_SESSION).await;
-    let (client_read, client_write) = client.into_split();
-    let (backend_read, backend_write) = backend.into_split();
-    let stop = Arc::new(AtomicBool::new(false));
-    let sent = [Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0))];
-    let memory = available_memory();
-
-    let until = |sends: bool| if sends { Arc::clone(&stop) } else { Arc::new(true.into()) };
-    let up = tokio::spawn(flood(client_write, 1, until(from_client), Arc::clone(&sent[0])));
-    let down = tokio::spawn(flood(backend_write, 2, until(from_backend), Arc::clone(&sent[1])));
-
-    let mut early = [0; 2];
-    let end = Instant::now() + stall();
-    while Instant::now() < end {
-        sleep(Duration::from_millis(100)).await;
-        let now = [sent[0].load(Relaxed), sent[1].load(Relaxed)];
-        assert!(now.iter().all(|&sent| sent < UNDER_WAY), "{now:?} bytes went nowhere");
-        let used = memory.saturating_sub(available_memory());
-        assert!(used < MEMORY_NOISE, "{used} bytes of memory are gone");
-        if end - Instant::now() > stall() / 2 {
-            early = now;
-        }
-    }
-    let late = [sent[0].load(Relaxed), sent[1].load(Relaxed)];
-    eprintln!("sent without a reader: {early:?} after half the time, {late:?} at its end");
-    assert_eq!(early, late, "it still grows");
-
-    let readers = Instant::now();
-    let backend_check = tokio::spawn(check_flood(backend_read, 1));
-    let client_check = tokio::spawn(check_flood(client_read, 2));
-    sleep(Duration::from_secs(1)).await;
-    stop.store(true, Relaxed);
-    let all = async {
-        (up.await.unwrap(), down.await.unwrap(), backend_check.await.unwrap(), client_check.await.unwrap())
-    };
-    let (up, down, got_up, got_down) = timeout(HANG, all).await.expect("the readers get all");
-    assert_eq!((up, down), (got_up, got_down));
-    timeout(HANG, carried).await.unwrap().unwrap();
-    eprintln!(
-        "{} MiB in all; ended {:?} after the readers began; {} gated",
-        (up + down) * PIECE / MIB,
-        readers.elapsed(),
-        net.fallbacks("gated")
-    );
-    assert!(net.fallbacks("gated") >= 1);
-    assert_eq!(net.ended("finished"), 1);
-}
-
-#[test]
-fn a_stalled_client_holds_back_the_backend() {
-    with_net(|net| stalled(net, false, true));
-}
-
-#[test]
-fn a_stalled_backend_holds_back_the_client() {
-    with_net(|net| stalled(net, true, false));
-}
-
-#[test]
-fn two_stalled_sides_hold_back_each_other() {
-    with_net(|net| stalled(net, true, true));
 }
