@@ -5,7 +5,7 @@
 //! cargo build --release && cargo bench -p steer-tests --bench packet_splice
 //! ```
 //!
-//! Needs root. `STEER_BENCH_ROUNDS` (5) and `STEER_BENCH_SECONDS` (2, for each measurement) set the size.
+//! Needs root. `STEER_BENCH_ROUNDS` (15) and `STEER_BENCH_SECONDS` (1, for each measurement) set the size.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -34,8 +34,8 @@ fn main() -> Result<()> {
     if !require::root() {
         return Ok(());
     }
-    let rounds = number("STEER_BENCH_ROUNDS", 5)?;
-    let span = Duration::from_secs(number("STEER_BENCH_SECONDS", 2)?);
+    let rounds = number("STEER_BENCH_ROUNDS", 15)?;
+    let span = Duration::from_secs(number("STEER_BENCH_SECONDS", 1)?);
     let topology = Topology::new(1)?;
     topology.route_directly()?;
     let endpoint = topology.endpoint_addresses(3000)[0];
