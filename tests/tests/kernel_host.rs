@@ -30,7 +30,7 @@ fn run(netns: &NetNs, program: &str, arguments: &[&str]) {
 
 /// Two interfaces, one of which has two addresses, and routes of each kind.
 fn network() -> [NetNs; 2] {
-    let (here, there) = (NetNs::new("steer-t", "here").unwrap(), NetNs::new("steer-k", "there").unwrap());
+    let (here, there) = (NetNs::new("steer-t", "here").unwrap(), NetNs::new("steer-t", "there").unwrap());
     for (link, arguments) in [
         ("one", ["10.73.1.1/24", "10.73.1.9/24", "fd73:1::1/64"]),
         ("two", ["10.73.2.1/24", "10.73.2.9/24", "fd73:2::1/64"]),

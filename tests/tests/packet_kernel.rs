@@ -33,7 +33,7 @@ struct Network {
 impl Network {
     fn new() -> Self {
         let network =
-            Self { near: NetNs::new("steer-t", "near").unwrap(), far: NetNs::new("steer-k", "far").unwrap() };
+            Self { near: NetNs::new("steer-t", "near").unwrap(), far: NetNs::new("steer-t", "far").unwrap() };
         network.join(&[]);
         network
     }
