@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use crate::net::{Net, Path, on_every_path};
+use crate::net::{Family, Net, Path, Setup, on, on_every_path};
 use crate::stream::{HANG, Learned, Side, learned, learned_by_writing, reset, say};
 
 #[test]
@@ -97,6 +97,32 @@ fn when_the_proxy_stops_both_sides_are_reset() {
         }
         assert!(net.steer.process().wait(HANG).unwrap().success());
     });
+}
+
+/// A stream that its endpoint does not read stays in its hand-over, with sockets.
+#[test]
+fn when_the_proxy_stops_in_a_hand_over_both_sides_are_reset() {
+    for family in [Family::V4, Family::V6] {
+        on(Setup::new(Path::Packet, family).with("hand_over_within: 1s"), |net| {
+            let mut stream = (0..5)
+                .find_map(|_| {
+                    let mut stream = net.open();
+                    stream.client.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+                    // Until nobody takes any more.
+                    while stream.client.write(&[1; 65_536]).is_ok() {}
+                    // Long past the moment of the switch.
+                    std::thread::sleep(Duration::from_millis(1500));
+                    let row = net.row(&stream).unwrap();
+                    // The switch may have come before the flood.
+                    (row["path"] == "packet" && !net.sockets_of(&stream).is_empty()).then_some(stream)
+                })
+                .expect("a stream in its hand-over");
+            net.steer.process().signal(libc::SIGTERM).unwrap();
+            assert_eq!(learned(&mut stream.client, HANG), Learned::Reset);
+            assert_eq!(learned(&mut stream.backend, HANG), Learned::Reset);
+            assert!(net.steer.process().wait(HANG).unwrap().success());
+        });
+    }
 }
 
 fn expect_ends(net: &Net<'_>, end: &str, streams: u64) {

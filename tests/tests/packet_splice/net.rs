@@ -190,7 +190,7 @@ impl<'n> Net<'n> {
         self.steer.flows().unwrap().into_iter().find(|row| row["client"] == client.as_str())
     }
 
-    fn sockets_of(&self, stream: &Stream) -> Vec<sockets::Tuple> {
+    pub(crate) fn sockets_of(&self, stream: &Stream) -> Vec<sockets::Tuple> {
         let mut all = self.topology.proxy.run(sockets::tcp).unwrap().unwrap();
         let tuples = stream.proxy_tuples();
         all.retain(|one| one.state == State::Connection && tuples.contains(&(one.local, one.remote)));

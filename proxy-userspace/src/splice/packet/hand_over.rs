@@ -42,8 +42,10 @@ const SLOW_LOOK: Duration = Duration::from_millis(16);
 /// A session after the switch, as long as its sockets are there. Dropping it resets both connections.
 pub(super) struct HandOver<'a> {
     pub(super) splice: &'a PacketSplice,
-    pub(super) lanes: Lanes,
+    /// Dropped before the sockets: as long as the keys are there, the egress program takes the sockets' RSTs for those of a
+    /// stack that does not know the stream, and the peers would hear of its end only when they send something.
     pub(super) watcher: Switched,
+    pub(super) lanes: Lanes,
     pub(super) source: Option<Lease>,
     pub(super) flow: FlowGuard,
     pub(super) idle_timeout: Option<Duration>,
