@@ -2,7 +2,7 @@
 //! figures include what the test run itself costs, as `egress, not marked` shows. Needs root and the BPF object:
 //!
 //! ```text
-//! cargo run -p steer-tests --example packet_cost
+//! cargo run --release -p steer-tests --example packet_cost [PART-OF-A-NAME]
 //! ```
 #![allow(clippy::unwrap_used, reason = "a tool for developers")]
 
@@ -60,6 +60,9 @@ fn main() {
 }
 
 fn report(lab: &mut Lab, hook: Hook, name: &str, packet: impl Fn(&Session) -> Packet) {
+    if std::env::args().nth(1).is_some_and(|part| !name.contains(&part)) {
+        return;
+    }
     let [v4, v6] = Family::BOTH.map(|family| {
         // What one run leaves is the next one's packet.
         let session = Session::identity(family);

@@ -30,7 +30,19 @@ impl Difference {
     /// What becomes of a checksum field (wire) over the words.
     #[inline(always)]
     pub const fn apply(self, check: u16) -> u16 {
-        !fold16(!check as u32 as u64 + self.folded() as u64)
+        !self.add_to(!check)
+    }
+
+    /// What becomes of the folded sum of the words: what a checksum field holds that an offloading device completes.
+    #[inline(always)]
+    pub const fn add_to(self, sum: u16) -> u16 {
+        fold16(sum as u64 + self.0)
+    }
+
+    /// The opposite change of a sum.
+    #[inline(always)]
+    pub const fn negative(self) -> Self {
+        Self(!self.folded() as u64)
     }
 }
 
@@ -46,9 +58,12 @@ const fn fold32(sum: u64) -> u32 {
     ((sum & 0xffff_ffff) + (sum >> 32)) as u32
 }
 
+/// For sums below 2^48.
 #[inline(always)]
 const fn fold16(sum: u64) -> u16 {
-    let sum = fold32(sum);
+    // Less than 2^33, 2^18, 2^16 + 2, 2^16.
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
 }

@@ -168,6 +168,9 @@ pub trait Ip: Pod {
     /// says zero in the header). May be nonsense for a packet that is.
     fn segment_len(&self, len: u32) -> u32;
 
+    /// What a change does to the sum over the whole packet, TCP's checksum having made up for [`HeaderChange::pseudo`].
+    fn of_whole_packet(change: &HeaderChange) -> Difference;
+
     /// Shortens the packet to a segment of `len` bytes.
     fn set_segment_len(&mut self, len: u16) -> HeaderChange;
 
@@ -208,6 +211,12 @@ impl Ip for Ipv4 {
             total => u32::from(total),
         }
         .wrapping_sub(Self::LEN as u32)
+    }
+
+    #[inline(always)]
+    fn of_whole_packet(change: &HeaderChange) -> Difference {
+        // Two checksums have made up for the same addresses.
+        change.pseudo.negative()
     }
 
     #[inline(always)]
@@ -287,6 +296,11 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
+    fn of_whole_packet(change: &HeaderChange) -> Difference {
+        change.header
+    }
+
+    #[inline(always)]
     fn set_segment_len(&mut self, len: u16) -> HeaderChange {
         let mut header = Difference::default();
         header.replace(self.payload_length.into(), len.to_be().into());
@@ -317,20 +331,24 @@ impl Ip for Ipv6 {
     fn readdress(&mut self, fixed: &DirFixed, strip_ecn: bool) -> HeaderChange {
         const ECN_BITS: u32 = ((ECN as u32) << 20).to_be();
         let mut pseudo = Difference::default();
+        // Word by word: of an array LLVM makes a call that copies bytes.
         for i in 0..4 {
-            pseudo.replace(self.source[i], fixed.to_source[i]);
-            pseudo.replace(self.destination[i], fixed.to_destination[i]);
+            let (source, destination) = (fixed.to_source[i], fixed.to_destination[i]);
+            pseudo.replace(self.source[i], source);
+            pseudo.replace(self.destination[i], destination);
+            self.source[i] = source;
+            self.destination[i] = destination;
         }
-        self.source = fixed.to_source;
-        self.destination = fixed.to_destination;
 
         // The change of the addresses is made up for by TCP's checksum, these are not.
         let mut header = Difference::default();
-        header.replace(
-            u16::from_ne_bytes([0, self.hop_limit]).into(),
-            u16::from_ne_bytes([0, HOP_LIMIT]).into(),
-        );
-        self.hop_limit = HOP_LIMIT;
+        if self.hop_limit != HOP_LIMIT {
+            header.replace(
+                u16::from_ne_bytes([0, self.hop_limit]).into(),
+                u16::from_ne_bytes([0, HOP_LIMIT]).into(),
+            );
+            self.hop_limit = HOP_LIMIT;
+        }
         let ecn_stripped = strip_ecn && self.version_class_label & ECN_BITS != 0;
         if ecn_stripped {
             header.replace(self.version_class_label, self.version_class_label & !ECN_BITS);

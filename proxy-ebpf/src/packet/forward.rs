@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use proxy_common::flow::{DirFixed, event, flags, output, state};
 use proxy_common::packet::checksum::Difference;
-use proxy_common::packet::headers::{Ethernet, HeaderChange, Ip, Ipv6, Tcp};
+use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
 use proxy_common::packet::life::{self, Segment};
 use proxy_common::packet::options::Translation;
 use proxy_common::packet::rewrite;
@@ -141,44 +141,23 @@ fn headers<I: Ip>(
     let tcp = at::<Tcp>(ctx, tcp_offset::<I>())?;
     // SAFETY: as above; it does not overlap the IP header.
     let tcp = unsafe { &mut *tcp };
-    let mut tcp_change = rewrite::tcp(tcp, fixed, strip_ecn, received);
+    let tcp_change = rewrite::tcp(tcp, fixed, strip_ecn, received);
     if change.ecn_stripped || tcp_change.ecn_stripped {
         count(Stat::EcnStripped);
     }
-    tcp_change.fields.add(options);
-    checksums::<I>(ctx, tcp_change.fields, &change)
-}
-
-/// Brings TCP's checksum, or what an offloading device will complete, up to date.
-#[inline(always)]
-fn checksums<I: Ip>(ctx: &TcContext, fields: Difference, change: &HeaderChange) -> Option<()> {
-    let check = tcp_offset::<I>() + Tcp::CHECK;
-    ctx.l4_csum_replace(check, 0, fields.folded().into(), 0).ok()?;
-    pseudo_header::<I>(ctx, check, change.pseudo.folded())?;
-    if change.header != Difference::default() {
-        uncovered(ctx, change.header.folded());
+    // The field holds a complete checksum, or the sum over the pseudo header for a device to complete; only the kernel knows
+    // which. It is changed like the latter, and the helper, which lets that one alone, is told what a complete one lacks:
+    // all other changes, and twice the one that went the wrong way.
+    tcp.check = change.pseudo.add_to(tcp.check);
+    let mut lacking = tcp_change.fields;
+    for other in [options, change.pseudo, change.pseudo] {
+        lacking.add(other);
     }
-    Some(())
-}
-
-/// Brings a checksum up to date with the pseudo header.
-#[inline(always)]
-fn pseudo_header<I: Ip>(ctx: &TcContext, check: usize, change: u32) -> Option<()> {
-    /// The field is in the pseudo header.
-    const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
-    /// ... and no checksum of the IP header makes up for it (Linux 6.16, and stable kernels since mid 2025).
-    const BPF_F_IPV6: u64 = 1 << 7;
-    let is_v6 = I::KIND == Ipv6::KIND;
-    let own_flag = if is_v6 { BPF_F_IPV6 } else { 0 };
-    if ctx.l4_csum_replace(check, 0, change.into(), BPF_F_PSEUDO_HDR | own_flag).is_ok() {
-        return Some(());
+    ctx.l4_csum_replace(tcp_offset::<I>() + Tcp::CHECK, 0, lacking.folded().into(), 0).ok()?;
+    let whole = I::of_whole_packet(&change);
+    if whole != Difference::default() {
+        uncovered(ctx, whole.folded());
     }
-    if !is_v6 {
-        return None;
-    }
-    // An older kernel takes the change out of the device's sum too, as is right for IPv4: put it back.
-    ctx.l4_csum_replace(check, 0, change.into(), BPF_F_PSEUDO_HDR).ok()?;
-    uncovered(ctx, change);
     Some(())
 }
 
