@@ -1,7 +1,7 @@
 //! Names and sizes that both sides spell the same way.
 
 /// Version of every map layout in this crate; raised by any change to a shared type.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The sk_skb stream verdict program of the socket splice.
 pub const PROG_SOCK_SPLICE: &str = "sock_splice";

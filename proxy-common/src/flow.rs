@@ -215,9 +215,11 @@ pub struct DirLive {
     /// Arrival space: one behind the FIN, valid with [`bits::FIN_SEEN`].
     pub fin_end: u32,
     /// [`bits`].
-    pub bits: u32,
+    pub bits: u16,
     /// One of [`ts_state`].
-    pub ts_state: u32,
+    pub ts_state: u16,
+    /// The lower half of the kernel's jiffies when `last_packet_ns` was set: the clock need not be read twice in one.
+    pub tick: u32,
     /// In `ack` space of this flow: end of what the local socket of the *arrival* connection has been given to
     /// send. Userspace writes it before each write to that socket; the program reads it in HAND_OVER.
     pub own_end: u32,
@@ -226,19 +228,19 @@ pub struct DirLive {
 /// Values of [`DirLive::ts_state`].
 pub mod ts_state {
     /// No TSval was translated yet.
-    pub const UNKNOWN: u32 = 0;
+    pub const UNKNOWN: u16 = 0;
     /// Stamped from the own clock: `ts_delta` is that of the last packet (HAND_OVER).
-    pub const STAMPED: u32 = 1;
+    pub const STAMPED: u16 = 1;
     /// `ts_delta` does not change any more.
-    pub const FIXED: u32 = 2;
+    pub const FIXED: u16 = 2;
 }
 
 /// Bits of [`DirLive::bits`].
 pub mod bits {
     /// A plausible FIN of this direction was seen.
-    pub const FIN_SEEN: u32 = 1 << 0;
+    pub const FIN_SEEN: u16 = 1 << 0;
     /// ... and acknowledged by the other side.
-    pub const FIN_ACKED: u32 = 1 << 1;
+    pub const FIN_ACKED: u16 = 1 << 1;
 }
 
 /// A record of the ring `FLOW_EVENTS`, from the program to userspace. May be lost when the ring is full:

@@ -81,15 +81,23 @@ impl Observed {
     const BELIEVED: Self = Self { believed: true, state: None, event: None, stat: None };
 }
 
-/// Takes in a segment of `flow` in an active session; `other` is the opposite direction and `now_ns` the coarse
-/// monotonic clock.
+/// A clock that is cheap to ask whether it has gone on.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock<F> {
+    /// Changes, and wraps, at least as often as the time does.
+    pub tick: u32,
+    /// The coarse monotonic clock.
+    pub now_ns: F,
+}
+
+/// Takes in a segment of `flow` in an active session; `other` is the opposite direction.
 #[inline(always)]
 pub fn observe(
     session_state: u32,
     segment: &Segment,
     flow: &mut Flow,
     other: &mut Flow,
-    now_ns: u64,
+    clock: Clock<impl FnOnce() -> u64>,
 ) -> Observed {
     flow.live.packets = flow.live.packets.wrapping_add(1);
     if session_state == state::HAND_OVER {
@@ -104,8 +112,11 @@ pub fn observe(
     if !believed {
         return Observed { believed, stat: Some(Stat::Implausible), ..Observed::BELIEVED };
     }
-    flow.live.last_packet_ns = now_ns;
-    let first_fin = advance(&mut flow.live, segment, now_ns);
+    if flow.live.tick != clock.tick {
+        flow.live.tick = clock.tick;
+        flow.live.last_packet_ns = (clock.now_ns)();
+    }
+    let first_fin = advance(&mut flow.live, segment);
     acknowledge(flow, &mut other.live, segment);
 
     let both_acked = flow.live.bits & other.live.bits & bits::FIN_ACKED != 0;
@@ -181,11 +192,11 @@ fn largest_window(flow: &Flow) -> u32 {
 
 /// Takes in bytes and FIN; returns whether it is the direction's first FIN.
 #[inline(always)]
-fn advance(live: &mut DirLive, segment: &Segment, now_ns: u64) -> bool {
+fn advance(live: &mut DirLive, segment: &Segment) -> bool {
     let data_end = segment.data_end();
     if after(data_end, live.seq_end) {
         live.bytes = live.bytes.wrapping_add(data_end.wrapping_sub(live.seq_end).into());
-        live.last_payload_ns = now_ns;
+        live.last_payload_ns = live.last_packet_ns;
         live.seq_end = data_end;
         // There is no byte behind a FIN: what was taken for one was none. (One that only the local socket has seen lies
         // behind `seq_end`, and whatever follows it does, too.)

@@ -2,13 +2,13 @@
 
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::{
-    bpf_csum_update, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh,
+    bpf_csum_update, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh,
 };
 use aya_ebpf::programs::TcContext;
 use proxy_common::flow::{DirFixed, event, flags, output, state};
 use proxy_common::packet::checksum::Difference;
 use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
-use proxy_common::packet::life::{self, Segment};
+use proxy_common::packet::life::{self, Clock, Segment};
 use proxy_common::packet::options::Translation;
 use proxy_common::packet::rewrite;
 use proxy_common::stat::Stat;
@@ -84,9 +84,8 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
 /// Lets the record know of the segment; returns whether it is believed.
 #[inline(always)]
 fn observe(session: &Session, session_state: u32, segment: &Segment) -> bool {
-    // SAFETY: the helper has no conditions.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    let observed = life::observe(session_state, segment, session.arriving(), session.other(), now);
+    let clock = Clock { tick: jiffies(), now_ns: coarse_ns };
+    let observed = life::observe(session_state, segment, session.arriving(), session.other(), clock);
     if let Some(next) = observed.state {
         session.advance(next);
     }
@@ -97,6 +96,20 @@ fn observe(session: &Session, session_state: u32, segment: &Segment) -> bool {
         count(stat);
     }
     observed.believed
+}
+
+/// What the coarse clock goes by. The kernel puts the load of the variable in the place of the call.
+#[inline(always)]
+fn jiffies() -> u32 {
+    // SAFETY: the helper has no conditions.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+/// CLOCK_MONOTONIC_COARSE.
+#[inline(always)]
+fn coarse_ns() -> u64 {
+    // SAFETY: the helper has no conditions.
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// CLOCK_MONOTONIC in milliseconds: the clock of the stack's own timestamps.

@@ -65,7 +65,7 @@ pub(crate) fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
     let live = &mut conn.flows[direction as usize].live;
     let after = |a: u32, b: u32| a.wrapping_sub(b) as i32 > 0;
     live.packets += 1;
-    live.last_packet_ns = 1;
+    (live.tick, live.last_packet_ns) = (1, 1);
     let data_end = packet.seq.wrapping_add(packet.payload.len() as u32);
     if after(data_end, live.seq_end) && !packet.payload.is_empty() {
         live.bytes += u64::from(data_end.wrapping_sub(live.seq_end));
@@ -170,6 +170,7 @@ fn check_output(
 /// Times are only compared for whether they were set.
 pub(crate) fn check_record(mut found: Conn, expected: Conn) {
     for live in found.flows.iter_mut().map(|flow| &mut flow.live) {
+        live.tick = live.tick.min(1);
         live.last_packet_ns = live.last_packet_ns.min(1);
         live.last_payload_ns = live.last_payload_ns.min(1);
     }

@@ -52,7 +52,8 @@ impl Session {
         let segment = self.segment(flow, flags, seq, payload, ack);
         let [client, endpoint] = &mut self.conn.flows;
         let (arriving, other) = if flow == CLIENT { (client, endpoint) } else { (endpoint, client) };
-        let observed = observe(self.conn.state, &segment, arriving, other, 1);
+        let clock = Clock { tick: 1, now_ns: || 1 };
+        let observed = observe(self.conn.state, &segment, arriving, other, clock);
         self.conn.state = observed.state.unwrap_or(self.conn.state);
         observed
     }

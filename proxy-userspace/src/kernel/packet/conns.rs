@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proxy_common::flow::{Conn, DirFixed, DirLive, Flow, FlowRef, bits, state};
@@ -133,7 +133,7 @@ impl Conns {
     /// Notes a FIN of this direction that the socket saw, and `fin_end`, the number behind it.
     pub fn note_fin(&self, flow: FlowRef, fin_end: u32) {
         self.live(flow, offset_of!(DirLive, fin_end)).store(fin_end, Ordering::Release);
-        self.live(flow, offset_of!(DirLive, bits)).fetch_or(bits::FIN_SEEN, Ordering::AcqRel);
+        self.live_bits(flow).fetch_or(bits::FIN_SEEN, Ordering::AcqRel);
     }
 
     fn free_list(&self) -> MutexGuard<'_, Free> {
@@ -152,9 +152,21 @@ impl Conns {
 
     /// A `u32` of what is live in a direction.
     fn live(&self, flow: FlowRef, offset: usize) -> &AtomicU32 {
-        let direction = size_of::<Flow>() * flow.direction() as usize;
-        self.field(flow.conn(), offset_of!(Conn, flows) + direction + offset_of!(Flow, live) + offset)
+        self.field(flow.conn(), offset_of_live(flow) + offset)
     }
+
+    /// [`DirLive::bits`] of a direction.
+    fn live_bits(&self, flow: FlowRef) -> &AtomicU16 {
+        let offset = offset_of_live(flow) + offset_of!(DirLive, bits);
+        let bits = self.records.at(flow.conn()).wrapping_byte_add(offset).cast();
+        // SAFETY: as in `field`.
+        unsafe { AtomicU16::from_ptr(bits) }
+    }
+}
+
+/// Where in its record the flow's [`DirLive`] is.
+const fn offset_of_live(flow: FlowRef) -> usize {
+    offset_of!(Conn, flows) + size_of::<Flow>() * flow.direction() as usize + offset_of!(Flow, live)
 }
 
 #[cfg(test)]
