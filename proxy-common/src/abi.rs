@@ -16,6 +16,7 @@ pub const MAP_FLOWS6: &str = "STEER_FLOWS6";
 pub const MAP_CONNS: &str = "STEER_CONNS";
 pub const MAP_FLOW_EVENTS: &str = "STEER_EVENTS";
 pub const MAP_FLOW_STATS: &str = "STEER_STATS";
+pub const MAP_ABOUT: &str = "STEER_ABOUT";
 /// A global of the object: the mark (`SO_MARK`) of the proxy's own sockets during a hand-over. The mark plus one is
 /// that of copied acknowledgements.
 pub const GLOBAL_MARK: &str = "MARK";

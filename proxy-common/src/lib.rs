@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod about;
 pub mod fault;
 pub mod flow;
 mod labels;

@@ -47,6 +47,8 @@ labelled! {
         IcmpPassed = 18, "icmp_passed";
         /// The event ring was full.
         EventLost = 19, "event_lost";
+        /// A RST of the proxy's own sockets, closed in a hand-over because the process ended: the stream ends with it.
+        OwnerDied = 20, "owner_died";
     }
 }
 

@@ -1,10 +1,12 @@
-//! Every map. "Userspace" is always its `kernel/` module. All maps live as long as the daemon:
-//! nothing is pinned, and an entry's lifetime is that of the session unless stated otherwise.
+//! Every map. "Userspace" is always its `kernel/` module. The maps of the packet splice (`STEER_*`) are pinned where
+//! that is possible, and then live until nothing of a stream is left and no daemon is; the others live as long as the
+//! daemon. An entry's lifetime is that of the session unless stated otherwise.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
 use proxy_common::abi::{DEFAULT_MAX_CONNS, FLOW_EVENTS_BYTES, SOCK_ENTRIES, SOCK_EVENTS_BYTES};
+use proxy_common::about::About;
 use proxy_common::flow::{Conn, FlowKey4, FlowKey6, FlowRef};
 use proxy_common::packet::options::Walk;
 use proxy_common::sock::{SockCredit, SockFlow};
@@ -35,6 +37,10 @@ pub(crate) static STEER_EVENTS: RingBuf = RingBuf::with_byte_size(FLOW_EVENTS_BY
 /// Counters by [`Stat`]. Writers: the packet programs, each CPU its own. Reader: userspace.
 #[map]
 pub(crate) static STEER_STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Stat::ALL.len() as u32, 0);
+
+/// What these maps are, for the next process that finds them. Writer: userspace. Reader: userspace.
+#[map]
+pub(crate) static STEER_ABOUT: Array<About> = Array::with_max_entries(1, 0);
 
 /// Room for the work on unusual TCP options, which the stack has not. Only `packet_ingress` uses it, from one packet to
 /// the next.

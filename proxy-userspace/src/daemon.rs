@@ -59,6 +59,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let splicer = Arc::new(Splicer::start(Arc::clone(&telemetry), &config)?);
     let ports = if splicer.needs_source_ports() { source_ports(&config, &telemetry)? } else { None };
     if splicer.needs_source_ports() {
+        splicer.adopt(ports.as_ref(), &config);
         limit_mss(&bound, &config);
     }
     let shared = Arc::new(Shared {
@@ -81,7 +82,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let signal = stop.wait().await;
     admin.set_ready(false);
     let streams = telemetry.flows.len();
-    tracing::info!(signal, streams, "stopping: no new connections, requests in flight finish, streams end");
+    tracing::info!(
+        signal,
+        streams,
+        "stopping: no new connections, requests in flight finish, relayed streams end"
+    );
     drain.send_replace(true);
     let finished = async { while listeners.join_next().await.is_some() {} };
     tokio::select! {
@@ -91,7 +96,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
         signal = stop.wait() => tracing::warn!(signal, "second signal, stopping at once"),
     }
-    splicer.stop();
+    splicer.stop().await;
     Ok(())
 }
 

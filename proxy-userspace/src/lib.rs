@@ -16,4 +16,5 @@ pub mod splice;
 pub mod admin;
 pub mod cli;
 pub mod daemon;
+mod failpoint;
 pub mod telemetry;

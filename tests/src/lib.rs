@@ -12,6 +12,7 @@ pub mod counters;
 pub mod eventually;
 #[cfg(feature = "faults")]
 pub mod faults;
+pub mod instance;
 pub mod netns;
 pub mod peers;
 pub mod process;

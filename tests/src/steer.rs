@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::eventually::eventually;
+use crate::instance::Instance;
 use crate::netns::NetNs;
 use crate::process::{Orphan, Process, quiet};
 
@@ -33,14 +34,53 @@ pub fn binary() -> Result<PathBuf> {
     newest.map(|(_, path)| path).context("no steer binary: run `cargo build` or set STEER_BIN")
 }
 
-/// `steer run`, from readiness until the guard is dropped.
+/// The binary with the feature `failpoints`, which `cargo xtask test` builds in a directory of its own; `None` if it is not
+/// there.
+pub fn binary_with_failpoints() -> Option<PathBuf> {
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/failpoints");
+    ["release", "debug"]
+        .map(|profile| target.join(profile).join("steer"))
+        .into_iter()
+        .find(|path| path.exists())
+}
+
+/// `steer run`, from readiness until the guard is dropped. It has an instance of its own, so that none of the others of
+/// this machine meets its pins.
 #[derive(Debug)]
 pub struct Steer<'n> {
     process: Process,
-    config: PathBuf,
-    admin: SocketAddr,
+    // Dropped after the process.
+    instance: Instance,
+    launch: Launch,
     netns: Option<&'n NetNs>,
     _directory: Option<TempDir>,
+}
+
+/// How the process is started, again and again.
+#[derive(Debug)]
+struct Launch {
+    binary: PathBuf,
+    directory: PathBuf,
+    config: PathBuf,
+    admin: SocketAddr,
+    args: Vec<String>,
+    dies_at: Option<String>,
+    orphan: Orphan,
+    times: u32,
+}
+
+impl Launch {
+    fn start(&mut self, instance: &str, netns: Option<&NetNs>) -> Result<Process> {
+        let mut command = quiet(&self.binary);
+        command.args(["run", "-c"]).arg(&self.config).arg("--admin").arg(self.admin.to_string());
+        command.args(["--instance", instance]).args(&self.args);
+        if let Some(place) = self.dies_at.take() {
+            command.env("STEER_DIE_AT", place);
+        }
+        self.times += 1;
+        let name = if self.times == 1 { "steer".to_owned() } else { format!("steer-{}", self.times) };
+        Process::start(&name, command, &self.directory, netns, self.orphan)
+    }
 }
 
 impl<'n> Steer<'n> {
@@ -66,17 +106,62 @@ impl<'n> Steer<'n> {
     ) -> Result<Self> {
         let file = directory.join("steer.yaml");
         fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-        let admin = inside(netns, free_address)??;
-        let mut command = quiet(binary);
-        command.args(["run", "-c"]).arg(&file).arg("--admin").arg(admin.to_string()).args(args);
-        let process = Process::start("steer", command, directory, netns, orphan)?;
-        let mut steer = Self { process, config: file, admin, netns, _directory: None };
-        let ready = eventually("readiness of steer", READY_WITHIN, || {
-            steer.process.ensure_running()?;
-            Ok(steer.admin_get("/readyz").ok().filter(|answer| answer.status == 200))
-        });
-        ready.with_context(|| steer.process.tail())?;
+        let mut launch = Launch {
+            binary: binary.to_owned(),
+            directory: directory.to_owned(),
+            config: file,
+            admin: inside(netns, free_address)??,
+            dies_at: None,
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            orphan,
+            times: 0,
+        };
+        let instance = Instance::new()?;
+        let process = launch.start(instance.name(), netns)?;
+        let mut steer = Self { process, instance, launch, netns, _directory: None };
+        steer.wait_until_ready()?;
         Ok(steer)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let ready = eventually("readiness of steer", READY_WITHIN, || {
+            self.process.ensure_running()?;
+            Ok(self.admin_get("/readyz").ok().filter(|answer| answer.status == 200))
+        });
+        ready.map(drop).with_context(|| self.process.tail())
+    }
+
+    /// Sends the process `signal` (of `libc::SIG*`), waits for its end, and starts another one of the same instance, with the
+    /// same configuration; returns when that is ready. SIGKILL is what a crash is.
+    pub fn restart(&mut self, signal: libc::c_int) -> Result<()> {
+        self.stop(signal)?;
+        self.start_again()
+    }
+
+    /// Sends the process `signal` and waits for its end.
+    pub fn stop(&mut self, signal: libc::c_int) -> Result<ExitStatus> {
+        self.process.signal(signal)?;
+        self.process.wait(READY_WITHIN)
+    }
+
+    /// Starts the process after it has [ended](Self::stop), and returns when it is ready.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = self.launch.start(self.instance.name(), self.netns)?;
+        self.wait_until_ready()
+    }
+
+    /// The same with the binary that has fail points; the process dies when it reaches this one.
+    pub fn start_again_to_die_at(&mut self, place: &str, binary: &Path) -> Result<()> {
+        self.launch.dies_at = Some(place.to_owned());
+        let usual = std::mem::replace(&mut self.launch.binary, binary.to_owned());
+        let started = self.start_again();
+        self.launch.binary = usual;
+        started
+    }
+
+    /// The name of its instance.
+    pub fn instance(&self) -> &str {
+        self.instance.name()
     }
 
     pub fn pid(&self) -> u32 {
@@ -90,18 +175,18 @@ impl<'n> Steer<'n> {
 
     /// The config file.
     pub fn config(&self) -> &Path {
-        &self.config
+        &self.launch.config
     }
 
     /// The admin listener, inside the namespace.
     pub fn admin(&self) -> SocketAddr {
-        self.admin
+        self.launch.admin
     }
 
     /// GET on the admin listener.
     pub fn admin_get(&self, path: &str) -> Result<Answer> {
-        inside(self.netns, || get(self.admin, path))?
-            .with_context(|| format!("GET {path} on the admin listener {}", self.admin))
+        inside(self.netns, || get(self.launch.admin, path))?
+            .with_context(|| format!("GET {path} on the admin listener {}", self.launch.admin))
     }
 
     /// The rows of `/flows`.

@@ -15,6 +15,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
 
+use crate::instance;
 use crate::netns::{self, NetNs};
 
 /// The namespaces, joined; they go away together.
@@ -36,6 +37,7 @@ impl Topology {
     pub fn new(endpoints: u8) -> Result<Self> {
         const PREFIX: &str = "steer-t";
         netns::remove_leftovers(PREFIX)?;
+        instance::remove_leftovers()?;
         Self::with_prefix(PREFIX, endpoints)
     }
 

@@ -127,6 +127,9 @@ fn settings_are_those_of_the_threads_namespace() {
             host::reserve_ports(&[11_000..=11_010, 20_005..=20_005]).unwrap();
             host::reserve_ports(&[11_005..=11_020]).unwrap();
             assert_eq!(host::reserved_ports().unwrap(), [80..=80, 11_000..=11_020, 20_005..=20_005]);
+            host::set_reserved_ports(&[]).unwrap();
+            assert_eq!(host::reserved_ports().unwrap(), []);
+            host::set_reserved_ports(&[80..=80, 11_000..=11_020, 20_005..=20_005]).unwrap();
 
             assert!(host::early_demux() && !host::loopback_accepts_redirects());
             set("tcp_early_demux", "0").unwrap();

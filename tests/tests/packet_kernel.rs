@@ -53,7 +53,7 @@ impl Network {
         let inside = || {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
             let _entered = runtime.enter();
-            let (kernel, events) = PacketKernel::load_for(hook, 16, MARK).unwrap();
+            let (kernel, events) = PacketKernel::load_for(hook, 16, MARK, None).unwrap();
             kernel.attach(index_of("wire")).unwrap();
             work(&kernel, Reader { runtime: &runtime, events });
         };

@@ -63,6 +63,18 @@ fn clip_blocks<const HEAD: usize>(options: &mut [u32], header_len: u32, own_end:
     }
 }
 
+/// The number of a RST for the peer that `arriving` comes from, whose local socket is closed in the hand-over since the
+/// process ends, and gives it the number `own`: the one that this peer expects. (All numbers are host order.)
+#[inline(always)]
+pub fn reset_seq(own: u32, arriving: &Flow, forwarded: &Flow) -> u32 {
+    let here = |number: u32| number.wrapping_add(forwarded.fixed.seq_delta);
+    // What the other peer's socket had received, and this one was not given, is lost: its place is what is expected.
+    if seq::before(own, here(forwarded.fixed.received)) {
+        return own;
+    }
+    seq::later(seq::later(own, here(forwarded.live.seq_end)), arriving.live.ack_end)
+}
+
 /// What a packet of the local socket says about the other direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fresh {

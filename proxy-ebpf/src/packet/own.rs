@@ -1,7 +1,7 @@
 //! What the local stack sends on the connections of a session.
 
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{flags, state};
+use proxy_common::flow::{event, flags, state};
 use proxy_common::packet::checksum::Difference;
 use proxy_common::packet::copy;
 use proxy_common::packet::headers::{Ethernet, Tcp, tcp_flags};
@@ -12,7 +12,7 @@ use crate::MARK;
 use crate::packet::access::{self, read, tcp_offset};
 use crate::packet::flows::{Flows, Session};
 use crate::packet::forward::clock_ms;
-use crate::packet::stats::count;
+use crate::packet::stats::{count, report};
 use crate::packet::{DROP, PASS};
 
 /// The mark of the proxy's own sockets during a hand-over.
@@ -32,22 +32,49 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
         return PASS;
     }
     let Some(session) = session::<I>(ctx, &tcp) else { return PASS };
-    if !matches!(session.state(), state::HAND_OVER | state::SPLICED) {
+    let session_state = session.state();
+    if is_reset && is_own && matches!(session_state, state::HAND_OVER | state::RESET) {
+        return match last_word::<I>(ctx, &session, session_state, &tcp) {
+            Some(()) => PASS,
+            None => drop(Stat::DropRewrite),
+        };
+    }
+    if !matches!(session_state, state::HAND_OVER | state::SPLICED) {
         return PASS;
     }
     if is_reset {
         // The stack knows no socket, or only one that is being closed, but the stream lives. (Who ends a session takes
         // its state further before the RST.)
-        count(Stat::DropStackRst);
-        return DROP;
+        return drop(Stat::DropStackRst);
     }
     match freshen::<I>(ctx, &session, &tcp) {
         Some(()) => PASS,
-        None => {
-            count(Stat::DropRewrite);
-            DROP
-        }
+        None => drop(Stat::DropRewrite),
     }
+}
+
+/// The RST of a socket that the kernel closes in the hand-over because the process has ended. What the process had read
+/// is lost, so the stream is over, and both peers are to know at once. (Who ends a stream by itself takes its state
+/// further, or its keys out, before.) `None`: the packet is in pieces.
+#[inline(always)]
+fn last_word<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, tcp: &Tcp) -> Option<()> {
+    if session_state == state::HAND_OVER {
+        session.advance(state::RESET);
+        report(session, event::RESET);
+        count(Stat::OwnerDied);
+    }
+    let seq = copy::reset_seq(u32::from_be(tcp.seq), session.arriving(), session.other()).to_be();
+    let mut change = Difference::default();
+    change.replace(tcp.seq, seq);
+    let offset = tcp_offset::<I>();
+    ctx.store(offset + core::mem::offset_of!(Tcp, seq), &seq, 0).ok()?;
+    ctx.l4_csum_replace(offset + Tcp::CHECK, 0, change.folded().into(), 0).ok()
+}
+
+#[inline(always)]
+fn drop(stat: Stat) -> i32 {
+    count(stat);
+    DROP
 }
 
 /// The session to whose peer the packet goes.

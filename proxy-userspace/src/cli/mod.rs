@@ -3,6 +3,8 @@
 //! Exit codes: 0 fine, 1 failed at run time (for `check`: the file is bad), 2 wrong usage.
 
 mod check;
+mod cleanup;
+mod detach;
 mod flows;
 mod import;
 mod route;
@@ -23,6 +25,8 @@ pub struct Cli {
 enum Command {
     /// Check a configuration, without binding a port
     Check(check::Args),
+    Cleanup(cleanup::Args),
+    Detach(detach::Args),
     Flows(flows::Args),
     /// Print a configuration, such as Envoy's, in Steer's own format
     Import(import::Args),
@@ -39,6 +43,8 @@ pub fn main() -> ExitCode {
     }
     match command {
         Command::Check(args) => check::run(&args),
+        Command::Cleanup(args) => exit_code(cleanup::run(&args)),
+        Command::Detach(args) => exit_code(detach::run(&args)),
         Command::Flows(args) => exit_code(flows::run(&args)),
         Command::Import(args) => import::run(&args),
         Command::Route(args) => exit_code(route::run(&args)),

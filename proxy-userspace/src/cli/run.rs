@@ -7,13 +7,14 @@ use anyhow::Context as _;
 use clap::builder::PossibleValue;
 use clap::{ArgGroup, Args, ValueEnum};
 
-use crate::config::{self, Config, HashSource, SpliceMode};
+use crate::config::{self, Config, HashSource, Instance, SpliceMode};
 use crate::daemon;
 use crate::telemetry::log;
 
 /// Steer connections until told to stop
 ///
-/// SIGTERM and SIGINT finish the requests in flight and end the streams; a second one stops at once.
+/// SIGTERM and SIGINT finish the requests in flight and end relayed streams; a second one stops at once. Streams that the
+/// kernel carries go on: the next process of the instance takes them over, and `steer detach` ends them.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("source").required(true).args(["config", "listen"]))]
 pub(super) struct Run {
@@ -40,6 +41,10 @@ pub(super) struct Run {
     /// How upgraded streams are carried; overrides the file
     #[arg(long, value_name = "MODE")]
     splice: Option<SpliceMode>,
+
+    /// The name under which streams outlive this process, and another one takes them over; overrides the file
+    #[arg(long, value_name = "NAME")]
+    instance: Option<Instance>,
 
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: log::Format,
@@ -105,6 +110,9 @@ impl Run {
         }
         if let Some(splice) = self.splice {
             config.splice = splice;
+        }
+        if let Some(instance) = &self.instance {
+            config.instance = instance.clone();
         }
         Ok(config)
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::reader::{Field, Map};
 use super::{
-    Cluster, Config, Endpoint, HashFunction, HashPolicy, Health, HttpOptions, LbPolicy, Listener,
+    Cluster, Config, Endpoint, HashFunction, HashPolicy, Health, HttpOptions, Instance, LbPolicy, Listener,
     PacketSplice, PathMatch, Route, SpliceMode, VirtualHost, hash_policy, listening, load_balancing, native,
 };
 
@@ -79,6 +79,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         admin: admin.map(|(_, address)| address),
         splice: SpliceMode::default(),
         packet_splice: PacketSplice::default(),
+        instance: Instance::default(),
         warnings: Vec::new(),
     })
 }

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    Cluster, Config, Endpoint, HashPolicy, HashSource, Health, HttpOptions, LbPolicy, Listener, PacketSplice,
-    PathMatch, Route, SpliceMode, VirtualHost, load_balancing, native,
+    Cluster, Config, Endpoint, HashPolicy, HashSource, Health, HttpOptions, Instance, LbPolicy, Listener,
+    PacketSplice, PathMatch, Route, SpliceMode, VirtualHost, load_balancing, native,
 };
 
 /// One listener, one route that allows websocket, one ring over `backends`; the rest is the native
@@ -46,6 +46,7 @@ pub fn from_flags(listen: SocketAddr, backends: &[SocketAddr], hash: HashSource)
         admin: Some(native::DEFAULT_ADMIN),
         splice: SpliceMode::default(),
         packet_splice: PacketSplice::default(),
+        instance: Instance::default(),
         warnings: Vec::new(),
     }
 }

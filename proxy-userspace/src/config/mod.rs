@@ -9,6 +9,7 @@ mod envoy_v3;
 mod error;
 mod flags;
 mod hash_policy;
+mod instance;
 mod listening;
 mod load;
 mod load_balancing;
@@ -29,6 +30,7 @@ use regex::bytes::Regex;
 
 pub use error::{LoadError, Problem};
 pub use flags::from_flags;
+pub use instance::{Instance, InvalidInstance};
 pub use load::{Format, Loaded, load, parse, read};
 pub use packet_splice::{Keepalive, MSS, PacketSplice};
 pub use print::to_yaml;
@@ -45,6 +47,8 @@ pub struct Config {
     /// How upgraded streams are carried.
     pub splice: SpliceMode,
     pub packet_splice: PacketSplice,
+    /// The packet splice's streams outlive the process under this name; no two processes have the same.
+    pub instance: Instance,
     /// What the file asks for and Steer does not honour, without harm to correctness.
     pub warnings: Vec<Warning>,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::reader::{Field, Map};
 use super::{
     Cluster, ClusterIndex, Config, Endpoint, HttpOptions, LbPolicy, Listener, PathMatch, Route, SpliceMode,
-    VirtualHost, hash_policy, listening, load_balancing, packet_splice,
+    VirtualHost, hash_policy, instance, listening, load_balancing, packet_splice,
 };
 
 pub(super) const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
@@ -36,6 +36,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         .and_then(|mode| mode.one_of_any_case(&SpliceMode::ALL.map(|mode| (mode.as_str(), mode))))
         .unwrap_or_default();
     let packet_splice = map.get("packet_splice").and_then(|field| packet_splice::read(&field));
+    let instance = map.get("instance").and_then(|field| instance::read(&field));
     map.finish();
 
     let mut servers = Vec::new();
@@ -65,6 +66,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         admin: admin_address,
         splice,
         packet_splice: packet_splice.unwrap_or_default(),
+        instance: instance.unwrap_or_default(),
         warnings: Vec::new(),
     })
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::reader::reads_as_string;
 use super::{
     Cluster, Config, Endpoint, HashFunction, HashPolicy, HashSource, HeaderSource, Health, HttpOptions,
-    Keepalive, LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, load_balancing, native, re2,
+    Instance, Keepalive, LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, load_balancing,
+    native, re2,
 };
 
 /// Writes `config` in the native format.
@@ -29,6 +30,9 @@ pub fn to_yaml(config: &Config) -> String {
     }
     if config.splice != SpliceMode::default() {
         page.key(0, "splice", config.splice.as_str());
+    }
+    if config.instance != Instance::default() {
+        page.key(0, "instance", quote(config.instance.as_str()));
     }
     page.packet_splice(&config.packet_splice);
     page.0

@@ -6,6 +6,8 @@
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixDatagram;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkLayerType, LinkMessage};
@@ -36,6 +38,27 @@ pub enum InterfaceKind {
     Loopback,
     /// Tunnels, PPP, WireGuard ...
     Other,
+}
+
+/// The cookie of the caller's network namespace (Linux 5.14): no other has it until the host is started again.
+///
+/// # Errors
+/// The kernel is older.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: both pointers are to locals, and `len` tells the size of the first.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Looks an interface up in the caller's network namespace.
@@ -121,15 +144,23 @@ pub fn reserved_ports() -> io::Result<Vec<RangeInclusive<u16>>> {
     parse_ports(&fs::read_to_string(path(RESERVED_PORTS))?).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Adds to the reserved ports, for the life of the network namespace.
+/// Adds to the reserved ports, until somebody says otherwise.
 ///
 /// # Errors
-/// This process may not write `/proc/sys` (containers often mount it read-only).
+/// As [`set_reserved_ports`].
 pub fn reserve_ports(ports: &[RangeInclusive<u16>]) -> io::Result<()> {
     let mut all = reserved_ports()?;
     all.extend_from_slice(ports);
-    // The kernel unites what overlaps.
-    fs::write(path(RESERVED_PORTS), print_ports(&all))
+    set_reserved_ports(&all)
+}
+
+/// Makes these the reserved ports, until somebody says otherwise.
+///
+/// # Errors
+/// This process may not write `/proc/sys` (containers often mount it read-only).
+pub fn set_reserved_ports(ports: &[RangeInclusive<u16>]) -> io::Result<()> {
+    // The kernel unites what overlaps. A line without ports it takes for none.
+    fs::write(path(RESERVED_PORTS), print_ports(ports) + "\n")
 }
 
 /// `1,5-7`
@@ -170,6 +201,13 @@ mod tests {
         assert!(loopback.mtu >= 1500);
         let error = interface(u32::MAX >> 1).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+    }
+
+    #[test]
+    fn the_network_namespace_has_a_cookie() {
+        let cookie = netns_cookie().unwrap();
+        assert_eq!(netns_cookie().unwrap(), cookie);
+        assert_ne!(cookie, 0);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::events::Events;
 use super::maps::{Handles, SockMaps, Sockets};
+use super::packet::pinned::PinnedError;
 
 /// Built by `cargo xtask build-ebpf`; empty if that had not been run before this was compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer-ebpf.o"));
@@ -36,6 +37,8 @@ pub enum LoadError {
     },
     #[error("the BPF object has no {name}; run cargo xtask build-ebpf and build again")]
     Incomplete { name: &'static str },
+    #[error("the streams that an earlier process has left cannot be taken over")]
+    Pinned(#[from] PinnedError),
 }
 
 impl LoadError {
@@ -44,7 +47,7 @@ impl LoadError {
         match self {
             Self::NoObject | Self::Incomplete { .. } => Reason::NoObject,
             Self::NoCapability { .. } => Reason::NoCapability,
-            Self::Refused { .. } => Reason::KernelRefused,
+            Self::Refused { .. } | Self::Pinned(_) => Reason::KernelRefused,
         }
     }
 

@@ -13,6 +13,7 @@ pub mod loader;
 pub mod maps;
 mod netlink;
 pub mod packet;
+pub mod pins;
 pub mod probe;
 pub mod raw;
 pub mod repair;

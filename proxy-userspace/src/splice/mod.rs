@@ -18,7 +18,7 @@ use self::sock::SockSplice;
 use crate::config::{Config, SpliceMode};
 use crate::telemetry::Telemetry;
 use crate::telemetry::flows::FlowGuard;
-use crate::upstream::ports::Lease;
+use crate::upstream::ports::{Lease, SourcePorts};
 
 /// Two connected sockets whose bytes belong together, and what was already read from them.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Splicer {
     /// inside a tokio runtime, and may block for some milliseconds.
     ///
     /// # Errors
-    /// The mode is [`SpliceMode::Packet`], and there is no packet splice.
+    /// The mode is [`SpliceMode::Packet`], and there is no packet splice; or the instance cannot be taken.
     pub fn start(telemetry: Arc<Telemetry>, config: &Config) -> Result<Self, packet::StartError> {
         let mut splicer = Self {
             telemetry: Arc::clone(&telemetry),
@@ -71,16 +71,17 @@ impl Splicer {
         };
         match config.splice {
             SpliceMode::Relay => {}
-            SpliceMode::Packet => splicer.packet = Ok(PacketSplice::start(telemetry, &config.packet_splice)?),
-            SpliceMode::Auto => {
-                let started = PacketSplice::start(telemetry, &config.packet_splice);
-                splicer.packet = started.map_err(|error| {
+            SpliceMode::Packet => splicer.packet = Ok(PacketSplice::start(telemetry, config)?),
+            SpliceMode::Auto => match PacketSplice::start(telemetry, config) {
+                Ok(packet) => splicer.packet = Ok(packet),
+                Err(error) if error.is_fatal() => return Err(error),
+                Err(error) => {
                     let reason = error.reason();
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(error, reason = reason.as_str(), "no packet splice, streams are relayed");
-                    reason
-                });
-            }
+                    splicer.packet = Err(reason);
+                }
+            },
             SpliceMode::Sockmap => {
                 splicer.sock = SockSplice::start(telemetry).map_err(|error| {
                     let reason = error.reason();
@@ -138,10 +139,17 @@ impl Splicer {
         relay::run(session, &self.pipes).await;
     }
 
-    /// Ends the streams that need nothing of userspace: for the end of the process.
-    pub fn stop(&self) {
+    /// Takes over the streams that an earlier process has left to the kernel, with their source ports.
+    pub fn adopt(&self, ports: Option<&SourcePorts>, config: &Config) {
         if let Ok(packet) = &self.packet {
-            packet.stop();
+            packet.adopt(ports, config);
+        }
+    }
+
+    /// Leaves, or ends, the streams that need nothing of userspace: for the end of the process.
+    pub async fn stop(&self) {
+        if let Ok(packet) = &self.packet {
+            packet.stop().await;
         }
     }
 }

@@ -137,6 +137,7 @@ pub struct Flows {
     table: Mutex<Table>,
     streams: IntGaugeVec,
     opened: IntCounterVec,
+    adopted: IntCounterVec,
     closed: IntCounterVec,
     bytes: IntCounterVec,
 }
@@ -153,6 +154,7 @@ impl Flows {
             table: Mutex::default(),
             streams: metrics.streams.clone(),
             opened: metrics.streams_opened.clone(),
+            adopted: metrics.streams_adopted.clone(),
             closed: metrics.streams_closed.clone(),
             bytes: metrics.stream_bytes.clone(),
         })
@@ -160,14 +162,39 @@ impl Flows {
 
     /// Registers a stream, on the relay path until [`FlowGuard::set_path`] says otherwise.
     pub fn open(self: &Arc<Self>, info: FlowInfo) -> FlowGuard {
+        let guard = self.register(info, SystemTime::now(), Path::Relay);
+        self.opened.with_label_values(&[&*guard.flow.info.cluster]).inc();
+        guard
+    }
+
+    /// Registers a stream that an earlier process has opened and left to the kernel, which carries `kernel` by now.
+    pub fn adopt(
+        self: &Arc<Self>,
+        info: FlowInfo,
+        opened_at: SystemTime,
+        kernel: Arc<dyn KernelBytes>,
+    ) -> FlowGuard {
+        let guard = self.register(info, opened_at, Path::Packet);
+        // The earlier process has counted them.
+        for (published, bytes) in guard.flow.published.iter().zip(kernel.carried()) {
+            published.store(bytes, Ordering::Relaxed);
+        }
+        guard.flow.set_kernel_bytes(kernel);
+        self.adopted.with_label_values(&[&*guard.flow.info.cluster]).inc();
+        guard
+    }
+
+    fn register(self: &Arc<Self>, info: FlowInfo, opened_at: SystemTime, path: Path) -> FlowGuard {
+        let now = Instant::now();
+        let age = opened_at.elapsed().unwrap_or_default();
         let mut table = self.lock();
         table.next_id += 1;
         let flow = Arc::new(Flow {
             id: table.next_id,
             info,
-            opened: Instant::now(),
-            opened_at: SystemTime::now(),
-            path: AtomicU8::new(index_of(Path::Relay)),
+            opened: now.checked_sub(age).unwrap_or(now),
+            opened_at,
+            path: AtomicU8::new(index_of(path)),
             reason: AtomicU32::new(0),
             to_upstream: AtomicU64::new(0),
             to_downstream: AtomicU64::new(0),
@@ -176,8 +203,7 @@ impl Flows {
         });
         let key = table.flows.insert(Arc::clone(&flow));
         drop(table);
-        self.opened.with_label_values(&[&*flow.info.cluster]).inc();
-        self.streams.with_label_values(&[&*flow.info.cluster, Path::Relay.as_str()]).inc();
+        self.streams.with_label_values(&[&*flow.info.cluster, path.as_str()]).inc();
         FlowGuard { flows: Arc::clone(self), flow, key, end: End::Reset }
     }
 
@@ -283,6 +309,8 @@ fn index_of(path: Path) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::Telemetry;
     use super::*;
 
@@ -336,6 +364,24 @@ mod tests {
         fn carried(&self) -> [u64; 2] {
             [100, 1000]
         }
+    }
+
+    #[test]
+    fn a_stream_of_an_earlier_process_keeps_its_age_and_its_bytes_are_not_counted_again() {
+        let telemetry = Telemetry::new();
+        let opened_at = SystemTime::now() - Duration::from_secs(5);
+        let guard = telemetry.flows.adopt(info(), opened_at, Arc::new(Fixed));
+        let view = guard.flow().view();
+        assert_eq!((view.path, view.bytes_to_upstream, view.bytes_to_downstream), ("packet", 100, 1000));
+        assert!((5.0..60.0).contains(&view.age_seconds), "{}", view.age_seconds);
+        telemetry.flows.publish_bytes();
+        let metrics = &telemetry.metrics;
+        assert_eq!(metrics.stream_bytes.with_label_values(&["sio", "to_upstream"]).get(), 0);
+        assert_eq!(metrics.streams_opened.with_label_values(&["sio"]).get(), 0);
+        assert_eq!(metrics.streams_adopted.with_label_values(&["sio"]).get(), 1);
+        assert_eq!(metrics.streams.with_label_values(&["sio", "packet"]).get(), 1);
+        drop(guard);
+        assert_eq!(metrics.streams.with_label_values(&["sio", "packet"]).get(), 0);
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub struct Metrics {
     pub upstream_connects: IntCounterVec,
     pub streams: IntGaugeVec,
     pub streams_opened: IntCounterVec,
+    pub streams_adopted: IntCounterVec,
     pub streams_closed: IntCounterVec,
     pub stream_bytes: IntCounterVec,
     pub splice_fallbacks: IntCounterVec,
@@ -99,6 +100,11 @@ impl Metrics {
                 &["cluster", "path"],
             ),
             streams_opened: counter("steer_streams_opened_total", "Upgraded streams opened.", &["cluster"]),
+            streams_adopted: counter(
+                "steer_streams_adopted_total",
+                "Upgraded streams taken over from an earlier process.",
+                &["cluster"],
+            ),
             streams_closed: counter(
                 "steer_streams_closed_total",
                 "Upgraded streams that ended, by how.",

@@ -326,7 +326,9 @@ fn the_stack_does_not_reset_a_living_stream() {
                     (state::DEAD, false),
                 ] {
                     session.conn.state = state;
-                    for mark in [0, MARK] {
+                    // The own sockets' are another matter in these.
+                    let own_too = !matches!(state, state::HAND_OVER | state::RESET);
+                    for mark in [0].into_iter().chain(own_too.then_some(MARK)) {
                         let input = Input { mark, ..own(&reset) };
                         let counts: &[Stat] = if living { &[Stat::DropStackRst] } else { &[] };
                         let (verdict, _) = run(lab, &session, Hook::Egress, &input, counts);
@@ -336,6 +338,36 @@ fn the_stack_does_not_reset_a_living_stream() {
                     let forwarded = Input { ingress_ifindex: LOOPBACK, mark: 0, ..own(&reset) };
                     let (verdict, _) = run(lab, &session, Hook::Egress, &forwarded, &[]);
                     assert_eq!(verdict, Verdict::Pass);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn when_the_process_dies_its_sockets_reset_the_stream_with_the_number_that_is_expected() {
+    in_namespace(|lab| {
+        for family in Family::BOTH {
+            for direction in Direction::BOTH {
+                let session = handing_over(family);
+                let forwarded = &session.conn.flows[direction as usize];
+                let (received, sent) = (forwarded.fixed.received, forwarded.live.seq_end);
+                let here = |number: u32| number.wrapping_add(forwarded.fixed.seq_delta);
+                let lost = here(received).wrapping_sub(5);
+                for (state, own_seq, expected) in [
+                    (state::HAND_OVER, here(received), here(sent)),
+                    (state::HAND_OVER, lost, lost),
+                    (state::RESET, here(received), here(sent)),
+                ] {
+                    let mut session = session.clone();
+                    session.conn.state = state;
+                    let packet = session.own_packet(direction);
+                    let reset = Packet { flags: RST | ACK, seq: own_seq, ..packet };
+                    let counts: &[Stat] = if state == state::RESET { &[] } else { &[Stat::OwnerDied] };
+                    let (verdict, frame) = run(lab, &session, Hook::Egress, &own(&reset), counts);
+                    assert_eq!(verdict, Verdict::Pass);
+                    assert_eq!(Packet::parse(&frame), Packet { seq: expected, ..reset });
+                    assert_eq!(lab.conn(session.index).state, state::RESET);
                 }
             }
         }

@@ -9,7 +9,7 @@ mod http;
 use std::net::{IpAddr, SocketAddr};
 
 use super::reader::{Field, Map};
-use super::{Config, PacketSplice, SpliceMode, listening};
+use super::{Config, Instance, PacketSplice, SpliceMode, listening};
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     let map = root.map()?;
@@ -73,6 +73,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         admin: admin.map(|(_, address)| address),
         splice: SpliceMode::default(),
         packet_splice: PacketSplice::default(),
+        instance: Instance::default(),
         warnings: Vec::new(),
     })
 }

@@ -195,6 +195,14 @@ fn the_packet_splice_is_read_with_ranges_in_order() {
 }
 
 #[test]
+fn the_instance_is_read_and_written() {
+    assert_eq!(config(NATIVE).instance.as_str(), "default");
+    let named = config(&format!("{NATIVE}instance: edge-1\n"));
+    assert_eq!(named.instance.as_str(), "edge-1");
+    assert_eq!(config(&to_yaml(&named)).instance, named.instance);
+}
+
+#[test]
 fn envoy_v3_hash_keys() {
     let endpoints = |kind: &str, extra: &str, settings: &str| {
         let text = ENVOY_V3

@@ -61,6 +61,7 @@ const NATIVE_ROWS: &[Row] = &[
     ("[10.0.0.1:3000, 10.0.0.2:3000]", "[10.0.0.1:3000]\n  use_hostname_for_hashing: true", 14, "has no hostname to hash by", "hostname: NAME"),
     ("127.0.0.1:9901", "none", 15, "admin: `none` is not an address", "ip:port"),
     ("127.0.0.1:9901", "127.0.0.1:9901\nsplice: xdp", 16, "splice: must be one of auto, packet, sockmap, relay, is `xdp`", "auto, packet, sockmap, relay"),
+    ("127.0.0.1:9901", "127.0.0.1:9901\ninstance: a/b", 16, "instance: must be 1 to 64 letters, digits, `-` and `_`", "edge-1"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { source_port: [1] }", 16, "packet_splice.source_port: unknown key", "did you mean `source_ports`?"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { source_ports: [1000-2000] }", 16, "source_ports[0]: port 1000 is reserved for services", "at 1024 or above"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { source_ports: [0] }", 16, "source_ports[0]: port 0 is reserved", "at 1024 or above"),

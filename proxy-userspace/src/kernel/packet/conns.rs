@@ -27,11 +27,21 @@ struct Free {
 }
 
 impl Conns {
-    /// Maps the array `map`, which must have been made with BPF_F_MMAPABLE (Linux 5.5) for `capacity` records.
+    /// Maps the array `map`, which must have been made with BPF_F_MMAPABLE (Linux 5.5) for `capacity` records. All of
+    /// them are free.
     pub(super) fn map(map: BorrowedFd<'_>, capacity: u32) -> io::Result<Self> {
         let records = Records::map(map, capacity, libc::PROT_READ | libc::PROT_WRITE)?;
         let free = Free { queue: (0..capacity).collect(), is_used: vec![false; capacity as usize] };
         Ok(Self { records, free: Mutex::new(free) })
+    }
+
+    /// The same of an array that another process has used: what is not OFF is in use.
+    pub(super) fn map_used(map: BorrowedFd<'_>, capacity: u32) -> io::Result<Self> {
+        let mut conns = Self::map(map, capacity)?;
+        let is_used: Vec<_> = (0..capacity).map(|conn| conns.state(conn) != state::OFF).collect();
+        let queue = (0..capacity).filter(|conn| !is_used[*conn as usize]).collect();
+        conns.free = Mutex::new(Free { queue, is_used });
+        Ok(conns)
     }
 
     /// Takes a record, whose state is OFF; `None` if all are in use.
@@ -53,6 +63,12 @@ impl Conns {
         } else {
             debug_assert!(false, "record {conn} was freed twice");
         }
+    }
+
+    /// The records that are in use.
+    pub fn all_used(&self) -> Vec<u32> {
+        let free = self.free_list();
+        (0..self.capacity()).filter(|conn| free.is_used[*conn as usize]).collect()
     }
 
     /// How many records are in use.
@@ -233,6 +249,21 @@ mod tests {
         conns.free(0);
         assert_eq!((conns.state(1), conns.used()), (state::OFF, 1));
         assert_eq!([conns.allocate(), conns.allocate(), conns.allocate()], [Some(1), Some(0), None]);
+    }
+
+    #[test]
+    fn what_another_process_left_is_in_use() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(byte_len(4) as u64).unwrap();
+        let before = Conns::map(file.as_fd(), 4).unwrap();
+        before.set_state(1, state::SPLICED);
+        before.set_state(3, state::DEAD);
+        drop(before);
+        let after = Conns::map_used(file.as_fd(), 4).unwrap();
+        assert_eq!((after.all_used(), after.used()), (vec![1, 3], 2));
+        after.free(1);
+        assert_eq!([after.allocate(), after.allocate(), after.allocate()], [Some(0), Some(2), Some(1)]);
+        assert_eq!(after.allocate(), None);
     }
 
     #[test]

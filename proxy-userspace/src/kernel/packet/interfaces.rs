@@ -1,10 +1,15 @@
 //! Attaches the programs to interfaces, and notices when an interface goes away.
+//!
+//! Where the instance has pins, its links are among them, as `IFINDEX-ingress` and `IFINDEX-egress`.
 
-use std::collections::HashMap;
-use std::io;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::{fs, io};
 
 use aya::Ebpf;
+use aya::pin::PinError;
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
@@ -14,6 +19,7 @@ use proxy_common::reason::Reason;
 use crate::kernel::host::{self, InterfaceKind};
 use crate::kernel::loader::{self, LoadError};
 use crate::kernel::netlink::LinkMonitor;
+use crate::kernel::pins;
 
 /// How programs are attached to an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +66,13 @@ pub enum AttachError {
         #[source]
         source: ProgramError,
     },
+    #[error("cannot pin {program}, attached to {name}")]
+    NotPinned {
+        program: &'static str,
+        name: String,
+        #[source]
+        source: PinError,
+    },
 }
 
 impl AttachError {
@@ -78,8 +91,10 @@ pub(super) struct Interfaces {
 struct Attached {
     programs: Ebpf,
     monitor: LinkMonitor,
-    /// By index. Dropping a link detaches the program.
+    /// By index. Dropping a link detaches the program, unless it is pinned.
     links: HashMap<u32, [SchedClassifierLink; 2]>,
+    /// Where links are pinned, if they are.
+    pins: Option<PathBuf>,
 }
 
 const PROGRAMS: [(&str, TcAttachType); 2] =
@@ -95,10 +110,12 @@ pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), LoadError> {
 }
 
 impl Interfaces {
-    /// `programs` have gone through [`load_programs`]; they are attached to nothing yet.
-    pub(super) fn new(programs: Ebpf, hook: Hook) -> Result<Self, LoadError> {
+    /// `programs` have gone through [`load_programs`]. The links that are pinned in `pins` get them in the place of those
+    /// that they have.
+    pub(super) fn new(programs: Ebpf, hook: Hook, pins: Option<PathBuf>) -> Result<Self, LoadError> {
         let monitor = LinkMonitor::new().map_err(|error| LoadError::refused("watching interfaces", error))?;
-        let attached = Attached { programs, monitor, links: HashMap::new() };
+        let mut attached = Attached { programs, monitor, links: HashMap::new(), pins };
+        attached.adopt(hook).map_err(|error| LoadError::refused("the pinned links", error))?;
         Ok(Self { hook, attached: Mutex::new(attached) })
     }
 
@@ -117,7 +134,7 @@ impl Interfaces {
         if interface.kind == InterfaceKind::Other {
             return Err(AttachError::Kind { name: interface.name });
         }
-        let links = attached.attach(&interface.name, self.hook)?;
+        let links = attached.attach(ifindex, &interface.name, self.hook)?;
         tracing::info!(interface = interface.name, ifindex, hook = ?self.hook, "attached the packet splice");
         attached.links.insert(ifindex, links);
         Ok(())
@@ -130,6 +147,7 @@ impl Attached {
         for ifindex in self.monitor.removed(self.links.keys().copied())? {
             let Some(links) = self.links.remove(&ifindex) else { continue };
             tracing::info!(ifindex, "an interface of the packet splice is gone");
+            self.remove_pins(ifindex);
             match hook {
                 Hook::Tcx => drop(links),
                 // The filters went with the interface. To remove them now could hit those of a new one.
@@ -139,7 +157,12 @@ impl Attached {
         Ok(())
     }
 
-    fn attach(&mut self, interface: &str, hook: Hook) -> Result<[SchedClassifierLink; 2], AttachError> {
+    fn attach(
+        &mut self,
+        ifindex: u32,
+        interface: &str,
+        hook: Hook,
+    ) -> Result<[SchedClassifierLink; 2], AttachError> {
         let refused =
             |program| move |source| AttachError::Refused { program, name: interface.to_owned(), source };
         if hook == Hook::Clsact {
@@ -151,8 +174,122 @@ impl Attached {
             program.take_link(link)
         };
         let [ingress, egress] = PROGRAMS;
-        Ok([attach(ingress).map_err(refused(ingress.0))?, attach(egress).map_err(refused(egress.0))?])
+        let links =
+            [attach(ingress).map_err(refused(ingress.0))?, attach(egress).map_err(refused(egress.0))?];
+        let Some(pins) = &self.pins else { return Ok(links) };
+        let [one, other] = links;
+        let pin = |link, (program, direction)| {
+            pin(link, &path_of(pins, ifindex, direction)).map_err(|source| AttachError::NotPinned {
+                program,
+                name: interface.to_owned(),
+                source,
+            })
+        };
+        let pinned = pin(one, ingress).and_then(|one| Ok([one, pin(other, egress)?]));
+        // One alone would be in the way of the next attempt.
+        pinned.inspect_err(|_| self.remove_pins(ifindex))
     }
+
+    /// Gives the pinned links of a process that has ended the programs of this one. The kernel does that at once: no packet
+    /// passes in between.
+    fn adopt(&mut self, hook: Hook) -> io::Result<()> {
+        let Some(pins) = self.pins.clone() else { return Ok(()) };
+        for ifindex in pinned(&pins::names(&pins)?) {
+            match self.adopt_links(&pins, ifindex) {
+                Ok(links) => {
+                    tracing::info!(ifindex, "took over the packet splice of an interface");
+                    self.links.insert(ifindex, links);
+                }
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(ifindex, error, "cannot take over the links of an interface");
+                    self.replace(&pins, ifindex, hook);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt_links(&mut self, pins: &Path, ifindex: u32) -> Result<[SchedClassifierLink; 2], AdoptError> {
+        let interface = host::interface(ifindex).map_err(AdoptError::Interface)?.name;
+        let mut adopt = |(name, direction)| {
+            let link = FdLink::from(PinnedLink::from_pin(path_of(pins, ifindex, direction))?);
+            // The index may have been given to another interface, or this one come from another namespace.
+            let (_, attached) = SchedClassifier::query_tcx(&interface, direction)?;
+            let program = link.info()?.program_id();
+            if !attached.iter().any(|other| other.id() == program) {
+                return Err(AdoptError::Elsewhere);
+            }
+            let program: &mut SchedClassifier = self.programs.program_mut(name).expect(LOADED).try_into()?;
+            let link = program.attach_to_link(link.try_into()?)?;
+            Ok(program.take_link(link)?)
+        };
+        let [ingress, egress] = PROGRAMS;
+        Ok([adopt(ingress)?, adopt(egress)?])
+    }
+
+    /// Attaches the programs anew, before the links that cannot be used go.
+    fn replace(&mut self, pins: &Path, ifindex: u32, hook: Hook) {
+        let old: Vec<_> = PROGRAMS
+            .iter()
+            .filter_map(|(_, direction)| PinnedLink::from_pin(path_of(pins, ifindex, *direction)).ok())
+            .collect();
+        self.remove_pins(ifindex);
+        if let Ok(interface) = host::interface(ifindex)
+            && interface.kind != InterfaceKind::Other
+        {
+            match self.attach(ifindex, &interface.name, hook) {
+                Ok(links) => drop(self.links.insert(ifindex, links)),
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::error!(interface = interface.name, error, "streams over an interface are lost");
+                }
+            }
+        }
+        drop(old);
+    }
+
+    fn remove_pins(&self, ifindex: u32) {
+        let Some(pins) = &self.pins else { return };
+        for (_, direction) in PROGRAMS {
+            match fs::remove_file(path_of(pins, ifindex, direction)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(ifindex, %error, "cannot remove a link's pin");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The links of an interface cannot be taken over.
+#[derive(Debug, thiserror::Error)]
+enum AdoptError {
+    #[error("the interface cannot be found")]
+    Interface(#[source] io::Error),
+    #[error("they are not those of this interface")]
+    Elsewhere,
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+}
+
+/// The interfaces whose links are among what these names stand for.
+pub(super) fn pinned(names: &[String]) -> HashSet<u32> {
+    names.iter().filter_map(|name| name.split_once('-')?.0.parse().ok()).collect()
+}
+
+fn path_of(pins: &Path, ifindex: u32, direction: TcAttachType) -> PathBuf {
+    let direction = if direction == TcAttachType::Ingress { "ingress" } else { "egress" };
+    pins.join(format!("{ifindex}-{direction}"))
+}
+
+fn pin(link: SchedClassifierLink, path: &Path) -> Result<SchedClassifierLink, PinError> {
+    // There are pins only where there are links.
+    let link = FdLink::try_from(link).expect("a link of the hook tcx");
+    let pinned = FdLink::from(link.pin(path)?);
+    Ok(SchedClassifierLink::try_from(pinned).expect("what it was before"))
 }
 
 const LOADED: &str = "the program was there when it was loaded";

@@ -5,16 +5,19 @@ mod conns;
 pub mod inspect;
 mod interfaces;
 mod key;
+pub mod pinned;
 mod records;
 
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{EbpfLoader, Pod};
 use proxy_common::abi;
+use proxy_common::about::About;
 use proxy_common::flow::{FlowEvent, FlowKey4, FlowKey6, FlowRef};
 use proxy_common::reason::Reason;
 use proxy_common::stat::Stat;
@@ -26,11 +29,19 @@ pub use key::{Ends, FlowKey, wire_address, wire_ports};
 use super::events::Events;
 use super::loader::{self, Capability, LoadError};
 use super::maps::{self, BPF_NOEXIST, into_io};
+use super::pins::{Pins, PinsError};
 use interfaces::Interfaces;
+use pinned::{PinnedError, Place};
 
 /// All maps of the packet splice.
-pub(super) const MAPS: [&str; 5] =
-    [abi::MAP_FLOWS4, abi::MAP_FLOWS6, abi::MAP_CONNS, abi::MAP_FLOW_EVENTS, abi::MAP_FLOW_STATS];
+pub(super) const MAPS: [&str; 6] = [
+    abi::MAP_FLOWS4,
+    abi::MAP_FLOWS6,
+    abi::MAP_CONNS,
+    abi::MAP_FLOW_EVENTS,
+    abi::MAP_FLOW_STATS,
+    abi::MAP_ABOUT,
+];
 
 /// PERFMON, because the verifier lets nobody else compute with packet pointers as the programs do; NET_RAW for
 /// [`super::raw`].
@@ -70,15 +81,17 @@ impl InsertError {
     }
 }
 
-/// Programs, maps and links. Dropping it detaches everything: the streams that were spliced end with a
-/// reset as soon as a peer sends something.
+/// Programs, maps and links. Dropping it detaches everything, unless it is pinned: the streams that were spliced end
+/// with a reset as soon as a peer sends something.
 pub struct PacketKernel {
     flows4: FlowMap<FlowKey4>,
     flows6: FlowMap<FlowKey6>,
     conns: Conns,
     stats: PerCpuArray<MapData, u64>,
+    about: Mutex<Array<MapData, About>>,
     interfaces: Interfaces,
     mark: u32,
+    pins: Option<Pins>,
 }
 
 impl fmt::Debug for PacketKernel {
@@ -89,22 +102,29 @@ impl fmt::Debug for PacketKernel {
 }
 
 impl PacketKernel {
-    /// Loads programs and maps for `max_conns` sessions (2 or more; [`inspect`] takes a map of one for unused). `mark` and
-    /// the number behind it are the packet marks of hand-overs. Must be called inside a tokio runtime, which the event
-    /// ring joins.
+    /// Loads programs, and maps for `max_conns` sessions (2 or more; [`inspect`] takes a map of one for unused). `mark` and
+    /// the number behind it are the packet marks of hand-overs. With `pins` they outlive the process; and if there are
+    /// streams of an earlier one, its maps are taken over as they are, whatever their size, and its links get the new
+    /// programs. Must be called inside a tokio runtime, which the event ring joins.
     ///
     /// # Errors
-    /// There is no BPF object, a capability is missing (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW), or the kernel
-    /// refuses.
-    pub fn load(max_conns: u32, mark: u32) -> Result<(Self, FlowEvents), LoadError> {
-        Self::load_for(Hook::of_this_kernel(), max_conns, mark)
+    /// There is no BPF object, a capability is missing (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW), the kernel
+    /// refuses, or what is pinned cannot be used.
+    pub fn load(max_conns: u32, mark: u32, pins: Option<Pins>) -> Result<(Self, FlowEvents), LoadError> {
+        Self::load_for(Hook::of_this_kernel(), max_conns, mark, pins)
     }
 
-    /// The same for a given kind of hook.
+    /// The same for a given kind of hook. Only that of links can have pins.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_for(hook: Hook, max_conns: u32, mark: u32) -> Result<(Self, FlowEvents), LoadError> {
+    pub fn load_for(
+        hook: Hook,
+        max_conns: u32,
+        mark: u32,
+        pins: Option<Pins>,
+    ) -> Result<(Self, FlowEvents), LoadError> {
+        let mut place = pins.as_ref().map(Place::find).transpose()?;
         let mut loader = EbpfLoader::new();
         loader::shrink(&mut loader, &maps::MAPS);
         loader
@@ -112,6 +132,11 @@ impl PacketKernel {
             .map_max_entries(abi::MAP_FLOWS4, max_conns.saturating_mul(2))
             .map_max_entries(abi::MAP_FLOWS6, max_conns.saturating_mul(2))
             .override_global(abi::GLOBAL_MARK, &mark, true);
+        if let Some(place) = &place {
+            for name in MAPS {
+                loader.map_pin_path(name, place.path.join(name));
+            }
+        }
         let mut ebpf = loader::load_object(&mut loader, &NEEDED)?;
         interfaces::load_programs(&mut ebpf)?;
 
@@ -119,13 +144,58 @@ impl PacketKernel {
         let flows4 = FlowMap::new(take(abi::MAP_FLOWS4)?, abi::MAP_FLOWS4)?;
         let flows6 = FlowMap::new(take(abi::MAP_FLOWS6)?, abi::MAP_FLOWS6)?;
         let stats = loader::typed(take(abi::MAP_FLOW_STATS)?, abi::MAP_FLOW_STATS)?;
+        let mut about = loader::typed(take(abi::MAP_ABOUT)?, abi::MAP_ABOUT)?;
         // Open until the programs that refer to it are loaded.
         let conns_map = take(abi::MAP_CONNS)?;
-        let conns = map_conns(&conns_map, max_conns)?;
+        let conns = map_conns(&conns_map, max_conns, place.as_ref().is_some_and(|place| place.adopts))?;
         let ring = loader::typed::<RingBuf<MapData>>(take(abi::MAP_FLOW_EVENTS)?, abi::MAP_FLOW_EVENTS)?;
         let events = Events::new(ring).map_err(|error| LoadError::refused("the event ring", error))?;
-        let interfaces = Interfaces::new(ebpf, hook)?;
-        Ok((Self { flows4, flows6, conns, stats, interfaces, mark }, events))
+        if let Some(place) = &mut place {
+            place.complete(&mut about)?;
+        }
+        let interfaces = Interfaces::new(ebpf, hook, place.map(|place| place.path))?;
+        let about = Mutex::new(about);
+        Ok((Self { flows4, flows6, conns, stats, about, interfaces, mark, pins }, events))
+    }
+
+    /// Whether the streams go on when the process ends.
+    pub fn outlives(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// Removes the pins, so that nothing is left when this is dropped.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn unpin(&self) -> Result<(), PinsError> {
+        self.pins.as_ref().map_or(Ok(()), Pins::remove)
+    }
+
+    /// Remembers, for whoever clears up, ports that were added to those which the kernel gives nobody.
+    ///
+    /// # Errors
+    /// The kernel does not take it.
+    pub fn note_reserved(&self, ports: &[RangeInclusive<u16>]) -> Result<(), PinnedError> {
+        // The handle holds a descriptor and nothing that a panic could leave half done.
+        pinned::note_reserved(&mut self.about.lock().unwrap_or_else(PoisonError::into_inner), ports)
+    }
+
+    /// All ports that were noted so, by this process or those before it.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn noted_reserved(&self) -> Result<Vec<RangeInclusive<u16>>, PinnedError> {
+        pinned::noted_reserved(&self.about.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All keys that are in the flow maps now.
+    ///
+    /// # Errors
+    /// The kernel does not let them be read.
+    pub fn keys(&self) -> io::Result<Vec<(FlowKey, FlowRef)>> {
+        let mut keys = self.flows4.all(FlowKey::V4)?;
+        keys.extend(self.flows6.all(FlowKey::V6)?);
+        Ok(keys)
     }
 
     /// Makes the programs see what arrives and leaves at an interface of the caller's network namespace. Does nothing
@@ -201,6 +271,12 @@ impl<K: Pod> FlowMap<K> {
         self.lock().insert(key, flow, BPF_NOEXIST).map_err(InsertError::from_map)
     }
 
+    fn all(&self, key: impl Fn(K) -> FlowKey) -> io::Result<Vec<(FlowKey, FlowRef)>> {
+        let entries = self.lock();
+        let entries = entries.iter().map(|entry| entry.map(|(raw, flow)| (key(raw), flow)).map_err(into_io));
+        entries.collect()
+    }
+
     fn remove(&self, key: &K, flow: FlowRef) -> io::Result<()> {
         let mut map = self.lock();
         let removed = match map.get(key, 0) {
@@ -216,8 +292,9 @@ impl<K: Pod> FlowMap<K> {
     }
 }
 
-fn map_conns(map: &Map, capacity: u32) -> Result<Conns, LoadError> {
+fn map_conns(map: &Map, capacity: u32, are_used: bool) -> Result<Conns, LoadError> {
     let name = abi::MAP_CONNS;
     let Map::Array(data) = map else { return Err(LoadError::Incomplete { name }) };
-    Conns::map(data.fd().as_fd(), capacity).map_err(|error| LoadError::refused(name, error))
+    let conns = if are_used { pinned::used_conns(data) } else { Conns::map(data.fd().as_fd(), capacity) };
+    conns.map_err(|error| LoadError::refused(name, error))
 }

@@ -19,6 +19,7 @@ use super::hand_over::{HandOver, Switched};
 use super::lanes::{Fin, Lanes};
 use super::record::Record;
 use crate::config::SpliceMode;
+use crate::failpoint;
 use crate::kernel::clock;
 use crate::kernel::repair;
 use crate::kernel::tcp_info::{self, TIMESTAMP_BYTES, TcpInfo};
@@ -181,6 +182,7 @@ impl<'a> Approach<'a> {
         let quiet = self.is_quiet();
         let installed = self.content(quiet).and_then(|content| {
             let record = Record::install(&self.splice.records, content)?;
+            failpoint::reached("installed");
             self.mark(self.splice.records.kernel.mark()).inspect_err(|_| {
                 let _as_it_was = self.mark(0);
             })?;
@@ -196,7 +198,9 @@ impl<'a> Approach<'a> {
             // If this task is cut short, a FIN would be a lie. (Closing silently does not mind.)
             relay::reset_on_close(socket);
         }
+        failpoint::reached("marked");
         record.activate();
+        failpoint::reached("activated");
         let watcher = Switched { record, copies_acks: Cell::new(!quiet) };
         let Self { splice, lanes, source, flow, idle_timeout, .. } = self;
         Ok(HandOver { splice, lanes, watcher, source, flow, idle_timeout, carried: None })

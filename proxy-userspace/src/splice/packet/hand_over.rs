@@ -26,6 +26,7 @@ use super::PacketSplice;
 use super::lanes::{Lanes, Watcher};
 use super::record::{Carried, Record};
 use super::table::Stream;
+use crate::failpoint;
 use crate::kernel::{clock, repair, tcp_info};
 use crate::splice::relay::Broken;
 use crate::splice::{End, Path};
@@ -96,7 +97,9 @@ impl HandOver<'_> {
         };
         let record = self.watcher.record;
         if drained.is_ok() {
+            failpoint::reached("drained");
             record.complete();
+            failpoint::reached("spliced");
             if how == "busy" {
                 // Copies of acknowledgements may still be on their way to the sockets.
                 self.splice.grace.wait().await;
@@ -104,12 +107,17 @@ impl HandOver<'_> {
         } else {
             record.abort();
         }
-        self.lanes.sockets.into_iter().for_each(close);
+        for socket in self.lanes.sockets {
+            close(socket);
+            failpoint::reached("closing");
+        }
         let metrics = &self.splice.telemetry.metrics;
         metrics.hand_overs.with_label_values(&[how]).inc();
         metrics.hand_over_seconds.observe(began.elapsed().as_secs_f64());
         let stream = Stream::new(record, self.flow, carried, self.source);
+        failpoint::reached("closed");
         self.splice.table.insert(stream, drained.err());
+        failpoint::reached("kept");
     }
 
     /// Returns when the sockets are not needed any more: all that they had is where it belongs, or the program has
@@ -206,6 +214,7 @@ impl HandOver<'_> {
             self.watcher.record.set_received(from, received[from as usize]);
         }
         self.carried();
+        failpoint::reached("settled");
     }
 
     /// The bytes that the kernel carries: all that comes behind what the sockets have received, which does not grow after

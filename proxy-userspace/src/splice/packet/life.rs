@@ -10,7 +10,7 @@ use crate::splice::End;
 
 /// A reset is repeated after this time, when what was under way has arrived and its number is exact; and after the same
 /// time again the tuple of a reset stream goes.
-const RESET_LINGER: Duration = Duration::from_secs(1);
+pub(super) const RESET_LINGER: Duration = Duration::from_secs(1);
 
 /// Time limits of all streams.
 #[derive(Debug, Clone, Copy)]
@@ -67,8 +67,8 @@ pub(super) enum Step {
 /// What has to be remembered of a stream between two looks.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Life {
-    /// Probes that were sent since the last packet, by [`Direction`].
-    Living { probes: [u32; 2] },
+    /// Probes that were sent since the last packet, by [`Direction`]; and since when its silence is observed.
+    Living { probes: [u32; 2], from_ns: u64 },
     /// A reset is to be repeated then.
     Reset { again_ns: u64 },
     /// To be removed then.
@@ -77,13 +77,19 @@ pub(super) enum Life {
 
 impl Life {
     pub(super) const fn new() -> Self {
-        Self::Living { probes: [0; 2] }
+        Self::adopted(0)
+    }
+
+    /// Of a stream that nobody has looked after before `now_ns`: its silence until then says nothing of its peers, since
+    /// they were not probed.
+    pub(super) const fn adopted(now_ns: u64) -> Self {
+        Self::Living { probes: [0; 2], from_ns: now_ns }
     }
 
     /// The next step; to be asked again, with the same look, until there is nothing but to wait.
     /// `spread` (0 to 255) staggers the probes of streams that fell silent together.
     pub(super) fn next(&mut self, now_ns: u64, look: &Look, limits: &Limits, spread: u8) -> Step {
-        let probes = match self {
+        let (probes, from_ns) = match self {
             Self::Over { .. } | Self::Reset { .. } if look.state == state::DEAD => return Step::Remove,
             Self::Reset { again_ns } if *again_ns <= now_ns => {
                 *self = Self::Over { at_ns: now_ns.saturating_add(nanoseconds(RESET_LINGER)) };
@@ -92,7 +98,7 @@ impl Life {
             Self::Reset { again_ns } => return Step::Wait { until_ns: *again_ns },
             Self::Over { at_ns } if *at_ns <= now_ns => return Step::Remove,
             Self::Over { at_ns } => return Step::Wait { until_ns: *at_ns },
-            Self::Living { probes } => probes,
+            Self::Living { probes, from_ns } => (probes, *from_ns),
         };
         match look.state {
             state::FINISHED => return self.over(now_ns, End::Finished, limits.linger),
@@ -117,7 +123,8 @@ impl Life {
             let sent = &mut probes[direction as usize];
             let keepalive = &limits.keepalive;
             let (time, interval) = (nanoseconds(keepalive.time), nanoseconds(keepalive.interval).max(1));
-            let silent = now_ns.saturating_sub(look.last_packet_ns[direction as usize]);
+            let last_packet_ns = look.last_packet_ns[direction as usize].max(from_ns);
+            let silent = now_ns.saturating_sub(last_packet_ns);
             let first = time + interval / 256 * u64::from(spread);
             // How many probes should have been sent by now, each an interval after the one before.
             let due = silent.checked_sub(first).map_or(0, |late| late / interval + 1);
@@ -240,6 +247,13 @@ mod tests {
             assert_eq!(next(&mut life, at, heard(at)), wait(until));
         }
         assert_eq!(next(&mut life, 1120, heard(1120)), Step::Abort(End::Reset));
+    }
+
+    #[test]
+    fn the_silence_of_an_adopted_stream_begins_when_it_is_adopted() {
+        let mut life = Life::adopted(5000 * SECOND);
+        assert_eq!(next(&mut life, 5000, look(state::SPLICED)), wait(5060));
+        assert_eq!(next(&mut life, 5060, look(state::SPLICED)), Step::Probe(Direction::ToUpstream));
     }
 
     #[test]

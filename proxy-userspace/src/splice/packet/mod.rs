@@ -3,12 +3,14 @@
 //!
 //! `decide` says whether and how, from what `survey` found · `approach` prepares a session (relayed by `lanes` as long as
 //! that takes) and switches it · `hand_over` is what happens until the sockets are closed · `record` is a stream's
-//! place in the kernel's maps · `table` holds the streams, `reap` looks after them, by the rules of `life` · `segments`
+//! place in the kernel's maps · `adopt` takes over those of an earlier process · `table` holds the streams, `reap` looks after them, by the rules of `life` · `segments`
 //! are those that Steer sends in the name of a peer.
 
+mod adopt;
 mod approach;
 mod counters;
 mod decide;
+pub mod detach;
 mod hand_over;
 mod lanes;
 mod life;
@@ -20,11 +22,12 @@ mod table;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proxy_common::reason::Reason;
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use self::approach::Approach;
 use self::life::Limits;
@@ -32,11 +35,13 @@ use self::record::Records;
 use self::survey::Survey;
 use self::table::Table;
 use super::{Refused, Session};
-use crate::config;
+use crate::config::{Config, Instance};
 use crate::kernel::grace::Grace;
 use crate::kernel::loader::LoadError;
-use crate::kernel::packet::PacketKernel;
+use crate::kernel::packet::{FlowEvents, Hook, PacketKernel, pinned};
+use crate::kernel::pins::{Pins, PinsError};
 use crate::telemetry::Telemetry;
+use crate::upstream::ports::{self, SourcePorts};
 
 /// Why there is no packet splice in this process.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +52,17 @@ pub enum StartError {
     Sockets(#[source] io::Error),
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
+    #[error("{0} runs already; give this process another name with --instance")]
+    Owned(String),
+    #[error(
+        "instance `{instance}` cannot be taken over: see `steer cleanup --instance {instance} --dry-run`, or give this \
+         process another name with --instance"
+    )]
+    Foreign {
+        instance: Instance,
+        #[source]
+        source: LoadError,
+    },
 }
 
 impl StartError {
@@ -55,8 +71,13 @@ impl StartError {
         match self {
             Self::Load(error) => error.reason(),
             Self::Sockets(_) => Reason::NoCapability,
-            Self::Thread(_) => Reason::KernelRefused,
+            Self::Thread(_) | Self::Owned(_) | Self::Foreign { .. } => Reason::KernelRefused,
         }
+    }
+
+    /// Whether the process must not go on without the packet splice: it would be one too many, or leave streams alone.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Owned(_) | Self::Foreign { .. })
     }
 }
 
@@ -68,10 +89,16 @@ pub struct PacketSplice {
     table: Arc<Table>,
     grace: Arc<Grace>,
     survey: Survey,
-    /// See [`config::PacketSplice::hand_over_within`].
+    /// See [`crate::config::PacketSplice::hand_over_within`].
     within: Duration,
+    /// Sessions after the switch whose sockets are still there.
+    handing_over: AtomicUsize,
     reaper: AbortHandle,
 }
+
+/// Hand-overs that run get so long to be complete before the process ends: a grace period or two, if the stream is quiet.
+const COMPLETE_WITHIN: Duration = Duration::from_millis(500);
+const COMPLETE_LOOK: Duration = Duration::from_millis(5);
 
 impl PacketSplice {
     /// Loads the programs; they are attached to an interface when the first stream comes over it. Must be called inside
@@ -79,11 +106,19 @@ impl PacketSplice {
     ///
     /// # Errors
     /// The kernel does not take the programs, or a capability or a descriptor is missing.
-    pub fn start(telemetry: Arc<Telemetry>, config: &config::PacketSplice) -> Result<Arc<Self>, StartError> {
-        let (kernel, events) = PacketKernel::load(config.max_streams, config.mark)?;
+    pub fn start(telemetry: Arc<Telemetry>, config: &Config) -> Result<Arc<Self>, StartError> {
+        let (kernel, events) = load(config)?;
+        let config = &config.packet_splice;
+        let max_streams = kernel.conns().capacity();
+        if max_streams != config.max_streams {
+            tracing::warn!(
+                max_streams,
+                "packet_splice.max_streams stays that of the streams that were taken over"
+            );
+        }
         let used = telemetry.metrics.packet_streams.with_label_values(&["used"]);
         let records = Records::new(kernel, used).map_err(StartError::Sockets)?;
-        telemetry.metrics.packet_streams.with_label_values(&["limit"]).set(config.max_streams.into());
+        telemetry.metrics.packet_streams.with_label_values(&["limit"]).set(max_streams.into());
         let survey = Survey::new().map_err(StartError::Sockets)?;
         let grace = Grace::start().map_err(StartError::Thread)?;
         let limits = Limits { keepalive: config.keepalive, linger: config.linger };
@@ -94,7 +129,7 @@ impl PacketSplice {
         }
         let reaper = reap::run(Arc::clone(&table), Arc::clone(&records), Arc::clone(&grace), events);
         let reaper = tokio::spawn(reaper).abort_handle();
-        tracing::info!(max_streams = config.max_streams, "packet splice ready");
+        tracing::info!(max_streams, "packet splice ready");
         Ok(Arc::new(Self {
             telemetry,
             records,
@@ -102,6 +137,7 @@ impl PacketSplice {
             grace,
             survey,
             within: config.hand_over_within,
+            handing_over: AtomicUsize::new(0),
             reaper,
         }))
     }
@@ -121,20 +157,107 @@ impl PacketSplice {
             }
         }
         if let Some(rested) = approach.rest().await {
-            rested.switch()?.complete(began).await;
+            let hand_over = rested.switch()?;
+            let _counted = Counted::new(&self.handing_over);
+            hand_over.complete(began).await;
         }
         Ok(())
     }
 
-    /// Ends the streams that the kernel carries: both peers of each get a RST.
-    pub fn stop(&self) {
+    /// Takes over the streams that an earlier process has left; their source ports are of `source_ports`. To be called once, before
+    /// there are others.
+    pub fn adopt(&self, source_ports: Option<&SourcePorts>, config: &Config) {
+        adopt::adopt(self, source_ports, &config.clusters);
+        let reserved = source_ports.map_or(&[][..], SourcePorts::reserved);
+        if let Err(error) = self.records.kernel.note_reserved(reserved) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(
+                error,
+                "the ports that were reserved are not given back when nothing uses them any more"
+            );
+        }
+    }
+
+    /// Leaves the streams that the kernel carries to the next process; or, where that cannot be, ends them: both peers of
+    /// each get a RST.
+    pub async fn stop(&self) {
+        let complete = async {
+            while self.handing_over.load(Ordering::Acquire) > 0 {
+                sleep(COMPLETE_LOOK).await;
+            }
+        };
+        let _the_others_are_reset = timeout(COMPLETE_WITHIN, complete).await;
         self.reaper.abort();
-        self.table.end_all();
+        let kernel = &self.records.kernel;
+        if !kernel.outlives() {
+            self.table.end_all();
+        } else {
+            let streams = self.table.leave_all();
+            if streams > 0 {
+                tracing::info!(streams, "streams go on without this process; `steer detach` ends them");
+                return;
+            }
+        }
+        if let Err(error) = clear_up(kernel) {
+            tracing::warn!(error = &*error, "cannot clear up; `steer cleanup` does");
+        }
     }
 }
 
 impl Drop for PacketSplice {
     fn drop(&mut self) {
         self.reaper.abort();
+    }
+}
+
+/// Counts itself for as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The programs and maps; those of the instance's last process, if it has left streams.
+fn load(config: &Config) -> Result<(PacketKernel, FlowEvents), StartError> {
+    let (instance, settings) = (&config.instance, &config.packet_splice);
+    let pins = match Hook::of_this_kernel() {
+        Hook::Tcx => take(instance)?,
+        Hook::Clsact => {
+            tracing::warn!("streams end with this process: to outlive it they need Linux 6.6");
+            None
+        }
+    };
+    PacketKernel::load(settings.max_streams, settings.mark, pins).map_err(|error| match error {
+        LoadError::Pinned(_) => StartError::Foreign { instance: instance.clone(), source: error },
+        error => error.into(),
+    })
+}
+
+/// Leaves nothing in the kernel that would stay when the process ends.
+fn clear_up(kernel: &PacketKernel) -> Result<(), Box<dyn std::error::Error>> {
+    ports::unreserve(&kernel.noted_reserved()?)?;
+    kernel.unpin()?;
+    Ok(())
+}
+
+/// `None`: there can be no pins, and streams end with the process.
+fn take(instance: &Instance) -> Result<Option<Pins>, StartError> {
+    match Pins::take(instance) {
+        Ok(pins) => Ok(Some(pins)),
+        Err(PinsError::Owned(_)) => Err(StartError::Owned(pinned::owner(instance))),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "streams end with this process");
+            Ok(None)
+        }
     }
 }

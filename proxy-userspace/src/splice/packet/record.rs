@@ -10,7 +10,7 @@ use proxy_common::reason::Reason;
 use tokio::sync::Notify;
 
 use super::segments;
-use crate::kernel::packet::{FlowKey, PacketKernel};
+use crate::kernel::packet::{Conns, FlowKey, PacketKernel};
 use crate::kernel::raw::{RawSender, Segment};
 use crate::telemetry::flows::KernelBytes;
 
@@ -39,6 +39,11 @@ impl Records {
 
     pub(super) fn free(&self, retired: Vec<u32>) {
         retired.into_iter().for_each(|conn| self.kernel.conns().free(conn));
+        self.show_used();
+    }
+
+    /// Brings the gauge up to date.
+    pub(super) fn show_used(&self) {
         self.used.set(self.kernel.conns().used().into());
     }
 }
@@ -57,7 +62,7 @@ impl Record {
         let kernel = &records.kernel;
         let conn = kernel.conns().allocate().ok_or(Reason::MapFull)?;
         let generation = kernel.conns().prepare(conn, content);
-        records.used.set(kernel.conns().used().into());
+        records.show_used();
         let record = Self { records: Arc::clone(records), conn, generation };
         for direction in Direction::BOTH {
             let (key, flow) = (FlowKey::of(&content, direction), FlowRef::new(conn, direction));
@@ -67,6 +72,12 @@ impl Record {
             })?;
         }
         Ok(record)
+    }
+
+    /// The record of an earlier process's stream; it must be in use, and have no other owner.
+    pub(super) fn adopt(records: &Arc<Records>, conn: u32) -> Self {
+        let generation = records.kernel.conns().snapshot(conn).generation;
+        Self { records: Arc::clone(records), conn, generation }
     }
 
     pub(super) fn conn(&self) -> u32 {
@@ -110,19 +121,14 @@ impl Record {
         self.records.kernel.conns().note_fin(FlowRef::new(self.conn, from), end);
     }
 
+    /// Takes a living stream for reset; its peers are not told.
+    pub(super) fn set_reset(&self) {
+        set_reset(self.records.kernel.conns(), self.conn);
+    }
+
     /// Ends the stream, unless a new connection has its tuple: a RST for each peer.
     pub(super) fn abort(&self) {
-        // First, since the egress program lets no RST of this host through to the peers of a living stream.
-        for living in [state::HAND_OVER, state::SPLICED] {
-            let _ended_already = self.records.kernel.conns().advance_state(self.conn, living, state::RESET);
-        }
-        if self.state() == state::DEAD {
-            return;
-        }
-        let record = self.snapshot();
-        for segment in Direction::BOTH.into_iter().flat_map(|from| segments::resets(&record, from)) {
-            self.send(segment);
-        }
+        abort(self.records.kernel.conns(), &self.records.raw, self.conn);
     }
 
     /// Asks the peer that `from` comes from whether it is there.
@@ -136,9 +142,32 @@ impl Record {
     }
 
     fn send(&self, segment: Segment) {
-        if let Err(error) = self.records.raw.send(segment) {
-            tracing::debug!(%error, peer = %segment.destination, "cannot send a segment");
-        }
+        send(&self.records.raw, segment);
+    }
+}
+
+/// See [`Record::abort`].
+pub(super) fn abort(conns: &Conns, raw: &RawSender, conn: u32) {
+    // First, since the egress program lets no RST of this host through to the peers of a living stream.
+    set_reset(conns, conn);
+    if conns.state(conn) == state::DEAD {
+        return;
+    }
+    let record = conns.snapshot(conn);
+    for segment in Direction::BOTH.into_iter().flat_map(|from| segments::resets(&record, from)) {
+        send(raw, segment);
+    }
+}
+
+fn set_reset(conns: &Conns, conn: u32) {
+    for living in [state::HAND_OVER, state::SPLICED] {
+        let _ended_already = conns.advance_state(conn, living, state::RESET);
+    }
+}
+
+fn send(raw: &RawSender, segment: Segment) {
+    if let Err(error) = raw.send(segment) {
+        tracing::debug!(%error, peer = %segment.destination, "cannot send a segment");
     }
 }
 
@@ -159,8 +188,9 @@ impl Drop for Record {
 pub(super) struct Carried {
     records: Arc<Records>,
     conn: u32,
-    /// By direction, in arrival space: one behind what came, or will come, by way of the sockets.
-    begin: [AtomicU32; 2],
+    /// By direction, in arrival space: one behind what came, or will come, by way of the sockets. `None`: the record says
+    /// what came before, too.
+    begin: Option<[AtomicU32; 2]>,
     /// Set before the record goes.
     ended: OnceLock<[u64; 2]>,
 }
@@ -168,13 +198,19 @@ pub(super) struct Carried {
 impl Carried {
     pub(super) fn new(record: &Record, begin: [u32; 2]) -> Arc<Self> {
         let (records, conn) = (Arc::clone(&record.records), record.conn);
-        Arc::new(Self { records, conn, begin: begin.map(AtomicU32::new), ended: OnceLock::new() })
+        Arc::new(Self { records, conn, begin: Some(begin.map(AtomicU32::new)), ended: OnceLock::new() })
+    }
+
+    /// All payload of a stream of an earlier process, which is what its record tells.
+    pub(super) fn of_record(record: &Record) -> Arc<Self> {
+        let (records, conn) = (Arc::clone(&record.records), record.conn);
+        Arc::new(Self { records, conn, begin: None, ended: OnceLock::new() })
     }
 
     /// The sockets are gone: `begin` is where they got to, `relayed` the payload that userspace has moved. From now on the
     /// record alone tells the stream's bytes, too.
     pub(super) fn begin_at(&self, begin: [u32; 2], relayed: [u64; 2]) {
-        for (place, begin) in self.begin.iter().zip(begin) {
+        for (place, begin) in self.begin.iter().flatten().zip(begin) {
             place.store(begin, Ordering::Relaxed);
         }
         let flows = self.quiet_look();
@@ -207,9 +243,13 @@ impl Carried {
     }
 
     fn now(&self) -> [u64; 2] {
-        let flows = self.records.kernel.conns().snapshot(self.conn).flows;
+        let record = self.records.kernel.conns().snapshot(self.conn);
         [0, 1].map(|direction| {
-            bytes_since(self.begin[direction].load(Ordering::Relaxed), &flows[direction].live)
+            let live = &record.flows[direction].live;
+            match &self.begin {
+                Some(begin) => bytes_since(begin[direction].load(Ordering::Relaxed), live),
+                None => record.relayed[direction].wrapping_add(live.bytes),
+            }
         })
     }
 }

@@ -1,7 +1,9 @@
 //! The streams that only the kernel carries.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proxy_common::flow::state;
@@ -49,6 +51,18 @@ impl Stream {
         Self { record, open, life: Life::new(), state: state::SPLICED, look_at_ns: 0, _source: source }
     }
 
+    /// A stream of an earlier process; without `open` it is over.
+    pub(super) fn adopted(
+        record: Record,
+        open: Option<(FlowGuard, Arc<Carried>)>,
+        source: Option<Lease>,
+        now_ns: u64,
+    ) -> Self {
+        let open = open.map(|(flow, carried)| Open { flow, carried });
+        let life = Life::adopted(now_ns);
+        Self { record, open, life, state: state::SPLICED, look_at_ns: 0, _source: source }
+    }
+
     /// Takes what steps there are to be taken. What goes slowly is left for after the lock.
     fn look(&mut self, now_ns: u64, limits: &Limits, later: &mut Later) -> Keep {
         let state = self.record.state();
@@ -73,6 +87,14 @@ impl Stream {
                 Step::ResetAgain => self.record.abort(),
                 Step::Remove => return Keep::No,
             }
+        }
+    }
+
+    /// Ends it, unless it has ended, with a RST to both peers.
+    fn abort(mut self) {
+        if let Some(open) = self.open.take() {
+            self.record.abort();
+            open.end(End::Reset);
         }
     }
 }
@@ -100,13 +122,15 @@ impl Drop for Later {
 #[derive(Debug)]
 pub(super) struct Table {
     streams: Mutex<BTreeMap<u32, Stream>>,
+    /// No stream is taken over any more. Written under the lock.
+    is_closed: AtomicBool,
     records: Arc<Records>,
     limits: Limits,
 }
 
 impl Table {
     pub(super) fn new(records: Arc<Records>, limits: Limits) -> Self {
-        Self { streams: Mutex::default(), records, limits }
+        Self { streams: Mutex::default(), is_closed: AtomicBool::new(false), records, limits }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Stream>> {
@@ -124,7 +148,13 @@ impl Table {
             open.end(end);
         }
         let (conn, generation) = (stream.record.conn(), stream.record.generation);
-        self.lock().insert(conn, stream);
+        let mut streams = self.lock();
+        if self.is_closed.load(Ordering::Relaxed) {
+            drop(streams);
+            return stream.abort();
+        }
+        streams.insert(conn, stream);
+        drop(streams);
         self.examine(conn, generation);
         self.records.changed.notify_one();
     }
@@ -169,14 +199,25 @@ impl Table {
         last
     }
 
-    /// Ends all streams, with a RST to both peers of each.
+    /// Ends all streams, with a RST to both peers of each, and those that come later.
     pub(super) fn end_all(&self) {
-        let streams = std::mem::take(&mut *self.lock());
-        for mut stream in streams.into_values() {
-            if let Some(open) = stream.open.take() {
-                stream.record.abort();
-                open.end(End::Reset);
-            }
+        self.close().into_values().for_each(Stream::abort);
+    }
+
+    /// Leaves the streams to the kernel, and returns how many live; those that come later are ended.
+    pub(super) fn leave_all(&self) -> usize {
+        let streams = self.close();
+        let living = streams.values().filter(|stream| stream.open.is_some()).count();
+        if living > 0 {
+            // To drop a stream is to take its keys out.
+            streams.into_values().for_each(mem::forget);
         }
+        living
+    }
+
+    fn close(&self) -> BTreeMap<u32, Stream> {
+        let mut streams = self.lock();
+        self.is_closed.store(true, Ordering::Relaxed);
+        mem::take(&mut *streams)
     }
 }

@@ -68,6 +68,17 @@ impl FreePorts {
         Some(port)
     }
 
+    /// Takes this very port; `false` if it is not free, or none of those that are given out.
+    pub(super) fn take_this(&mut self, port: u16) -> bool {
+        let (word, bit) = place(port);
+        let is_rested = self.rested[word] & 1 << bit != 0;
+        if is_rested {
+            self.clear(port);
+            self.left -= 1;
+        }
+        is_rested
+    }
+
     /// Only for a port that was taken.
     pub(super) fn give_back(&mut self, port: u16) {
         self.left += 1;
@@ -172,6 +183,16 @@ mod tests {
         assert_eq!(free.take(now), Some(2001));
         assert_eq!(free.take(now + ASIDE / 2), None);
         assert_eq!(free.take(now + ASIDE), Some(port));
+    }
+
+    #[test]
+    fn a_port_that_is_in_use_already_is_not_given() {
+        let mut free = FreePorts::new(&[2000..=2002]);
+        assert!(free.take_this(2001) && !free.take_this(2001) && !free.take_this(1999));
+        assert_eq!(free.left(), 2);
+        assert_eq!(taken(&mut free), [2000, 2002]);
+        free.give_back(2001);
+        assert_eq!(taken(&mut free), [2001]);
     }
 
     proptest! {

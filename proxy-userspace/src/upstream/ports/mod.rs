@@ -34,6 +34,8 @@ pub struct SourcePorts {
 struct Inner {
     /// All that a pool may give out.
     ranges: Box<[RangeInclusive<u16>]>,
+    /// Those of them that were reserved for it.
+    reserved: Box<[RangeInclusive<u16>]>,
     /// Grows to configured clusters' sources x endpoints and stays: an empty pool still knows which of its
     /// ports rest, and takes 9 KiB.
     pools: Mutex<Pools>,
@@ -114,24 +116,40 @@ impl SourcePorts {
     ) -> Result<Self, PortsError> {
         let local = host::ip_local_port_range().map_err(PortsError::Unreadable)?;
         let reserved = host::reserved_ports().map_err(PortsError::Unreadable)?;
-        let ranges = match configured {
+        let (ranges, added) = match configured {
             Some(ranges) => {
-                reserve(&ranges::given_out(ranges, local.clone(), &reserved), &reserved)?;
-                ranges.to_vec()
+                let added = ranges::given_out(ranges, local.clone(), &reserved);
+                reserve(&added, &reserved)?;
+                (ranges.to_vec(), added)
             }
-            None => ranges::by_default(local.clone(), &reserved),
+            None => (ranges::by_default(local.clone(), &reserved), Vec::new()),
         };
         if ranges.is_empty() {
             return Err(PortsError::NoneLeft { local });
         }
         tracing::info!(ports = ranges::text(&ranges), "source ports for streams");
-        Ok(Self::new(&ranges, telemetry))
+        Ok(Self::with_reserved(&ranges, &added, telemetry))
     }
 
     /// `ranges` must not overlap.
     pub fn new(ranges: &[RangeInclusive<u16>], telemetry: &Telemetry) -> Self {
+        Self::with_reserved(ranges, &[], telemetry)
+    }
+
+    fn with_reserved(
+        ranges: &[RangeInclusive<u16>],
+        reserved: &[RangeInclusive<u16>],
+        telemetry: &Telemetry,
+    ) -> Self {
+        let (ranges, reserved) = (ranges.into(), reserved.into());
         let gauges = telemetry.metrics.source_ports.clone();
-        Self { inner: Arc::new(Inner { ranges: ranges.into(), pools: Mutex::default(), gauges }) }
+        Self { inner: Arc::new(Inner { ranges, reserved, pools: Mutex::default(), gauges }) }
+    }
+
+    /// The ports that were reserved at the start, and were not before; to be given back by [`unreserve`] when no stream is
+    /// left that uses them.
+    pub fn reserved(&self) -> &[RangeInclusive<u16>] {
+        &self.inner.reserved
     }
 
     /// A port of `source` for a connection to `endpoint`: of those that are free, the one that has rested
@@ -148,6 +166,17 @@ impl SourcePorts {
         lease.ok_or_else(|| {
             let limit = pools.first().map_or(0, |pool| pool.budget.limit.get());
             PortsExhausted { endpoint, limit }
+        })
+    }
+
+    /// The port of a connection that is there already, of an earlier process; `None` if it is none of those that are given
+    /// out.
+    pub fn lease_this(&self, source: SocketAddr, endpoint: SocketAddr) -> Option<Lease> {
+        let pool = self.pools_of(&[source.ip()], endpoint).pop()?;
+        let is_taken = lock(&pool.free).take_this(source.port());
+        is_taken.then(|| {
+            pool.budget.taken();
+            Lease { pool, port: source.port(), foreign: false }
         })
     }
 
@@ -178,6 +207,19 @@ impl SourcePorts {
             crowded: AtomicBool::new(false),
         })
     }
+}
+
+/// Lets the kernel give these ports out again.
+///
+/// # Errors
+/// `/proc/sys` cannot be written.
+pub fn unreserve(ports: &[RangeInclusive<u16>]) -> io::Result<()> {
+    if ports.is_empty() {
+        return Ok(());
+    }
+    host::set_reserved_ports(&ranges::without(&host::reserved_ports()?, ports))?;
+    tracing::info!(ports = ranges::text(ports), "removed from net.ipv4.ip_local_reserved_ports");
+    Ok(())
 }
 
 /// Keeps the kernel from giving these ports out, for as long as it runs.
@@ -347,6 +389,21 @@ mod tests {
         assert_eq!(other.address().port(), 2001);
         assert!(lease().is_err());
         assert_eq!(gauge(&telemetry, A, "used"), 1);
+    }
+
+    #[test]
+    fn a_port_of_an_earlier_process_is_leased_until_its_stream_ends() {
+        let telemetry = Telemetry::new();
+        let ports = SourcePorts::new(&[2000..=2001], &telemetry);
+        let lease = ports.lease_this(address("10.0.0.1:2000"), address(A)).unwrap();
+        assert!(ports.lease_this(address("10.0.0.1:2000"), address(A)).is_none());
+        assert!(ports.lease_this(address("10.0.0.1:3000"), address(A)).is_none());
+        assert_eq!((gauge(&telemetry, A, "used"), gauge(&telemetry, A, "limit")), (1, 2));
+        let other = ports.lease(address("10.0.0.1"), address(A)).unwrap();
+        assert_eq!(other.address(), address("10.0.0.1:2001"));
+        drop(lease);
+        assert_eq!(gauge(&telemetry, A, "used"), 1);
+        assert_eq!(ports.lease(address("10.0.0.1"), address(A)).unwrap().address(), address("10.0.0.1:2000"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub(super) fn given_out(
 }
 
 /// `ranges` less everything in `holes`.
-fn without(ranges: &[RangeInclusive<u16>], holes: &[RangeInclusive<u16>]) -> Ranges {
+pub(super) fn without(ranges: &[RangeInclusive<u16>], holes: &[RangeInclusive<u16>]) -> Ranges {
     let mut left = ranges.to_vec();
     for hole in holes {
         let split = |range: RangeInclusive<u16>| {

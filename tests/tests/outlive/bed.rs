@@ -1,0 +1,198 @@
+//! One `steer` between clients and an endpoint, the traffic through it, and what it leaves in the kernel.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use proxy_common::abi;
+use serde_json::Value;
+use steer_tests::eventually::eventually;
+use steer_tests::steer::{Steer, binary};
+use steer_tests::topology::Topology;
+use steer_tests::{instance, socketio, sockets};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::traffic::{Traffic, serve};
+
+pub(crate) const FRONT_PORT: u16 = 8080;
+pub(crate) const ENDPOINT_PORT: u16 = 3000;
+/// Far above anything that passes.
+pub(crate) const HANG: Duration = Duration::from_secs(30);
+const DEVICES: [&str; 3] = ["lo", "clients", "endpoint0"];
+
+pub(crate) fn front() -> SocketAddr {
+    SocketAddr::from((Topology::PROXY, FRONT_PORT))
+}
+
+pub(crate) fn endpoint() -> SocketAddr {
+    SocketAddr::from((Topology::endpoint(0), ENDPOINT_PORT))
+}
+
+/// A configuration for these hosts, with more keys of `packet_splice` as `key: value` lines.
+pub(crate) fn config(packet_splice: &[&str]) -> String {
+    let mut config = "splice: packet\npacket_splice:\n  linger: 1s\n".to_owned();
+    config.extend(packet_splice.iter().map(|line| format!("  {line}\n")));
+    config + &socketio::config(front(), &[endpoint()])
+}
+
+pub(crate) fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+pub(crate) struct Bed<'n> {
+    pub(crate) topology: &'n Topology,
+    pub(crate) steer: Steer<'n>,
+}
+
+impl<'n> Bed<'n> {
+    pub(crate) fn start(topology: &'n Topology, packet_splice: &[&str]) -> Self {
+        let steer = Steer::start(&config(packet_splice), Some(&topology.proxy), &[]).unwrap();
+        Self { topology, steer }
+    }
+
+    /// Runs `work` while so many spliced streams echo, which must all have been intact when they are closed after it.
+    pub(crate) fn under_traffic(&mut self, streams: u32, work: impl FnOnce(&mut Self, &Traffic)) {
+        let traffic = Arc::new(Traffic::default());
+        thread::scope(|scope| {
+            let topology = self.topology;
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let endpoint = scope.spawn(move || {
+                topology.endpoints[0].run(|| {
+                    runtime().block_on(async {
+                        let listener = TcpListener::bind(endpoint()).await.unwrap();
+                        tokio::select! {
+                            () = serve(listener) => {}
+                            _ = stopped => {}
+                        }
+                    });
+                })
+            });
+            let of_clients = Arc::clone(&traffic);
+            let clients = scope.spawn(move || {
+                topology.clients.run(|| runtime().block_on(of_clients.clients(front(), streams)))
+            });
+            // Whatever happens, nothing waits for them.
+            let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.expect_spliced(&traffic, streams);
+                work(self, &traffic);
+            }));
+            traffic.stop();
+            clients.join().unwrap().unwrap();
+            let _listens = stop.send(());
+            endpoint.join().unwrap().unwrap();
+            worked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        });
+        let errors = traffic.errors.lock().unwrap();
+        let some: Vec<_> = errors.iter().take(20).collect();
+        assert!(errors.is_empty(), "{} of {streams} streams are damaged: {some:#?}", errors.len());
+    }
+
+    fn expect_spliced(&mut self, traffic: &Traffic, streams: u32) {
+        let opened = eventually("all streams on the packet path", HANG, || {
+            let errors = traffic.errors.lock().unwrap();
+            anyhow::ensure!(errors.is_empty(), "{errors:?}");
+            let is_open = traffic.opened.load(Ordering::Relaxed) == streams;
+            Ok((is_open && self.spliced() == streams as usize).then_some(()))
+        });
+        opened.unwrap();
+    }
+
+    /// How many streams have no socket any more.
+    pub(crate) fn spliced(&self) -> usize {
+        let sockets = self.topology.proxy.run(sockets::tcp).unwrap().unwrap();
+        let held = sockets
+            .iter()
+            .filter(|socket| socket.state == sockets::State::Connection && socket.remote == endpoint());
+        let rows = self.rows();
+        rows.iter().filter(|row| row["path"] == "packet").count().saturating_sub(held.count())
+    }
+
+    pub(crate) fn rows(&self) -> Vec<Value> {
+        self.steer.flows().unwrap()
+    }
+
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.steer.metric(name, labels).unwrap()
+    }
+
+    /// Waits until nothing of a stream is left in Steer.
+    pub(crate) fn expect_no_stream(&self) {
+        let gone = eventually("end of all streams", HANG, || {
+            let used = ["steer_packet_streams", "steer_source_ports"]
+                .map(|name| self.metric(name, &[("kind", "used")]));
+            Ok((self.rows().is_empty() && used == [0.0; 2]).then_some(()))
+        });
+        gone.unwrap();
+    }
+
+    /// The directory of the instance's maps.
+    pub(crate) fn maps(&self) -> PathBuf {
+        self.pins().join(format!("abi{}", abi::ABI_VERSION))
+    }
+
+    pub(crate) fn pins(&self) -> PathBuf {
+        Path::new(instance::DIRECTORY).join(self.steer.instance())
+    }
+
+    /// What `steer ARGS --instance ...` says, in the proxy's namespace.
+    pub(crate) fn cli(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(binary().unwrap());
+        command.args(args).args(["--instance", self.steer.instance()]);
+        self.topology.proxy.enter(&mut command).unwrap();
+        command.output().unwrap()
+    }
+
+    /// The same of a command that must succeed: what it prints.
+    pub(crate) fn cli_text(&self, args: &[&str]) -> String {
+        let output = self.cli(args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// What a Steer can leave behind in a network namespace and in the BPF file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Kernel {
+    programs: Vec<(String, usize)>,
+    qdiscs: String,
+    reserved_ports: String,
+    sockets: usize,
+    pins: bool,
+}
+
+impl Kernel {
+    pub(crate) fn now(topology: &Topology, pins: &Path) -> Self {
+        let attached = |device: &str| {
+            let of = |hook| SchedClassifier::query_tcx(device, hook).unwrap().1.len();
+            (device.to_owned(), of(TcAttachType::Ingress) + of(TcAttachType::Egress))
+        };
+        let look = || {
+            let reserved = fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports");
+            // The kernel forgets connections that are over by itself.
+            let owned = |socket: &sockets::Tuple| socket.state != sockets::State::Unowned;
+            (
+                DEVICES.map(attached).to_vec(),
+                reserved,
+                sockets::tcp().unwrap().into_iter().filter(owned).count(),
+            )
+        };
+        let (programs, reserved_ports, sockets) = topology.proxy.run(look).unwrap();
+        let mut qdiscs = Command::new("tc");
+        qdiscs.args(["qdisc", "show"]);
+        topology.proxy.enter(&mut qdiscs).unwrap();
+        Self {
+            programs,
+            qdiscs: String::from_utf8(qdiscs.output().unwrap().stdout).unwrap(),
+            reserved_ports: reserved_ports.unwrap(),
+            sockets,
+            pins: pins.exists(),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The process dies while a stream is being handed over.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use steer_tests::require;
+use steer_tests::steer::binary_with_failpoints;
+use steer_tests::topology::Topology;
+
+use crate::bed::{Bed, HANG, endpoint, front};
+
+/// Within this both peers are to know.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.1\r\nConnection: Upgrade\r\n\
+    Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+pub(crate) const ANSWER: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// A stream whose 101 has come through.
+fn opened(bed: &Bed<'_>, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let mut client = bed.topology.clients.run(|| TcpStream::connect(front()).unwrap()).unwrap();
+    client.write_all(REQUEST).unwrap();
+    let mut backend = loop {
+        let (backend, _) = listener.accept().unwrap();
+        backend.set_read_timeout(Some(HANG)).unwrap();
+        // Steer may have asked for the MSS only.
+        if backend.peek(&mut [0]).unwrap() > 0 {
+            break backend;
+        }
+    };
+    read_head(&mut backend);
+    backend.write_all(ANSWER).unwrap();
+    read_head(&mut client);
+    (client, backend)
+}
+
+/// A stream whose endpoint reads nothing, so that it stays in its hand-over, with sockets and with bytes of the client in
+/// the process.
+fn stuck(bed: &Bed<'_>, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    for _ in 0..5 {
+        let (mut client, backend) = opened(bed, listener);
+        client.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        while client.write(&[1; 65_536]).is_ok() {}
+        // Long past the moment of the switch.
+        std::thread::sleep(Duration::from_millis(1500));
+        let address = client.local_addr().unwrap().to_string();
+        let row = bed.rows().into_iter().find(|row| row["client"] == address).unwrap();
+        if row["path"] == "packet" && bed.spliced() < bed.rows().len() {
+            return (client, backend);
+        }
+    }
+    panic!("no stream stays in its hand-over");
+}
+
+fn read_head(socket: &mut TcpStream) {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        socket.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+}
+
+/// How a connection ends for its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Fin,
+    Reset,
+}
+
+/// What `socket` learns, and how long that takes, if it reads.
+fn end_after(socket: &mut TcpStream) -> (End, Duration) {
+    let begin = Instant::now();
+    socket.set_read_timeout(Some(HANG)).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match socket.read(&mut buffer) {
+            Ok(0) => return (End::Fin, begin.elapsed()),
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+                return (End::Reset, begin.elapsed());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_in_its_hand_over_is_reset_on_both_sides_when_the_process_dies() {
+    if !require::root() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    for starts_again in [false, true] {
+        let listener = topology.endpoints[0].run(|| TcpListener::bind(endpoint()).unwrap()).unwrap();
+        let mut bed = Bed::start(&topology, &["hand_over_within: 1s"]);
+        let (mut client, mut backend) = stuck(&bed, &listener);
+        bed.steer.stop(libc::SIGKILL).unwrap();
+        if starts_again {
+            bed.steer.start_again().unwrap();
+        }
+        for (who, socket) in [("client", &mut client), ("endpoint", &mut backend)] {
+            let (end, took) = end_after(socket);
+            let learns = format!("the {who} learns {end:?} after {took:?}, started again: {starts_again}");
+            assert!(end == End::Reset && took < AT_ONCE, "{learns}");
+        }
+        if starts_again {
+            bed.expect_no_stream();
+        }
+    }
+}
+
+/// What becomes of a quiet stream if the process dies at this step of its hand-over.
+const STEPS: [(&str, Becomes); 9] = [
+    // Until the switch it is a relayed stream.
+    ("installed", Becomes::Ended),
+    ("marked", Becomes::Ended),
+    ("activated", Becomes::Reset),
+    ("settled", Becomes::Reset),
+    ("drained", Becomes::Reset),
+    ("spliced", Becomes::Intact),
+    ("closing", Becomes::Intact),
+    ("closed", Becomes::Intact),
+    ("kept", Becomes::Intact),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Becomes {
+    /// By FIN or RST.
+    Ended,
+    Reset,
+    Intact,
+}
+
+#[test]
+fn at_every_step_of_a_hand_over_a_death_is_survived_or_learned_at_once() {
+    if !require::root() {
+        return;
+    }
+    let Some(binary) = binary_with_failpoints() else {
+        return require::skip(
+            "needs `cargo build -p proxy-userspace --features failpoints --target-dir target/failpoints`",
+        );
+    };
+    let times = if require::long() { 200 } else { 3 };
+    let topology = Topology::new(1).unwrap();
+    let listener = topology.endpoints[0].run(|| TcpListener::bind(endpoint()).unwrap()).unwrap();
+    let mut bed = Bed::start(&topology, &[]);
+    bed.steer.stop(libc::SIGTERM).unwrap();
+    for (step, becomes) in STEPS {
+        for _ in 0..times {
+            bed.steer.start_again_to_die_at(step, &binary).unwrap();
+            let (mut client, mut backend) = opened(&bed, &listener);
+            bed.steer.process().wait(HANG).unwrap();
+            for socket in [&mut client, &mut backend] {
+                match becomes {
+                    Becomes::Intact => {}
+                    Becomes::Ended => assert!(end_after(socket).1 < AT_ONCE, "{step}"),
+                    Becomes::Reset => {
+                        let (end, took) = end_after(socket);
+                        assert!(end == End::Reset && took < AT_ONCE, "{step}: {end:?} after {took:?}");
+                    }
+                }
+            }
+            if becomes == Becomes::Intact {
+                echo(&mut client, &mut backend);
+            }
+            bed.steer.start_again().unwrap();
+            if becomes == Becomes::Intact {
+                assert_eq!(bed.rows().len(), 1, "{step}");
+                echo(&mut client, &mut backend);
+                echo(&mut backend, &mut client);
+            }
+            drop((client, backend));
+            bed.expect_no_stream();
+            bed.steer.stop(libc::SIGTERM).unwrap();
+            assert!(!bed.pins().exists(), "{step}");
+        }
+    }
+}
+
+fn echo(from: &mut TcpStream, to: &mut TcpStream) {
+    let mut got = [0; 5000];
+    from.write_all(&[7; 5000]).unwrap();
+    to.read_exact(&mut got).unwrap();
+    assert_eq!(got, [7; 5000]);
+}

@@ -1,0 +1,132 @@
+//! What is left of a Steer that is not to come back.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+
+use steer_tests::eventually::eventually;
+use steer_tests::require;
+use steer_tests::topology::Topology;
+
+use crate::bed::{Bed, HANG, Kernel, endpoint, front, runtime};
+use crate::death::ANSWER;
+use crate::traffic;
+
+/// Of these, the kernel gives out some by itself, so they have to be reserved.
+const PORTS: &str = "source_ports: [20000-20999, 40000-40999]";
+
+/// Streams that do not move, as their clients have them.
+fn open(topology: &Topology, streams: usize) -> Vec<TcpStream> {
+    let clients = || {
+        runtime().block_on(async {
+            let mut all = Vec::new();
+            for _ in 0..streams {
+                let stream = traffic::open(front()).await.unwrap().into_std().unwrap();
+                stream.set_nonblocking(false).unwrap();
+                all.push(stream);
+            }
+            all
+        })
+    };
+    topology.clients.run(clients).unwrap()
+}
+
+/// Runs `work` while an endpoint answers. Returns how its connections ended: `true` for a reset.
+fn with_endpoint<T: Send>(
+    topology: &Topology,
+    streams: usize,
+    work: impl FnOnce() -> T + Send,
+) -> (T, Vec<bool>) {
+    let listener = topology.endpoints[0].run(|| TcpListener::bind(endpoint()).unwrap()).unwrap();
+    thread::scope(|scope| {
+        let endpoint = scope.spawn(move || {
+            let ends: Vec<_> = std::iter::from_fn(|| Some(listener.accept().unwrap().0))
+                .filter_map(|mut socket| {
+                    socket.set_read_timeout(Some(HANG)).unwrap();
+                    // Steer may have asked for the MSS only.
+                    (socket.peek(&mut [0]).unwrap_or(0) > 0).then(|| {
+                        answer(&mut socket);
+                        socket
+                    })
+                })
+                .take(streams)
+                .collect();
+            ends.into_iter().map(is_reset).collect::<Vec<_>>()
+        });
+        let done = work();
+        (done, endpoint.join().unwrap())
+    })
+}
+
+fn answer(socket: &mut TcpStream) {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        socket.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    socket.write_all(ANSWER).unwrap();
+}
+
+fn is_reset(mut socket: TcpStream) -> bool {
+    socket.set_read_timeout(Some(HANG)).unwrap();
+    matches!(socket.read(&mut [0]), Err(error) if error.kind() == ErrorKind::ConnectionReset)
+}
+
+fn expect_spliced(bed: &Bed<'_>, streams: usize) {
+    eventually("spliced streams", HANG, || Ok((bed.spliced() == streams).then_some(()))).unwrap();
+}
+
+#[test]
+fn detach_resets_both_sides_and_leaves_nothing() {
+    if !require::root() {
+        return;
+    }
+    const STREAMS: usize = 30;
+    for signal in [libc::SIGTERM, libc::SIGKILL] {
+        let topology = Topology::new(1).unwrap();
+        let mut bed = Bed::start(&topology, &[PORTS]);
+        let pins = bed.pins();
+        bed.steer.stop(libc::SIGTERM).unwrap();
+        let before = Kernel::now(&topology, &pins);
+        bed.steer.start_again().unwrap();
+        let (clients, endpoints) = with_endpoint(&topology, STREAMS, || {
+            let streams = open(&topology, STREAMS);
+            expect_spliced(&bed, STREAMS);
+            bed.steer.stop(signal).unwrap();
+            assert_ne!(Kernel::now(&topology, &pins), before, "streams go on");
+            let kept = bed.cli_text(&["cleanup"]);
+            assert!(kept.contains("30 streams live") && kept.contains("steer detach"), "{kept}");
+            assert!(bed.cli_text(&["detach", "--dry-run"]).contains("would reset 30 streams"));
+            let said = bed.cli_text(&["detach", "--json"]);
+            assert!(said.contains("\"streams\":30"), "{said}");
+            streams.into_iter().map(is_reset).collect::<Vec<_>>()
+        });
+        assert_eq!((clients, endpoints), (vec![true; STREAMS], vec![true; STREAMS]));
+        assert_eq!(Kernel::now(&topology, &pins), before);
+        assert!(bed.cli_text(&["detach"]).contains("nothing was left"));
+    }
+}
+
+#[test]
+fn a_stop_without_streams_leaves_nothing_and_cleanup_takes_what_a_crash_leaves() {
+    if !require::root() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    let mut bed = Bed::start(&topology, &[PORTS]);
+    let pins = bed.pins();
+    assert!(pins.exists());
+    bed.steer.stop(libc::SIGTERM).unwrap();
+    let before = Kernel::now(&topology, &pins);
+    bed.steer.start_again().unwrap();
+    bed.under_traffic(10, |_, _| {});
+    bed.expect_no_stream();
+    bed.steer.stop(libc::SIGKILL).unwrap();
+    assert_ne!(Kernel::now(&topology, &pins), before);
+    assert!(bed.cli_text(&["cleanup", "--dry-run", "--json"]).contains("\"removed\":true"));
+    assert_ne!(Kernel::now(&topology, &pins), before);
+    bed.cli_text(&["cleanup"]);
+    // Connections of which the kernel still knows are nobody's.
+    assert_eq!(Kernel::now(&topology, &pins), before);
+    assert!(bed.cli_text(&["cleanup"]).contains("nothing was left"));
+}

@@ -1,0 +1,171 @@
+//! Many WebSocket-like streams at once, each byte of which is compared: an endpoint that echoes, and clients that send
+//! messages which depend on stream and position, most of them now and then, some as fast as they come back.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+/// Far above anything that passes.
+const HANG: Duration = Duration::from_secs(20);
+/// Messages of all streams together, but for the fast ones.
+const MESSAGES_PER_SECOND: u32 = 4000;
+/// Every so many-th stream is a fast one.
+const FAST: u32 = 50;
+const FAST_BYTES: usize = 64 * 1024;
+
+/// What the streams have done so far, and what they are to do.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) opened: AtomicU32,
+    pub(crate) messages: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    /// Of messages of streams that are not fast, since it was last taken.
+    worst_us: AtomicU64,
+    stop: AtomicBool,
+    pub(crate) errors: Mutex<Vec<String>>,
+}
+
+impl Traffic {
+    /// The longest time that a message and its echo took since this was asked last.
+    pub(crate) fn take_worst(&self) -> Duration {
+        Duration::from_micros(self.worst_us.swap(0, Ordering::Relaxed))
+    }
+
+    /// Lets the streams close, each when its last message has come back.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Opens so many streams and returns when they have been told to stop and are closed.
+    pub(crate) async fn clients(self: Arc<Self>, front: SocketAddr, streams: u32) {
+        let pause = Duration::from_secs(1) * streams / MESSAGES_PER_SECOND;
+        // As many handshakes at once as a backlog takes.
+        let gate = Arc::new(Semaphore::new(64));
+        let mut clients = JoinSet::new();
+        for id in 0..streams {
+            let (traffic, gate) = (Arc::clone(&self), Arc::clone(&gate));
+            clients.spawn(async move {
+                let place = gate.acquire_owned().await;
+                let opened = open(front).await;
+                drop(place);
+                let done = match opened {
+                    Ok(stream) => {
+                        traffic.opened.fetch_add(1, Ordering::Relaxed);
+                        traffic.exchange(stream, id, pause).await
+                    }
+                    Err(error) => Err(format!("cannot be opened: {error}")),
+                };
+                if let Err(error) = done {
+                    traffic.errors.lock().unwrap().push(format!("stream {id}: {error}"));
+                }
+            });
+        }
+        while clients.join_next().await.is_some() {}
+    }
+
+    async fn exchange(&self, mut stream: TcpStream, id: u32, pause: Duration) -> Result<(), String> {
+        let mut random = SmallRng::seed_from_u64(id.into());
+        let is_fast = id.is_multiple_of(FAST);
+        let mut count = 0_u64;
+        if !is_fast {
+            sleep(pause.mul_f64(random.random())).await;
+        }
+        while !self.is_stopped() {
+            let mut message = vec![0; if is_fast { FAST_BYTES } else { random.random_range(16..1500) }];
+            random.fill(&mut message[..]);
+            message[..8].copy_from_slice(&count.to_be_bytes());
+            let begin = Instant::now();
+            let echoed = timeout(HANG, echo(&mut stream, &message)).await;
+            let echoed = echoed.map_err(|_| format!("message {count} hangs"))?;
+            let echoed = echoed.map_err(|error| format!("message {count}: {error}"))?;
+            if echoed != message {
+                return Err(format!("message {count} comes back as another"));
+            }
+            let took = begin.elapsed();
+            self.messages.fetch_add(1, Ordering::Relaxed);
+            self.bytes.fetch_add(2 * message.len() as u64, Ordering::Relaxed);
+            if !is_fast {
+                self.worst_us.fetch_max(took.as_micros() as u64, Ordering::Relaxed);
+                sleep(pause).await;
+            }
+            count += 1;
+        }
+        stream.shutdown().await.map_err(|error| error.to_string())?;
+        let rest = timeout(HANG, stream.read(&mut [0; 16])).await.map_err(|_| "the end hangs".to_owned())?;
+        match rest {
+            Ok(0) => Ok(()),
+            Ok(more) => Err(format!("{more} bytes too many")),
+            Err(error) => Err(format!("at its end: {error}")),
+        }
+    }
+}
+
+async fn echo(stream: &mut TcpStream, message: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut echoed = vec![0; message.len()];
+    let (mut read, mut write) = stream.split();
+    tokio::try_join!(write.write_all(message), read.read_exact(&mut echoed))?;
+    Ok(echoed)
+}
+
+/// A stream whose 101 has come.
+pub(crate) async fn open(front: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if front.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let mut stream = timeout(HANG, socket.connect(front)).await??;
+    stream.set_nodelay(true)?;
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: {front}\r\nX-Forwarded-For: 192.0.2.1\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let head = timeout(HANG, read_head(&mut stream)).await??;
+    if head.starts_with("HTTP/1.1 101 ") { Ok(stream) } else { Err(std::io::Error::other(head)) }
+}
+
+/// Answers every upgrade, and then echoes, for ever.
+pub(crate) async fn serve(listener: TcpListener) {
+    let mut streams = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        streams.spawn(serve_stream(stream));
+        while streams.try_join_next().is_some() {}
+    }
+}
+
+async fn serve_stream(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    // Steer may have asked for the MSS only.
+    read_head(&mut stream).await?;
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                  Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    stream.write_all(answer.as_bytes()).await?;
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let read = stream.read(&mut buffer).await?;
+        if read == 0 {
+            return stream.shutdown().await;
+        }
+        stream.write_all(&buffer[..read]).await?;
+    }
+}
+
+/// Reads byte by byte, so that nothing behind the head is taken.
+async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
