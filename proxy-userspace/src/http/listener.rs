@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Shared, server};
 use crate::config;
+use crate::kernel::repair;
 
 /// Connections that the kernel has completed and that wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -54,6 +55,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         socket2::Type::STREAM,
         Some(socket2::Protocol::TCP),
     )?;
+    // Without the capability for it no stream is spliced, either.
+    let _without_it = repair::select_send_queue(&socket);
     // Otherwise a restart fails while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;

@@ -21,6 +21,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::mss::{self, ClientMss};
 use super::ports::{Lease, SourcePorts};
 use crate::config;
+use crate::kernel::repair;
 use crate::kernel::tcp_info::TcpInfo;
 use crate::telemetry::Telemetry;
 
@@ -228,6 +229,8 @@ async fn connect_from(
     mss: Option<u16>,
 ) -> io::Result<Option<TcpStream>> {
     let socket = socket_for(endpoint)?;
+    // Without the capability for it no stream is spliced, either.
+    let _without_it = repair::select_send_queue(&socket);
     socket.set_reuseaddr(true)?;
     // An endpoint cannot be told of more, nor does it need to be: loopback alone has such large segments.
     if let Some(mss) = mss.filter(|mss| mss <= config::MSS.end()) {
