@@ -25,7 +25,7 @@ use super::fault::Fault;
 use super::forward::{self, ResponseBody};
 use super::framing::Limits;
 use super::guard::Guard;
-use super::listener::{Front, Speaking};
+use super::listener::{Accepted, Front};
 use crate::routing;
 use crate::splice::Session;
 use crate::upstream::connect;
@@ -43,14 +43,13 @@ const LINGER_BYTES: usize = 1024 * 1024;
 /// A deadline that every other one is before.
 const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-/// Serves one connection.
-pub(super) async fn run(
-    front: Arc<Front>,
-    client: TcpStream,
-    remote: SocketAddr,
-    drain: watch::Receiver<bool>,
-    speaking: Speaking,
-) {
+/// Serves one connection, on the runtime that it stays with.
+pub(super) async fn run(front: Arc<Front>, accepted: Accepted, drain: watch::Receiver<bool>) {
+    let Accepted { client, remote, load: _load, speaking } = accepted;
+    let client = match TcpStream::from_std(client) {
+        Ok(client) => client,
+        Err(error) => return tracing::error!(%remote, %error, "cannot wait for a connection"),
+    };
     let splicer = Arc::clone(&front.shared.splicer);
     // Boxed, so that a stream's task does not keep room for what its HTTP life needed.
     let session = Box::pin(serve_http(front, client, remote, drain)).await;
