@@ -3,13 +3,9 @@
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
-use hyper_util::rt::TokioIo;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use prometheus::IntCounter;
@@ -69,8 +65,6 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
-    #[error("{0} does not name an endpoint")]
-    NotAnEndpoint(Uri),
 }
 
 impl Connector {
@@ -299,26 +293,6 @@ pub fn prepare(socket: &TcpStream) -> io::Result<()> {
         .with_interval(Duration::from_secs(15))
         .with_retries(4);
     SockRef::from(socket).set_tcp_keepalive(&keepalive)
-}
-
-/// What the pool asks when it has no idle connection: the URI's authority is the endpoint.
-impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connector = self.clone();
-        Box::pin(async move {
-            let endpoint = uri.authority().and_then(|authority| authority.as_str().parse().ok());
-            let endpoint = endpoint.ok_or(ConnectError::NotAnEndpoint(uri))?;
-            connector.connect(endpoint).await.map(TokioIo::new)
-        })
-    }
 }
 
 #[cfg(test)]
