@@ -22,7 +22,7 @@ use super::upgrade::{self, Answer, Switched};
 use crate::routing::{self, Refusal, Routed};
 use crate::telemetry::flows::FlowInfo;
 use crate::upstream::connect::{ConnectError, Connected};
-use crate::upstream::{Cluster, Pick};
+use crate::upstream::{Cluster, Pick, pool};
 
 /// Answers one request: with the endpoint's response, or with Steer's own.
 pub(super) async fn respond(
@@ -39,7 +39,7 @@ pub(super) async fn respond(
     // An HTTP/1.0 client may get a body that ends with the connection.
     let framed = request.version() != Version::HTTP_10;
 
-    let mut cluster = None;
+    let mut cluster: Option<&Cluster> = None;
     let mut response = match forward(downstream, request, passed, &mut cluster).await {
         Ok(response) => response,
         Err(fault) => {
@@ -47,7 +47,7 @@ pub(super) async fn respond(
             tracing::debug!(
                 client = %downstream.connection.remote,
                 listener = downstream.listener.name,
-                cluster = cluster.as_deref(),
+                cluster = cluster.map(|cluster| &*cluster.name),
                 fault = fault.kind(),
                 status = fault.status().as_u16(),
                 "request answered with a fault"
@@ -60,20 +60,22 @@ pub(super) async fn respond(
     }
 
     let metrics = &downstream.shared.telemetry.metrics;
-    let cluster: &str = cluster.as_deref().unwrap_or_default();
-    metrics.requests.with_label_values(&[cluster, response.status().as_str()]).inc();
+    match cluster {
+        Some(cluster) => cluster.count_request(response.status()),
+        None => metrics.requests.with_label_values(&["", response.status().as_str()]).inc(),
+    }
     metrics.request_seconds.observe(started.elapsed().as_secs_f64());
     downstream.exchange.responded(framed);
     response.map(|source| ResponseBody { source, in_flight })
 }
 
 /// Sends the request to its endpoint and returns the endpoint's response as the client gets it.
-/// `cluster` is set as soon as it is known.
-async fn forward(
-    downstream: &Downstream,
+/// `chosen` is set as soon as it is known.
+async fn forward<'d>(
+    downstream: &'d Downstream,
     request: Request<Incoming>,
     passed: Passed,
-    cluster_name: &mut Option<Arc<str>>,
+    chosen: &mut Option<&'d Cluster>,
 ) -> Result<Response<Source>, Fault> {
     if let Passed::Refused(fault) = passed {
         return Err(fault);
@@ -90,7 +92,7 @@ async fn forward(
     let listener = &downstream.listener;
     let routed = routing::route(listener, &downstream.connection, &mut head)?;
     let cluster = downstream.shared.clusters.get(routed.cluster);
-    *cluster_name = Some(Arc::clone(&cluster.name));
+    *chosen = Some(cluster);
     let timeouts = RequestTimeouts {
         response: routed.route.timeout,
         idle: routed.route.idle_timeout.unwrap_or(listener.options.stream_idle_timeout),
@@ -149,6 +151,7 @@ async fn switch(
     let asked = upgrade::ask(connector, endpoint, downstream.client_mss, request);
     match unless_failed(downstream, asked).await?? {
         Answer::Declined(response) => {
+            let response = response.map(pool::Body::from);
             Ok(to_client(downstream, routed, &method, response).map(Source::Endpoint))
         }
         Answer::Switched(response, upstream, to_downstream) => {
@@ -204,7 +207,7 @@ pub(super) fn connect_fault(error: &ConnectError) -> Fault {
     match error {
         ConnectError::Refused { .. } => Fault::ConnectRefused,
         ConnectError::Timeout { .. } => Fault::ConnectTimeout,
-        ConnectError::Failed { .. } | ConnectError::NotAnEndpoint(_) => Fault::ConnectFailed,
+        ConnectError::Failed { .. } => Fault::ConnectFailed,
     }
 }
 
@@ -252,7 +255,7 @@ impl Drop for InFlight {
 
 /// Where the body of a response comes from.
 pub(super) enum Source {
-    Endpoint(Incoming),
+    Endpoint(pool::Body),
     Steer(Full<Bytes>),
 }
 

@@ -3,14 +3,16 @@
 //! request that the service answers with the fault, so that every answer is made in one place and in
 //! its turn.
 
+use std::future::Future as _;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use super::exchange::{Exchange, Passed, Phase, Waiting};
@@ -174,20 +176,17 @@ impl Guard {
 
     /// Reads from the socket into `unread`; 0 bytes: the client has finished.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        loop {
-            if self.io.inner().poll_read_ready(cx)?.is_pending() {
-                if self.unread.is_empty() {
-                    // An idle connection keeps no buffer.
-                    self.unread = BytesMut::new();
-                }
-                return Poll::Pending;
-            }
+        let mut filled = self.io.inner().poll_read_ready(cx)?.map(|()| Ok(0));
+        if filled.is_ready() {
             self.unread.reserve(READ_BYTES);
-            match self.io.inner().try_read_buf(&mut self.unread) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
+            // Unlike try_read_buf it learns from a short read that there is no more for now.
+            filled = pin!(self.io.inner_mut().read_buf(&mut self.unread)).poll(cx);
         }
+        if filled.is_pending() && self.unread.is_empty() {
+            // An idle connection keeps no buffer.
+            self.unread = BytesMut::new();
+        }
+        filled
     }
 
     fn note_write(&self, written: &Poll<io::Result<usize>>) {

@@ -25,7 +25,7 @@ use super::fault::Fault;
 use super::forward::{self, ResponseBody};
 use super::framing::Limits;
 use super::guard::Guard;
-use super::listener::{Front, Speaking};
+use super::listener::{Accepted, Front};
 use crate::routing;
 use crate::splice::Session;
 use crate::upstream::connect;
@@ -40,15 +40,16 @@ const MAX_HEADERS: usize = 16 * 1024;
 /// sending does not reset the last response away (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
+/// A deadline that every other one is before.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-/// Serves one connection.
-pub(super) async fn run(
-    front: Arc<Front>,
-    client: TcpStream,
-    remote: SocketAddr,
-    drain: watch::Receiver<bool>,
-    speaking: Speaking,
-) {
+/// Serves one connection, on the runtime that it stays with.
+pub(super) async fn run(front: Arc<Front>, accepted: Accepted, drain: watch::Receiver<bool>) {
+    let Accepted { client, remote, load: _load, speaking } = accepted;
+    let client = match TcpStream::from_std(client) {
+        Ok(client) => client,
+        Err(error) => return tracing::error!(%remote, %error, "cannot wait for a connection"),
+    };
     let splicer = Arc::clone(&front.shared.splicer);
     // Boxed, so that a stream's task does not keep room for what its HTTP life needed.
     let session = Box::pin(serve_http(front, client, remote, drain)).await;
@@ -167,7 +168,7 @@ async fn drive<S>(
 where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
 {
-    let mut timer: Pin<Box<Sleep>> = Box::pin(sleep_until(Instant::now()));
+    let mut timer: Pin<Box<Sleep>> = Box::pin(sleep_until(Instant::now() + NEVER));
     let mut draining = pin!(async move {
         // An error: whoever could ask for it is gone, which asks for nothing.
         if drain.wait_for(|drain| *drain).await.is_err() {
@@ -188,11 +189,16 @@ where
                 continue;
             }
             let Some(deadline) = exchange.deadline().map(Instant::from_std) else { return Poll::Pending };
-            if timer.deadline() != deadline {
+            // A deadline moves with each request, mostly further away: that the timer learns when it fires.
+            if deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
+            }
+            if timer.deadline() < deadline {
+                timer.as_mut().reset(deadline);
+                continue;
             }
             match exchange.overdue() {
                 Overdue::CloseIdle => Pin::new(&mut *connection).graceful_shutdown(),

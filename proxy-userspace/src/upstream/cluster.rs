@@ -1,9 +1,10 @@
 //! One cluster: the only place where its endpoints, and so its ring, change.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::StatusCode;
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 use super::{By, NoHealthyEndpoint, Pick};
@@ -24,7 +25,16 @@ pub struct Cluster {
     /// Held while a new snapshot is built, so that versions are published in order.
     updating: Mutex<()>,
     picks: IntCounterVec,
+    requests: Requests,
     gauges: Gauges,
+}
+
+/// The counters of answered requests by status code, each looked up once.
+#[derive(Debug)]
+struct Requests {
+    all: IntCounterVec,
+    /// Of the codes from 100 to 999, which are all that there are.
+    by_status: Box<[OnceLock<IntCounter>; 900]>,
 }
 
 #[derive(Debug)]
@@ -123,6 +133,10 @@ impl Cluster {
             snapshot: ArcSwap::from_pointee(nothing),
             updating: Mutex::new(()),
             picks: metrics.picks.clone(),
+            requests: Requests {
+                all: metrics.requests.clone(),
+                by_status: Box::new([const { OnceLock::new() }; 900]),
+            },
             gauges,
         };
         cluster.publish(1, &config.endpoints);
@@ -141,6 +155,13 @@ impl Cluster {
             By::Random => slot.by_random.inc(),
         }
         Ok(Pick { endpoint: Arc::clone(&slot.endpoint), by })
+    }
+
+    /// A request that was routed here has been answered.
+    pub fn count_request(&self, status: StatusCode) {
+        let Requests { all, by_status } = &self.requests;
+        let counter = || all.with_label_values(&[&*self.name, status.as_str()]);
+        by_status[usize::from(status.as_u16()) - 100].get_or_init(counter).inc();
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {

@@ -3,13 +3,9 @@
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
-use hyper_util::rt::TokioIo;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use prometheus::IntCounter;
@@ -21,6 +17,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::mss::{self, ClientMss};
 use super::ports::{Lease, SourcePorts};
 use crate::config;
+use crate::kernel::repair;
 use crate::kernel::tcp_info::TcpInfo;
 use crate::telemetry::Telemetry;
 
@@ -68,8 +65,6 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
-    #[error("{0} does not name an endpoint")]
-    NotAnEndpoint(Uri),
 }
 
 impl Connector {
@@ -228,6 +223,8 @@ async fn connect_from(
     mss: Option<u16>,
 ) -> io::Result<Option<TcpStream>> {
     let socket = socket_for(endpoint)?;
+    // Without the capability for it no stream is spliced, either.
+    let _without_it = repair::select_send_queue(&socket);
     socket.set_reuseaddr(true)?;
     // An endpoint cannot be told of more, nor does it need to be: loopback alone has such large segments.
     if let Some(mss) = mss.filter(|mss| mss <= config::MSS.end()) {
@@ -296,26 +293,6 @@ pub fn prepare(socket: &TcpStream) -> io::Result<()> {
         .with_interval(Duration::from_secs(15))
         .with_retries(4);
     SockRef::from(socket).set_tcp_keepalive(&keepalive)
-}
-
-/// What the pool asks when it has no idle connection: the URI's authority is the endpoint.
-impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connector = self.clone();
-        Box::pin(async move {
-            let endpoint = uri.authority().and_then(|authority| authority.as_str().parse().ok());
-            let endpoint = endpoint.ok_or(ConnectError::NotAnEndpoint(uri))?;
-            connector.connect(endpoint).await.map(TokioIo::new)
-        })
-    }
 }
 
 #[cfg(test)]

@@ -1,27 +1,31 @@
 //! Connections to endpoints that are kept for the next request.
+//!
+//! A connection has no task of its own: the request that uses it polls it, and while it is idle nobody
+//! does. So a request and its answer cost no wake-up and no lock that anybody else holds; what an idle
+//! connection has to say (that it was closed) is read when it is taken, before the request is written.
+
+mod body;
+mod idle;
+mod kept;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
 
-use http::uri::{Authority, InvalidUri, PathAndQuery, Scheme};
-use http::{Request, Response, Uri};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client, Error};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http::{Request, Response};
+use hyper::body::{Body as _, Incoming};
+use thiserror::Error;
 use tokio::net::TcpStream;
 
-use super::connect::{Connector, MAX_BUFFER};
+use self::idle::Idle;
+use self::kept::{Kept, Outgoing};
+use super::connect::{ConnectError, Connector};
 use super::mss::ClientMss;
 use super::ports::SourcePorts;
 use crate::config::{ClusterIndex, Config};
 use crate::kernel::tcp_info::TcpInfo;
 use crate::telemetry::Telemetry;
 
-/// Shorter than the 5 s after which Node's HTTP server (socket.io's) closes an idle connection, so
-/// that it is rarely closed just when a request is written to it.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Idle connections kept for each endpoint.
-const MAX_IDLE: usize = 256;
+pub use self::body::Body;
 
 /// One pool for each cluster.
 #[derive(Debug)]
@@ -34,7 +38,16 @@ pub struct Pool {
 #[derive(Debug)]
 struct Cluster {
     connector: Connector,
-    client: Client<Connector, Incoming>,
+    idle: Arc<Idle>,
+}
+
+/// Why there is no response.
+#[derive(Debug, Error)]
+pub enum SendError {
+    #[error("there is no connection")]
+    Connect(#[source] ConnectError),
+    #[error("the connection failed")]
+    Exchange(#[source] hyper::Error),
 }
 
 impl Pool {
@@ -42,16 +55,17 @@ impl Pool {
     pub fn new(config: &Config, telemetry: &Telemetry, ports: Option<&SourcePorts>) -> Self {
         let cluster = |cluster: &crate::config::Cluster| {
             let connector = Connector::new(cluster, telemetry, ports.cloned());
-            let client = Client::builder(TokioExecutor::new())
-                .set_host(false)
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .pool_max_idle_per_host(MAX_IDLE)
-                .http1_max_buf_size(MAX_BUFFER)
-                .build(connector.clone());
-            Cluster { connector, client }
+            Cluster { connector, idle: Arc::default() }
         };
         Self { clusters: config.clusters.iter().map(cluster).collect(), own_ports: ports.is_some() }
+    }
+
+    /// Another one to the same endpoints, for connections that are polled on another thread.
+    pub fn another(&self) -> Self {
+        let clusters = self.clusters.iter();
+        let clusters = clusters
+            .map(|Cluster { connector, .. }| Cluster { connector: connector.clone(), idle: Arc::default() });
+        Self { clusters: clusters.collect(), own_ports: self.own_ports }
     }
 
     /// For connections outside the pool.
@@ -69,25 +83,45 @@ impl Pool {
 
     /// Sends a request with an origin-form target on an idle connection to `endpoint`, or on a new
     /// one. It is sent again only if an idle connection had closed before any of it was written.
+    ///
+    /// # Errors
+    /// The endpoint could not be reached, or broke off before its response head, or the request's body
+    /// ended with an error.
     pub async fn send(
         &self,
         cluster: ClusterIndex,
         endpoint: SocketAddr,
-        mut request: Request<Incoming>,
-    ) -> Result<Response<Incoming>, Error> {
-        let target = request.uri_mut();
-        // `host:port` of an IP address always is an authority; should it not be, the connector says
-        // what is wrong with the URI.
-        if let Ok(uri) = absolute(endpoint, target) {
-            *target = uri;
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, SendError> {
+        let Cluster { connector, idle } = &self.clusters[cluster];
+        // Held by the body until it is written.
+        let sending = (!request.body().is_end_stream()).then(|| Arc::new(()));
+        let mut request = request.map(|body| Outgoing::new(body, sending.clone()));
+        loop {
+            let (mut kept, reused) = match idle.take(endpoint) {
+                Some(kept) => (kept, true),
+                None => {
+                    let socket = connector.connect(endpoint).await.map_err(SendError::Connect)?;
+                    (Box::new(Kept::new(socket).await.map_err(SendError::Exchange)?), false)
+                }
+            };
+            match kept.exchange(request).await {
+                Ok(response) => {
+                    let still_sending = sending.is_some_and(|sending| Arc::strong_count(&sending) > 1);
+                    return Ok(response.map(|incoming| {
+                        if still_sending {
+                            // A reader of the response that stops must not stop the request.
+                            tokio::spawn(Arc::clone(idle).keep_when_ready(endpoint, kept));
+                            return Body::from(incoming);
+                        }
+                        Body::new(incoming, endpoint, kept, Arc::clone(idle))
+                    }));
+                }
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) if reused => request = unsent,
+                    _ => return Err(SendError::Exchange(failed.into_error())),
+                },
+            }
         }
-        self.clusters[cluster].client.request(request).await
     }
-}
-
-/// The pool's key is the authority; the request still goes out in origin form.
-fn absolute(endpoint: SocketAddr, target: &Uri) -> Result<Uri, http::Error> {
-    let authority: Result<Authority, InvalidUri> = endpoint.to_string().parse();
-    let path = target.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    Uri::builder().scheme(Scheme::HTTP).authority(authority?).path_and_query(path).build()
 }

@@ -1,0 +1,80 @@
+//! The body of an endpoint's response.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+
+use super::idle::Idle;
+use super::kept::Kept;
+
+/// Polls the connection that it comes on, and gives it back to the pool at its end. Dropped before, it closes
+/// the connection.
+#[derive(Debug)]
+pub struct Body {
+    incoming: Incoming,
+    /// `None`: somebody else polls the connection, or it has been given back.
+    lent: Option<Lent>,
+}
+
+#[derive(Debug)]
+struct Lent {
+    endpoint: SocketAddr,
+    kept: Box<Kept>,
+    idle: Arc<Idle>,
+}
+
+impl Body {
+    /// The body of a response that came on `kept`.
+    pub(super) fn new(incoming: Incoming, endpoint: SocketAddr, kept: Box<Kept>, idle: Arc<Idle>) -> Self {
+        let mut body = Self { incoming, lent: Some(Lent { endpoint, kept, idle }) };
+        if body.incoming.is_end_stream() {
+            // It may never be polled.
+            body.give_back();
+        }
+        body
+    }
+
+    fn give_back(&mut self) {
+        if let Some(Lent { endpoint, kept, idle }) = self.lent.take()
+            && kept.is_ready()
+        {
+            idle.put(endpoint, kept);
+        }
+    }
+}
+
+/// A body whose connection is polled elsewhere.
+impl From<Incoming> for Body {
+    fn from(incoming: Incoming) -> Self {
+        Self { incoming, lent: None }
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let this = self.get_mut();
+        let Some(lent) = &mut this.lent else { return Pin::new(&mut this.incoming).poll_frame(cx) };
+        let frame = ready!(lent.kept.poll_frame(cx, &mut this.incoming));
+        // Whoever knows that this was the last piece does not ask for another.
+        let more = matches!(&frame, Some(Ok(frame)) if frame.is_data());
+        if !more || this.incoming.is_end_stream() {
+            this.give_back();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
