@@ -5,8 +5,12 @@
 //! of their own, started from this same binary inside their namespaces, so that their descriptors and their CPU time
 //! are not the runner's.
 
+mod lanes;
+mod plan;
 mod results;
+mod run;
 mod spec;
+mod subjects;
 
 fn main() -> anyhow::Result<()> {
     anyhow::bail!("not there yet")
