@@ -6,7 +6,10 @@
 //! are not the runner's.
 
 mod lanes;
+mod memory;
 mod plan;
+mod programs;
+mod report;
 mod results;
 mod run;
 mod spec;
