@@ -6,12 +6,30 @@
 //! are not the runner's.
 
 mod lanes;
+mod load;
+mod machine;
 mod plan;
 mod results;
 mod run;
+mod serve;
 mod spec;
 mod subjects;
 
-fn main() -> anyhow::Result<()> {
-    anyhow::bail!("not there yet")
+use anyhow::{Context as _, Result};
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = arguments.split_first().context("nothing to do")?;
+    match command.as_str() {
+        "load" => {
+            let load = serde_json::from_str(rest.first().context("load wants a JSON")?)?;
+            println!("{}", serde_json::to_string(&load::run(&load)?)?);
+            Ok(())
+        }
+        "serve" => {
+            let ports = rest.iter().map(|port| Ok(port.parse()?)).collect::<Result<Vec<u16>>>()?;
+            serve::run(&ports)
+        }
+        other => anyhow::bail!("there is no command {other}"),
+    }
 }
