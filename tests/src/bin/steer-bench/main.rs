@@ -8,7 +8,10 @@
 mod lanes;
 mod load;
 mod machine;
+mod memory;
 mod plan;
+mod programs;
+mod report;
 mod results;
 mod run;
 mod serve;
