@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// # Errors
 /// When it fails or is not done in time. Failed connections and wrong messages are in [`Measured::errors`] instead.
 pub(crate) fn load(lanes: &Lanes, subject: &Subject<'_>, load: &Load) -> Result<Measured> {
-    let mut process = generator(lanes, subject, load, Stdio::null())?;
+    let mut process = generator(lanes, load, Stdio::null())?;
     let patience = PATIENCE + Duration::from_millis(load.warm_up_ms + load.span_ms);
     let status = process.wait(patience).with_context(|| process.tail())?;
     anyhow::ensure!(
@@ -45,7 +45,7 @@ impl Held {
     /// Opens `connections` and waits until each has echoed once.
     pub(crate) fn open(lanes: &Lanes, subject: &Subject<'_>, connections: usize) -> Result<Self> {
         let load = subject.load(Work::Hold { connections }, Duration::ZERO, Duration::ZERO)?;
-        let mut generator = generator(lanes, subject, &load, Stdio::piped())?;
+        let mut generator = generator(lanes, &load, Stdio::piped())?;
         let connections = eventually("held WebSockets", PATIENCE, || {
             generator.ensure_running()?;
             let output = generator.stdout()?;
@@ -56,7 +56,7 @@ impl Held {
     }
 }
 
-fn generator(lanes: &Lanes, subject: &Subject<'_>, load: &Load, stdin: Stdio) -> Result<Process> {
+fn generator(lanes: &Lanes, load: &Load, stdin: Stdio) -> Result<Process> {
     let mut command: Command = quiet(std::env::current_exe().context("cannot find steer-bench")?);
     command.arg("load").arg(serde_json::to_string(load)?).stdin(stdin);
     // Several may be at work, each with its own output.
