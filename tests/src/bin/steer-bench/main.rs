@@ -5,11 +5,14 @@
 //! of their own, started from this same binary inside their namespaces, so that their descriptors and their CPU time
 //! are not the runner's.
 
+mod head;
+mod link;
 mod load;
 mod machine;
 mod results;
 mod serve;
 mod spec;
+mod ws;
 
 use anyhow::{Context as _, Result};
 
