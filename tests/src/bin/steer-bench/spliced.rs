@@ -83,11 +83,13 @@ mod tests {
     #[test]
     fn the_median_is_interpolated_in_its_bucket() {
         let name = HISTOGRAM;
-        let before = counters(&format!("{name}{{le=\"0.001\"}} 5\n{name}{{le=\"+Inf\"}} 5\n"));
-        let after = format!(
-            "# HELP x\n{name}{{le=\"0.001\"}} 5\n{name}{{le=\"0.002\"}} 15\n{name}{{le=\"+Inf\"}} 15\nother 3\n"
-        );
-        let after = counters(&after);
+        let text = |counts: [u32; 3]| {
+            let [a, b, c] = counts;
+            format!(
+                "# HELP x\n{name}{{le=\"0.001\"}} {a}\n{name}{{le=\"0.002\"}} {b}\n{name}{{le=\"+Inf\"}} {c}\nx 3\n"
+            )
+        };
+        let (before, after) = (counters(&text([5, 5, 5])), counters(&text([5, 15, 15])));
         assert_eq!(after.median_us_since(&before).map(f64::round), Some(1500.0));
         assert_eq!(before.median_us_since(&before), None);
     }

@@ -148,7 +148,8 @@ impl<'n> Subject<'n> {
         let directory = lanes.directory().join(kind.name());
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let config = config::of(lane, &directory);
-        let file = directory.join("peer.conf");
+        // Envoy goes by the ending.
+        let file = directory.join(format!("{kind}.yaml"));
         let write = || fs::write(&file, &config).with_context(|| format!("cannot write {}", file.display()));
         let peer = |mut command: Command| {
             write()?;
