@@ -12,7 +12,7 @@ pub(crate) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// The endpoint's answer to the upgrade.
 pub(crate) const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
-     sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZbRbK+xOo=\r\n\r\n";
+     sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 pub(crate) const BINARY: u8 = 2;
 const PING: u8 = 9;
