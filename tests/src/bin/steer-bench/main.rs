@@ -7,8 +7,10 @@
 
 mod check;
 mod collect;
+mod head;
 mod host;
 mod lanes;
+mod link;
 mod load;
 mod machine;
 mod memory;
@@ -24,6 +26,7 @@ mod spec;
 mod spliced;
 mod subjects;
 mod table;
+mod ws;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
