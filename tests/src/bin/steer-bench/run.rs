@@ -29,6 +29,8 @@ pub(crate) fn load(lanes: &Lanes, subject: &Subject<'_>, load: &Load) -> Result<
         subject.kind(),
         process.tail()
     );
+    // What failed, if only in single connections.
+    eprint!("{}", process.stderr()?);
     let output = process.stdout()?;
     serde_json::from_str(&output).with_context(|| format!("the load generator printed {output}"))
 }

@@ -220,6 +220,9 @@ impl Endpoint {
                 _ => anyhow::bail!("no WebSocket at {path}"),
             };
         }
+        if at.is_empty() {
+            return Ok(());
+        }
         match role {
             Role::Http(_) => Ok(()),
             Role::Echo(echo) => echo.received(link, &mut self.buffer, at),
