@@ -61,7 +61,7 @@ fn files(report: &Report, page: impl Fn(&str) -> Result<String>) -> Result<BTree
 }
 
 /// The report with a line for each series, so that two of them can be compared with `diff`.
-fn json(report: &Report) -> Result<String> {
+pub(crate) fn json(report: &Report) -> Result<String> {
     let host = serde_json::to_string_pretty(&report.host)?;
     let results: Vec<String> = report.results.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     let left_out = serde_json::to_string(&report.left_out)?;

@@ -1,21 +1,10 @@
 //! The whole way from results to files, with results that are made up.
 
-use std::path::PathBuf;
-
 use serde_json::json;
 
 use super::*;
 use crate::results::{Host, LeftOut};
 use crate::subjects::Kind;
-
-/// Writes the made-up report's files where `STEER_BENCH_SAMPLE` says, to be looked at.
-#[test]
-fn sample() {
-    let Some(directory) = std::env::var_os("STEER_BENCH_SAMPLE") else { return };
-    for (path, content) in files(&made_up(), blank).unwrap() {
-        fs::write(Path::new(&directory).join(path.file_name().unwrap()), content).unwrap();
-    }
-}
 
 /// Every page with all its places, empty.
 fn blank(page: &str) -> Result<String> {
@@ -23,8 +12,10 @@ fn blank(page: &str) -> Result<String> {
     Ok(places.iter().map(|place| format!("<!-- bench:{place} -->\n<!-- /bench -->\n")).collect())
 }
 
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+/// What the repository has.
+fn read(path: &str) -> Result<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    fs::read_to_string(root.join(path)).with_context(|| format!("cannot read {path}"))
 }
 
 /// A report in which every figure has something; values differ by subject and load.
@@ -158,12 +149,14 @@ fn the_worst_case_counts() {
     assert!(page.contains("| Bulk: Gbit/s | haproxy | ≥ 2 | 0.00 | **missed** |"), "{page}");
 }
 
+#[test]
+fn the_pages_have_every_place() {
+    files(&made_up(), read).unwrap();
+}
+
 /// No number on the pages is written by hand, and no picture is of another run.
 #[test]
 fn the_repository_shows_what_its_results_say() {
-    let read = |path: &str| {
-        fs::read_to_string(repository().join(path)).with_context(|| format!("cannot read {path}"))
-    };
     let Ok(results) = read("docs/bench/results.json") else {
         eprintln!("SKIP no results are stored");
         return;
