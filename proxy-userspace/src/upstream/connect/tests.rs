@@ -1,5 +1,6 @@
 //! Against real sockets on loopback. The ports are ones that the kernel gives to nobody, and each test has its own.
 
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
 use tokio::net::TcpListener;
