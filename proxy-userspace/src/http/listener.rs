@@ -17,6 +17,7 @@ use super::worker::{Load, Worker, least_loaded};
 use super::{Shared, server};
 use crate::config;
 use crate::kernel::repair;
+use crate::upstream::connect;
 
 /// Connections that the kernel has completed and that wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -72,6 +73,7 @@ pub fn bind(address: SocketAddr) -> io::Result<AsyncFd<TcpListener>> {
     // Otherwise a restart fails while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    connect::prepare(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     // SAFETY: a listening socket has one descriptor, open until it is dropped.

@@ -28,7 +28,6 @@ use super::guard::Guard;
 use super::listener::{Accepted, Front};
 use crate::routing;
 use crate::splice::Session;
-use crate::upstream::connect;
 
 /// hyper's own limits are looser than the guard's, which answers first.
 const HYPER_MIN_BUFFER: usize = 8192;
@@ -66,7 +65,7 @@ async fn serve_http(
     remote: SocketAddr,
     drain: watch::Receiver<bool>,
 ) -> Option<Session> {
-    let local = match client.local_addr().and_then(|local| connect::prepare(&client).map(|()| local)) {
+    let local = match client.local_addr() {
         Ok(local) => local,
         Err(error) => {
             tracing::debug!(%remote, %error, "the client was gone at once");

@@ -217,9 +217,11 @@ fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
     let [downstream, upstream] = &stream.lanes.sockets;
     let source = stream.source.as_ref().ok_or(Reason::NoSourcePort)?;
     let mut upstream = survey.leg(upstream)?;
+    let options = if upstream.options.timestamps { TIMESTAMP_BYTES } else { 0 };
+    let mss = |mss| u16::try_from(mss).unwrap_or(u16::MAX);
+    source.note_endpoint_mss(mss(upstream.send_mss + options), mss(upstream.announced_mss));
     // The socket itself does not tell of more than what it announces to the endpoint.
     let endpoint_mss = source.endpoint_mss().map_or(0, u32::from);
-    let options = if upstream.options.timestamps { TIMESTAMP_BYTES } else { 0 };
     upstream.send_mss = upstream.send_mss.max(endpoint_mss.saturating_sub(options));
     let plan = decide(&survey.host(), &survey.leg(downstream)?, &upstream)?;
     for ifindex in plan.arrive_on {

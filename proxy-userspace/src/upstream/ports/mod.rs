@@ -22,6 +22,7 @@ use thiserror::Error;
 
 use self::free::FreePorts;
 use crate::kernel::host;
+use crate::kernel::route::Sources;
 use crate::telemetry::Telemetry;
 
 /// Hands out source ports. One for the whole process; clones share everything.
@@ -38,6 +39,7 @@ struct Inner {
     /// ports rest, and takes 9 KiB.
     pools: Mutex<Pools>,
     gauges: IntGaugeVec,
+    sources: Sources,
 }
 
 #[derive(Debug, Default)]
@@ -131,7 +133,22 @@ impl SourcePorts {
     /// `ranges` must not overlap.
     pub fn new(ranges: &[RangeInclusive<u16>], telemetry: &Telemetry) -> Self {
         let gauges = telemetry.metrics.source_ports.clone();
-        Self { inner: Arc::new(Inner { ranges: ranges.into(), pools: Mutex::default(), gauges }) }
+        Self {
+            inner: Arc::new(Inner {
+                ranges: ranges.into(),
+                pools: Mutex::default(),
+                gauges,
+                sources: Sources::new(),
+            }),
+        }
+    }
+
+    /// The address that the kernel would connect to the endpoint from.
+    ///
+    /// # Errors
+    /// There is no route.
+    pub fn source_towards(&self, endpoint: SocketAddr) -> io::Result<IpAddr> {
+        self.inner.sources.towards(endpoint.ip())
     }
 
     /// A port of `source` for a connection to `endpoint`: of those that are free, the one that has rested
