@@ -1,17 +1,22 @@
 //! The life of the process: bind everything, serve, wait for a signal, stop in order.
 
+mod threads;
+
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use self::threads::Threads;
 use crate::admin::Admin;
 use crate::config::{Config, Listener, SpliceMode};
-use crate::http::{self, Shared};
+use crate::http::{self, Shared, Worker};
 use crate::routing;
 use crate::splice::Splicer;
 use crate::telemetry::Telemetry;
@@ -22,23 +27,26 @@ use crate::upstream::{Clusters, mss};
 /// How long requests in flight may take to finish after the first signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What is left of the tasks may take so long to end.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// A port cannot be bound, or the runtime cannot start; nothing has been served then.
+/// A port cannot be bound, or a runtime cannot start; nothing has been served then.
 pub fn run(config: Config) -> anyhow::Result<()> {
     raise_fd_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    let served = runtime.block_on(serve(config));
-    // Streams that are still open are cut here: their tasks end with the runtime.
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    // This thread accepts, answers operators and looks after spliced streams; the workers serve connections.
+    let runtime = threads::runtime()?;
+    let workers = Threads::start(std::thread::available_parallelism().map_or(1, usize::from))?;
+    let served = runtime.block_on(serve(config, workers.runtimes()));
+    // Streams that are still open are cut here: their tasks end with their runtime.
+    workers.end(END_TIMEOUT);
+    runtime.shutdown_timeout(END_TIMEOUT);
     served
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, runtimes: Vec<Handle>) -> anyhow::Result<()> {
     let mut stop = Stop::new()?;
     let telemetry = Telemetry::new();
     let admin = Admin::new(Arc::clone(&telemetry));
@@ -48,7 +56,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         if !address.ip().is_loopback() {
             tracing::warn!(%address, "the admin listener has no access control and is not on loopback");
         }
-        let socket = http::bind(address).with_context(|| {
+        let bound = http::bind(address).and_then(|socket| socket.into_inner().try_into());
+        let socket: tokio::net::TcpListener = bound.with_context(|| {
             format!(
                 "cannot bind the admin listener to {address}: choose another with --admin, or --admin off"
             )
@@ -62,19 +71,26 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         splicer.adopt(ports.as_ref(), &config);
         limit_mss(&bound, &config);
     }
-    let shared = Arc::new(Shared {
-        clusters: Arc::new(Clusters::new(&config, &telemetry)),
-        pool: Pool::new(&config, &telemetry, ports.as_ref()),
-        splicer: Arc::clone(&splicer),
-        telemetry: Arc::clone(&telemetry),
-        splice_mode: config.splice,
-        node: routing::node_address(),
-    });
+    let clusters = Arc::new(Clusters::new(&config, &telemetry));
+    let pool = Pool::new(&config, &telemetry, ports.as_ref());
+    let node = routing::node_address();
+    let worker = |runtime| {
+        let shared = Shared {
+            clusters: Arc::clone(&clusters),
+            pool: pool.another(),
+            splicer: Arc::clone(&splicer),
+            telemetry: Arc::clone(&telemetry),
+            splice_mode: config.splice,
+            node,
+        };
+        Worker::new(runtime, Arc::new(shared))
+    };
+    let workers: Vec<_> = runtimes.into_iter().map(worker).collect();
 
     let (drain, draining) = watch::channel(false);
     let mut listeners = JoinSet::new();
     for (listener, socket) in bound {
-        listeners.spawn(http::serve(Arc::new(listener), socket, Arc::clone(&shared), draining.clone()));
+        listeners.spawn(http::serve(Arc::new(listener), socket, workers.clone(), draining.clone()));
     }
     admin.set_ready(true);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
@@ -115,7 +131,7 @@ fn source_ports(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Option
 }
 
 /// Has clients send only what endpoints can take, where packets may be passed on as they come.
-fn limit_mss(bound: &[(Listener, TcpListener)], config: &Config) {
+fn limit_mss(bound: &[(Listener, AsyncFd<TcpListener>)], config: &Config) {
     for (listener, socket) in bound {
         let Some(mss) = mss::for_listener(listener, config) else { continue };
         match http::limit_mss(socket, mss) {
@@ -126,7 +142,7 @@ fn limit_mss(bound: &[(Listener, TcpListener)], config: &Config) {
 }
 
 /// Binds every listener before any of them serves, so that a bad address stops the start.
-fn bind(listeners: &[Listener]) -> anyhow::Result<Vec<(Listener, TcpListener)>> {
+fn bind(listeners: &[Listener]) -> anyhow::Result<Vec<(Listener, AsyncFd<TcpListener>)>> {
     let bind = |listener: &Listener| {
         let (name, address) = (&listener.name, listener.address);
         let socket =

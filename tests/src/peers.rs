@@ -27,13 +27,19 @@ pub fn wstest_binary() -> Option<PathBuf> {
     named("STEER_WSTEST", "the Autobahn test suite")
 }
 
+/// The program behind `cargo xtask bench`: `STEER_BENCH_BIN`.
+pub fn steer_bench_binary() -> Option<PathBuf> {
+    named("STEER_BENCH_BIN", "steer-bench")
+}
+
 /// Whether Debian's `nft` is there, which sets up firewalls.
 pub fn nft() -> bool {
-    let there = quiet("nft").arg("--version").output().is_ok_and(|output| output.status.success());
-    if !there {
-        skip("needs nft: apt-get install nftables");
-    }
-    there
+    has("nft", "--version", "nftables")
+}
+
+/// Whether HAProxy is there.
+pub fn haproxy() -> bool {
+    has("haproxy", "-v", "haproxy")
 }
 
 /// A command for one of the programs in `tests/apps`, if its packages are installed.
@@ -86,6 +92,15 @@ impl Envoy {
         ready.with_context(|| process.tail())?;
         Ok(Self { _process: process })
     }
+}
+
+/// Whether `program`, of a Debian package, can be run.
+fn has(program: &str, argument: &str, package: &str) -> bool {
+    let there = quiet(program).arg(argument).output().is_ok_and(|output| output.status.success());
+    if !there {
+        skip(&format!("needs {program}: apt-get install {package}"));
+    }
+    there
 }
 
 fn named(variable: &str, what: &str) -> Option<PathBuf> {

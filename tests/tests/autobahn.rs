@@ -100,6 +100,8 @@ clusters:
 - name: echo
   lb_policy: ring_hash
   endpoints: [{server}]
+packet_splice:
+  hand_over_after: 0s # most cases are short
 "
     );
     Steer::start(&config, Some(netns), &["--splice", path]).unwrap()

@@ -64,6 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         return stop();
     }
     let binary = setup::steer()?;
+    setup::socketio()?;
     for name in netns::remove_leftovers(PREFIX)? {
         println!("    removed what an earlier demo had left: {name}");
     }

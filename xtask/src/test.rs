@@ -80,13 +80,13 @@ fn suites() -> Result<Vec<Suite>> {
     };
     let mut suites = vec![
         suite("fmt", false, "fmt --all --check"),
-        suite("clippy", false, "clippy --locked --workspace --all-targets -- -D warnings"),
+        suite("clippy", false, "clippy --locked --workspace --all-targets --all-features -- -D warnings"),
         suite("unit", false, "test --locked --lib --bins"),
     ];
     for name in test_files("proxy-userspace/tests")? {
         suites.push(suite(&name, false, &format!("test --locked --package proxy-userspace --test {name}")));
     }
-    suites.push(suite("harness", true, "test --locked --package steer-tests --lib"));
+    suites.push(suite("harness", true, "test --locked --package steer-tests --features bench --lib --bins"));
     for name in test_files("tests/tests")? {
         // One at a time: they count the machine's namespaces, descriptors and memory.
         let args = format!("test --locked --package steer-tests --test {name} -- --test-threads=1");
@@ -131,10 +131,13 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
              (without root: cargo xtask test --only fmt --only clippy --only unit)"
         );
         let steer = setup::steer()?;
+        setup::socketio()?;
         let peers = setup::peers()?;
+        let bench = setup::bench()?;
         environment.push(("STEER_BIN", steer.display().to_string()));
         environment.push(("STEER_ENVOY_BIN", peers.envoy.display().to_string()));
         environment.push(("STEER_WSTEST", peers.wstest.display().to_string()));
+        environment.push(("STEER_BENCH_BIN", bench.binary.display().to_string()));
         environment.push(("STEER_TESTS_REQUIRE", "1".to_owned()));
         if suites.iter().any(|suite| suite.name == "outlive") {
             step("steer with fail points");

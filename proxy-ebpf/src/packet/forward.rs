@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{
     bpf_csum_update, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh,
 };
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{DirFixed, event, flags, output, state};
+use proxy_common::flow::{DirFixed, FlowRef, event, flags, output, state};
 use proxy_common::packet::checksum::Difference;
 use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
 use proxy_common::packet::life::{self, Clock, Segment};
@@ -19,15 +19,28 @@ use crate::packet::flows::{Flows, Session};
 use crate::packet::stats::{count, report};
 use crate::packet::{DROP, PASS, options};
 
-/// The verdict on a TCP packet that arrives. A function of its own in the program, as the others that [`packet_ingress`]
-/// calls: they need not share their stack then.
+/// The verdict on a TCP packet that arrives, to whose IP header `ip` points.
+#[inline(always)]
+pub(super) fn packet<I: Flows>(ctx: &TcContext, ip: &I) -> i32 {
+    if !ip.is_plain_tcp() {
+        return PASS;
+    }
+    let Some(tcp) = view::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
+    match I::find(&ip.key(tcp.ports)) {
+        Some(flow) => known::<I>(ctx, flow),
+        None => PASS,
+    }
+}
+
+/// The same, if a session has the flow. A function of its own in the program, as the others that [`packet_ingress`] calls:
+/// they need not share their stack then, and what is none of ours does not pay for it.
 ///
 /// [`packet_ingress`]: crate::packet::packet_ingress
 #[inline(never)]
-pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
-    let Some(ip) = view::<I>(ctx, Ethernet::LEN).filter(|ip| ip.is_plain_tcp()) else { return PASS };
+fn known<I: Flows>(ctx: &TcContext, flow: FlowRef) -> i32 {
+    let Some(ip) = view::<I>(ctx, Ethernet::LEN) else { return PASS };
     let Some(tcp) = view::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
-    let Some(session) = I::find(&ip.key(tcp.ports)).and_then(Session::of) else { return PASS };
+    let Some(session) = Session::of(flow) else { return PASS };
     let session_state = session.state();
     match session_state {
         state::OFF => pass(Stat::PassOff),

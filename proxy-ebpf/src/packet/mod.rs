@@ -37,7 +37,7 @@ fn arrival<I: Flows + IcmpIp>(ctx: &TcContext) -> i32 {
     let Some(ip) = access::linear_ip::<I>(ctx) else { return PASS };
     match ip.protocol() {
         protocol::TCP if copy::is_copy(ctx) => copy::deliver::<I>(ctx),
-        protocol::TCP => forward::packet::<I>(ctx),
+        protocol::TCP => forward::packet::<I>(ctx, ip),
         other if other == I::ICMP => icmp::packet::<I>(ctx),
         _ => PASS,
     }

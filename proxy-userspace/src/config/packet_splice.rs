@@ -17,7 +17,10 @@ pub struct PacketSplice {
     /// Source ports towards endpoints: sorted, not overlapping, all 1024 or above. `None`: what of
     /// 10240-65535 the kernel does not give out by itself.
     pub source_ports: Option<Vec<RangeInclusive<u16>>>,
-    /// Each stream is handed over at a random moment within this time after its 101.
+    /// A stream is relayed for this long after its 101. One that ends by then does not pay for a hand-over, nor
+    /// keep a record and a source port for its `linger`.
+    pub hand_over_after: Duration,
+    /// Each stream is handed over at a random moment within this time after that.
     pub hand_over_within: Duration,
     pub keepalive: Keepalive,
     /// How long the tuple of a finished stream stays, for late retransmissions.
@@ -51,6 +54,7 @@ impl Default for PacketSplice {
         Self {
             max_streams: DEFAULT_MAX_CONNS,
             source_ports: None,
+            hand_over_after: HAND_OVER_AFTER,
             hand_over_within: Duration::ZERO,
             keepalive: Keepalive::default(),
             linger: Duration::from_secs(60),
@@ -60,6 +64,8 @@ impl Default for PacketSplice {
     }
 }
 
+/// Longer than an exchange of a few messages takes where the machine is busy; otherwise as short as a hand-over itself.
+const HAND_OVER_AFTER: Duration = Duration::from_millis(20);
 /// The array of records takes 320 bytes for each: 2.5 GiB. (An array of one is what a process has that does
 /// not use the packet splice.)
 const MAX_STREAMS: RangeInclusive<u64> = 2..=1 << 23;
@@ -71,17 +77,16 @@ pub(super) fn read(field: &Field<'_>) -> Option<PacketSplice> {
     let map = field.map()?;
     let default = PacketSplice::default();
     let number = |name, range| map.get(name).and_then(|field| field.unsigned(range));
+    let time = |name, default| map.get(name).and_then(|field| field.duration()).unwrap_or(default);
     let read = PacketSplice {
         max_streams: number("max_streams", MAX_STREAMS)
             .and_then(|count| u32::try_from(count).ok())
             .unwrap_or(default.max_streams),
         source_ports: map.get("source_ports").and_then(|list| port_ranges(&list)),
-        hand_over_within: map
-            .get("hand_over_within")
-            .and_then(|time| time.duration())
-            .unwrap_or(default.hand_over_within),
+        hand_over_after: time("hand_over_after", default.hand_over_after),
+        hand_over_within: time("hand_over_within", default.hand_over_within),
         keepalive: map.get("keepalive").and_then(|field| keepalive(&field)).unwrap_or_default(),
-        linger: map.get("linger").and_then(|time| time.duration()).unwrap_or(default.linger),
+        linger: time("linger", default.linger),
         mark: map.get("mark").and_then(|mark| self::mark(&mark)).unwrap_or(default.mark),
         mss: number("mss", (*MSS.start()).into()..=(*MSS.end()).into())
             .and_then(|mss| u16::try_from(mss).ok()),

@@ -87,6 +87,7 @@ impl Page {
             let range = |range: &RangeInclusive<u16>| format!("{}-{}", range.start(), range.end());
             list(ranges.iter().flatten().map(range))
         });
+        self.differs("hand_over_after", &s.hand_over_after, &d.hand_over_after, |time| duration(*time));
         self.differs("hand_over_within", &s.hand_over_within, &d.hand_over_within, |time| duration(*time));
         self.differs("keepalive", &s.keepalive, &d.keepalive, |keepalive| {
             let Keepalive { time, interval, probes } = *keepalive;

@@ -1,30 +1,44 @@
 //! Listening sockets: bind, accept, drain.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
 use prometheus::IntGauge;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::SockRef;
-use tokio::net::TcpListener;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
+use super::worker::{Load, Worker, least_loaded};
 use super::{Shared, server};
 use crate::config;
+use crate::kernel::repair;
+use crate::upstream::connect;
 
 /// Connections that the kernel has completed and that wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// When file descriptors or memory have run out, somebody must give some back first.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// What is the same for all connections of a listener.
+/// What is the same for all connections of a listener that a worker serves.
 #[derive(Debug)]
 pub(super) struct Front {
     pub(super) config: Arc<config::Listener>,
     pub(super) shared: Arc<Shared>,
     pub(super) server_name: HeaderValue,
+}
+
+/// A connection that nobody serves yet.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) client: TcpStream,
+    pub(super) remote: SocketAddr,
+    pub(super) load: Load,
+    pub(super) speaking: Speaking,
 }
 
 /// Held by a connection while it speaks HTTP.
@@ -48,57 +62,75 @@ impl Drop for Speaking {
 }
 
 /// Binds a listening socket, without accepting yet.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn bind(address: SocketAddr) -> io::Result<AsyncFd<TcpListener>> {
     let socket = socket2::Socket::new(
         socket2::Domain::for_address(address),
         socket2::Type::STREAM,
         Some(socket2::Protocol::TCP),
     )?;
+    // Without the capability for it no stream is spliced, either.
+    let _without_it = repair::select_send_queue(&socket);
     // Otherwise a restart fails while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    connect::prepare(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    // SAFETY: a listening socket has one descriptor, open until it is dropped.
+    let socket = unsafe { AsyncFd::register_with_interest(TcpListener::from(socket), Interest::READABLE) };
+    Ok(socket?)
 }
 
 /// Announces no larger segments to the clients that connect from now on.
-pub fn limit_mss(socket: &TcpListener, mss: u16) -> io::Result<()> {
+pub fn limit_mss(socket: &AsyncFd<TcpListener>, mss: u16) -> io::Result<()> {
     SockRef::from(socket).set_tcp_mss(mss.into())
 }
 
 /// Serves a listener until `drain` becomes true, and then until every request in flight has been
 /// answered. Upgraded streams are not waited for; their tasks go on.
+///
+/// One accepts for all: several that wait for the same socket would all be woken by each connection, and
+/// sockets of their own (SO_REUSEPORT) would let a second process bind the address unnoticed.
 pub async fn serve(
     config: Arc<config::Listener>,
-    socket: TcpListener,
-    shared: Arc<Shared>,
+    socket: AsyncFd<TcpListener>,
+    workers: Vec<Worker>,
     mut drain: watch::Receiver<bool>,
 ) {
     // A header value by the checks of the configuration.
     let server_name = HeaderValue::from_str(&config.options.server_name)
         .unwrap_or_else(|_invalid| HeaderValue::from_static("steer"));
-    let front = Arc::new(Front { config, shared, server_name });
-    let metrics = &front.shared.telemetry.metrics;
-    let name = front.config.name.as_str();
+    let front = |worker: &Worker| {
+        let shared = Arc::clone(&worker.shared);
+        Arc::new(Front { config: Arc::clone(&config), shared, server_name: server_name.clone() })
+    };
+    let fronts: Vec<_> = workers.iter().map(front).collect();
+    let Some(first) = fronts.first() else { return };
+    let metrics = &first.shared.telemetry.metrics;
+    let name = config.name.as_str();
     let open = metrics.downstream_connections.with_label_values(&[name]);
     let accepted_total = metrics.downstream_connections_total.with_label_values(&[name]);
     // Every connection holds a sender while it speaks HTTP.
     let (alive, mut all_done) = mpsc::channel::<()>(1);
     let mut failing = false;
+    let mut turn = 0;
 
     loop {
         let accepted = tokio::select! {
             biased;
             _ = drain.wait_for(|drain| *drain) => break,
-            accepted = socket.accept() => accepted,
+            accepted = socket.async_io(Interest::READABLE, accept) => accepted,
         };
         match accepted {
             Ok((client, remote)) => {
                 failing = false;
                 accepted_total.inc();
+                let chosen = least_loaded(&workers, turn);
+                turn = chosen + 1;
+                let (worker, front) = (&workers[chosen], Arc::clone(&fronts[chosen]));
                 let speaking = Speaking::new(open.clone(), alive.clone());
-                tokio::spawn(server::run(Arc::clone(&front), client, remote, drain.clone(), speaking));
+                let accepted = Accepted { client, remote, load: worker.take_on(), speaking };
+                worker.runtime.spawn(server::run(front, accepted, drain.clone()));
             }
             Err(error) if is_exhausted(&error) => {
                 if !failing {
@@ -114,6 +146,13 @@ pub async fn serve(
     drop(socket);
     drop(alive);
     let _none_left = all_done.recv().await;
+}
+
+/// Accepts a connection, for whatever runtime is to have it.
+fn accept(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (client, remote) = acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let remote = remote.and_then(|remote| SocketAddr::try_from(remote).ok());
+    Ok((client.into(), remote.ok_or(io::ErrorKind::NotConnected)?))
 }
 
 /// Whether the error is about this process or host, not about one connection (accept(2)).

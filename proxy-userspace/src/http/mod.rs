@@ -1,7 +1,7 @@
 //! HTTP/1.1 between clients and endpoints: listeners, requests, upgrades, and what the client is told
 //! when something fails. In reading order:
 //!
-//! `listener` accepts · `server` runs one connection · `guard` (with `framing` and `head`) lets only
+//! `listener` accepts and deals to the `worker`s · `server` runs one connection · `guard` (with `framing` and `head`) lets only
 //! sound requests through to hyper, one at a time · `forward` answers a request · `upgrade` turns one
 //! into a stream · `exchange` is what these share · `fault` is the table of failures.
 //!
@@ -17,6 +17,7 @@ mod head;
 pub mod listener;
 mod server;
 mod upgrade;
+mod worker;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,11 +36,13 @@ use fault::Fault;
 
 pub use head::Malformed;
 pub use listener::{bind, limit_mss, serve};
+pub use worker::Worker;
 
-/// What all listeners of a configuration share.
+/// What all listeners of a configuration share, for one worker.
 #[derive(Debug)]
 pub struct Shared {
     pub clusters: Arc<Clusters>,
+    /// The worker's own: its connections are polled on its thread.
     pub pool: Pool,
     pub splicer: Arc<Splicer>,
     pub telemetry: Arc<Telemetry>,

@@ -25,10 +25,9 @@ use super::fault::Fault;
 use super::forward::{self, ResponseBody};
 use super::framing::Limits;
 use super::guard::Guard;
-use super::listener::{Front, Speaking};
+use super::listener::{Accepted, Front};
 use crate::routing;
 use crate::splice::Session;
-use crate::upstream::connect;
 
 /// hyper's own limits are looser than the guard's, which answers first.
 const HYPER_MIN_BUFFER: usize = 8192;
@@ -43,14 +42,13 @@ const LINGER_BYTES: usize = 1024 * 1024;
 /// A deadline that every other one is before.
 const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-/// Serves one connection.
-pub(super) async fn run(
-    front: Arc<Front>,
-    client: TcpStream,
-    remote: SocketAddr,
-    drain: watch::Receiver<bool>,
-    speaking: Speaking,
-) {
+/// Serves one connection, on the runtime that it stays with.
+pub(super) async fn run(front: Arc<Front>, accepted: Accepted, drain: watch::Receiver<bool>) {
+    let Accepted { client, remote, load: _load, speaking } = accepted;
+    let client = match TcpStream::from_std(client) {
+        Ok(client) => client,
+        Err(error) => return tracing::error!(%remote, %error, "cannot wait for a connection"),
+    };
     let splicer = Arc::clone(&front.shared.splicer);
     // Boxed, so that a stream's task does not keep room for what its HTTP life needed.
     let session = Box::pin(serve_http(front, client, remote, drain)).await;
@@ -67,7 +65,7 @@ async fn serve_http(
     remote: SocketAddr,
     drain: watch::Receiver<bool>,
 ) -> Option<Session> {
-    let local = match client.local_addr().and_then(|local| connect::prepare(&client).map(|()| local)) {
+    let local = match client.local_addr() {
         Ok(local) => local,
         Err(error) => {
             tracing::debug!(%remote, %error, "the client was gone at once");

@@ -110,6 +110,38 @@ impl LinkMonitor {
     }
 }
 
+/// Tells that what the kernel would answer about routes may have changed: interfaces, addresses, routes, rules, next hops.
+#[derive(Debug)]
+pub(super) struct NetworkChanges(Socket);
+
+impl NetworkChanges {
+    /// `RTNLGRP_` numbers (include/uapi/linux/rtnetlink.h): LINK, IPV4_IFADDR, _ROUTE, _RULE, IPV6_IFADDR, _ROUTE, _RULE,
+    /// NEXTHOP.
+    const GROUPS: [u32; 8] = [1, 5, 7, 8, 9, 11, 19, 32];
+
+    pub(super) fn new() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        let groups = Self::GROUPS.iter().fold(0, |groups, group| groups | 1 << (group - 1));
+        socket.bind(&SocketAddr::new(0, groups))?;
+        Ok(Self(socket))
+    }
+
+    /// Whether something has since the last call. The kernel tells it before the system call that changes it returns.
+    /// Never waits.
+    pub(super) fn any(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            // What it was does not matter, and the rest of a message is thrown away.
+            match self.0.recv(&mut &mut [0_u8; 64][..], libc::MSG_DONTWAIT) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return any,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // More happened than the socket's buffer holds: ENOBUFS, once.
+                Ok(_) | Err(_) => any = true,
+            }
+        }
+    }
+}
+
 /// The index in a message that an interface is gone.
 fn removed_interface(message: &[u8]) -> Option<u32> {
     // `struct nlmsghdr` (16 bytes) and `struct ifinfomsg`: include/uapi/linux/{netlink,rtnetlink}.h. The rest

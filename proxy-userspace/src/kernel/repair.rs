@@ -28,22 +28,28 @@ pub struct ReadPosition {
     pub unread: u32,
 }
 
-/// One behind the last byte that was ever put into the socket's send queue (its `write_seq`). The
-/// receive queue is selected afterwards, as [`rcv_nxt`] needs it.
-///
-/// Call it only while nothing is unsent ([`TcpInfo::unsent`]): an acknowledgement that comes in between would mark
-/// unsent data as sent (tcp_write_xmit, 6.18). Leaves SO_REUSEADDR set: leaving repair mode cleared it, and a restarted
-/// listener could not bind to the port while this connection, or its rest, is there.
+/// Has [`write_seq`] work on a socket, and on those that a listener accepts. Call it before `connect` or `listen`, and
+/// before SO_REUSEADDR is set, which it clears. (On a connected socket only while nothing is unsent: an acknowledgement
+/// that comes in between would mark unsent data as sent; tcp_write_xmit, 6.18.)
 ///
 /// # Errors
 /// CAP_NET_ADMIN is missing, or the kernel has no TCP_REPAIR (CONFIG_CHECKPOINT_RESTORE is not needed).
+pub fn select_send_queue(socket: impl AsFd) -> io::Result<()> {
+    select_queue(socket.as_fd(), SEND_QUEUE)
+}
+
+/// One behind the last byte that was ever put into the socket's send queue, sent or not. Can be told once, since the
+/// receive queue is selected afterwards, as [`rcv_nxt`] needs it. Leaves SO_REUSEADDR set: leaving repair mode cleared
+/// it, and a restarted listener could not bind to the port while this connection, or its rest, is there.
+///
+/// # Errors
+/// `EINVAL` without [`select_send_queue`]; CAP_NET_ADMIN is missing.
 pub fn write_seq(socket: impl AsFd) -> io::Result<u32> {
     let socket = socket.as_fd();
-    select_queue(socket, SEND_QUEUE)?;
-    let write_seq = get(socket, libc::TCP_QUEUE_SEQ);
+    let write_seq = get(socket, libc::TCP_QUEUE_SEQ)?;
     select_queue(socket, RECEIVE_QUEUE)?;
     SockRef::from(&socket).set_reuse_address(true)?;
-    write_seq
+    Ok(write_seq)
 }
 
 /// The sequence number that the socket expects next. A FIN that has come takes a number.

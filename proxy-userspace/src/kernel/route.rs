@@ -1,8 +1,9 @@
 //! Where the kernel would send a packet (RTM_GETROUTE).
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_route::route::{
@@ -12,7 +13,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use proxy_common::reason::Reason;
 
 use super::host::{self, Interface};
-use super::netlink::Netlink;
+use super::netlink::{Netlink, NetworkChanges};
 
 /// The first hop of the way to a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +109,61 @@ impl Routes {
     }
 }
 
+/// The addresses that the kernel would connect from, as long as nothing has changed in the network namespace in which it
+/// was made.
+#[derive(Debug)]
+pub struct Sources(Mutex<KnownSources>);
+
+#[derive(Debug)]
+struct KnownSources {
+    /// `None`: that cannot be told, and nothing is remembered.
+    changes: Option<NetworkChanges>,
+    by_destination: HashMap<IpAddr, IpAddr>,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Sources {
+    /// Always works; without a descriptor, [`towards`](Self::towards) asks each time.
+    pub fn new() -> Self {
+        Self(Mutex::new(KnownSources { changes: NetworkChanges::new().ok(), by_destination: HashMap::new() }))
+    }
+
+    /// The address that the kernel would connect from. Destinations are remembered, so there should not be too many.
+    ///
+    /// # Errors
+    /// There is no route.
+    pub fn towards(&self, destination: IpAddr) -> io::Result<IpAddr> {
+        // Whatever it is left with is right, or forgotten at the next change.
+        let known = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.changes.as_mut().is_none_or(NetworkChanges::any) {
+            known.by_destination.clear();
+        }
+        if let Some(source) = known.by_destination.get(&destination) {
+            return Ok(*source);
+        }
+        let source = source_towards(destination)?;
+        known.by_destination.insert(destination, source);
+        Ok(source)
+    }
+}
+
+/// Sends nothing.
+fn source_towards(destination: IpAddr) -> io::Result<IpAddr> {
+    const ANY_PORT: u16 = 9;
+    let unspecified: IpAddr = match destination {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((unspecified, 0))?;
+    socket.connect((destination, ANY_PORT))?;
+    Ok(socket.local_addr()?.ip())
+}
+
 fn request(source: IpAddr, destination: IpAddr) -> RouteMessage {
     let (address_family, bits) = match destination {
         IpAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -157,8 +213,6 @@ fn mtu_of(metric: &RouteMetric) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
-
     use super::*;
     use crate::kernel::host::LOOPBACK_IFINDEX;
 
@@ -172,6 +226,16 @@ mod tests {
         }
         let mapped = Ipv4Addr::new(127, 0, 0, 7).to_ipv6_mapped().into();
         assert!(routes.lookup(localhost, mapped).unwrap().local);
+    }
+
+    #[test]
+    fn sources_are_told_again() {
+        let sources = Sources::new();
+        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        for _ in 0..2 {
+            assert_eq!(sources.towards(localhost).unwrap(), localhost);
+            assert_eq!(sources.towards(Ipv4Addr::new(127, 0, 0, 7).into()).unwrap(), localhost);
+        }
     }
 
     #[test]

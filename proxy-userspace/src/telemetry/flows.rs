@@ -201,7 +201,8 @@ impl Flows {
             kernel: OnceLock::new(),
             published: Default::default(),
         });
-        let key = table.flows.insert(Arc::clone(&flow));
+        // A stream has descriptors when it begins, so there are not so many.
+        let key = u32::try_from(table.flows.insert(Arc::clone(&flow))).expect("fewer than 2^32 streams");
         drop(table);
         self.streams.with_label_values(&[&*flow.info.cluster, path.as_str()]).inc();
         FlowGuard { flows: Arc::clone(self), flow, key, end: End::Reset }
@@ -250,7 +251,8 @@ impl Flows {
 pub struct FlowGuard {
     flows: Arc<Flows>,
     flow: Arc<Flow>,
-    key: usize,
+    /// In the table.
+    key: u32,
     end: End,
 }
 
@@ -280,7 +282,7 @@ impl FlowGuard {
 
 impl Drop for FlowGuard {
     fn drop(&mut self) {
-        self.flows.lock().flows.remove(self.key);
+        self.flows.lock().flows.remove(self.key as usize);
         let (cluster, path) = (&*self.flow.info.cluster, self.flow.path().as_str());
         self.flows.publish(&self.flow);
         let [to_upstream, to_downstream] = self.flow.bytes();

@@ -28,6 +28,7 @@ pub struct Metrics {
     pub source_ports: IntGaugeVec,
     pub hand_overs: IntCounterVec,
     pub hand_over_seconds: Histogram,
+    pub splice_seconds: Histogram,
 }
 
 impl Metrics {
@@ -149,6 +150,19 @@ impl Metrics {
                     )
                     .buckets(vec![
                         0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+                    ]),
+                ),
+            ),
+            splice_seconds: registered(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "steer_splice_seconds",
+                        "From the relayed 101 to the moment from which the kernel alone carries the stream's packets.",
+                    )
+                    .buckets(vec![
+                        0.0001, 0.001, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05, 0.06, 0.08, 0.1,
+                        0.15, 0.25, 0.5, 1.0, 2.0,
                     ]),
                 ),
             ),

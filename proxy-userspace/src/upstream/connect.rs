@@ -2,7 +2,8 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::mss::{self, ClientMss};
 use super::ports::{Lease, SourcePorts};
 use crate::config;
+use crate::kernel::repair;
 use crate::kernel::tcp_info::TcpInfo;
 use crate::telemetry::Telemetry;
 
@@ -110,7 +112,6 @@ impl Connector {
                 let mss = client.map(|client| client.accepts);
                 match connect_from(lease.address(), endpoint, mss).await? {
                     Some(socket) => {
-                        note_mss(&lease, &socket);
                         source = Some(lease);
                         return Ok(socket);
                     }
@@ -130,8 +131,9 @@ impl Connector {
         if client.accepts < client.told
             && lease.endpoint_mss().is_none()
             && let Ok(socket) = self.connect_from_any_port(endpoint).await
+            && let Ok(info) = TcpInfo::of(&socket)
         {
-            note_mss(lease, &socket);
+            lease.note_endpoint_mss(mss::accepted_by_peer(&info), mss::announced(&info));
         }
     }
 
@@ -144,7 +146,7 @@ impl Connector {
         }
         let mut sources: Vec<_> = self.sources(endpoint).collect();
         if sources.is_empty() {
-            sources.extend(route_source(endpoint).ok());
+            sources.extend(ports.source_towards(endpoint).ok());
         }
         ports.lease_any(&sources, endpoint).ok()
     }
@@ -222,6 +224,8 @@ async fn connect_from(
     mss: Option<u16>,
 ) -> io::Result<Option<TcpStream>> {
     let socket = socket_for(endpoint)?;
+    // Without the capability for it no stream is spliced, either.
+    let _without_it = repair::select_send_queue(&socket);
     socket.set_reuseaddr(true)?;
     // An endpoint cannot be told of more, nor does it need to be: loopback alone has such large segments.
     if let Some(mss) = mss.filter(|mss| mss <= config::MSS.end()) {
@@ -241,15 +245,11 @@ fn is_taken(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 
-/// Remembers what a connection to the lease's endpoint tells of the segments that it accepts.
-fn note_mss(lease: &Lease, socket: &TcpStream) {
-    if let Ok(info) = TcpInfo::of(socket) {
-        lease.note_endpoint_mss(mss::accepted_by_peer(&info), mss::announced(&info));
-    }
-}
-
 fn socket_for(endpoint: SocketAddr) -> io::Result<TcpSocket> {
-    if endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+    let socket = if endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // The request follows at once, and acknowledges the handshake as well.
+    let _only_a_segment_more = SockRef::from(&socket).set_tcp_quickack(false);
+    Ok(socket)
 }
 
 /// An IPv4 endpoint, if it is one in an IPv6 address.
@@ -272,24 +272,16 @@ fn warn_if_absent(cluster: &str, source: IpAddr) {
     }
 }
 
-/// The address that the kernel would connect from. Sends nothing.
-fn route_source(endpoint: SocketAddr) -> io::Result<IpAddr> {
-    let any: IpAddr =
-        if endpoint.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(endpoint)?;
-    Ok(socket.local_addr()?.ip())
-}
-
 /// What both sides' connections have in common: no delay for small writes, and a peer that has vanished
-/// is noticed in two minutes of silence.
-pub fn prepare(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nodelay(true)?;
+/// is noticed in two minutes of silence. A listener's are those of the connections that it accepts.
+pub fn prepare(socket: impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(&socket);
+    socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(15))
         .with_retries(4);
-    SockRef::from(socket).set_tcp_keepalive(&keepalive)
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 #[cfg(test)]

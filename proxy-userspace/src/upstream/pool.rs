@@ -60,6 +60,14 @@ impl Pool {
         Self { clusters: config.clusters.iter().map(cluster).collect(), own_ports: ports.is_some() }
     }
 
+    /// Another one to the same endpoints, for connections that are polled on another thread.
+    pub fn another(&self) -> Self {
+        let clusters = self.clusters.iter();
+        let clusters = clusters
+            .map(|Cluster { connector, .. }| Cluster { connector: connector.clone(), idle: Arc::default() });
+        Self { clusters: clusters.collect(), own_ports: self.own_ports }
+    }
+
     /// For connections outside the pool.
     pub fn connector(&self, cluster: ClusterIndex) -> &Connector {
         &self.clusters[cluster].connector

@@ -11,13 +11,14 @@ use steer::config::{
     Cluster, Config, Endpoint, HashFunction, HashPolicy, HashSource, HeaderSource, Health, HttpOptions,
     LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, VirtualHost,
 };
-use steer::http::{self, Shared};
+use steer::http::{self, Shared, Worker};
 use steer::splice::Splicer;
 use steer::telemetry::Telemetry;
 use steer::upstream::Clusters;
 use steer::upstream::pool::Pool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -141,9 +142,10 @@ impl Steer {
             // Accepted sockets inherit it; the kernel doubles it, and has a minimum.
             SockRef::from(&socket).set_send_buffer_size(1).unwrap();
         }
-        let address = socket.local_addr().unwrap();
+        let address = socket.get_ref().local_addr().unwrap();
         let (drain, drained) = watch::channel(false);
-        let served = tokio::spawn(http::serve(listener, socket, shared, drained));
+        let worker = Worker::new(Handle::current(), shared);
+        let served = tokio::spawn(http::serve(listener, socket, vec![worker], drained));
         Self { address, telemetry, drain, served }
     }
 

@@ -5,11 +5,11 @@ mod capture;
 mod link;
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use proxy_common::packet::headers::tcp_flags;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use steer::kernel::raw::{RawSender, Segment};
 use steer::kernel::tcp_info::{self, TcpInfo, TcpOptions};
 use steer::kernel::{clock, repair};
@@ -63,6 +63,12 @@ impl Connection {
     }
 }
 
+/// While nothing is unsent.
+fn write_seq(socket: &TcpStream) -> std::io::Result<u32> {
+    repair::select_send_queue(socket)?;
+    repair::write_seq(socket)
+}
+
 #[test]
 fn positions_are_those_on_the_wire() {
     if !require::root() {
@@ -77,7 +83,7 @@ fn positions_are_those_on_the_wire() {
             connection.send_to_near(&vec![2; 3000]);
             connection.near.read_exact(&mut [0; 1000]).unwrap();
 
-            let write_seq = repair::write_seq(&connection.near).unwrap();
+            let write_seq = write_seq(&connection.near).unwrap();
             let position = repair::read_position(&connection.near).unwrap();
             let seen = connection.of_near();
             let last = seen.iter().rfind(|segment| segment.payload > 0).unwrap();
@@ -105,7 +111,7 @@ fn positions_hold_while_data_flows() {
     }
     let link = Link::new();
     let Connection { near, far, .. } = Connection::new(&link, Link::PROXY[0]);
-    let start = repair::write_seq(&near).unwrap();
+    let start = write_seq(&near).unwrap();
     let base = repair::read_position(&near).unwrap();
     let total: u32 = 40_000_000;
     let sender = std::thread::spawn(move || {
@@ -129,7 +135,41 @@ fn positions_hold_while_data_flows() {
     assert!(agreed > 10, "{agreed}");
     (&near).write_all(b"end").unwrap();
     sender.join().unwrap();
-    assert_eq!(repair::write_seq(&near).unwrap().wrapping_sub(start), 3);
+    assert_eq!(write_seq(&near).unwrap().wrapping_sub(start), 3);
+}
+
+/// Whoever calls it before the connection is there can ask at any time, and what a listener accepts is as the listener.
+#[test]
+fn positions_are_told_while_data_is_unsent() {
+    if !require::root() {
+        return;
+    }
+    let new = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        repair::select_send_queue(&socket).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket
+    };
+    let listener = new();
+    listener.listen(1).unwrap();
+    let near = new();
+    near.connect(&listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+
+    far.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    while let Ok(written) = far.send(&[3; 64 << 10]) {
+        sent += written as u32;
+    }
+    assert!(TcpInfo::of(&far).unwrap().unsent() > 0);
+    let written = repair::write_seq(&far).unwrap();
+    let begin = written.wrapping_sub(sent);
+    assert_eq!(repair::write_seq(&near).unwrap(), repair::rcv_nxt(&far).unwrap());
+    let position = repair::read_position(&near).unwrap();
+    assert_eq!(position.rcv_nxt.wrapping_sub(position.unread), begin);
+    far.shutdown(Shutdown::Write).unwrap();
+    assert_eq!((&near).read_to_end(&mut Vec::new()).unwrap(), sent as usize);
+    assert_eq!(repair::rcv_nxt(&near).unwrap(), written.wrapping_add(1));
 }
 
 /// An urgent byte is no more than a byte, also while it is not read.
@@ -140,7 +180,7 @@ fn urgent_data_stays_in_line() {
     }
     let link = Link::new();
     let mut connection = Connection::new(&link, Link::PROXY[0]);
-    repair::write_seq(&connection.near).unwrap();
+    write_seq(&connection.near).unwrap();
     let before = repair::read_position(&connection.near).unwrap();
     connection.send_to_near(b"abc");
     SockRef::from(&connection.far).send_out_of_band(b"!").unwrap();
@@ -265,11 +305,11 @@ fn a_crafted_reset_is_believed_by_the_peer() {
     for address in Link::PROXY {
         for timestamps in [None, Some((1, 2))] {
             let mut connection = Connection::new(&link, address);
-            repair::write_seq(&connection.near).unwrap();
+            write_seq(&connection.near).unwrap();
             let segment = Segment {
                 source: connection.near.local_addr().unwrap(),
                 destination: connection.near.peer_addr().unwrap(),
-                seq: repair::write_seq(&connection.near).unwrap(),
+                seq: write_seq(&connection.near).unwrap(),
                 ack: repair::rcv_nxt(&connection.near).unwrap(),
                 flags: tcp_flags::RST,
                 window: 0,

@@ -33,7 +33,7 @@ fn targets(stream: &Stream) -> [Target; 2] {
     let target = |socket: &std::net::TcpStream, from, to| Target {
         from,
         to,
-        seq: repair::write_seq(socket).unwrap(),
+        seq: repair::select_send_queue(socket).and_then(|()| repair::write_seq(socket)).unwrap(),
         ack: repair::rcv_nxt(socket).unwrap(),
     };
     [

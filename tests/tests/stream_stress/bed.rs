@@ -25,7 +25,7 @@ const BACKEND_PORT: u16 = 3000;
 
 /// What is in the configuration of the packet splice. Streams move at a random moment, so mostly in full flow, and
 /// are forgotten soon.
-const PACKET: &str = "packet_splice:\n  hand_over_within: 40ms\n  linger: 1s\n";
+const PACKET: &str = "packet_splice:\n  hand_over_after: 0s\n  hand_over_within: 40ms\n  linger: 1s\n";
 
 /// The version of IP between all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -240,11 +240,15 @@ impl PacketKernel {
     /// # Errors
     /// The kernel does not let the map be read.
     pub fn stats(&self) -> io::Result<Vec<(Stat, u64)>> {
-        let sum = |stat: &Stat| {
-            let of_cpus = self.stats.get(&stat.number(), 0).map_err(into_io)?;
-            Ok((*stat, of_cpus.iter().sum()))
-        };
-        Stat::ALL.iter().map(sum).collect()
+        Stat::ALL.iter().map(|stat| Ok((*stat, self.stat(*stat)?))).collect()
+    }
+
+    /// One of [`stats`](Self::stats).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stat(&self, stat: Stat) -> io::Result<u64> {
+        Ok(self.stats.get(&stat.number(), 0).map_err(into_io)?.iter().sum())
     }
 
     /// The mark that the sockets of a hand-over get.

@@ -8,25 +8,20 @@ use bytes::Bytes;
 use proxy_common::flow::{Conn, DirLive, Direction, bits, flags};
 use proxy_common::reason::Reason;
 use socket2::SockRef;
-use tokio::net::TcpStream;
-use tokio::task::coop;
 use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh64::xxh64;
 
 use super::PacketSplice;
 use super::decide::{Plan, decide};
 use super::hand_over::{HandOver, Switched};
-use super::lanes::{Fin, Lanes};
+use super::lanes::Fin;
 use super::record::Record;
-use crate::config::SpliceMode;
+use super::relayed::Relayed;
 use crate::failpoint;
 use crate::kernel::clock;
 use crate::kernel::repair;
 use crate::kernel::tcp_info::{self, TIMESTAMP_BYTES, TcpInfo};
-use crate::splice::relay::{self, Broken};
-use crate::splice::{End, Refused, Session};
-use crate::telemetry::flows::FlowGuard;
-use crate::upstream::ports::Lease;
+use crate::splice::{Refused, relay};
 
 /// What the sockets offer until the switch. If it is more than the other peer takes, segments are under way at the switch that
 /// have to be repeated.
@@ -40,146 +35,85 @@ const REST_LOOK: Duration = Duration::from_millis(1);
 /// ... which is so when a peer has sent nothing for this long and for a round trip.
 const SILENCE: Duration = Duration::from_millis(4);
 
-/// How long a stream may wait for its sockets to send what they have.
-const UNSENT_TIMEOUT: Duration = Duration::from_secs(1);
-const UNSENT_LOOK: Duration = Duration::from_millis(2);
-
 pub(super) struct Approach<'a> {
     splice: &'a PacketSplice,
     plan: Plan,
-    lanes: Lanes,
-    source: Option<Lease>,
-    flow: FlowGuard,
-    mode: SpliceMode,
-    idle_timeout: Option<Duration>,
+    stream: Relayed,
 }
 
 impl<'a> Approach<'a> {
-    /// Decides whether the session is spliced, and takes its bearings.
-    pub(super) async fn begin(splice: &'a PacketSplice, session: Session) -> Result<Self, Box<Refused>> {
-        let prepared = async {
-            let plan = plan(splice, &session)?;
-            let bearings = [bearings(&session.downstream).await?, bearings(&session.upstream).await?];
-            Ok((plan, bearings))
-        };
-        let (plan, bearings) = match prepared.await {
+    /// Decides whether the stream is spliced, and takes its bearings.
+    pub(super) fn begin(splice: &'a PacketSplice, mut stream: Relayed) -> Result<Self, Box<Refused>> {
+        let prepared = plan(splice, &stream).and_then(|plan| Ok((plan, bearings(&stream)?)));
+        let (plan, bearings) = match prepared {
             Ok(prepared) => prepared,
-            Err(reason) => return Err(Box::new(Refused { session, reason })),
+            Err(reason) => return Err(Box::new(Refused { session: stream.into(), reason })),
         };
-        for socket in [&session.downstream, &session.upstream] {
+        for socket in &stream.lanes.sockets {
             let _only_more_to_repeat = repair::clamp_window(socket, WINDOW);
         }
-        let Session { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow } =
-            session;
-        let lanes = Lanes {
-            sockets: [downstream, upstream],
-            held: [to_upstream, to_downstream],
-            fin: [Fin::NotSeen; 2],
-            read_end: bearings.map(|bearing| bearing.read_end),
-            write_end: bearings.map(|bearing| bearing.write_end),
-        };
-        Ok(Self { splice, plan, lanes, source, flow, mode, idle_timeout })
+        stream.lanes.read_end = bearings.map(|bearing| bearing.read_end);
+        stream.lanes.write_end = bearings.map(|bearing| bearing.write_end);
+        Ok(Self { splice, plan, stream })
     }
 
     fn refuse(self, reason: Reason) -> Box<Refused> {
-        for socket in &self.lanes.sockets {
+        for socket in &self.stream.lanes.sockets {
             let room = SockRef::from(socket).recv_buffer_size().unwrap_or(usize::MAX);
             let _slow_at_first = repair::clamp_window(socket, u32::try_from(room).unwrap_or(u32::MAX));
         }
-        let [downstream, upstream] = self.lanes.sockets;
-        let [to_upstream, to_downstream] = self.lanes.held;
-        let Self { source, flow, mode, idle_timeout, .. } = self;
-        let session =
-            Session { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow };
-        Box::new(Refused { session, reason })
-    }
-
-    /// Relays for some time, or until a peer finishes, or until `enough`. `None`: a connection broke, and the stream is
-    /// over.
-    async fn relay_until(mut self, time: Duration, enough: impl Fn(&Self) -> bool) -> Option<Self> {
-        let until = Instant::now() + time;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            // A FIN is passed on after the switch.
-            if left.is_zero() || self.lanes.fin != [Fin::NotSeen; 2] || enough(&self) {
-                return Some(self);
-            }
-            let relayed = match self.lanes.step(self.flow.flow(), &()) {
-                Ok(true) => {
-                    coop::consume_budget().await;
-                    Ok(())
-                }
-                Ok(false) => self.lanes.wait(left).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = relayed {
-                self.break_off(&error);
-                return None;
-            }
-        }
-    }
-
-    /// Relays for some time, or until a peer finishes. `None` as in [`Self::rest`].
-    pub(super) async fn relay_for(self, time: Duration) -> Option<Self> {
-        self.relay_until(time, |_| false).await
+        Box::new(Refused { session: self.stream.into(), reason })
     }
 
     /// Waits for a good moment for the switch: between two messages; or, in bulk, when the peers have stopped because
     /// nobody reads. What is under way at the switch goes to the other peer, beyond what its window lets in, and
     /// has to be repeated after a timeout. `None`: a connection broke, and the stream is over.
-    pub(super) async fn rest(self) -> Option<Self> {
-        let mut rested = self.relay_until(PAUSE_WITHIN, Self::is_quiet).await?;
-        if rested.is_quiet() {
-            return Some(rested);
+    pub(super) async fn rest(mut self) -> Option<Self> {
+        self.stream = self.stream.relay(PAUSE_WITHIN, is_quiet).await?;
+        if is_quiet(&self.stream) {
+            return Some(self);
         }
         let begin = Instant::now();
-        let silence = rested.round_trip().max(SILENCE);
-        let (mut received, mut since) = (rested.received(), begin);
+        let silence = self.round_trip().max(SILENCE);
+        let (mut received, mut since) = (self.received(), begin);
         while begin.elapsed() < REST_WITHIN {
-            if let Err(error) = rested.lanes.flush(rested.flow.flow(), &()) {
-                rested.break_off(&error);
+            if let Err(error) = self.stream.lanes.flush(self.stream.flow.flow(), &()) {
+                self.stream.break_off(&error);
                 return None;
             }
-            let now = rested.received();
+            let now = self.received();
             if now != received {
                 (received, since) = (now, Instant::now());
             }
-            if since.elapsed() >= silence && rested.owes_nothing() {
+            if since.elapsed() >= silence && self.owes_nothing() {
                 break;
             }
             sleep(REST_LOOK).await;
         }
-        Some(rested)
+        Some(self)
     }
 
     /// How far each peer has got, as its socket tells.
     fn received(&self) -> [Option<u32>; 2] {
-        [0, 1].map(|side| repair::rcv_nxt(&self.lanes.sockets[side]).ok())
+        [0, 1].map(|side| repair::rcv_nxt(&self.stream.lanes.sockets[side]).ok())
     }
 
     /// Whether all that was read was written, sent and acknowledged.
     fn owes_nothing(&self) -> bool {
         let empty = |socket| tcp_info::unacknowledged(socket).is_ok_and(|bytes| bytes == 0);
-        self.lanes.held.iter().all(Bytes::is_empty) && self.lanes.sockets.iter().all(empty)
+        let lanes = &self.stream.lanes;
+        lanes.held.iter().all(Bytes::is_empty) && lanes.sockets.iter().all(empty)
     }
 
     /// The longer one of the two connections'.
     fn round_trip(&self) -> Duration {
         let of = |socket| TcpInfo::of(socket).map_or(Duration::ZERO, |info| info.min_rtt());
-        self.lanes.sockets.iter().map(of).max().unwrap_or_default()
-    }
-
-    fn break_off(self, error: &Broken) {
-        let error: &dyn std::error::Error = error;
-        tracing::debug!(stream = self.flow.flow().id, error, "stream broke before its hand-over");
-        self.lanes.sockets.iter().for_each(relay::reset_on_close);
-        drop(self.lanes);
-        self.flow.ended(End::Reset);
+        self.stream.lanes.sockets.iter().map(of).max().unwrap_or_default()
     }
 
     /// Makes the kernel forward what arrives from now on.
     pub(super) fn switch(self) -> Result<HandOver<'a>, Box<Refused>> {
-        let quiet = self.is_quiet();
+        let quiet = is_quiet(&self.stream);
         let installed = self.content(quiet).and_then(|content| {
             let record = Record::install(&self.splice.records, content)?;
             failpoint::reached("installed");
@@ -192,7 +126,7 @@ impl<'a> Approach<'a> {
             Ok(record) => record,
             Err(reason) => return Err(self.refuse(reason)),
         };
-        for socket in &self.lanes.sockets {
+        for socket in &self.stream.lanes.sockets {
             // Answers to its probes would go to the other peer.
             let _only_superfluous_probes = SockRef::from(socket).set_keepalive(false);
             // If this task is cut short, a FIN would be a lie. (Closing silently does not mind.)
@@ -202,25 +136,13 @@ impl<'a> Approach<'a> {
         record.activate();
         failpoint::reached("activated");
         let watcher = Switched { record, copies_acks: Cell::new(!quiet) };
-        let Self { splice, lanes, source, flow, idle_timeout, .. } = self;
+        let Self { splice, stream: Relayed { lanes, source, flow, idle_timeout, .. }, .. } = self;
         Ok(HandOver { splice, lanes, watcher, source, flow, idle_timeout, carried: None })
-    }
-
-    /// Nothing waits anywhere, except that what was sent may still have to be acknowledged.
-    fn is_quiet(&self) -> bool {
-        let lanes = &self.lanes;
-        let is_quiet = |side: usize| {
-            let socket = &lanes.sockets[side];
-            lanes.held[side].is_empty()
-                && repair::rcv_nxt(socket).is_ok_and(|rcv_nxt| rcv_nxt == lanes.read_end[side])
-                && TcpInfo::of(socket).is_ok_and(|info| info.unsent() == 0)
-        };
-        is_quiet(0) && is_quiet(1)
     }
 
     /// What the record says, taken at one moment at which nobody reads or writes.
     fn content(&self, quiet: bool) -> Result<Conn, Reason> {
-        let (lanes, flow) = (&self.lanes, self.flow.flow());
+        let (lanes, flow) = (&self.stream.lanes, self.stream.flow.flow());
         let has_fin = |side: usize| lanes.fin[side] == Fin::Read;
         // Each byte that was read from a side, and only those, is or will be written to the other one.
         let seq_delta = |from: usize, to: usize| {
@@ -230,7 +152,7 @@ impl<'a> Approach<'a> {
         };
         let mut content = Conn {
             flags: self.plan.flags | if quiet { 0 } else { flags::COPY_ACKS },
-            idle_timeout_secs: self.idle_timeout.map_or(0, whole_seconds),
+            idle_timeout_secs: self.stream.idle_timeout.map_or(0, whole_seconds),
             key_hash: flow.info.key_hash.unwrap_or(0),
             has_key: flow.info.key_hash.is_some().into(),
             cluster: xxh64(flow.info.cluster.as_bytes(), 0),
@@ -274,20 +196,38 @@ impl<'a> Approach<'a> {
     /// The egress program looks after packets with this mark.
     fn mark(&self, mark: u32) -> Result<(), Reason> {
         let set = |socket| repair::set_mark(socket, mark).map_err(|_| Reason::RepairRefused);
-        self.lanes.sockets.iter().try_for_each(set)
+        self.stream.lanes.sockets.iter().try_for_each(set)
     }
 }
 
+/// Nothing waits anywhere, except that what was sent may still have to be acknowledged.
+fn is_quiet(stream: &Relayed) -> bool {
+    let lanes = &stream.lanes;
+    let is_quiet = |side: usize| {
+        let socket = &lanes.sockets[side];
+        lanes.held[side].is_empty()
+            && repair::rcv_nxt(socket).is_ok_and(|rcv_nxt| rcv_nxt == lanes.read_end[side])
+            && TcpInfo::of(socket).is_ok_and(|info| info.unsent() == 0)
+    };
+    is_quiet(0) && is_quiet(1)
+}
+
 /// Asks once and for all whether and how a stream is spliced, and has the programs where its packets arrive.
-fn plan(splice: &PacketSplice, session: &Session) -> Result<Plan, Reason> {
+fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
+    if stream.has_fin() {
+        return Err(Reason::NotEstablished);
+    }
     let survey = &splice.survey;
-    let source = session.source.as_ref().ok_or(Reason::NoSourcePort)?;
-    let mut upstream = survey.leg(&session.upstream)?;
+    let [downstream, upstream] = &stream.lanes.sockets;
+    let source = stream.source.as_ref().ok_or(Reason::NoSourcePort)?;
+    let mut upstream = survey.leg(upstream)?;
+    let options = if upstream.options.timestamps { TIMESTAMP_BYTES } else { 0 };
+    let mss = |mss| u16::try_from(mss).unwrap_or(u16::MAX);
+    source.note_endpoint_mss(mss(upstream.send_mss + options), mss(upstream.announced_mss));
     // The socket itself does not tell of more than what it announces to the endpoint.
     let endpoint_mss = source.endpoint_mss().map_or(0, u32::from);
-    let options = if upstream.options.timestamps { TIMESTAMP_BYTES } else { 0 };
     upstream.send_mss = upstream.send_mss.max(endpoint_mss.saturating_sub(options));
-    let plan = decide(&survey.host(), &survey.leg(&session.downstream)?, &upstream)?;
+    let plan = decide(&survey.host(), &survey.leg(downstream)?, &upstream)?;
     for ifindex in plan.arrive_on {
         splice.records.kernel.attach(ifindex).map_err(|error| {
             let reason = error.reason();
@@ -305,19 +245,15 @@ struct Bearing {
     write_end: u32,
 }
 
-/// Takes them while nothing is unsent, since they cannot be taken safely otherwise. That is so nearly always, the
-/// 101 and what follows it being short.
-async fn bearings(socket: &TcpStream) -> Result<Bearing, Reason> {
-    let begin = Instant::now();
-    while TcpInfo::of(socket).map_err(|_| Reason::StateUnreadable)?.unsent() > 0 {
-        if begin.elapsed() > UNSENT_TIMEOUT {
-            return Err(Reason::Busy);
-        }
-        sleep(UNSENT_LOOK).await;
-    }
-    let write_end = repair::write_seq(socket).map_err(|_| Reason::RepairRefused)?;
-    let read = repair::read_position(socket)?;
-    Ok(Bearing { read_end: read.rcv_nxt.wrapping_sub(read.unread), write_end })
+/// Those of both connections, of a moment at which nobody reads or writes.
+fn bearings(stream: &Relayed) -> Result<[Bearing; 2], Reason> {
+    let of = |socket| {
+        let write_end = repair::write_seq(socket).map_err(|_| Reason::RepairRefused)?;
+        let read = repair::read_position(socket)?;
+        Ok(Bearing { read_end: read.rcv_nxt.wrapping_sub(read.unread), write_end })
+    };
+    let [downstream, upstream] = &stream.lanes.sockets;
+    Ok([of(downstream)?, of(upstream)?])
 }
 
 /// The next whole number of seconds.

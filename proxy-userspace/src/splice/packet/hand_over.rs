@@ -20,7 +20,7 @@ use std::time::Duration;
 use proxy_common::flow::{Direction, flags, state};
 use tokio::net::TcpStream;
 use tokio::task::coop;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::PacketSplice;
 use super::lanes::{Lanes, Watcher};
@@ -83,8 +83,9 @@ impl Watcher for Switched {
 }
 
 impl HandOver<'_> {
-    /// Relays what the sockets still have, closes them, and leaves the stream to the table.
-    pub(super) async fn complete(mut self, began: Instant) {
+    /// Relays what the sockets still have, closes them, and leaves the stream to the table. Its 101 was relayed when it was
+    /// `opened`, and it was `decided` later to splice it.
+    pub(super) async fn complete(mut self, opened: Instant, decided: Instant) {
         self.flow.set_path(Path::Packet);
         let drained = self.drain().await;
         let carried = self.carried();
@@ -95,11 +96,13 @@ impl HandOver<'_> {
             (Ok(()), false) => "quiet",
             (Ok(()), true) => "busy",
         };
+        let metrics = &self.splice.telemetry.metrics;
         let record = self.watcher.record;
         if drained.is_ok() {
             failpoint::reached("drained");
             record.complete();
             failpoint::reached("spliced");
+            metrics.splice_seconds.observe(opened.elapsed().as_secs_f64());
             if how == "busy" {
                 // Copies of acknowledgements may still be on their way to the sockets.
                 self.splice.grace.wait().await;
@@ -111,9 +114,8 @@ impl HandOver<'_> {
             close(socket);
             failpoint::reached("closing");
         }
-        let metrics = &self.splice.telemetry.metrics;
         metrics.hand_overs.with_label_values(&[how]).inc();
-        metrics.hand_over_seconds.observe(began.elapsed().as_secs_f64());
+        metrics.hand_over_seconds.observe(decided.elapsed().as_secs_f64());
         let stream = Stream::new(record, self.flow, carried, self.source);
         failpoint::reached("closed");
         self.splice.table.insert(stream, drained.err());
@@ -158,8 +160,8 @@ impl HandOver<'_> {
                     is_past = true;
                     self.settle();
                 }
-                waited = self.lanes.wait(look) => {
-                    waited.map_err(|error| self.broken(&error))?;
+                waited = timeout(look, self.lanes.wait()) => {
+                    waited.unwrap_or(Ok(())).map_err(|error| self.broken(&error))?;
                     look = LAST_LOOK.min(look * 2);
                 }
             }

@@ -2,13 +2,11 @@
 //! how far it has read and written each connection, in sequence numbers.
 
 use std::net::Shutdown;
-use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use crate::splice::relay::{self, Broken};
 use crate::telemetry::flows::Flow;
@@ -143,32 +141,35 @@ impl Lanes {
         Ok(())
     }
 
-    /// Waits until there may be something to copy, for `limit` at most.
+    /// Waits until there may be something to copy.
     ///
     /// # Errors
     /// A connection has broken.
-    pub(super) async fn wait(&self, limit: Duration) -> Result<(), Broken> {
+    pub(super) async fn wait(&self) -> Result<(), Broken> {
+        // A side that is read tells of its end by itself.
         let broken = |side: usize| async move {
             let _either_way_it_is = self.sockets[side].ready(Interest::ERROR).await;
-            self.sockets[side].take_error()
+            Err(Broken::From(error_of(self.sockets[side].take_error())))
         };
-        let waited = timeout(limit, async {
-            tokio::select! {
-                biased;
-                error = broken(0) => Err(Broken::From(error_of(error))),
-                error = broken(1) => Err(Broken::From(error_of(error))),
-                ready = self.copyable(0) => ready,
-                ready = self.copyable(1) => ready,
-            }
-        });
-        waited.await.unwrap_or(Ok(()))
+        tokio::select! {
+            biased;
+            error = broken(0), if !self.reads(0) => error,
+            error = broken(1), if !self.reads(1) => error,
+            ready = self.copyable(0) => ready,
+            ready = self.copyable(1) => ready,
+        }
+    }
+
+    /// Whether the side `from` is read as soon as something comes.
+    fn reads(&self, from: usize) -> bool {
+        self.held[from].is_empty() && self.fin[from] == Fin::NotSeen
     }
 
     /// Returns when something from the side `from` may be readable, or what is held writable.
     async fn copyable(&self, from: usize) -> Result<(), Broken> {
         if !self.held[from].is_empty() {
             self.sockets[1 - from].writable().await.map_err(Broken::To)
-        } else if self.fin[from] == Fin::NotSeen {
+        } else if self.reads(from) {
             self.sockets[from].readable().await.map_err(Broken::From)
         } else {
             std::future::pending().await

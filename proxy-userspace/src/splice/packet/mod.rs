@@ -1,9 +1,10 @@
 //! The packet splice: the kernel forwards the packets of a stream between its two peers, and the proxy has neither
 //! sockets nor a task for it. In reading order:
 //!
-//! `decide` says whether and how, from what `survey` found · `approach` prepares a session (relayed by `lanes` as long as
-//! that takes) and switches it · `hand_over` is what happens until the sockets are closed · `record` is a stream's
-//! place in the kernel's maps · `adopt` takes over those of an earlier process · `table` holds the streams, `reap` looks after them, by the rules of `life` · `segments`
+//! `relayed` is a session before its hand-over (copied by `lanes`), which many streams never get to · `decide` says whether
+//! and how, from what `survey` found · `approach` prepares a session and switches it · `hand_over` is what happens until the
+//! sockets are closed · `record` is a stream's place in the kernel's maps · `adopt` takes over those of an earlier process ·
+//! `table` holds the streams, `reap` looks after them, by the rules of `life`, `detach` ends those of a stopped process · `segments`
 //! are those that Steer sends in the name of a peer.
 
 mod adopt;
@@ -16,6 +17,7 @@ mod lanes;
 mod life;
 mod reap;
 mod record;
+mod relayed;
 mod segments;
 mod survey;
 mod table;
@@ -32,6 +34,7 @@ use tokio::time::{Instant, sleep, timeout};
 use self::approach::Approach;
 use self::life::Limits;
 use self::record::Records;
+use self::relayed::Relayed;
 use self::survey::Survey;
 use self::table::Table;
 use super::{Refused, Session};
@@ -89,6 +92,8 @@ pub struct PacketSplice {
     table: Arc<Table>,
     grace: Arc<Grace>,
     survey: Survey,
+    /// See [`crate::config::PacketSplice::hand_over_after`].
+    after: Duration,
     /// See [`crate::config::PacketSplice::hand_over_within`].
     within: Duration,
     /// Sessions after the switch whose sockets are still there.
@@ -136,6 +141,7 @@ impl PacketSplice {
             table,
             grace,
             survey,
+            after: config.hand_over_after,
             within: config.hand_over_within,
             handing_over: AtomicUsize::new(0),
             reaper,
@@ -147,19 +153,14 @@ impl PacketSplice {
     /// # Errors
     /// The session is given back whole, with the reason why it is not spliced.
     pub async fn carry(&self, session: Session) -> Result<(), Box<Refused>> {
-        let began = Instant::now();
-        let mut approach = Approach::begin(self, session).await?;
-        if !self.within.is_zero() {
-            let moment = rand::random_range(Duration::ZERO..=self.within);
-            match approach.relay_for(moment).await {
-                Some(still_there) => approach = still_there,
-                None => return Ok(()),
-            }
-        }
-        if let Some(rested) = approach.rest().await {
+        let opened = Instant::now();
+        let moment = self.after + rand::random_range(Duration::ZERO..=self.within);
+        let Some(stream) = Relayed::from(session).relay(moment, |_| false).await else { return Ok(()) };
+        let decided = Instant::now();
+        if let Some(rested) = Approach::begin(self, stream)?.rest().await {
             let hand_over = rested.switch()?;
             let _counted = Counted::new(&self.handing_over);
-            hand_over.complete(began).await;
+            hand_over.complete(opened, decided).await;
         }
         Ok(())
     }

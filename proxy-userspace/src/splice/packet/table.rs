@@ -1,12 +1,9 @@
 //! The streams that only the kernel carries.
 
-use std::collections::BTreeMap;
 use std::mem;
-use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use proxy_common::flow::state;
+use proxy_common::stat::Stat;
 
 use super::life::{Life, Limits, Look, Step};
 use super::record::{Carried, Record, Records};
@@ -15,8 +12,8 @@ use crate::splice::End;
 use crate::telemetry::flows::FlowGuard;
 use crate::upstream::ports::Lease;
 
-/// Streams that are looked at under one lock.
-const BATCH: usize = 256;
+/// Places that are looked at under one lock.
+const BATCH: usize = 1024;
 
 /// What userspace keeps of a stream.
 #[derive(Debug)]
@@ -26,9 +23,6 @@ pub(super) struct Stream {
     /// `None` once the stream has ended.
     open: Option<Open>,
     life: Life,
-    /// The state of the record when it was last looked at closely, and when it has to be again.
-    state: u32,
-    look_at_ns: u64,
     _source: Option<Lease>,
 }
 
@@ -48,7 +42,7 @@ impl Open {
 impl Stream {
     pub(super) fn new(record: Record, flow: FlowGuard, carried: Arc<Carried>, source: Option<Lease>) -> Self {
         let open = Some(Open { flow, carried });
-        Self { record, open, life: Life::new(), state: state::SPLICED, look_at_ns: 0, _source: source }
+        Self { record, open, life: Life::new(), _source: source }
     }
 
     /// A stream of an earlier process; without `open` it is over.
@@ -60,24 +54,15 @@ impl Stream {
     ) -> Self {
         let open = open.map(|(flow, carried)| Open { flow, carried });
         let life = Life::adopted(now_ns);
-        Self { record, open, life, state: state::SPLICED, look_at_ns: 0, _source: source }
+        Self { record, open, life, _source: source }
     }
 
     /// Takes what steps there are to be taken. What goes slowly is left for after the lock.
     fn look(&mut self, now_ns: u64, limits: &Limits, later: &mut Later) -> Keep {
-        let state = self.record.state();
-        // One cache line for most of the streams, most of the time.
-        if state == self.state && now_ns < self.look_at_ns {
-            return Keep::Yes;
-        }
-        self.state = state;
         let look = Look::from(&self.record.snapshot());
         loop {
             match self.life.next(now_ns, &look, limits, self.record.conn() as u8) {
-                Step::Wait { until_ns } => {
-                    self.look_at_ns = until_ns;
-                    return Keep::Yes;
-                }
+                Step::Wait { until_ns } => return Keep::Until(until_ns),
                 Step::Probe(direction) => self.record.probe(direction),
                 Step::Ended(end) => later.ended.extend(self.open.take().map(|open| (open, end))),
                 Step::Abort(end) => {
@@ -99,9 +84,9 @@ impl Stream {
     }
 }
 
-#[derive(PartialEq, Eq)]
 enum Keep {
-    Yes,
+    /// It has to be looked at again then, or when there is an event.
+    Until(u64),
     No,
 }
 
@@ -118,28 +103,69 @@ impl Drop for Later {
     }
 }
 
-/// By index of the record, which is the order in memory of what a sweep reads.
+/// All streams.
 #[derive(Debug)]
 pub(super) struct Table {
-    streams: Mutex<BTreeMap<u32, Stream>>,
-    /// No stream is taken over any more. Written under the lock.
-    is_closed: AtomicBool,
+    streams: Mutex<Streams>,
     records: Arc<Records>,
     limits: Limits,
 }
 
-impl Table {
-    pub(super) fn new(records: Arc<Records>, limits: Limits) -> Self {
-        Self { streams: Mutex::default(), is_closed: AtomicBool::new(false), records, limits }
+/// By index of the record.
+#[derive(Debug, Default)]
+struct Streams {
+    places: Vec<Place>,
+    count: usize,
+    /// No stream is taken over any more.
+    are_closed: bool,
+    /// How many events were lost until the last sweep.
+    lost_events: u64,
+}
+
+/// Small, since a sweep goes over all of them.
+#[derive(Debug, Default)]
+struct Place {
+    look_at_ns: u64,
+    stream: Option<Box<Stream>>,
+}
+
+impl Streams {
+    fn insert(&mut self, stream: Stream) {
+        let index = stream.record.conn() as usize;
+        if index >= self.places.len() {
+            self.places.resize_with(index + 1, Place::default);
+        }
+        let before = self.places[index].stream.replace(Box::new(stream));
+        debug_assert!(before.is_none(), "record {index} has two streams");
+        self.count += 1;
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Stream>> {
+    /// Looks at the stream of a place, if there is one.
+    fn look(&mut self, index: usize, now_ns: u64, limits: &Limits, later: &mut Later) {
+        let place = &mut self.places[index];
+        let Some(stream) = &mut place.stream else { return };
+        match stream.look(now_ns, limits, later) {
+            Keep::Until(look_at_ns) => place.look_at_ns = look_at_ns,
+            Keep::No => {
+                later.removed.extend(place.stream.take().map(|stream| *stream));
+                self.count -= 1;
+            }
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn new(records: Arc<Records>, limits: Limits) -> Self {
+        Self { streams: Mutex::default(), records, limits }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Streams> {
         // Nothing panics while it is held.
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.lock().count == 0
     }
 
     /// Takes a stream over. Its events may have come already. With `ended`, it only lingers.
@@ -149,11 +175,11 @@ impl Table {
         }
         let (conn, generation) = (stream.record.conn(), stream.record.generation);
         let mut streams = self.lock();
-        if self.is_closed.load(Ordering::Relaxed) {
+        if streams.are_closed {
             drop(streams);
             return stream.abort();
         }
-        streams.insert(conn, stream);
+        streams.insert(stream);
         drop(streams);
         self.examine(conn, generation);
         self.records.changed.notify_one();
@@ -163,61 +189,68 @@ impl Table {
     pub(super) fn examine(&self, conn: u32, generation: u32) {
         let mut later = Later::default();
         let mut streams = self.lock();
-        let Some(stream) = streams.get_mut(&conn).filter(|stream| stream.record.generation == generation)
-        else {
-            return;
-        };
-        if stream.look(clock::monotonic_ns(), &self.limits, &mut later) == Keep::No {
-            later.removed.extend(streams.remove(&conn));
+        let index = conn as usize;
+        let stream = streams.places.get(index).and_then(|place| place.stream.as_ref());
+        if stream.is_some_and(|stream| stream.record.generation == generation) {
+            streams.look(index, clock::monotonic_ns(), &self.limits, &mut later);
         }
         drop(streams);
     }
 
-    /// Looks at all streams.
-    pub(super) async fn sweep(&self) {
-        let mut after = Bound::Unbounded;
-        while let Some(last) = self.sweep_batch(after) {
-            after = Bound::Excluded(last);
+    /// Looks at all streams whose time has come; at every one if an event was lost, or may have been.
+    pub(super) async fn sweep(&self, events_work: bool) {
+        let all = self.has_lost_events() || !events_work;
+        let mut from = 0;
+        while self.sweep_batch(from, all) {
+            from += BATCH;
             tokio::task::yield_now().await;
         }
     }
 
-    /// Returns the last one that was looked at; `None` when there was none.
-    fn sweep_batch(&self, after: Bound<u32>) -> Option<u32> {
+    /// Whether there are such since the last time.
+    fn has_lost_events(&self) -> bool {
+        match self.records.kernel.stat(Stat::EventLost) {
+            Ok(lost) => std::mem::replace(&mut self.lock().lost_events, lost) != lost,
+            Err(error) => {
+                tracing::debug!(%error, "cannot read how many events were lost");
+                true
+            }
+        }
+    }
+
+    /// Returns whether there are more places behind the batch that begins at `from`.
+    fn sweep_batch(&self, from: usize, all: bool) -> bool {
         let mut later = Later::default();
         let now_ns = clock::monotonic_ns();
         let mut streams = self.lock();
-        let (mut last, mut gone) = (None, Vec::new());
-        for (conn, stream) in streams.range_mut((after, Bound::Unbounded)).take(BATCH) {
-            last = Some(*conn);
-            if stream.look(now_ns, &self.limits, &mut later) == Keep::No {
-                gone.push(*conn);
+        let len = streams.places.len();
+        for index in from..len.min(from + BATCH) {
+            if all || streams.places[index].look_at_ns <= now_ns {
+                streams.look(index, now_ns, &self.limits, &mut later);
             }
         }
-        later.removed.extend(gone.into_iter().filter_map(|conn| streams.remove(&conn)));
         drop(streams);
-        last
+        from + BATCH < len
     }
 
     /// Ends all streams, with a RST to both peers of each, and those that come later.
     pub(super) fn end_all(&self) {
-        self.close().into_values().for_each(Stream::abort);
+        self.close().for_each(|stream| stream.abort());
     }
 
     /// Leaves the streams to the kernel, and returns how many live; those that come later are ended.
     pub(super) fn leave_all(&self) -> usize {
-        let streams = self.close();
-        let living = streams.values().filter(|stream| stream.open.is_some()).count();
+        let streams: Vec<_> = self.close().collect();
+        let living = streams.iter().filter(|stream| stream.open.is_some()).count();
         if living > 0 {
             // To drop a stream is to take its keys out.
-            streams.into_values().for_each(mem::forget);
+            streams.into_iter().for_each(mem::forget);
         }
         living
     }
 
-    fn close(&self) -> BTreeMap<u32, Stream> {
-        let mut streams = self.lock();
-        self.is_closed.store(true, Ordering::Relaxed);
-        mem::take(&mut *streams)
+    fn close(&self) -> impl Iterator<Item = Box<Stream>> {
+        let streams = mem::replace(&mut *self.lock(), Streams { are_closed: true, ..Streams::default() });
+        streams.places.into_iter().filter_map(|place| place.stream)
     }
 }

@@ -22,6 +22,7 @@ use thiserror::Error;
 
 use self::free::FreePorts;
 use crate::kernel::host;
+use crate::kernel::route::Sources;
 use crate::telemetry::Telemetry;
 
 /// Hands out source ports. One for the whole process; clones share everything.
@@ -40,6 +41,7 @@ struct Inner {
     /// ports rest, and takes 9 KiB.
     pools: Mutex<Pools>,
     gauges: IntGaugeVec,
+    sources: Sources,
 }
 
 #[derive(Debug, Default)]
@@ -143,13 +145,22 @@ impl SourcePorts {
     ) -> Self {
         let (ranges, reserved) = (ranges.into(), reserved.into());
         let gauges = telemetry.metrics.source_ports.clone();
-        Self { inner: Arc::new(Inner { ranges, reserved, pools: Mutex::default(), gauges }) }
+        let (pools, sources) = (Mutex::default(), Sources::new());
+        Self { inner: Arc::new(Inner { ranges, reserved, pools, gauges, sources }) }
     }
 
     /// The ports that were reserved at the start, and were not before; to be given back by [`unreserve`] when no stream is
     /// left that uses them.
     pub fn reserved(&self) -> &[RangeInclusive<u16>] {
         &self.inner.reserved
+    }
+
+    /// The address that the kernel would connect to the endpoint from.
+    ///
+    /// # Errors
+    /// There is no route.
+    pub fn source_towards(&self, endpoint: SocketAddr) -> io::Result<IpAddr> {
+        self.inner.sources.towards(endpoint.ip())
     }
 
     /// A port of `source` for a connection to `endpoint`: of those that are free, the one that has rested

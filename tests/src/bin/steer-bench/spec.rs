@@ -22,8 +22,15 @@ pub(crate) struct Load {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Work {
-    /// One message under way on each `WebSocket`: latency is from its write to the end of its echo.
-    Echo { connections: usize, bytes: usize },
+    /// One message under way on each `WebSocket`: latency is from its write to the end of its echo. With `rate`, no
+    /// more than so many messages a second on all together, in bursts of a millisecond.
+    Echo {
+        connections: usize,
+        /// At least 8: a message begins with its number.
+        bytes: usize,
+        #[serde(default)]
+        rate: Option<u32>,
+    },
     /// As much as goes, in frames of 64 KiB.
     Bulk { streams: usize, direction: Way },
     /// The endpoint pushes to `active` of `connections` `WebSockets`, chosen anew each second, and again when the client

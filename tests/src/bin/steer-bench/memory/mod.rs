@@ -1,0 +1,242 @@
+//! What an idle `WebSocket` costs the proxy: its process, its BPF maps, and the kernel's memory for its sockets.
+//!
+//! Each subject is started afresh, looked at, given more and more `WebSockets`, and looked at again whenever its memory has
+//! come to rest; what has been added since the first look is divided by their number. Clients and endpoint are on the
+//! same machine: what their sockets take in the kernel is known from the direct connection, which has no others.
+//!
+//! What the first streams make a process take once and for all, its memory per stream contains; `further_stream_bytes` is
+//! without that: the growth from one level to the next, by the streams that came between.
+//!
+//! Of BPF maps counts what streams make them grow by, and for the array of the packet splice, which is as large from the
+//! start as `max_streams` wants it, the records in use. All maps at rest are a metric of their own.
+
+mod footprint;
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde_json::json;
+use steer_tests::eventually::eventually;
+
+use self::footprint::Footprint;
+use crate::lanes::{Endpoint, Lanes};
+use crate::machine;
+use crate::plan::Profile;
+use crate::results::{Params, Series};
+use crate::run::Held;
+use crate::subjects::{Kind, Programs, Subject};
+
+/// `WebSockets` of one process of clients, which has descriptors for little more.
+const OF_ONE_PROCESS: usize = 15_000;
+/// Descriptors that a proxy needs beside those of its streams.
+const SPARE_DESCRIPTORS: usize = 300;
+/// Where what the clients and the endpoint cost is asked of the direct connection.
+const DIRECT: Level = Level::Number(5000);
+/// A change by so many bytes for each stream, or by what other processes' comings and goings make, is none.
+const STILL: f64 = 8.0;
+const OTHERS: f64 = 32_768.0;
+const INTERVAL: Duration = Duration::from_millis(250);
+const SETTLES_WITHIN: Duration = Duration::from_secs(30);
+const SPLICED_WITHIN: Duration = Duration::from_secs(30);
+
+/// How many `WebSockets` are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Number(usize),
+    /// As many as the descriptors allow.
+    Most,
+}
+
+/// How much is measured.
+struct Extent {
+    rounds: usize,
+    levels: &'static [Level],
+    /// Where a proxy that needs no descriptors for its streams is stopped.
+    enough: usize,
+    /// For how long nothing may change. Allocators give memory back late.
+    rest: Duration,
+    /// Of each process.
+    descriptors: usize,
+}
+
+impl Extent {
+    fn of(profile: Profile) -> Result<Self> {
+        const ALL: &[Level] = &[Level::Number(1000), Level::Number(5000), Level::Most];
+        let (rounds, levels, enough, rest): (_, &[Level], _, _) = match profile {
+            Profile::Quick => (1, &[Level::Number(1000), Level::Number(5000)], 0, 1),
+            Profile::Standard => (1, ALL, 15_000, 3),
+            Profile::Full => (3, ALL, 30_000, 5),
+        };
+        let descriptors = usize::try_from(machine::raise_descriptor_limit()?)?;
+        Ok(Self { rounds, levels, enough, rest: Duration::from_secs(rest), descriptors })
+    }
+
+    /// The number of `WebSockets` that `kind` holds at `level`.
+    fn number(&self, kind: Kind, level: Level) -> usize {
+        let each_worker = self.descriptors.saturating_sub(SPARE_DESCRIPTORS) / 2;
+        match (level, kind) {
+            (Level::Number(number), _) => number,
+            (Level::Most, Kind::SteerPacket) => self.enough,
+            // Each of two workers has descriptors of its own, but the kernel does not deal out connections evenly.
+            (Level::Most, Kind::Nginx) => 2 * each_worker * 9 / 10,
+            (Level::Most, _) => each_worker,
+        }
+    }
+}
+
+/// Measures each of `kinds` that is a proxy, and the direct connection for comparison.
+///
+/// Starts endpoints and subjects itself, afresh, so none may be running.
+pub(crate) fn run(
+    lanes: &Lanes,
+    programs: &Programs,
+    kinds: &[Kind],
+    profile: Profile,
+) -> Result<Vec<Series>> {
+    let extent = Extent::of(profile)?;
+    let _endpoint = Endpoint::start_three(lanes)?;
+    let of_lanes =
+        kinds.iter().map(|kind| lanes.of(*kind).map(|lane| &lane.netns)).collect::<Result<Vec<_>>>()?;
+    for netns in of_lanes.into_iter().chain([&lanes.clients, &lanes.endpoint]) {
+        // What is left of a subject's connections would go while the next one is looked at.
+        netns.sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
+    }
+    let mut values = Values::default();
+    for round in 1..=extent.rounds {
+        let direct = hold(lanes, programs, Kind::Direct, &[DIRECT], &extent)?;
+        let ends = direct.first().map_or(0.0, |held| held.growth(|footprint| footprint.kernel));
+        for kind in kinds.iter().filter(|kind| **kind != Kind::Direct) {
+            eprintln!("memory {round}/{} {kind}", extent.rounds);
+            match hold(lanes, programs, *kind, extent.levels, &extent) {
+                Ok(all) => values.add(*kind, &all, ends),
+                Err(error) => eprintln!("the memory of {kind} was not measured: {error:#}"),
+            }
+        }
+    }
+    Ok(values.series())
+}
+
+/// What was seen with so many idle `WebSockets`, and before the first.
+struct Seen {
+    level: Level,
+    streams: usize,
+    before: Footprint,
+    now: Footprint,
+}
+
+impl Seen {
+    /// Bytes for each stream that have been added.
+    fn growth(&self, part: impl Fn(&Footprint) -> u64) -> f64 {
+        (part(&self.now) as f64 - part(&self.before) as f64) / self.streams as f64
+    }
+}
+
+/// Starts a subject and looks at it without `WebSockets` and at each level.
+fn hold(
+    lanes: &Lanes,
+    programs: &Programs,
+    kind: Kind,
+    levels: &[Level],
+    extent: &Extent,
+) -> Result<Vec<Seen>> {
+    let subject = Subject::start(kind, lanes, programs)?;
+    let before = settled(&subject, 0, extent.rest)?;
+    let mut held: Vec<Held> = Vec::new();
+    let mut streams = 0;
+    let mut seen = Vec::new();
+    for level in levels {
+        let number = extent.number(kind, *level);
+        while streams < number {
+            let asked = (number - streams).min(OF_ONE_PROCESS);
+            held.push(Held::open(lanes, &subject, asked)?);
+            let opened = held.last().map_or(0, |held| held.connections);
+            streams += opened;
+            anyhow::ensure!(opened == asked, "{streams} of {number} WebSockets were opened");
+        }
+        wait_until_spliced(&subject, streams)?;
+        let now = settled(&subject, streams, extent.rest)?;
+        seen.push(Seen { level: *level, streams, before: before.clone(), now });
+    }
+    Ok(seen)
+}
+
+/// Does nothing for a subject that splices no packets.
+fn wait_until_spliced(subject: &Subject<'_>, streams: usize) -> Result<()> {
+    let (Kind::SteerPacket, Some(steer)) = (subject.kind(), subject.steer()) else { return Ok(()) };
+    eventually("splice of every stream", SPLICED_WITHIN, || {
+        let spliced = steer.metric("steer_streams", &[("path", "packet")])?;
+        Ok((spliced == streams as f64).then_some(()))
+    })
+}
+
+/// Looks until nothing has changed for `rest`, or says that it still does.
+fn settled(subject: &Subject<'_>, streams: usize, rest: Duration) -> Result<Footprint> {
+    let begin = Instant::now();
+    let (mut since, mut bytes) = (begin, Footprint::of(subject)?.all());
+    loop {
+        thread::sleep(INTERVAL);
+        let now = Footprint::of(subject)?;
+        if now.all().abs_diff(bytes) as f64 > OTHERS.max(STILL * streams as f64) {
+            (since, bytes) = (Instant::now(), now.all());
+        }
+        if since.elapsed() >= rest {
+            return Ok(now);
+        }
+        if begin.elapsed() >= SETTLES_WITHIN {
+            eprintln!("the memory of {} does not come to rest", subject.kind());
+            return Ok(now);
+        }
+    }
+}
+
+/// By level, subject and metric: a value of each round.
+#[derive(Default)]
+struct Values(BTreeMap<(Level, Kind, &'static str), Vec<f64>>);
+
+impl Values {
+    /// `ends`: bytes of the kernel's memory for a client and an endpoint.
+    fn add(&mut self, kind: Kind, all: &[Seen], ends: f64) {
+        let mut less: Option<(usize, f64)> = None;
+        for seen in all {
+            let process = seen.growth(|footprint| footprint.process);
+            let maps = seen.growth(Footprint::maps_in_use);
+            // The entries of hash maps are among the kernel's objects, but have been counted.
+            let entries = seen.growth(|footprint| footprint.maps);
+            let kernel = seen.growth(|footprint| footprint.kernel) - entries - ends;
+            let each = process + maps + kernel;
+            let metrics = [
+                ("bytes_per_stream", each),
+                ("process_bytes_per_stream", process),
+                ("map_bytes_per_stream", maps),
+                ("kernel_bytes_per_stream", kernel),
+                ("sockets_per_stream", seen.growth(|footprint| footprint.sockets)),
+                ("streams", seen.streams as f64),
+                ("idle_process_bytes", seen.before.process as f64),
+                ("idle_map_bytes", seen.before.maps as f64),
+            ];
+            let grown = each * seen.streams as f64;
+            let further = less.map(|(streams, bytes)| (grown - bytes) / (seen.streams - streams) as f64);
+            less = Some((seen.streams, grown));
+            for (metric, value) in
+                metrics.into_iter().chain(further.map(|value| ("further_stream_bytes", value)))
+            {
+                self.0.entry((seen.level, kind, metric)).or_default().push(value);
+            }
+        }
+    }
+
+    fn series(self) -> Vec<Series> {
+        let series = |((level, kind, metric), runs): ((Level, Kind, &str), Vec<f64>)| {
+            let connections = match level {
+                Level::Number(number) => json!(number),
+                Level::Most => json!("most"),
+            };
+            let params = Params::from([("connections".to_owned(), connections)]);
+            let steal = vec![0.0; runs.len()];
+            Series::new(("memory", &params), kind.name(), metric, runs, steal)
+        };
+        self.0.into_iter().map(series).collect()
+    }
+}
