@@ -51,7 +51,7 @@ pub struct Steer<'n> {
     process: Process,
     // Dropped after the process.
     instance: Instance,
-    launch: Launch,
+    launch: Box<Launch>,
     netns: Option<&'n NetNs>,
     _directory: Option<TempDir>,
 }
@@ -106,7 +106,7 @@ impl<'n> Steer<'n> {
     ) -> Result<Self> {
         let file = directory.join("steer.yaml");
         fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-        let mut launch = Launch {
+        let mut launch = Box::new(Launch {
             binary: binary.to_owned(),
             directory: directory.to_owned(),
             config: file,
@@ -115,7 +115,7 @@ impl<'n> Steer<'n> {
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             orphan,
             times: 0,
-        };
+        });
         let instance = Instance::new()?;
         let process = launch.start(instance.name(), netns)?;
         let mut steer = Self { process, instance, launch, netns, _directory: None };

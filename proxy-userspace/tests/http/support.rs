@@ -9,7 +9,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use steer::config::{
     Cluster, Config, Endpoint, HashFunction, HashPolicy, HashSource, HeaderSource, Health, HttpOptions,
-    LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, VirtualHost,
+    Instance, LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, VirtualHost,
 };
 use steer::http::{self, Shared, Worker};
 use steer::splice::Splicer;
@@ -119,6 +119,7 @@ impl Setup {
             admin: None,
             splice: SpliceMode::Relay,
             packet_splice: PacketSplice::default(),
+            instance: Instance::default(),
             warnings: Vec::new(),
         };
         Steer::start(&config, self.small_send_buffers)

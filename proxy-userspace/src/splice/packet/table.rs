@@ -210,7 +210,7 @@ impl Table {
     /// Whether there are such since the last time.
     fn has_lost_events(&self) -> bool {
         match self.records.kernel.stat(Stat::EventLost) {
-            Ok(lost) => std::mem::replace(&mut self.lock().lost_events, lost) != lost,
+            Ok(lost) => mem::replace(&mut self.lock().lost_events, lost) != lost,
             Err(error) => {
                 tracing::debug!(%error, "cannot read how many events were lost");
                 true
