@@ -143,17 +143,23 @@ pub(super) struct Place {
     pub(super) path: PathBuf,
     /// Whether they are there, with streams.
     pub(super) adopts: bool,
+    /// What the instance's last process has left to be known, whether it has left streams or not.
+    before: About,
 }
 
 impl Place {
     /// Finds the streams of the instance's last process, or makes room for those of this one.
     pub(super) fn find(pins: &Pins) -> Result<Self, PinnedError> {
         let found = Pinned::find(pins)?;
-        if let Some(found) = found
-            && found.conns.used() > 0
-        {
-            found.ensure_is_here()?;
-            return Ok(Self { path: found.path, adopts: true });
+        let mut before = About::zeroed();
+        if let Some(found) = found {
+            let here = found.ensure_is_here();
+            if here.is_ok() {
+                before = found.about()?;
+            }
+            if found.conns.used() > 0 {
+                return here.map(|()| Self { path: found.path, adopts: true, before });
+            }
         }
         // Without a stream, they are made anew: this process may be configured for more.
         for name in [version(), unfinished()] {
@@ -167,14 +173,13 @@ impl Place {
         }
         let path = pins.path().join(unfinished());
         fs::create_dir(&path).map_err(|source| PinnedError::io(&path, source))?;
-        Ok(Self { path, adopts: false })
+        Ok(Self { path, adopts: false, before })
     }
 
     /// Says in `about` whose the maps are, and gives them their name.
     pub(super) fn complete(&mut self, about: &mut Array<MapData, About>) -> Result<(), PinnedError> {
         let netns = host::netns_cookie().map_err(PinnedError::damaged("the network namespace's cookie"))?;
-        let before = if self.adopts { read(about)? } else { About::zeroed() };
-        write(about, About { layout: LAYOUT, netns, pid: std::process::id(), ..before })?;
+        write(about, About { layout: LAYOUT, netns, pid: std::process::id(), ..self.before })?;
         if !self.adopts {
             let path = self.path.with_file_name(version());
             fs::rename(&self.path, &path).map_err(|source| PinnedError::io(&path, source))?;
