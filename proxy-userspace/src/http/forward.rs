@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, SERVER, SET_COOKIE, TRANSFER_ENCODING, UPGRADE};
@@ -34,8 +33,7 @@ pub(super) async fn respond(
     if let Some(on_upgrade) = request.extensions_mut().remove::<OnUpgrade>() {
         downstream.exchange.keep_upgrade(on_upgrade);
     }
-    let started = Instant::now();
-    let passed = downstream.exchange.passed();
+    let (passed, started) = downstream.exchange.passed();
     // An HTTP/1.0 client may get a body that ends with the connection.
     let framed = request.version() != Version::HTTP_10;
 
