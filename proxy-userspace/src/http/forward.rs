@@ -100,7 +100,10 @@ async fn forward<'d>(
     head.version = Version::HTTP_11;
 
     match passed {
-        Passed::Upgrade { .. } if routed.upgrade => switch(downstream, head, cluster, &routed, &pick).await,
+        // Boxed, so that ordinary requests do not keep room for what it needs.
+        Passed::Upgrade { .. } if routed.upgrade => {
+            Box::pin(switch(downstream, head, cluster, &routed, &pick)).await
+        }
         // The body's framing was cut off the head, for the upgrade that it is not to be.
         Passed::Upgrade { had_body: true } => Err(Refusal::UpgradeNotAllowed.into()),
         _ => send(downstream, head, body, &routed, &pick).await,
