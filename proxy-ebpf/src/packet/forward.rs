@@ -2,7 +2,8 @@
 
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::{
-    bpf_csum_update, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh,
+    bpf_csum_update, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect,
+    bpf_redirect_neigh,
 };
 use aya_ebpf::programs::TcContext;
 use proxy_common::flow::{DirFixed, FlowRef, event, flags, output, state};
