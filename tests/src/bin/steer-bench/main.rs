@@ -5,6 +5,7 @@
 //! `rounds`); the load (`load`) and the endpoint (`serve`) are processes of their own, started from this same binary
 //! inside their namespaces, so that their descriptors and their CPU time are not the runner's.
 
+mod bpf;
 mod check;
 mod collect;
 mod head;

@@ -91,7 +91,7 @@ impl Report {
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self)? + "\n";
+        let text = crate::report::json(self)?;
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 

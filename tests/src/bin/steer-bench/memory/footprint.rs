@@ -1,12 +1,11 @@
 //! What a subject and the kernel hold, from `/proc` and the kernel's list of maps.
 
-use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use aya::maps::MapInfo;
 use proxy_common::abi;
 
+use crate::bpf::{self, field};
 use crate::subjects::Subject;
 
 /// In bytes, but for the sockets.
@@ -28,7 +27,7 @@ pub(super) struct Footprint {
 impl Footprint {
     pub(super) fn of(subject: &Subject<'_>) -> Result<Self> {
         let pids = subject.pids()?;
-        let maps = maps_of(&pids)?;
+        let maps = subject.steer().map_or(Ok(Vec::new()), |steer| bpf::maps_of(steer.pid()))?;
         let record = maps.iter().find(|map| map.name == abi::MAP_CONNS).map_or(0, |map| map.value_size);
         let used = match subject.steer() {
             Some(steer) if record > 0 => steer.metric("steer_packet_streams", &[("kind", "used")])? as u64,
@@ -37,7 +36,7 @@ impl Footprint {
         Ok(Self {
             process: pids.iter().map(|pid| process(*pid)).sum::<Result<_>>()?,
             maps: maps.iter().map(|map| map.bytes).sum(),
-            records: used * record,
+            records: used * u64::from(record),
             kernel: kernel()?,
             sockets: sockets(subject)?,
         })
@@ -71,33 +70,6 @@ fn process(pid: u32) -> Result<u64> {
         }
     }
     Ok(kilobytes * 1024)
-}
-
-struct Map {
-    name: String,
-    value_size: u64,
-    bytes: u64,
-}
-
-/// All BPF maps of which these processes have descriptors.
-fn maps_of(pids: &[u32]) -> Result<Vec<Map>> {
-    // Several descriptors may be of one map.
-    let mut maps = BTreeMap::new();
-    for pid in pids {
-        let path = format!("/proc/{pid}/fdinfo");
-        for entry in fs::read_dir(&path).with_context(|| format!("cannot list {path}"))? {
-            // A descriptor may have been closed since.
-            let Ok(info) = fs::read_to_string(entry?.path()) else { continue };
-            let Some(id) = field(&info, "map_id:") else { continue };
-            maps.insert(u32::try_from(id)?, field(&info, "memlock:").context("a map without memlock")?);
-        }
-    }
-    let map = |(id, bytes): (u32, u64)| {
-        let info = MapInfo::from_id(id)?;
-        let name = info.name_as_str().unwrap_or_default().to_owned();
-        Ok(Map { name, value_size: u64::from(info.value_size()), bytes })
-    };
-    maps.into_iter().map(map).collect()
 }
 
 /// The kernel's caches in which sockets are, and all that belongs to them: descriptors, epoll, buffers, entries of maps. Not
@@ -160,12 +132,6 @@ fn sockets(subject: &Subject<'_>) -> Result<u64> {
     field(&text, "TCP: inuse").context("sockstat does not tell of TCP")
 }
 
-/// The number behind `name` at the begin of a line.
-fn field(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,12 +141,5 @@ mod tests {
         let cache = Cache::parse("TCP  109  156  2368  13  8 : tunables 0 0 0 : slabdata 12 12 0").unwrap();
         assert_eq!((cache.name, cache.objects, cache.size.round()), ("TCP", 109.0, 2521.0));
         assert!(Cache::parse("# name  <active_objs> <num_objs>").is_none());
-    }
-
-    #[test]
-    fn fields_are_found_at_the_begin_of_lines() {
-        assert_eq!(field("x\nTCP: inuse 12 orphan 3\n", "TCP: inuse"), Some(12));
-        assert_eq!(field("map_id:\t7\n", "map_id:"), Some(7));
-        assert_eq!(field("x", "y"), None);
     }
 }

@@ -4,6 +4,9 @@
 //! come to rest; what has been added since the first look is divided by their number. Clients and endpoint are on the
 //! same machine: what their sockets take in the kernel is known from the direct connection, which has no others.
 //!
+//! What the first streams make a process take once and for all, its memory per stream contains; `further_stream_bytes` is
+//! without that: the growth from one level to the next, by the streams that came between.
+//!
 //! Of BPF maps counts what streams make them grow by, and for the array of the packet splice, which is as large from the
 //! start as `max_streams` wants it, the records in use. All maps at rest are a metric of their own.
 
@@ -13,7 +16,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::json;
 use steer_tests::eventually::eventually;
 
@@ -31,8 +34,9 @@ const OF_ONE_PROCESS: usize = 15_000;
 const SPARE_DESCRIPTORS: usize = 300;
 /// Where what the clients and the endpoint cost is asked of the direct connection.
 const DIRECT: Level = Level::Number(5000);
-/// Bytes for each stream: less is no change.
+/// A change by so many bytes for each stream, or by what other processes' comings and goings make, is none.
 const STILL: f64 = 8.0;
+const OTHERS: f64 = 32_768.0;
 const INTERVAL: Duration = Duration::from_millis(250);
 const SETTLES_WITHIN: Duration = Duration::from_secs(30);
 const SPLICED_WITHIN: Duration = Duration::from_secs(30);
@@ -61,7 +65,7 @@ impl Extent {
     fn of(profile: Profile) -> Result<Self> {
         const ALL: &[Level] = &[Level::Number(1000), Level::Number(5000), Level::Most];
         let (rounds, levels, enough, rest): (_, &[Level], _, _) = match profile {
-            Profile::Quick => (1, &[Level::Number(5000)], 0, 1),
+            Profile::Quick => (1, &[Level::Number(1000), Level::Number(5000)], 0, 1),
             Profile::Standard => (1, ALL, 15_000, 3),
             Profile::Full => (3, ALL, 30_000, 5),
         };
@@ -106,7 +110,7 @@ pub(crate) fn run(
         for kind in kinds.iter().filter(|kind| **kind != Kind::Direct) {
             eprintln!("memory {round}/{} {kind}", extent.rounds);
             match hold(lanes, programs, *kind, extent.levels, &extent) {
-                Ok(all) => all.iter().for_each(|held| values.add(*kind, held, ends)),
+                Ok(all) => values.add(*kind, &all, ends),
                 Err(error) => eprintln!("the memory of {kind} was not measured: {error:#}"),
             }
         }
@@ -138,7 +142,7 @@ fn hold(
     extent: &Extent,
 ) -> Result<Vec<Seen>> {
     let subject = Subject::start(kind, lanes, programs)?;
-    let before = settled(&subject, 1000, extent.rest)?;
+    let before = settled(&subject, 0, extent.rest)?;
     let mut held: Vec<Held> = Vec::new();
     let mut streams = 0;
     let mut seen = Vec::new();
@@ -174,7 +178,7 @@ fn settled(subject: &Subject<'_>, streams: usize, rest: Duration) -> Result<Foot
     loop {
         thread::sleep(INTERVAL);
         let now = Footprint::of(subject)?;
-        if now.all().abs_diff(bytes) as f64 > STILL * streams as f64 {
+        if now.all().abs_diff(bytes) as f64 > OTHERS.max(STILL * streams as f64) {
             (since, bytes) = (Instant::now(), now.all());
         }
         if since.elapsed() >= rest {
@@ -193,24 +197,33 @@ struct Values(BTreeMap<(Level, Kind, &'static str), Vec<f64>>);
 
 impl Values {
     /// `ends`: bytes of the kernel's memory for a client and an endpoint.
-    fn add(&mut self, kind: Kind, seen: &Seen, ends: f64) {
-        let process = seen.growth(|footprint| footprint.process);
-        let maps = seen.growth(|footprint| footprint.maps_in_use());
-        // The entries of hash maps are among the kernel's objects, but have been counted.
-        let entries = seen.growth(|footprint| footprint.maps);
-        let kernel = seen.growth(|footprint| footprint.kernel) - entries - ends;
-        let metrics = [
-            ("bytes_per_stream", process + maps + kernel),
-            ("process_bytes_per_stream", process),
-            ("map_bytes_per_stream", maps),
-            ("kernel_bytes_per_stream", kernel),
-            ("sockets_per_stream", seen.growth(|footprint| footprint.sockets)),
-            ("streams", seen.streams as f64),
-            ("idle_process_bytes", seen.before.process as f64),
-            ("idle_map_bytes", seen.before.maps as f64),
-        ];
-        for (metric, value) in metrics {
-            self.0.entry((seen.level, kind, metric)).or_default().push(value);
+    fn add(&mut self, kind: Kind, all: &[Seen], ends: f64) {
+        let mut less: Option<(usize, f64)> = None;
+        for seen in all {
+            let process = seen.growth(|footprint| footprint.process);
+            let maps = seen.growth(Footprint::maps_in_use);
+            // The entries of hash maps are among the kernel's objects, but have been counted.
+            let entries = seen.growth(|footprint| footprint.maps);
+            let kernel = seen.growth(|footprint| footprint.kernel) - entries - ends;
+            let each = process + maps + kernel;
+            let metrics = [
+                ("bytes_per_stream", each),
+                ("process_bytes_per_stream", process),
+                ("map_bytes_per_stream", maps),
+                ("kernel_bytes_per_stream", kernel),
+                ("sockets_per_stream", seen.growth(|footprint| footprint.sockets)),
+                ("streams", seen.streams as f64),
+                ("idle_process_bytes", seen.before.process as f64),
+                ("idle_map_bytes", seen.before.maps as f64),
+            ];
+            let grown = each * seen.streams as f64;
+            let further = less.map(|(streams, bytes)| (grown - bytes) / (seen.streams - streams) as f64);
+            less = Some((seen.streams, grown));
+            for (metric, value) in
+                metrics.into_iter().chain(further.map(|value| ("further_stream_bytes", value)))
+            {
+                self.0.entry((seen.level, kind, metric)).or_default().push(value);
+            }
         }
     }
 

@@ -6,6 +6,9 @@ use super::unit::{Unit, grouped, ratio};
 use crate::results::{Report, Series};
 use crate::subjects::Kind;
 
+/// The parameter of loads that are not as fast as they can be.
+const RATE: &str = "rate";
+
 /// One picture, and one table of the page: for each row (a load) and each panel (what was measured) a value of each
 /// subject.
 #[derive(Debug)]
@@ -13,6 +16,7 @@ pub(super) struct Figure {
     /// Of the picture's file, and of the place on the page.
     pub(super) name: &'static str,
     pub(super) title: &'static str,
+    pub(super) workload: &'static str,
     pub(super) rows: Vec<String>,
     pub(super) panels: Vec<Panel>,
     /// Bars of one row have the same scale in all panels: these are parts of a whole.
@@ -65,6 +69,8 @@ struct Draft {
     workload: &'static str,
     /// The parameters whose values make the rows.
     rows: &'static [&'static str],
+    /// What `connections` are here.
+    connection: &'static str,
     panels: &'static [PanelDraft],
     one_scale: bool,
 }
@@ -78,6 +84,7 @@ const DRAFTS: [Draft; 10] = [
         title: "Echo: messages per second",
         workload: "echo",
         rows: &["connections"],
+        connection: "WebSocket",
         panels: &[
             ("64 B", Unit::Count, "messages_per_s", &[("bytes", "64")]),
             ("512 B", Unit::Count, "messages_per_s", &[("bytes", "512")]),
@@ -90,6 +97,7 @@ const DRAFTS: [Draft; 10] = [
         title: "Echo of 64 B: time from a message to its echo",
         workload: "echo",
         rows: &["connections"],
+        connection: "WebSocket",
         panels: &[
             ("p50", Unit::Microseconds, "p50_us", &[("bytes", "64")]),
             ("p99", Unit::Microseconds, "p99_us", &[("bytes", "64")]),
@@ -101,7 +109,8 @@ const DRAFTS: [Draft; 10] = [
         name: "bulk",
         title: "Bulk: payload in Gbit/s",
         workload: "bulk",
-        rows: &["streams"],
+        rows: &["connections"],
+        connection: "stream",
         panels: &[
             ("upload", Unit::Gbit, "gbit_per_s", &[("direction", "upload")]),
             ("download", Unit::Gbit, "gbit_per_s", &[("direction", "download")]),
@@ -114,6 +123,7 @@ const DRAFTS: [Draft; 10] = [
         title: "Fan-out: the endpoint pushes to a few of many WebSockets",
         workload: "fan_out",
         rows: &["connections"],
+        connection: "WebSocket",
         panels: &[
             ("messages/s", Unit::Count, "messages_per_s", &[]),
             ("p50", Unit::Microseconds, "p50_us", &[]),
@@ -125,7 +135,8 @@ const DRAFTS: [Draft; 10] = [
         name: "cpu",
         title: "Echo of 64 B: CPU time",
         workload: "echo",
-        rows: &["connections"],
+        rows: &["connections", "rate"],
+        connection: "WebSocket",
         panels: &[
             ("machine, per 100k messages", Unit::Milliseconds, "cpu_ms_per_100k", &[("bytes", "64")]),
             ("of it over direct", Unit::Milliseconds, "proxy_cpu_ms_per_100k", &[("bytes", "64")]),
@@ -137,7 +148,8 @@ const DRAFTS: [Draft; 10] = [
         name: "upgrades",
         title: "Upgrades: connect, upgrade, one echo, close",
         workload: "upgrades",
-        rows: &["parallel"],
+        rows: &["connections"],
+        connection: "connection",
         panels: &[
             ("upgrades/s", Unit::Count, "upgrades_per_s", &[]),
             ("p50", Unit::Microseconds, "p50_us", &[]),
@@ -151,6 +163,7 @@ const DRAFTS: [Draft; 10] = [
         title: "Polling: requests on connections that are kept",
         workload: "polling",
         rows: &["method", "bytes"],
+        connection: "connection",
         panels: &[
             ("requests/s", Unit::Count, "requests_per_s", &[]),
             ("p50", Unit::Microseconds, "p50_us", &[]),
@@ -162,12 +175,14 @@ const DRAFTS: [Draft; 10] = [
         name: "memory",
         title: "Memory of the proxy for each idle WebSocket",
         workload: "memory",
-        rows: &["websockets"],
+        rows: &["connections"],
+        connection: "WebSocket",
         panels: &[
             ("all", Unit::Bytes, "bytes_per_stream", &[]),
             ("process", Unit::Bytes, "process_bytes_per_stream", &[]),
             ("BPF maps", Unit::Bytes, "map_bytes_per_stream", &[]),
             ("kernel", Unit::Bytes, "kernel_bytes_per_stream", &[]),
+            ("each further one", Unit::Bytes, "further_stream_bytes", &[]),
         ],
         one_scale: true,
     },
@@ -175,11 +190,13 @@ const DRAFTS: [Draft; 10] = [
         name: "capacity",
         title: "WebSockets with 20,000 descriptors, and the proxy at rest",
         workload: "memory",
-        rows: &["websockets"],
+        rows: &["connections"],
+        connection: "WebSocket",
         panels: &[
-            ("WebSockets held", Unit::Count, "streams", &[("websockets", "most")]),
-            ("process at rest", Unit::Bytes, "idle_process_bytes", &[("websockets", "most")]),
-            ("BPF maps at rest", Unit::Bytes, "idle_map_bytes", &[("websockets", "most")]),
+            ("WebSockets held", Unit::Count, "streams", &[("connections", "most")]),
+            ("sockets for each", Unit::Count, "sockets_per_stream", &[("connections", "most")]),
+            ("process at rest", Unit::Bytes, "idle_process_bytes", &[("connections", "most")]),
+            ("BPF maps at rest", Unit::Bytes, "idle_map_bytes", &[("connections", "most")]),
         ],
         one_scale: false,
     },
@@ -188,6 +205,7 @@ const DRAFTS: [Draft; 10] = [
         title: "BPF programs of the packet splice under load",
         workload: "programs",
         rows: &["program", "load"],
+        connection: "WebSocket",
         panels: &[
             ("per packet", Unit::Nanoseconds, "ns_per_packet", &[]),
             ("packets/s", Unit::Count, "packets_per_s", &[]),
@@ -227,10 +245,12 @@ impl Draft {
         let mut panels: Vec<Panel> = self.panels.iter().enumerate().map(panel).collect();
         panels.retain(|panel| panel.cells.iter().any(|cells| !cells.is_empty()));
         let label = |row: &&Vec<Param>| {
-            self.rows.iter().zip(*row).map(|(name, param)| param.label(name)).collect::<Vec<_>>().join(" ")
+            let labels = self.rows.iter().zip(*row).map(|(name, param)| param.label(name, self.connection));
+            labels.filter(|label| !label.is_empty()).collect::<Vec<_>>().join(", ")
         };
-        let (name, title, one_scale) = (self.name, self.title, self.one_scale);
-        let figure = Figure { name, title, rows: rows.iter().map(label).collect(), panels, one_scale };
+        let &Draft { name, title, workload, one_scale, .. } = self;
+        let figure =
+            Figure { name, title, workload, rows: rows.iter().map(label).collect(), panels, one_scale };
         (!figure.panels.is_empty()).then_some(figure)
     }
 
@@ -243,14 +263,16 @@ impl Draft {
         })
     }
 
-    /// The values of the row's parameters.
+    /// The values of the row's parameters. A load at a given rate is another than one as fast as it goes.
     fn row_of(&self, series: &Series) -> Option<Vec<Param>> {
-        self.rows.iter().map(|name| Param::of(series, name)).collect()
+        let paced = Param::of(series, RATE).is_some();
+        let value = |name: &&str| Param::of(series, name).or_else(|| (*name == RATE).then(Param::default));
+        (!paced || self.rows.contains(&RATE)).then(|| self.rows.iter().map(value).collect()).flatten()
     }
 }
 
 /// The value of a parameter; numbers are ordered before texts.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Param {
     number: u64,
     text: String,
@@ -264,15 +286,14 @@ impl Param {
     }
 
     /// What is said of the parameter `name` at the begin of a row.
-    fn label(&self, name: &str) -> String {
-        let count = |what: &str| {
-            format!("{} {what}{}", grouped(self.number), if self.number == 1 { "" } else { "s" })
-        };
+    fn label(&self, name: &str, connection: &str) -> String {
         match name {
             _ if self.number == u64::MAX => self.text.clone(),
-            "connections" | "websockets" => count("WebSocket"),
-            "streams" => count("stream"),
-            "parallel" => format!("{} at a time", self.text),
+            "connections" if self.number == 1 => format!("1 {connection}"),
+            "connections" => format!("{} {connection}s", grouped(self.number)),
+            // As fast as it goes.
+            RATE if self.text.is_empty() => String::new(),
+            RATE => format!("{}/s", grouped(self.number)),
             "bytes" if self.number >= 1024 => format!("{} KiB", self.number / 1024),
             "bytes" => format!("{} B", self.number),
             _ => format!("{name} {}", self.text),

@@ -1,5 +1,7 @@
 //! What the packet splice is to reach beside the others, and whether it does.
 
+use serde_json::Value;
+
 use crate::results::{Report, Series};
 use crate::subjects::Kind;
 
@@ -8,6 +10,7 @@ pub(super) struct Measure {
     pub(super) what: &'static str,
     workload: &'static str,
     metric: &'static str,
+    /// The numbers that its cases have; 0 is none.
     params: &'static [(&'static str, u64)],
     pub(super) better: Better,
     pub(super) goals: &'static [Goal],
@@ -22,12 +25,12 @@ pub(super) enum Better {
 /// The bound for the ratio to a subject, or, with none, for the value itself.
 pub(super) type Goal = (Option<Kind>, f64);
 
-pub(super) const MEASURES: [Measure; 9] = [
+pub(super) const MEASURES: [Measure; 10] = [
     Measure {
         what: "Echo of 64 B on 100 WebSockets: messages/s",
         workload: "echo",
         metric: "messages_per_s",
-        params: &[("connections", 100), ("bytes", 64)],
+        params: &[("connections", 100), ("bytes", 64), ("rate", 0)],
         better: Better::More,
         goals: &[
             (Some(Kind::Direct), 0.95),
@@ -40,12 +43,12 @@ pub(super) const MEASURES: [Measure; 9] = [
         what: "The same: p99 latency",
         workload: "echo",
         metric: "p99_us",
-        params: &[("connections", 100), ("bytes", 64)],
+        params: &[("connections", 100), ("bytes", 64), ("rate", 0)],
         better: Better::Less,
         goals: &[(Some(Kind::Direct), 1.15)],
     },
     Measure {
-        what: "The same: CPU time of the machine per message",
+        what: "Echo of 64 B on 100 WebSockets, also at a given rate: CPU time of the machine per message",
         workload: "echo",
         metric: "cpu_ms_per_100k",
         params: &[("connections", 100), ("bytes", 64)],
@@ -56,7 +59,7 @@ pub(super) const MEASURES: [Measure; 9] = [
         what: "The same: CPU time of the proxy's process, ms in a second",
         workload: "echo",
         metric: "process_cpu_ms",
-        params: &[("connections", 100), ("bytes", 64)],
+        params: &[("connections", 100), ("bytes", 64), ("rate", 0)],
         better: Better::Less,
         // A tick of the kernel's clock.
         goals: &[(None, 4.0)],
@@ -102,7 +105,15 @@ pub(super) const MEASURES: [Measure; 9] = [
         what: "Memory for each of 5,000 idle WebSockets, bytes",
         workload: "memory",
         metric: "bytes_per_stream",
-        params: &[("websockets", 5000)],
+        params: &[("connections", 5000)],
+        better: Better::Less,
+        goals: &[(None, 1024.0)],
+    },
+    Measure {
+        what: "Memory for each further one, bytes",
+        workload: "memory",
+        metric: "further_stream_bytes",
+        params: &[],
         better: Better::Less,
         goals: &[(None, 1024.0)],
     },
@@ -130,7 +141,7 @@ impl Measure {
     fn series<'a>(&'a self, report: &'a Report, subject: Kind) -> impl Iterator<Item = &'a Series> {
         report.results.iter().filter(move |series| {
             let has = |(name, number): &(&str, u64)| {
-                series.params.get(*name).is_some_and(|value| value.as_u64() == Some(*number))
+                series.params.get(*name).map_or(Some(0), Value::as_u64) == Some(*number)
             };
             series.workload == self.workload
                 && series.metric == self.metric

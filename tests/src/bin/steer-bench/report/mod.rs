@@ -60,11 +60,15 @@ fn files(report: &Report, page: impl Fn(&str) -> Result<String>) -> Result<BTree
     Ok(files)
 }
 
-/// The report with a line for each series, so that two of them can be compared by `diff`.
-fn json(report: &Report) -> Result<String> {
+/// The report with a line for each series, so that two of them can be compared with `diff`.
+pub(crate) fn json(report: &Report) -> Result<String> {
     let host = serde_json::to_string_pretty(&report.host)?;
     let results: Vec<String> = report.results.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-    Ok(format!("{{\"host\": {host},\n\"results\": [\n{}\n]}}\n", results.join(",\n")))
+    let left_out = serde_json::to_string(&report.left_out)?;
+    Ok(format!(
+        "{{\"host\": {host},\n\"left_out\": {left_out},\n\"results\": [\n{}\n]}}\n",
+        results.join(",\n")
+    ))
 }
 
 /// With as many digits as mean something.

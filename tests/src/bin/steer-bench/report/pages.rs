@@ -24,10 +24,10 @@ pub(super) fn fill<'p>(
             "summary" => summary(report),
             "host" => host(&report.host),
             "goals" => goals(report),
-            name => figures
-                .iter()
-                .find(|figure| figure.name == name)
-                .map_or_else(|| "Not measured in this run.\n".to_owned(), table),
+            name => match figures.iter().find(|figure| figure.name == name) {
+                Some(figure) => table(figure) + &left_out(report, figure),
+                None => "Not measured in this run.\n".to_owned(),
+            },
         };
         replace(&page, place, &text)
     })
@@ -51,6 +51,16 @@ fn table(figure: &Figure) -> String {
             let values = subjects.iter().map(|subject| value(panel, row, *subject));
             line(&mut text, [panel.title.to_owned(), label.clone()].into_iter().chain(values));
         }
+    }
+    text
+}
+
+/// Which subjects could not do which of the loads, and why.
+fn left_out(report: &Report, figure: &Figure) -> String {
+    let mut text = String::new();
+    for left in report.left_out.iter().filter(|left| left.workload == figure.workload) {
+        let params: Vec<_> = left.params.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        text += &format!("\nLeft out: {} with {}: {}.\n", left.subject, params.join(", "), left.reason);
     }
     text
 }
@@ -112,6 +122,8 @@ fn host(host: &Host) -> String {
         ("profile", host.profile.clone()),
         ("kernel", host.kernel.clone()),
         ("processors", format!("{} × {}", host.cpus, host.cpu)),
+        ("descriptors for each process", grouped(host.descriptors)),
+        ("rounds", format!("{} of {} s, after a warm-up", host.rounds, host.span_seconds)),
         ("memory", Unit::Bytes.show(host.memory_bytes as f64)),
         ("CPU time stolen", format!("{:.1} %", host.steal_percent)),
         ("runs repeated because of that", grouped(host.repeated_runs)),

@@ -1,21 +1,10 @@
 //! The whole way from results to files, with results that are made up.
 
-use std::path::PathBuf;
-
 use serde_json::json;
 
 use super::*;
-use crate::results::Host;
+use crate::results::{Host, LeftOut};
 use crate::subjects::Kind;
-
-/// Writes the made-up report's files where `STEER_BENCH_SAMPLE` says, to be looked at.
-#[test]
-fn sample() {
-    let Some(directory) = std::env::var_os("STEER_BENCH_SAMPLE") else { return };
-    for (path, content) in files(&made_up(), blank).unwrap() {
-        fs::write(Path::new(&directory).join(path.file_name().unwrap()), content).unwrap();
-    }
-}
 
 /// Every page with all its places, empty.
 fn blank(page: &str) -> Result<String> {
@@ -23,8 +12,10 @@ fn blank(page: &str) -> Result<String> {
     Ok(places.iter().map(|place| format!("<!-- bench:{place} -->\n<!-- /bench -->\n")).collect())
 }
 
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+/// What the repository has.
+fn read(path: &str) -> Result<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    fs::read_to_string(root.join(path)).with_context(|| format!("cannot read {path}"))
 }
 
 /// A report in which every figure has something; values differ by subject and load.
@@ -40,19 +31,20 @@ fn made_up() -> Report {
             json!({"connections": 100, "bytes": 64}),
             "messages_per_s p50_us p99_us p999_us cpu_ms_per_100k",
         ),
+        ("echo", json!({"connections": 100, "bytes": 64, "rate": 20000}), "messages_per_s cpu_ms_per_100k"),
         ("echo", json!({"connections": 1000, "bytes": 4096}), "messages_per_s p99_us"),
-        ("bulk", json!({"streams": 1, "direction": "upload"}), "gbit_per_s"),
-        ("bulk", json!({"streams": 8, "direction": "both"}), "gbit_per_s"),
+        ("bulk", json!({"connections": 1, "direction": "upload"}), "gbit_per_s"),
+        ("bulk", json!({"connections": 8, "direction": "both"}), "gbit_per_s"),
         ("fan_out", json!({"connections": 5000, "active": 50, "bytes": 64}), "messages_per_s p99_us"),
-        ("upgrades", json!({"parallel": 64}), "upgrades_per_s p99_us"),
+        ("upgrades", json!({"connections": 64}), "upgrades_per_s p99_us"),
         ("polling", json!({"connections": 64, "bytes": 200, "method": "GET"}), "requests_per_s p99_us"),
         ("polling", json!({"connections": 64, "bytes": 16384, "method": "POST"}), "requests_per_s p99_us"),
         (
             "memory",
-            json!({"websockets": 5000}),
+            json!({"connections": 5000}),
             "bytes_per_stream process_bytes_per_stream map_bytes_per_stream",
         ),
-        ("memory", json!({"websockets": "most"}), "bytes_per_stream streams idle_process_bytes"),
+        ("memory", json!({"connections": "most"}), "bytes_per_stream streams idle_process_bytes"),
         (
             "programs",
             json!({"program": "packet_ingress", "load": "echo 64 B"}),
@@ -81,7 +73,11 @@ fn made_up() -> Report {
     }
     let host = Host {
         started: 1_795_446_909,
-        profile: "--quick".into(),
+        took_seconds: 100,
+        profile: "quick".into(),
+        rounds: 5,
+        span_seconds: 1.5,
+        descriptors: 20_000,
         kernel: "6.18".into(),
         cpu: "a processor".into(),
         cpus: 2,
@@ -91,7 +87,13 @@ fn made_up() -> Report {
         versions: BTreeMap::from([("nginx".into(), "nginx/1.22.1".into())]),
         configs: BTreeMap::from([("nginx".into(), "events {}\n".into())]),
     };
-    Report { host, results }
+    let left_out = LeftOut {
+        workload: "echo".into(),
+        params: BTreeMap::from([("connections".into(), json!(5000))]),
+        subject: "envoy".into(),
+        reason: "it has too few descriptors".into(),
+    };
+    Report { host, results, left_out: vec![left_out] }
 }
 
 #[test]
@@ -114,6 +116,8 @@ fn every_figure_is_drawn_and_in_its_place() {
         assert!(page.contains(&format!("](bench/{name}.svg)")), "{name}: {page}");
     }
     assert!(!page.contains("Not measured in this run"), "{page}");
+    assert!(page.contains("envoy with connections 5000: it has too few descriptors."), "{page}");
+    assert!(page.contains("| 100 WebSockets, 20,000/s |"), "{page}");
     assert!(page.contains("| 64 B | 100 WebSockets | 76.9k | 71.4k (0.93) |"), "{page}");
 }
 
@@ -133,8 +137,9 @@ fn what_was_not_measured_is_said() {
 fn the_worst_case_counts() {
     let mut report = made_up();
     for series in &mut report.results {
-        let is_it =
-            series.workload == "bulk" && series.subject == "steer-packet" && series.params["streams"] == 8;
+        let is_it = series.workload == "bulk"
+            && series.subject == "steer-packet"
+            && series.params["connections"] == 8;
         if is_it {
             series.median = 1.0;
         }
@@ -144,12 +149,14 @@ fn the_worst_case_counts() {
     assert!(page.contains("| Bulk: Gbit/s | haproxy | ≥ 2 | 0.00 | **missed** |"), "{page}");
 }
 
+#[test]
+fn the_pages_have_every_place() {
+    files(&made_up(), read).unwrap();
+}
+
 /// No number on the pages is written by hand, and no picture is of another run.
 #[test]
 fn the_repository_shows_what_its_results_say() {
-    let read = |path: &str| {
-        fs::read_to_string(repository().join(path)).with_context(|| format!("cannot read {path}"))
-    };
     let Ok(results) = read("docs/bench/results.json") else {
         eprintln!("SKIP no results are stored");
         return;
