@@ -45,6 +45,6 @@ impl Progress {
     /// A line about what was just done.
     pub(crate) fn say(&self, what: &str) {
         let left = self.left().as_secs();
-        eprintln!("[{:>3}/{}] {:>2}:{:02} left  {what}", self.done, self.all, left / 60, left % 60);
+        eprintln!("[{:>3}/{}] {:>2}:{:02} left  {what}", self.done + 1, self.all, left / 60, left % 60);
     }
 }

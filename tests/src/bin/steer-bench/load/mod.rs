@@ -74,3 +74,61 @@ fn hold(load: &Load, connections: usize) -> Result<Measured> {
 fn room() -> Result<usize> {
     Ok(usize::try_from(raise_descriptor_limit()?.saturating_sub(OWN_DESCRIPTORS))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::thread;
+
+    use steer_tests::eventually::eventually;
+    use steer_tests::steer::free_address;
+
+    use super::*;
+    use crate::serve;
+    use crate::spec::{Method, Way};
+
+    /// An endpoint that serves for as long as the test's process lives.
+    fn endpoint() -> Result<SocketAddr> {
+        let address = free_address()?;
+        thread::spawn(move || serve::run(&[address.port()]).expect("a free port"));
+        eventually("the endpoint", std::time::Duration::from_secs(5), || {
+            Ok(std::net::TcpStream::connect(address).ok())
+        })?;
+        Ok(address)
+    }
+
+    #[test]
+    fn every_kind_of_work_moves_something_and_nothing_fails() -> Result<()> {
+        let target = endpoint()?;
+        let works = [
+            Work::Echo { connections: 20, bytes: 8, rate: None },
+            Work::Echo { connections: 3, bytes: 100_000, rate: None },
+            Work::Echo { connections: 20, bytes: 64, rate: Some(2000) },
+            Work::Bulk { streams: 2, direction: Way::Upload },
+            Work::Bulk { streams: 2, direction: Way::Download },
+            Work::Bulk { streams: 2, direction: Way::Both },
+            Work::FanOut { connections: 20, active: 3, bytes: 64 },
+            Work::Upgrades { parallel: 5 },
+            Work::Polling { connections: 5, bytes: 200, method: Method::Get },
+            Work::Polling { connections: 5, bytes: 100_000, method: Method::Post },
+        ];
+        for work in works {
+            let watched = vec![std::process::id()];
+            let load = Load { targets: vec![target], warm_up_ms: 10, span_ms: 100, watched, work };
+            let measured = run(&load).with_context(|| format!("{work:?}"))?;
+            assert_eq!(measured.errors, 0, "{work:?}");
+            assert!(measured.operations > 0, "{work:?}: {measured:?}");
+            assert!(measured.watched_ms > 0.0, "{work:?}: {measured:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn connections_that_fail_are_errors() -> Result<()> {
+        let nobody = free_address()?;
+        let work = Work::Echo { connections: 3, bytes: 64, rate: None };
+        let load = Load { targets: vec![nobody], warm_up_ms: 0, span_ms: 10, watched: Vec::new(), work };
+        assert_eq!(run(&load)?.errors, 3);
+        Ok(())
+    }
+}

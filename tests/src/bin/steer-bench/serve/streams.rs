@@ -122,3 +122,40 @@ impl Bulk {
         link.send(&message[..size + 8])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A link, and the socket that gets what it sends.
+    fn pair() -> (Link, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let client = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
+        let (socket, _) = listener.accept().expect("a connection");
+        socket.set_nonblocking(true).expect("a socket");
+        (Link::connected(mio::net::TcpStream::from_std(socket)), client)
+    }
+
+    #[test]
+    fn echoes_frames_that_come_in_whatever_pieces() {
+        let payloads: Vec<Vec<u8>> =
+            [0, 1, 125, 126, 3000, 0x1_0000, 2].iter().map(|&size| vec![b'a'; size]).collect();
+        let sent: Vec<u8> = payloads.iter().flat_map(|it| ws::message(it, Some([1, 2, 3, 4]))).collect();
+        let expected: Vec<u8> = payloads.iter().flat_map(|it| ws::message(it, None)).collect();
+        for piece in [1, 2, 7, 13, 14, 15, 1000, sent.len()] {
+            let (mut link, mut client) = pair();
+            let mut echo = Echo::default();
+            for piece in sent.chunks(piece) {
+                let mut buffer = [&[0; MAX_HEAD][..], piece].concat();
+                let end = buffer.len();
+                echo.received(&mut link, &mut buffer, MAX_HEAD..end).expect("valid frames");
+            }
+            let mut received = vec![0; expected.len()];
+            client.read_exact(&mut received).expect("the echo");
+            assert!(received == expected, "in pieces of {piece}");
+        }
+    }
+}
