@@ -28,9 +28,9 @@ const PARALLEL: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Descriptors that steer may hold at rest, whatever the number of streams.
 const DESCRIPTORS_AT_REST: usize = 100;
-/// Bytes that a stream may cost in all: steer's memory and its share of the maps. The goal is 1 KiB, which is just met; what
-/// the allocator holds beyond what it was asked for varies from run to run.
-const BYTES_PER_STREAM: u64 = 1280;
+/// Bytes that a stream may cost in all: steer's memory and its share of the maps. 746 were measured; what the allocator holds
+/// beyond what it was asked for varies from run to run.
+const BYTES_PER_STREAM: u64 = 850;
 
 #[test]
 fn fifty_thousand_spliced_websockets_echo_and_cost_next_to_nothing() -> Result<()> {

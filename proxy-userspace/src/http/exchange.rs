@@ -185,15 +185,15 @@ impl Exchange {
 
     // What the service says and asks.
 
-    /// What the guard made of the head in hand.
-    pub(super) fn passed(&self) -> Passed {
-        self.lock().passed
+    /// What the guard made of the head in hand, and when.
+    pub(super) fn passed(&self) -> (Passed, Instant) {
+        let state = self.lock();
+        (state.passed, state.moved)
     }
 
+    /// Limits the request, which has just passed.
     pub(super) fn limit(&self, timeouts: RequestTimeouts) {
-        let mut state = self.lock();
-        state.request = timeouts;
-        state.moved = Instant::now();
+        self.lock().request = timeouts;
     }
 
     /// Why the request in flight must end, if it must.

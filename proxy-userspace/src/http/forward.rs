@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, SERVER, SET_COOKIE, TRANSFER_ENCODING, UPGRADE};
@@ -34,8 +33,7 @@ pub(super) async fn respond(
     if let Some(on_upgrade) = request.extensions_mut().remove::<OnUpgrade>() {
         downstream.exchange.keep_upgrade(on_upgrade);
     }
-    let started = Instant::now();
-    let passed = downstream.exchange.passed();
+    let (passed, started) = downstream.exchange.passed();
     // An HTTP/1.0 client may get a body that ends with the connection.
     let framed = request.version() != Version::HTTP_10;
 
@@ -102,7 +100,10 @@ async fn forward<'d>(
     head.version = Version::HTTP_11;
 
     match passed {
-        Passed::Upgrade { .. } if routed.upgrade => switch(downstream, head, cluster, &routed, &pick).await,
+        // Boxed, so that ordinary requests do not keep room for what it needs.
+        Passed::Upgrade { .. } if routed.upgrade => {
+            Box::pin(switch(downstream, head, cluster, &routed, &pick)).await
+        }
         // The body's framing was cut off the head, for the upgrade that it is not to be.
         Passed::Upgrade { had_body: true } => Err(Refusal::UpgradeNotAllowed.into()),
         _ => send(downstream, head, body, &routed, &pick).await,

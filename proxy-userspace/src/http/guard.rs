@@ -20,8 +20,8 @@ use super::fault::Fault;
 use super::framing::{Event, Framing, Limits};
 use super::head::{self, BodyFraming};
 
-/// Read from the socket at once.
-const READ_BYTES: usize = 16 * 1024;
+/// Read from the socket at once: a head and a body of 16 KiB, which is a common size, fit in.
+const READ_BYTES: usize = 32 * 1024;
 /// How much of what a client sends ahead (pipelined requests, data behind an upgrade) is taken from
 /// the socket before its turn; the rest waits in the kernel.
 const MAX_AHEAD: usize = 16 * 1024;
@@ -131,6 +131,12 @@ impl Guard {
             }
             Event::Head { len, .. } => {
                 self.cleared = len;
+                // What came along of the body goes along.
+                if !self.framing.at_head()
+                    && let Event::Body(more) = self.framing.next(&self.unread[len..])
+                {
+                    self.cleared += more;
+                }
                 self.exchange.pass(Passed::Request);
                 Ok(Step::Give)
             }
@@ -235,7 +241,11 @@ impl Write for Guard {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
+        // The kernel takes a single slice with less ado.
+        let written = match slices {
+            [slice] => Pin::new(&mut this.io).poll_write(cx, slice),
+            slices => Pin::new(&mut this.io).poll_write_vectored(cx, slices),
+        };
         this.note_write(&written);
         written
     }

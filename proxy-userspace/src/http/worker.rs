@@ -46,6 +46,30 @@ impl Drop for Load {
 
 /// The position of the worker with the fewest connections; of several, the first at or after `turn`.
 pub(super) fn least_loaded(workers: &[Worker], turn: usize) -> usize {
-    let positions = (0..workers.len()).map(|step| (turn + step) % workers.len());
-    positions.min_by_key(|&position| workers[position].load()).unwrap_or_default()
+    least(workers.len(), turn, |position| workers[position].load())
+}
+
+fn least(count: usize, turn: usize, load: impl Fn(usize) -> usize) -> usize {
+    let positions = (0..count).map(|step| (turn + step) % count);
+    positions.min_by_key(|&position| load(position)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_dealt_evenly() {
+        let mut loads = [3, 0, 1];
+        let mut turn = 0;
+        for _ in 0..8 {
+            let chosen = least(loads.len(), turn, |position| loads[position]);
+            loads[chosen] += 1;
+            turn = chosen + 1;
+        }
+        assert_eq!(loads, [4, 4, 4]);
+        assert_eq!(least(3, 2, |_| 7), 2, "in turn where all have the same");
+        assert_eq!(least(3, 5, |_| 7), 2);
+        assert_eq!(least(1, 9, |_| 7), 0);
+    }
 }

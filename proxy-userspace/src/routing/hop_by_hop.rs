@@ -9,6 +9,10 @@ use super::{Refusal, forwarded, upgrade};
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
+/// Those of a connection itself. Many heads have none of them, and one look at each name is cheaper than looking
+/// up all.
+const OWN: [HeaderName; 5] = [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
+
 /// Envoy takes these from every client, as they steer Envoy itself or claim to come from it.
 /// (Envoy documentation, "HTTP header sanitizing".)
 const SANITISED: [HeaderName; 16] = [
@@ -39,6 +43,10 @@ const SANITISED_AT_EDGE: [HeaderName; 3] = [
 
 /// An upgrade keeps `connection`, in one line, with what it names, `upgrade` and `te`.
 pub(super) fn strip_request(headers: &mut HeaderMap, upgrade: bool, edge: bool) -> Result<(), Refusal> {
+    strip_sanitised(headers, edge);
+    if !headers.keys().any(|name| OWN.contains(name) || [TE, EXPECT].contains(name)) {
+        return Ok(());
+    }
     if upgrade {
         forwarded::join_lines(headers, CONNECTION);
     } else {
@@ -55,12 +63,14 @@ pub(super) fn strip_request(headers: &mut HeaderMap, upgrade: bool, edge: bool) 
     if headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         headers.remove(EXPECT);
     }
-    strip_sanitised(headers, edge);
     Ok(())
 }
 
 /// A response that does not itself belong to an upgrade.
 pub(super) fn strip_response(headers: &mut HeaderMap) {
+    if !headers.keys().any(|name| OWN.contains(name)) {
+        return;
+    }
     if !upgrade::offered(headers) {
         for name in nominated(headers) {
             headers.remove(name);

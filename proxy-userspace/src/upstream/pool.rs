@@ -100,10 +100,8 @@ impl Pool {
         loop {
             let (mut kept, reused) = match idle.take(endpoint) {
                 Some(kept) => (kept, true),
-                None => {
-                    let socket = connector.connect(endpoint).await.map_err(SendError::Connect)?;
-                    (Box::new(Kept::new(socket).await.map_err(SendError::Exchange)?), false)
-                }
+                // Boxed, so that requests that need none do not keep room for it.
+                None => (Box::pin(open(connector, endpoint)).await?, false),
             };
             match kept.exchange(request).await {
                 Ok(response) => {
@@ -124,4 +122,10 @@ impl Pool {
             }
         }
     }
+}
+
+/// A new connection for the pool.
+async fn open(connector: &Connector, endpoint: SocketAddr) -> Result<Box<Kept>, SendError> {
+    let socket = connector.connect(endpoint).await.map_err(SendError::Connect)?;
+    Ok(Box::new(Kept::new(socket).await.map_err(SendError::Exchange)?))
 }

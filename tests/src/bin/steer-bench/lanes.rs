@@ -199,8 +199,4 @@ impl Endpoint {
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
         self.processes.iter_mut().try_for_each(Process::ensure_running)
     }
-
-    pub(crate) fn pids(&self) -> Vec<u32> {
-        self.processes.iter().map(Process::pid).collect()
-    }
 }

@@ -184,16 +184,17 @@ fn measure(plan: &Plan) -> Result<Report> {
     let mut host = host::describe(plan, &found, &subjects, descriptors)?;
     let progress = Progress::new(plan.runs(), plan.duration());
     let mut rounds = Rounds { plan, lanes: &lanes, subjects, descriptors, progress };
-    let Outcome { series: mut results, left_out, repeated_runs } = rounds.run()?;
+    let mut outcome = rounds.run()?;
     let packet = rounds.subjects.iter().find(|subject| subject.kind() == Kind::SteerPacket);
     if let Some(packet) = packet.filter(|_| plan.programs) {
-        results.extend(programs::run(&lanes, packet, plan.profile)?);
+        outcome.add(programs::run(&lanes, packet, plan.profile)?);
     }
     drop((rounds, endpoint));
     if plan.memory {
-        results.extend(memory::run(&lanes, &found, &plan.subjects, plan.profile)?);
+        outcome.add(memory::run(&lanes, &found, &plan.subjects, plan.profile)?);
     }
 
+    let Outcome { series: results, left_out, repeated_runs } = outcome;
     let steal: Vec<_> = results.iter().flat_map(|series| &series.steal_percent).copied().collect();
     host.steal_percent = steal.iter().sum::<f64>() / steal.len().max(1) as f64;
     host.repeated_runs = repeated_runs;

@@ -16,6 +16,7 @@ use crate::collect::Run;
 use crate::lanes::Lanes;
 use crate::plan::Profile;
 use crate::results::{Params, Series};
+use crate::rounds::{Outcome, go_on};
 use crate::run;
 use crate::spec::{Way, Work};
 use crate::subjects::{Kind, Subject};
@@ -34,7 +35,10 @@ const LOADS: [(&str, Work); 5] = [
 ];
 
 /// Loads `subject`, which is [`Kind::SteerPacket`], with the endpoint running.
-pub(crate) fn run(lanes: &Lanes, subject: &Subject<'_>, profile: Profile) -> Result<Vec<Series>> {
+///
+/// # Errors
+/// When the user interrupts it, or the kernel does not count. A load that fails is left out, with the reason.
+pub(crate) fn run(lanes: &Lanes, subject: &Subject<'_>, profile: Profile) -> Result<Outcome> {
     let (rounds, span) = match profile {
         Profile::Quick => (1, Duration::from_secs(1)),
         Profile::Standard => (3, Duration::from_secs(1)),
@@ -42,19 +46,27 @@ pub(crate) fn run(lanes: &Lanes, subject: &Subject<'_>, profile: Profile) -> Res
     };
     // The kernel counts until this is closed.
     let _counting = enable_stats(Stats::RunTime).context("the kernel does not count the time of programs")?;
+    let mut outcome = Outcome::default();
     let mut values: BTreeMap<(usize, String), Vec<Value>> = BTreeMap::new();
     for round in 1..=rounds {
         for (index, (load, work)) in LOADS.into_iter().enumerate() {
+            go_on()?;
             eprintln!("programs {round}/{rounds} {load}");
-            for (program, value) in once(lanes, subject, work, span)? {
-                values.entry((index, program)).or_default().push(value);
+            match once(lanes, subject, work, span) {
+                Ok(programs) => programs
+                    .into_iter()
+                    .for_each(|(program, value)| values.entry((index, program)).or_default().push(value)),
+                Err(error) => {
+                    let params = Params::from([("load".to_owned(), json!(load))]);
+                    outcome.leave_out(("programs", &params), subject.kind(), &error);
+                }
             }
         }
     }
-    Ok(values
-        .into_iter()
-        .flat_map(|((index, program), values)| series(LOADS[index].0, &program, &values))
-        .collect())
+    for ((index, program), values) in values {
+        outcome.series.extend(series(LOADS[index].0, &program, &values));
+    }
+    Ok(outcome)
 }
 
 /// Of one run.

@@ -9,10 +9,10 @@ use crate::collect::{self, Run};
 use crate::lanes::Lanes;
 use crate::plan::{Case, Plan, Profile};
 use crate::progress::Progress;
-use crate::results::{LeftOut, Series};
+use crate::results::{LeftOut, Params, Series};
 use crate::run;
 use crate::spliced::Counters;
-use crate::subjects::Subject;
+use crate::subjects::{Kind, Subject};
 
 /// A run of whose time more was stolen, in percent, is repeated.
 const ROBBED: f64 = 5.0;
@@ -32,6 +32,37 @@ pub(crate) struct Outcome {
     pub(crate) series: Vec<Series>,
     pub(crate) left_out: Vec<LeftOut>,
     pub(crate) repeated_runs: u64,
+}
+
+impl Outcome {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.series.extend(other.series);
+        self.left_out.extend(other.left_out);
+        self.repeated_runs += other.repeated_runs;
+    }
+
+    /// Says that a subject could not do a load, for which it gives the first line of `error`.
+    pub(crate) fn leave_out(
+        &mut self,
+        (workload, params): (&str, &Params),
+        kind: Kind,
+        error: &anyhow::Error,
+    ) {
+        eprintln!("{workload} of {kind} is left out: {error:#}");
+        self.left_out.push(LeftOut {
+            workload: workload.to_owned(),
+            params: params.clone(),
+            subject: kind.name().to_owned(),
+            reason: first_line(&format!("{error:#}")),
+        });
+    }
+}
+
+/// # Errors
+/// Once the user has asked for the end.
+pub(crate) fn go_on() -> Result<()> {
+    anyhow::ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
+    Ok(())
 }
 
 /// Everything that runs while loads do.
@@ -66,7 +97,7 @@ impl Rounds<'_, '_> {
         let planned = self.plan.duration_of(case);
         for round in 1..=self.plan.size.rounds {
             for index in 0..runs.len() {
-                anyhow::ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
+                go_on()?;
                 if out[index].is_none() {
                     let label =
                         format!("{:<20} {round}/{} {:<13}", case.name, self.plan.size.rounds, runs[index].0);

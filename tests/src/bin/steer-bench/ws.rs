@@ -183,6 +183,10 @@ impl Frames {
             None => match self.head(&bytes[at.clone()])? {
                 Some((head, size)) => {
                     at.start += size;
+                    if Range::is_empty(at) && head.length > 0 {
+                        self.current = Some(head);
+                        return Ok(None);
+                    }
                     head
                 }
                 None => {
@@ -247,6 +251,10 @@ mod tests {
             let mut at = 0..piece.len();
             while let Some(part) = frames.next(piece, &mut at).expect("valid frames") {
                 assert_eq!(part.offset, current.len() as u64);
+                assert!(
+                    part.last || !part.payload.is_empty(),
+                    "an empty part that is not the frame's only one"
+                );
                 let mut payload = piece[part.payload].to_vec();
                 if let Some(mask) = part.head.mask {
                     apply(mask, part.offset, &mut payload);

@@ -142,23 +142,28 @@ impl Workload for Echo {
     }
 
     fn pace(&mut self, connections: &mut Slab<Connection<State>>, now: u64) -> bool {
-        let Some(pace) = &mut self.pace else { return false };
-        if pace.begin == 0 {
-            if pace.idle.is_empty() {
-                return true;
-            }
+        let Some(mut pace) = self.pace.take() else { return false };
+        if pace.begin == 0 && !pace.idle.is_empty() {
             pace.begin = now;
         }
-        let due = u128::from(now - pace.begin) * u128::from(pace.rate) / 1_000_000_000;
-        let missing = usize::try_from(due).unwrap_or(usize::MAX).saturating_sub(pace.sent as usize);
-        let now_due: Vec<usize> = pace.idle.drain(..missing.min(pace.idle.len())).collect();
-        pace.sent += now_due.len() as u64;
-        for key in now_due {
-            // The poll reports a connection that is broken.
+        while pace.is_due(now)
+            && let Some(key) = pace.idle.pop_front()
+        {
+            pace.sent += 1;
             if let Some(connection) = connections.get_mut(key) {
+                // If it is broken, the poll reports that.
                 let _ = self.send(connection, now);
             }
         }
+        self.pace = Some(pace);
         true
+    }
+}
+
+impl Pace {
+    /// Whether by now more should have been sent than was.
+    fn is_due(&self, now: u64) -> bool {
+        let due = u128::from(now - self.begin) * u128::from(self.rate) / 1_000_000_000;
+        self.begin != 0 && u128::from(self.sent) < due
     }
 }

@@ -4,20 +4,21 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 use proxy_common::abi;
+use steer_tests::netns::NetNs;
 
 use crate::bpf::{self, field};
 use crate::subjects::Subject;
 
 /// In bytes, but for the sockets.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Footprint {
     /// Resident memory of all processes of the subject (a page that several share counts once) and their page tables,
     /// without mapped BPF maps.
     pub(super) process: u64,
     /// BPF maps of the subject, whole: an array as it was made, a hash with the entries that it has.
     pub(super) maps: u64,
-    /// Of which records of the packet splice that are in use are.
-    records: u64,
+    /// Records in use of the packet splice, whose array is among the maps.
+    pub(super) records: u64,
     /// The kernel's objects for sockets, of all processes of the machine.
     pub(super) kernel: u64,
     /// TCP sockets in the subject's namespace, those that wait in TIME_WAIT not among them.
@@ -38,7 +39,7 @@ impl Footprint {
             maps: maps.iter().map(|map| map.bytes).sum(),
             records: used * u64::from(record),
             kernel: kernel()?,
-            sockets: sockets(subject)?,
+            sockets: sockets(&subject.lane().netns)?,
         })
     }
 
@@ -125,11 +126,11 @@ impl<'a> Cache<'a> {
     }
 }
 
-/// TCP sockets of the subject's namespace.
-fn sockets(subject: &Subject<'_>) -> Result<u64> {
+/// TCP sockets of a namespace.
+pub(super) fn sockets(netns: &NetNs) -> Result<u64> {
     let read = || fs::read_to_string("/proc/thread-self/net/sockstat");
-    let text = subject.lane().netns.run(read)?.context("cannot read sockstat")?;
-    field(&text, "TCP: inuse").context("sockstat does not tell of TCP")
+    field(&netns.run(read)?.context("cannot read sockstat")?, "TCP: inuse")
+        .context("sockstat does not tell of TCP")
 }
 
 #[cfg(test)]

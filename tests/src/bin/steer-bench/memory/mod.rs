@@ -19,12 +19,14 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::json;
 use steer_tests::eventually::eventually;
+use steer_tests::netns::NetNs;
 
 use self::footprint::Footprint;
 use crate::lanes::{Endpoint, Lanes};
 use crate::machine;
 use crate::plan::Profile;
 use crate::results::{Params, Series};
+use crate::rounds::{Outcome, go_on};
 use crate::run::Held;
 use crate::subjects::{Kind, Programs, Subject};
 
@@ -36,10 +38,11 @@ const SPARE_DESCRIPTORS: usize = 300;
 const DIRECT: Level = Level::Number(5000);
 /// A change by so many bytes for each stream, or by what other processes' comings and goings make, is none.
 const STILL: f64 = 8.0;
-const OTHERS: f64 = 32_768.0;
+const OTHERS: f64 = 65_536.0;
 const INTERVAL: Duration = Duration::from_millis(250);
 const SETTLES_WITHIN: Duration = Duration::from_secs(30);
 const SPLICED_WITHIN: Duration = Duration::from_secs(30);
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// How many `WebSockets` are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,8 +82,10 @@ impl Extent {
         match (level, kind) {
             (Level::Number(number), _) => number,
             (Level::Most, Kind::SteerPacket) => self.enough,
+            // It sets descriptors aside for the pipes of `option splice-auto`: one pipe for every four streams.
+            (Level::Most, Kind::Haproxy) => each_worker * 4 / 5,
             // Each of two workers has descriptors of its own, but the kernel does not deal out connections evenly.
-            (Level::Most, Kind::Nginx) => 2 * each_worker * 9 / 10,
+            (Level::Most, Kind::Nginx) => 2 * each_worker * 4 / 5,
             (Level::Most, _) => each_worker,
         }
     }
@@ -89,33 +94,49 @@ impl Extent {
 /// Measures each of `kinds` that is a proxy, and the direct connection for comparison.
 ///
 /// Starts endpoints and subjects itself, afresh, so none may be running.
-pub(crate) fn run(
-    lanes: &Lanes,
-    programs: &Programs,
-    kinds: &[Kind],
-    profile: Profile,
-) -> Result<Vec<Series>> {
+///
+/// # Errors
+/// When the user interrupts it, or the direct connection fails. A subject that fails is left out, with the reason.
+pub(crate) fn run(lanes: &Lanes, programs: &Programs, kinds: &[Kind], profile: Profile) -> Result<Outcome> {
     let extent = Extent::of(profile)?;
     let _endpoint = Endpoint::start_three(lanes)?;
-    let of_lanes =
-        kinds.iter().map(|kind| lanes.of(*kind).map(|lane| &lane.netns)).collect::<Result<Vec<_>>>()?;
-    for netns in of_lanes.into_iter().chain([&lanes.clients, &lanes.endpoint]) {
-        // What is left of a subject's connections would go while the next one is looked at.
-        netns.sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
+    for kind in kinds {
+        without_remains(&lanes.of(*kind)?.netns)?;
     }
+    without_remains(&lanes.clients)?;
+    without_remains(&lanes.endpoint)?;
+    let mut outcome = Outcome::default();
     let mut values = Values::default();
     for round in 1..=extent.rounds {
-        let direct = hold(lanes, programs, Kind::Direct, &[DIRECT], &extent)?;
-        let ends = direct.first().map_or(0.0, |held| held.growth(|footprint| footprint.kernel));
+        let mut direct = Vec::new();
+        hold(lanes, programs, Kind::Direct, &[DIRECT], &extent, &mut direct)?;
+        let ends = direct.first().map_or(0.0, |seen| seen.growth(|footprint| footprint.kernel));
         for kind in kinds.iter().filter(|kind| **kind != Kind::Direct) {
+            go_on()?;
             eprintln!("memory {round}/{} {kind}", extent.rounds);
-            match hold(lanes, programs, *kind, extent.levels, &extent) {
-                Ok(all) => values.add(*kind, &all, ends),
-                Err(error) => eprintln!("the memory of {kind} was not measured: {error:#}"),
+            let mut all = Vec::new();
+            if let Err(error) = hold(lanes, programs, *kind, extent.levels, &extent, &mut all) {
+                let level = extent.levels.get(all.len()).copied().unwrap_or(Level::Most);
+                outcome.leave_out(("memory", &params(level)), *kind, &error);
             }
+            values.add(*kind, &all, ends);
         }
     }
-    Ok(values.series())
+    outcome.series = values.series();
+    Ok(outcome)
+}
+
+/// What is left of a subject's connections would go while the next one is looked at.
+fn without_remains(netns: &NetNs) -> Result<()> {
+    netns.sysctl("net.ipv4.tcp_max_tw_buckets", "0")
+}
+
+fn params(level: Level) -> Params {
+    let connections = match level {
+        Level::Number(number) => json!(number),
+        Level::Most => json!("most"),
+    };
+    Params::from([("connections".to_owned(), connections)])
 }
 
 /// What was seen with so many idle `WebSockets`, and before the first.
@@ -133,33 +154,51 @@ impl Seen {
     }
 }
 
-/// Starts a subject and looks at it without `WebSockets` and at each level.
+/// Starts a subject and looks at it without `WebSockets` and at each level: `seen` has those that it reached.
 fn hold(
     lanes: &Lanes,
     programs: &Programs,
     kind: Kind,
     levels: &[Level],
     extent: &Extent,
-) -> Result<Vec<Seen>> {
+    seen: &mut Vec<Seen>,
+) -> Result<()> {
     let subject = Subject::start(kind, lanes, programs)?;
-    let before = settled(&subject, 0, extent.rest)?;
+    let at_rest = || {
+        Ok::<_, anyhow::Error>([footprint::sockets(&lanes.clients)?, footprint::sockets(&lanes.endpoint)?])
+    };
+    let before = at_rest()?;
+    let reached = climb(lanes, &subject, levels, extent, seen);
+    // While the subject is there to pass on the ends of the streams: what remained would be part of the next one's memory.
+    eventually("end of the WebSockets", ENDS_WITHIN, || Ok((at_rest()? == before).then_some(())))?;
+    reached
+}
+
+/// Holds more and more `WebSockets`, and lets go of them.
+fn climb(
+    lanes: &Lanes,
+    subject: &Subject<'_>,
+    levels: &[Level],
+    extent: &Extent,
+    seen: &mut Vec<Seen>,
+) -> Result<()> {
+    let before = settled(subject, 0, extent.rest)?;
     let mut held: Vec<Held> = Vec::new();
     let mut streams = 0;
-    let mut seen = Vec::new();
     for level in levels {
-        let number = extent.number(kind, *level);
+        let number = extent.number(subject.kind(), *level);
         while streams < number {
             let asked = (number - streams).min(OF_ONE_PROCESS);
-            held.push(Held::open(lanes, &subject, asked)?);
-            let opened = held.last().map_or(0, |held| held.connections);
-            streams += opened;
-            anyhow::ensure!(opened == asked, "{streams} of {number} WebSockets were opened");
+            let opened = Held::open(lanes, subject, asked)?;
+            streams += opened.connections;
+            anyhow::ensure!(opened.connections == asked, "{streams} of {number} WebSockets were opened");
+            held.push(opened);
         }
-        wait_until_spliced(&subject, streams)?;
-        let now = settled(&subject, streams, extent.rest)?;
+        wait_until_spliced(subject, streams)?;
+        let now = settled(subject, streams, extent.rest)?;
         seen.push(Seen { level: *level, streams, before: before.clone(), now });
     }
-    Ok(seen)
+    Ok(())
 }
 
 /// Does nothing for a subject that splices no packets.
@@ -229,14 +268,46 @@ impl Values {
 
     fn series(self) -> Vec<Series> {
         let series = |((level, kind, metric), runs): ((Level, Kind, &str), Vec<f64>)| {
-            let connections = match level {
-                Level::Number(number) => json!(number),
-                Level::Most => json!("most"),
-            };
-            let params = Params::from([("connections".to_owned(), connections)]);
-            let steal = vec![0.0; runs.len()];
-            Series::new(("memory", &params), kind.name(), metric, runs, steal)
+            // Nothing here depends on time.
+            Series::new(("memory", &params(level)), kind.name(), metric, runs, Vec::new())
         };
         self.0.into_iter().map(series).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_streams_add_counts_once() {
+        let before = Footprint { process: 5000, maps: 10_000, ..Footprint::default() };
+        let at = |streams: u64| Footprint {
+            // 2000 once, then 100 for each.
+            process: 7000 + 100 * streams,
+            maps: 10_000 + 160 * streams,
+            records: 320 * streams,
+            // Entries of maps, the ends' sockets, and 7 of the proxy.
+            kernel: (160 + 4000 + 7) * streams,
+            sockets: 0,
+        };
+        let seen = [10, 20].map(|streams| Seen {
+            level: Level::Number(streams),
+            streams,
+            before: before.clone(),
+            now: at(streams as u64),
+        });
+        let mut values = Values::default();
+        values.add(Kind::SteerPacket, &seen, 4000.0);
+        let of =
+            |level, metric| values.0.get(&(Level::Number(level), Kind::SteerPacket, metric)).map(|it| it[0]);
+        assert_eq!(of(10, "process_bytes_per_stream"), Some(300.0));
+        assert_eq!(of(10, "map_bytes_per_stream"), Some(480.0));
+        assert_eq!(of(10, "kernel_bytes_per_stream"), Some(7.0));
+        assert_eq!(of(10, "bytes_per_stream"), Some(787.0));
+        assert_eq!(of(10, "further_stream_bytes"), None);
+        assert_eq!(of(20, "bytes_per_stream"), Some(687.0));
+        assert_eq!(of(20, "further_stream_bytes"), Some(587.0));
+        assert_eq!(of(20, "idle_map_bytes"), Some(10_000.0));
     }
 }
