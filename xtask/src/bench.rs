@@ -11,18 +11,20 @@ use crate::setup;
 /// Sets up what is missing and measures Steer beside a direct connection, HAProxy, nginx and Envoy
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Options:
+What OPTION may be:
   --quick          the cases that say most, within four minutes
   --full           more and longer rounds, for numbers to publish
-  --only NAME      only cases whose names begin so: echo, echo/100x64, bulk, fan_out, upgrades, polling, memory,
-                   programs (several: with commas)
-  --peers LIST     only these beside the direct connection: steer-packet, steer-sockmap, steer-relay, haproxy, nginx,
-                   envoy
+  --only NAME      only cases whose names begin so: echo, echo/100x64, bulk, fan_out,
+                   upgrades, polling, memory, programs (several: with commas)
+  --peers LIST     only these beside the direct connection: steer-packet,
+                   steer-sockmap, steer-relay, haproxy, nginx, envoy
   --rounds N       rounds of each case
   --span-ms MS     what is measured in each round, after its warm-up
   --json FILE      write the results
-  --report [FILE]  make the plots and tables under docs/ from these results, or from those of FILE without measuring
-  --check FILE     compare the ratios with those in FILE; regressions are printed and make the exit code 1
+  --report [FILE]  make the plots and tables under docs/ from these results,
+                   or from those of FILE without measuring
+  --check FILE     compare the ratios with those in FILE; regressions are printed
+                   and make the exit code 1
 
 Numbers are of this machine, and of this run: compare ratios only.")]
 pub(crate) struct Options {
