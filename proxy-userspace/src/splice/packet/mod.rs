@@ -118,7 +118,14 @@ impl PacketSplice {
     pub async fn carry(&self, session: Session) -> Result<(), Box<Refused>> {
         let opened = Instant::now();
         let moment = self.after + rand::random_range(Duration::ZERO..=self.within);
-        let Some(stream) = Relayed::from(session).relay(moment, |_| false).await else { return Ok(()) };
+        let mut stream = Relayed::from(session);
+        // The timer's shortest time is a millisecond.
+        if !moment.is_zero() {
+            match stream.relay(moment, |_| false).await {
+                Some(still_there) => stream = still_there,
+                None => return Ok(()),
+            }
+        }
         let decided = Instant::now();
         if let Some(rested) = Approach::begin(self, stream)?.rest().await {
             rested.switch()?.complete(opened, decided).await;
