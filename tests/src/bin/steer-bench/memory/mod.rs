@@ -250,7 +250,9 @@ impl Values {
             let maps = seen.growth(Footprint::maps_in_use);
             // The entries of hash maps are among the kernel's objects, but have been counted.
             let entries = seen.growth(|footprint| footprint.maps);
-            let kernel = seen.growth(|footprint| footprint.kernel) - entries - ends;
+            // Streams give nothing back: what is below zero is that the ends' sockets took less than beside the direct
+            // connection, and must not make up for what the proxy takes.
+            let kernel = (seen.growth(|footprint| footprint.kernel) - entries - ends).max(0.0);
             let each = process + maps + kernel;
             let metrics = [
                 ("bytes_per_stream", each),
@@ -316,5 +318,10 @@ mod tests {
         assert_eq!(of(20, "bytes_per_stream"), Some(687.0));
         assert_eq!(of(20, "further_stream_bytes"), Some(587.0));
         assert_eq!(of(20, "idle_map_bytes"), Some(10_000.0));
+
+        let mut values = Values::default();
+        values.add(Kind::SteerPacket, &seen[1..], 5000.0);
+        let (_, bytes) = values.0.iter().find(|((_, _, metric), _)| *metric == "bytes_per_stream").unwrap();
+        assert_eq!(bytes[0], 200.0 + 480.0);
     }
 }
