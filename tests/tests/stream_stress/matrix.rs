@@ -191,11 +191,11 @@ fn ensure_spliced(round: &Round, streams: usize) -> Result<()> {
 
 /// No stream may be kept waiting for longer than the same ones without a proxy, plus three retransmission timeouts. Where
 /// packets are lost, a retransmission is sometimes lost too, though perhaps none of those without a proxy was: the first
-/// two timeouts count as usual.
+/// two timeouts, of which the second is twice as long (RFC 6298, 5.5), count as usual.
 fn ensure_no_stall(round: &Round, direct: &Outcome, rates: Rates) -> Result<()> {
     let timeouts = &round.outcome.retransmission_timeouts;
     let timeout = timeouts.get(timeouts.len() / 2).copied().unwrap_or(Duration::from_millis(200));
-    let lucky = if rates == Rates::NONE { Duration::ZERO } else { 2 * timeout };
+    let lucky = if rates == Rates::NONE { Duration::ZERO } else { 3 * timeout };
     let (gap, usual) = (round.outcome.longest_gap(), direct.longest_gap().max(lucky));
     let limit = usual + 3 * timeout;
     let gaps = &round.outcome.gaps;

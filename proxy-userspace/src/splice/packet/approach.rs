@@ -65,6 +65,12 @@ impl<'a> Approach<'a> {
         Box::new(Refused { session: self.stream.into(), reason })
     }
 
+    /// Relays for some time, or until a peer finishes. `None` as in [`Self::rest`].
+    pub(super) async fn relay_for(mut self, time: Duration) -> Option<Self> {
+        self.stream = self.stream.relay(time, |_| false).await?;
+        Some(self)
+    }
+
     /// Waits for a good moment for the switch: between two messages; or, in bulk, when the peers have stopped because
     /// nobody reads. What is under way at the switch goes to the other peer, beyond what its window lets in, and
     /// has to be repeated after a timeout. `None`: a connection broke, and the stream is over.

@@ -154,10 +154,24 @@ impl PacketSplice {
     /// The session is given back whole, with the reason why it is not spliced.
     pub async fn carry(&self, session: Session) -> Result<(), Box<Refused>> {
         let opened = Instant::now();
-        let moment = self.after + rand::random_range(Duration::ZERO..=self.within);
-        let Some(stream) = Relayed::from(session).relay(moment, |_| false).await else { return Ok(()) };
+        let mut stream = Relayed::from(session);
+        // The timer's shortest time is a millisecond.
+        if !self.after.is_zero() {
+            match stream.relay(self.after, |_| false).await {
+                Some(still_there) => stream = still_there,
+                None => return Ok(()),
+            }
+        }
         let decided = Instant::now();
-        if let Some(rested) = Approach::begin(self, stream)?.rest().await {
+        let mut approach = Approach::begin(self, stream)?;
+        if !self.within.is_zero() {
+            let moment = rand::random_range(Duration::ZERO..=self.within);
+            match approach.relay_for(moment).await {
+                Some(still_there) => approach = still_there,
+                None => return Ok(()),
+            }
+        }
+        if let Some(rested) = approach.rest().await {
             let hand_over = rested.switch()?;
             let _counted = Counted::new(&self.handing_over);
             hand_over.complete(opened, decided).await;

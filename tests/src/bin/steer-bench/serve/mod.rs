@@ -80,6 +80,8 @@ enum Left {
     Nothing,
     /// Its turn has ended: the poll will not report it again.
     Again,
+    /// To close it: the peer has.
+    Close,
 }
 
 impl Endpoint {
@@ -155,6 +157,7 @@ impl Endpoint {
         match work(self) {
             Ok(Left::Nothing) => {}
             Ok(Left::Again) => self.again.push(key),
+            Ok(Left::Close) => self.close(key),
             Err(error) => {
                 // That the peer goes away is how runs end.
                 if error.downcast_ref::<io::Error>().is_none() {
@@ -187,7 +190,7 @@ impl Endpoint {
                 break;
             };
             if size == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                return Ok(Left::Close);
             }
             self.received(key, size)?;
             // What is less than was asked for is all there was, and the poll reports what comes later.

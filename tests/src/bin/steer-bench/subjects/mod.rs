@@ -119,7 +119,9 @@ impl Programs {
         // nginx prints it on standard error.
         let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let line = text.iter().flat_map(|text| text.lines()).find(|line| !line.trim().is_empty());
-        line.map(|line| Some(line.trim().to_owned()))
+        // Envoy begins with the way to itself, which says nothing to others.
+        let own_path = format!("{}/", program.parent().unwrap_or(program).display());
+        line.map(|line| Some(line.trim().replace(&own_path, "")))
             .with_context(|| format!("{kind} does not tell its version"))
     }
 }
