@@ -87,7 +87,8 @@ pub mod state {
     pub const SPLICED: u32 = 2;
     /// Both FINs were acknowledged. Late retransmissions are still spliced.
     pub const FINISHED: u32 = 3;
-    /// A plausible RST went through. Stragglers are still spliced.
+    /// A plausible RST went through, or Steer has ended the session. Stragglers are still spliced, unless it is
+    /// [given up](super::flags::GIVEN_UP).
     pub const RESET: u32 = 4;
     /// The tuple was taken by a new connection: packets pass to the local stack.
     pub const DEAD: u32 = 5;
@@ -103,6 +104,10 @@ pub mod flags {
     pub const COPY_ACKS: u32 = 1 << 2;
     /// Only one of the connections negotiated ECN: clear ECT, ECE and CWR.
     pub const STRIP_ECN: u32 = 1 << 3;
+    /// Steer has ended the session, or died in its hand-over. In RESET its packets pass to the local stack then, which
+    /// knows no such connection, and answers each with a RST of the very number that its sender expects. Written by
+    /// userspace, and by the program for a process that has died.
+    pub const GIVEN_UP: u32 = 1 << 4;
 }
 
 /// Values of [`DirFixed::output`].
@@ -122,7 +127,7 @@ pub mod output {
 pub struct Conn {
     /// One of [`state`]. Userspace stores it with Release after everything else.
     pub state: u32,
-    /// [`flags`]. Written by userspace.
+    /// [`flags`]. Written by userspace, as long as a process lives.
     pub flags: u32,
     /// Grows with each use of the record, so that a late event is not taken for a new session's.
     pub generation: u32,

@@ -8,7 +8,7 @@ labelled! {
     pub enum Stat {
         /// Rewritten and sent on to the other peer.
         Spliced = 0, "spliced";
-        /// Of a known flow whose record is not active: passed to the local stack.
+        /// Of a known flow whose record is not active, or was given up: passed to the local stack.
         PassOff = 1, "pass_off";
         /// Of a flow whose tuple a new connection has taken: passed to the local stack.
         PassDead = 2, "pass_dead";

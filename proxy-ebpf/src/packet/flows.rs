@@ -82,6 +82,13 @@ impl Session {
         unsafe { (*self.conn).flags }
     }
 
+    /// For a session whose process has died: nobody else writes flags then.
+    #[inline(always)]
+    pub(super) fn add_flags(&self, flags: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.conn).flags |= flags };
+    }
+
     #[inline(always)]
     pub(super) fn generation(&self) -> u32 {
         // SAFETY: as above.

@@ -77,6 +77,9 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
         report(session, event::REUSED);
         return pass(Stat::Reused);
     }
+    if session_state == state::RESET && session.flags() & flags::GIVEN_UP != 0 {
+        return pass(Stat::PassOff);
+    }
     // The views of the headers end here.
     let header_len = tcp.header_len();
     copy::offer(ctx, session, session_state, tcp.flags);

@@ -59,6 +59,8 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn last_word<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, tcp: &Tcp) -> Option<()> {
     if session_state == state::HAND_OVER {
+        // A RST that misses its peer, because more is under way, is answered, and the answer with the right one.
+        session.add_flags(flags::GIVEN_UP);
         session.advance(state::RESET);
         report(session, event::RESET);
         count(Stat::OwnerDied);

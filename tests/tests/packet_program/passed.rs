@@ -1,6 +1,6 @@
 //! What is not spliced passes untouched: other packets, other shapes, other states.
 
-use proxy_common::flow::{Direction, state};
+use proxy_common::flow::{Direction, flags, state};
 use proxy_common::stat::Stat;
 
 use crate::support::lab::{Hook, Input, Verdict, in_namespace};
@@ -24,6 +24,15 @@ const STATES: &[Row] = &[
         name: "after the tuple was taken",
         session: |s, _| s.conn.state = state::DEAD,
         counts: &[Stat::PassDead],
+        ..IGNORED
+    },
+    Row {
+        name: "after Steer has ended it",
+        session: |s, _| {
+            s.conn.state = state::RESET;
+            s.conn.flags |= flags::GIVEN_UP;
+        },
+        counts: &[Stat::PassOff],
         ..IGNORED
     },
 ];

@@ -51,7 +51,11 @@ impl<'a> Approach<'a> {
         };
         for socket in &stream.lanes.sockets {
             let _only_more_to_repeat = repair::clamp_window(socket, WINDOW);
+            // If this task is cut short, or the process, a FIN would be a lie: bytes may wait in either socket. (Closing
+            // silently does not mind.)
+            relay::reset_on_close(socket);
         }
+        failpoint::reached("begun");
         stream.lanes.read_end = bearings.map(|bearing| bearing.read_end);
         stream.lanes.write_end = bearings.map(|bearing| bearing.write_end);
         Ok(Self { splice, plan, stream })
@@ -61,6 +65,7 @@ impl<'a> Approach<'a> {
         for socket in &self.stream.lanes.sockets {
             let room = SockRef::from(socket).recv_buffer_size().unwrap_or(usize::MAX);
             let _slow_at_first = repair::clamp_window(socket, u32::try_from(room).unwrap_or(u32::MAX));
+            let _broken_already = SockRef::from(socket).set_linger(None);
         }
         Box::new(Refused { session: self.stream.into(), reason })
     }
@@ -119,6 +124,7 @@ impl<'a> Approach<'a> {
 
     /// Makes the kernel forward what arrives from now on.
     pub(super) fn switch(self) -> Result<HandOver<'a>, Box<Refused>> {
+        failpoint::reached("rested");
         let quiet = is_quiet(&self.stream);
         let installed = self.content(quiet).and_then(|content| {
             let record = Record::install(&self.splice.records, content)?;
@@ -135,8 +141,6 @@ impl<'a> Approach<'a> {
         for socket in &self.stream.lanes.sockets {
             // Answers to its probes would go to the other peer.
             let _only_superfluous_probes = SockRef::from(socket).set_keepalive(false);
-            // If this task is cut short, a FIN would be a lie. (Closing silently does not mind.)
-            relay::reset_on_close(socket);
         }
         failpoint::reached("marked");
         record.activate();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::IntGauge;
-use proxy_common::flow::{Conn, DirLive, Direction, Flow, FlowRef, bits, state};
+use proxy_common::flow::{Conn, DirLive, Direction, Flow, FlowRef, bits, flags, state};
 use proxy_common::reason::Reason;
 use tokio::sync::Notify;
 
@@ -148,7 +148,10 @@ impl Record {
 
 /// See [`Record::abort`].
 pub(super) fn abort(conns: &Conns, raw: &RawSender, conn: u32) {
-    // First, since the egress program lets no RST of this host through to the peers of a living stream.
+    // First, since the egress program lets no RST of this host through to the peers of a living stream. A peer to which more
+    // is under way does not believe the RSTs, but answers, or goes on, and the local stack then sends it one with the right
+    // number.
+    conns.add_flags(conn, flags::GIVEN_UP);
     set_reset(conns, conn);
     if conns.state(conn) == state::DEAD {
         return;
