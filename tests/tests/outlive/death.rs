@@ -5,13 +5,12 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use steer_tests::require;
-use steer_tests::steer::binary_with_failpoints;
 use steer_tests::topology::Topology;
 
 use crate::bed::{Bed, HANG, endpoint, front};
 
 /// Within this both peers are to know.
-const AT_ONCE: Duration = Duration::from_secs(1);
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.1\r\nConnection: Upgrade\r\n\
     Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -110,80 +109,4 @@ fn a_stream_in_its_hand_over_is_reset_on_both_sides_when_the_process_dies() {
             bed.expect_no_stream();
         }
     }
-}
-
-/// What becomes of a quiet stream if the process dies at this step of its hand-over.
-const STEPS: [(&str, Becomes); 9] = [
-    // Until the switch it is a relayed stream.
-    ("installed", Becomes::Ended),
-    ("marked", Becomes::Ended),
-    ("activated", Becomes::Reset),
-    ("settled", Becomes::Reset),
-    ("drained", Becomes::Reset),
-    ("spliced", Becomes::Intact),
-    ("closing", Becomes::Intact),
-    ("closed", Becomes::Intact),
-    ("kept", Becomes::Intact),
-];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Becomes {
-    /// By FIN or RST.
-    Ended,
-    Reset,
-    Intact,
-}
-
-#[test]
-fn at_every_step_of_a_hand_over_a_death_is_survived_or_learned_at_once() {
-    if !require::root() {
-        return;
-    }
-    let Some(binary) = binary_with_failpoints() else {
-        return require::skip(
-            "needs `cargo build -p proxy-userspace --features failpoints --target-dir target/failpoints`",
-        );
-    };
-    let times = if require::long() { 200 } else { 3 };
-    let topology = Topology::new(1).unwrap();
-    let listener = topology.endpoints[0].run(|| TcpListener::bind(endpoint()).unwrap()).unwrap();
-    let mut bed = Bed::start(&topology, &[]);
-    bed.steer.stop(libc::SIGTERM).unwrap();
-    for (step, becomes) in STEPS {
-        for _ in 0..times {
-            bed.steer.start_again_to_die_at(step, &binary).unwrap();
-            let (mut client, mut backend) = opened(&bed, &listener);
-            bed.steer.process().wait(HANG).unwrap();
-            for socket in [&mut client, &mut backend] {
-                match becomes {
-                    Becomes::Intact => {}
-                    Becomes::Ended => assert!(end_after(socket).1 < AT_ONCE, "{step}"),
-                    Becomes::Reset => {
-                        let (end, took) = end_after(socket);
-                        assert!(end == End::Reset && took < AT_ONCE, "{step}: {end:?} after {took:?}");
-                    }
-                }
-            }
-            if becomes == Becomes::Intact {
-                echo(&mut client, &mut backend);
-            }
-            bed.steer.start_again().unwrap();
-            if becomes == Becomes::Intact {
-                assert_eq!(bed.rows().len(), 1, "{step}");
-                echo(&mut client, &mut backend);
-                echo(&mut backend, &mut client);
-            }
-            drop((client, backend));
-            bed.expect_no_stream();
-            bed.steer.stop(libc::SIGTERM).unwrap();
-            assert!(!bed.pins().exists(), "{step}");
-        }
-    }
-}
-
-fn echo(from: &mut TcpStream, to: &mut TcpStream) {
-    let mut got = [0; 5000];
-    from.write_all(&[7; 5000]).unwrap();
-    to.read_exact(&mut got).unwrap();
-    assert_eq!(got, [7; 5000]);
 }

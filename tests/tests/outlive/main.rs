@@ -8,5 +8,7 @@ mod bed;
 mod death;
 mod leaving;
 mod owners;
+mod pairs;
 mod restart;
+mod steps;
 mod traffic;

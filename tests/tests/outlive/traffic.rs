@@ -162,7 +162,7 @@ async fn serve_stream(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 /// Reads byte by byte, so that nothing behind the head is taken.
-async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
+pub(crate) async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);

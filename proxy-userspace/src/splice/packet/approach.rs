@@ -21,7 +21,7 @@ use crate::failpoint;
 use crate::kernel::clock;
 use crate::kernel::repair;
 use crate::kernel::tcp_info::{self, TIMESTAMP_BYTES, TcpInfo};
-use crate::splice::{Refused, relay};
+use crate::splice::Refused;
 
 /// What the sockets offer until the switch. If it is more than the other peer takes, segments are under way at the switch that
 /// have to be repeated.
@@ -51,9 +51,6 @@ impl<'a> Approach<'a> {
         };
         for socket in &stream.lanes.sockets {
             let _only_more_to_repeat = repair::clamp_window(socket, WINDOW);
-            // If this task is cut short, or the process, a FIN would be a lie: bytes may wait in either socket. (Closing
-            // silently does not mind.)
-            relay::reset_on_close(socket);
         }
         failpoint::reached("begun");
         stream.lanes.read_end = bearings.map(|bearing| bearing.read_end);
@@ -65,7 +62,6 @@ impl<'a> Approach<'a> {
         for socket in &self.stream.lanes.sockets {
             let room = SockRef::from(socket).recv_buffer_size().unwrap_or(usize::MAX);
             let _slow_at_first = repair::clamp_window(socket, u32::try_from(room).unwrap_or(u32::MAX));
-            let _broken_already = SockRef::from(socket).set_linger(None);
         }
         Box::new(Refused { session: self.stream.into(), reason })
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::task::coop;
 use tokio::time::{Instant, timeout_at};
 
@@ -24,6 +25,11 @@ impl From<Session> for Relayed {
     fn from(session: Session) -> Self {
         let Session { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow } =
             session;
+        for socket in [&downstream, &upstream] {
+            // If this task is cut short, or the process, a FIN would be a lie: bytes may wait in either socket. (Closing
+            // silently does not mind.)
+            relay::reset_on_close(socket);
+        }
         let lanes = Lanes {
             sockets: [downstream, upstream],
             held: [to_upstream, to_downstream],
@@ -41,6 +47,9 @@ impl From<Relayed> for Session {
     fn from(relayed: Relayed) -> Self {
         let Relayed { lanes, source, flow, mode, idle_timeout } = relayed;
         let Lanes { sockets: [downstream, upstream], held: [to_upstream, to_downstream], .. } = lanes;
+        for socket in [&downstream, &upstream] {
+            let _broken_already = SockRef::from(socket).set_linger(None);
+        }
         Self { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow }
     }
 }
@@ -78,7 +87,6 @@ impl Relayed {
     pub(super) fn break_off(self, error: &Broken) {
         let error: &dyn std::error::Error = error;
         tracing::debug!(stream = self.flow.flow().id, error, "stream broke before its hand-over");
-        self.lanes.sockets.iter().for_each(relay::reset_on_close);
         drop(self.lanes);
         self.flow.ended(End::Reset);
     }

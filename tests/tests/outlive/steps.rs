@@ -1,0 +1,315 @@
+//! The process dies at each step of a hand-over, with streams of all kinds around it.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aya::maps::{Array, Map, MapData};
+use proxy_common::abi;
+use proxy_common::flow::{Conn, Direction, state};
+use steer::kernel::packet::Ends;
+use steer_tests::eventually::eventually;
+use steer_tests::require;
+use steer_tests::steer::{Steer, binary_with_failpoints};
+use steer_tests::topology::Topology;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::bed::{Bed, ENDPOINT_PORT, FRONT_PORT, HANG};
+use crate::death::AT_ONCE;
+use crate::pairs::{End, Kind, Pair, Pairs};
+
+/// In their order; docs/splice.md says what is where at each. A stream that dies at one of these is reset on both sides, ...
+const RESET: [&str; 7] = ["begun", "rested", "installed", "marked", "activated", "settled", "drained"];
+/// ... and at one of these it goes on.
+const INTACT: [&str; 4] = ["spliced", "closing", "closed", "kept"];
+
+/// Few, so that they are quickly read; more than all streams of some kills in a row.
+const RECORDS: u32 = 512;
+/// How long streams that live are watched after a death.
+const WATCHED: Duration = Duration::from_millis(100);
+
+/// When there is a process again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Restart {
+    AtOnce,
+    /// Two seconds later.
+    Later,
+    /// When everything is over.
+    Never,
+}
+
+/// Which streams there are.
+#[derive(Debug, Clone, Copy)]
+enum Round {
+    Alone(Kind, Family),
+    /// One of each kind and family: one of them is at the step, the others are somewhere.
+    All,
+}
+
+impl Round {
+    /// The `number`-th for a step.
+    fn of(step: &str, number: usize) -> Self {
+        let turns = Kind::ALL.len() + 2;
+        let Some(kind) = Kind::ALL.get(number % turns) else { return Self::All };
+        // A stream whose endpoint does nothing stays where it is then.
+        let is_reached = RESET[..6].contains(&step);
+        let kind = if *kind == Kind::Stuck && !is_reached { Kind::Flow } else { *kind };
+        Self::Alone(kind, Family::BOTH[number / turns % 2])
+    }
+
+    fn streams(self) -> Vec<(Kind, Family)> {
+        match self {
+            Self::Alone(kind, family) => vec![(kind, family)],
+            Self::All => {
+                Kind::ALL.into_iter().flat_map(|kind| Family::BOTH.map(|family| (kind, family))).collect()
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    fn front(self) -> SocketAddr {
+        match self {
+            Self::V4 => (Topology::PROXY, FRONT_PORT).into(),
+            Self::V6 => (Topology::PROXY6, FRONT_PORT).into(),
+        }
+    }
+
+    fn endpoint(self) -> SocketAddr {
+        match self {
+            Self::V4 => (Topology::endpoint(0), ENDPOINT_PORT).into(),
+            Self::V6 => (Topology::endpoint6(0), ENDPOINT_PORT).into(),
+        }
+    }
+}
+
+fn config() -> String {
+    let mut config =
+        format!("splice: packet\npacket_splice: {{ linger: 1s, max_streams: {RECORDS} }}\nlisteners:\n");
+    for family in Family::BOTH {
+        config += &format!(
+            "- address: \"{}\"\n  routes:\n  - match: {{ prefix: / }}\n    cluster: {family:?}\n    \
+             hash_policy: [header: {{ header_name: x-forwarded-for }}]\n    upgrade_configs: [websocket]\n",
+            family.front()
+        );
+    }
+    config += "clusters:\n";
+    for family in Family::BOTH {
+        config += &format!(
+            "- name: {family:?}\n  lb_policy: ring_hash\n  endpoints: [\"{}\"]\n",
+            family.endpoint()
+        );
+    }
+    config
+}
+
+/// What became of the streams of a step's kills.
+#[derive(Debug, Default)]
+struct Tally {
+    kills: u32,
+    intact: u32,
+    ended: u32,
+    slowest: Duration,
+}
+
+struct Mortal<'n> {
+    bed: Bed<'n>,
+    binary: PathBuf,
+    pairs: Pairs,
+    /// Within this both peers are to know.
+    notice: Duration,
+    _runtime: Runtime,
+}
+
+impl<'n> Mortal<'n> {
+    fn new(topology: &'n Topology, binary: &Path, notice: Duration) -> Self {
+        let mut steer = Steer::start(&config(), Some(&topology.proxy), &[]).unwrap();
+        steer.stop(libc::SIGTERM).unwrap();
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let pairs = Pairs::new(runtime.handle());
+        for family in Family::BOTH {
+            let listener = || TcpListener::bind(family.endpoint()).unwrap();
+            pairs.serve(topology.endpoints[0].run(listener).unwrap());
+        }
+        let bed = Bed { topology, steer };
+        Self { bed, binary: binary.to_owned(), pairs, notice, _runtime: runtime }
+    }
+
+    /// Starts a process, has streams begin, and returns with them when it has died at `step`.
+    fn kill(&mut self, step: &str, round: Round) -> (Vec<Arc<Pair>>, Instant) {
+        let kinds = round.streams();
+        let connect = || {
+            // The process may die before the last one.
+            let connected = kinds.iter().map(|(_, family)| TcpStream::connect(family.front()).ok());
+            connected.collect::<Vec<_>>()
+        };
+        let sockets = self.bed.topology.clients.run(connect).unwrap();
+        let opened = kinds.iter().zip(sockets).filter_map(|((kind, _), socket)| Some((*kind, socket?)));
+        let pairs = opened.map(|(kind, socket)| self.pairs.open(kind, socket)).collect();
+        let begin = Instant::now();
+        while self.bed.steer.process().ensure_running().is_ok() {
+            assert!(begin.elapsed() < HANG, "{step}, {round:?}: does not come to that");
+            thread::sleep(Duration::from_micros(500));
+        }
+        (pairs, Instant::now())
+    }
+
+    /// The records that are in use, by the addresses of their clients.
+    fn states(&self) -> HashMap<SocketAddr, u32> {
+        let map = MapData::from_pin(self.bed.maps().join(abi::MAP_CONNS)).unwrap();
+        let records: Array<_, [u8; size_of::<Conn>()]> =
+            Array::try_from(Map::from_map_data(map).unwrap()).unwrap();
+        let records = records.iter().map(|record| bytemuck::pod_read_unaligned::<Conn>(&record.unwrap()));
+        let used = records.filter(|record| record.state != state::OFF);
+        used.map(|record| (Ends::of(&record, Direction::ToUpstream).peer, record.state)).collect()
+    }
+
+    /// Waits until both ends of a stream know that it is over, and says how the worse one does, and how late.
+    fn ended(&self, pair: &Pair, died: Instant, what: &str) -> (End, Duration) {
+        let known = eventually("the end at both ends", HANG, || {
+            let mut ends = Vec::new();
+            for (name, side) in pair.begun() {
+                let Some((end, at)) = side.ended() else {
+                    let late = died.elapsed();
+                    anyhow::ensure!(late < self.notice, "the {name} does not know after {late:?}");
+                    return Ok(None);
+                };
+                ends.push((end, at.saturating_duration_since(died)));
+            }
+            Ok(Some(ends))
+        });
+        let ends = known.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        let slowest = ends.iter().map(|(_, late)| *late).max().unwrap_or_default();
+        assert!(slowest < self.notice, "{what}: known after {slowest:?}");
+        let finished = ends.iter().find(|(end, _)| *end != End::Reset);
+        (finished.map_or(End::Reset, |(end, _)| *end), slowest)
+    }
+
+    /// One kill at `step`, of the process that runs; `next` is where that which follows dies.
+    fn round(&mut self, step: &str, number: usize, next: Option<&str>, restart: Restart, tally: &mut Tally) {
+        let round = Round::of(step, number);
+        let (pairs, died) = self.kill(step, round);
+        let states = self.states();
+        if restart == Restart::AtOnce {
+            self.start(next);
+        }
+        let mut living = Vec::new();
+        tally.kills += 1;
+        for pair in &pairs {
+            let state = states.get(&pair.address).copied();
+            if state == Some(state::SPLICED) {
+                living.push(Arc::clone(pair));
+                continue;
+            }
+            let what = format!("{step}, {round:?}, {:?} of {}, state {state:?}", pair.kind, pair.address);
+            let (end, slowest) = self.ended(pair, died, &what);
+            // Without its 101 it was none yet.
+            assert!(end == End::Reset || !pair.is_open(), "{what}: {end:?}");
+            tally.ended += 1;
+            tally.slowest = tally.slowest.max(slowest);
+        }
+        let expected = if INTACT.contains(&step) { !living.is_empty() } else { living.len() < pairs.len() };
+        assert!(expected, "{step}, {round:?}: {} of {} live", living.len(), pairs.len());
+        tally.intact += living.len() as u32;
+        if restart == Restart::Later {
+            thread::sleep(Duration::from_secs(2).saturating_sub(died.elapsed()));
+            self.start(next);
+        }
+        thread::sleep(WATCHED.saturating_sub(died.elapsed()));
+        if restart != Restart::Never {
+            self.expect_adopted(&living, step);
+        }
+        self.expect_intact(&living, &format!("{step}, {round:?}"));
+        if restart == Restart::Never {
+            self.start(next);
+        }
+        self.pairs.forget(&pairs);
+    }
+
+    fn start(&mut self, next: Option<&str>) {
+        match next {
+            Some(step) => self.bed.steer.start_again_to_die_at(step, &self.binary),
+            None => self.bed.steer.start_again(),
+        }
+        .unwrap();
+    }
+
+    fn expect_adopted(&self, living: &[Arc<Pair>], step: &str) {
+        let rows = self.bed.rows();
+        for pair in living {
+            let address = pair.address.to_string();
+            assert!(
+                rows.iter().any(|row| row["client"] == address),
+                "{step}: {address} is not among {rows:?}"
+            );
+        }
+    }
+
+    fn expect_intact(&self, living: &[Arc<Pair>], what: &str) {
+        living.iter().for_each(|pair| pair.stop());
+        for pair in living {
+            let known = eventually("end of a stream", HANG, || Ok(pair.is_intact())).unwrap();
+            assert!(known, "{what}: {pair:?}");
+            assert_eq!(pair.wrong(), None, "{what}");
+        }
+    }
+
+    /// Kills at these steps, one after another, so often each.
+    fn kill_all(mut self, steps: &[&str], times: usize) {
+        self.start(steps.first().copied());
+        for (index, step) in steps.iter().enumerate() {
+            let mut tally = Tally::default();
+            for time in 0..times {
+                let next = if time + 1 < times { Some(step) } else { steps.get(index + 1) };
+                let restart = match (index + time) % 16 {
+                    7 if require::long() => Restart::Later,
+                    number if number % 3 == 1 => Restart::Never,
+                    _ => Restart::AtOnce,
+                };
+                // The short form has other streams for each step.
+                let number = if require::long() { time } else { index + 6 * time };
+                self.round(step, number, next.copied(), restart, &mut tally);
+            }
+            eprintln!("{step}: {tally:?}");
+        }
+        self.bed.expect_no_stream();
+        self.bed.steer.stop(libc::SIGTERM).unwrap();
+        assert!(!self.bed.pins().exists());
+    }
+}
+
+/// The steps that are asked for, and how often.
+fn asked() -> (Vec<&'static str>, usize) {
+    let all = RESET.into_iter().chain(INTACT);
+    let chosen = std::env::var("STEER_DEATH_STEPS").ok();
+    let is_chosen =
+        |step: &&str| chosen.as_ref().is_none_or(|chosen| chosen.split(',').any(|one| one == *step));
+    let times = std::env::var("STEER_DEATH_KILLS").ok().map(|times| times.parse().unwrap());
+    (all.filter(is_chosen).collect(), times.unwrap_or(if require::long() { 200 } else { 2 }))
+}
+
+#[test]
+fn at_every_step_of_a_hand_over_a_death_is_survived_or_learned_at_once() {
+    if !require::root() {
+        return;
+    }
+    let Some(binary) = binary_with_failpoints() else {
+        return require::skip(
+            "needs `cargo build -p proxy-userspace --features failpoints --target-dir target/failpoints`",
+        );
+    };
+    let topology = Topology::new(1).unwrap();
+    let (steps, times) = asked();
+    Mortal::new(&topology, &binary, AT_ONCE).kill_all(&steps, times);
+}
