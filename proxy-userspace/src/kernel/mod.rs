@@ -9,6 +9,7 @@ pub mod events;
 pub mod grace;
 pub mod hold;
 pub mod host;
+mod links;
 pub mod loader;
 pub mod maps;
 mod netlink;

@@ -17,6 +17,7 @@ use proxy_common::abi;
 use proxy_common::reason::Reason;
 
 use crate::kernel::host::{self, InterfaceKind};
+use crate::kernel::links;
 use crate::kernel::loader::{self, LoadError};
 use crate::kernel::netlink::LinkMonitor;
 use crate::kernel::pins;
@@ -278,6 +279,22 @@ enum AdoptError {
 /// The interfaces whose links are among what these names stand for.
 pub(super) fn pinned(names: &[String]) -> HashSet<u32> {
     names.iter().filter_map(|name| name.split_once('-')?.0.parse().ok()).collect()
+}
+
+/// Whether a pinned link is still attached to an interface, of whatever network namespace. If none is, no packet of a stream
+/// is forwarded any more.
+pub(super) fn any_is_attached(pins: &Path) -> io::Result<bool> {
+    let links = pinned(&pins::names(pins)?)
+        .into_iter()
+        .flat_map(|ifindex| PROGRAMS.map(|(_, direction)| path_of(pins, ifindex, direction)));
+    for link in links {
+        match links::is_attached(&link) {
+            Ok(true) => return Ok(true),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(false)
 }
 
 fn path_of(pins: &Path, ifindex: u32, direction: TcAttachType) -> PathBuf {

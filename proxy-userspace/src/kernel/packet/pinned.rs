@@ -116,6 +116,18 @@ impl Pinned {
         if self.about()?.netns == here { Ok(()) } else { Err(PinnedError::OtherNamespace) }
     }
 
+    /// Whether its streams are over with the network namespace that they were in: no interface has the programs any more.
+    ///
+    /// # Errors
+    /// The links cannot be looked at.
+    pub fn is_abandoned(&self) -> Result<bool, PinnedError> {
+        if self.ensure_is_here().is_ok() {
+            return Ok(false);
+        }
+        let attached = interfaces::any_is_attached(&self.path);
+        attached.map(|any| !any).map_err(|source| PinnedError::io(&self.path, source))
+    }
+
     /// The records; those that are not OFF are in use.
     pub fn conns(&self) -> &Conns {
         &self.conns
@@ -157,7 +169,10 @@ impl Place {
             if here.is_ok() {
                 before = found.about()?;
             }
-            if found.conns.used() > 0 {
+            if found.is_abandoned()? {
+                let streams = found.conns.used();
+                tracing::info!(streams, "removed what was left of a network namespace that is gone");
+            } else if found.conns.used() > 0 {
                 return here.map(|()| Self { path: found.path, adopts: true, before });
             }
         }

@@ -1,0 +1,71 @@
+//! What aya does not tell of a link that is pinned: whether it still is attached to an interface.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use bytemuck::{Pod, Zeroable};
+
+/// Commands of bpf(2) (include/uapi/linux/bpf.h).
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+/// `union bpf_attr` of BPF_OBJ_GET.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Get {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// The same of BPF_OBJ_GET_INFO_BY_FD.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct GetInfo {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_link_info`, of a tcx link.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct TcxInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    _pad: u32,
+    ifindex: u32,
+    attach_type: u32,
+}
+
+/// Whether the tcx link that is pinned here is attached. It is not once its interface is gone, with its network namespace
+/// for example.
+///
+/// # Errors
+/// There is no link, or this process may not ask (CAP_SYS_ADMIN is not needed, CAP_BPF is).
+pub(super) fn is_attached(pin: &Path) -> io::Result<bool> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut get = Get { pathname: path.as_ptr() as u64, ..Get::zeroed() };
+    let link = bpf(BPF_OBJ_GET, &mut get)?;
+    // SAFETY: the kernel has just made the descriptor, and nobody else knows of it.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let mut info = TcxInfo::zeroed();
+    let mut get_info = GetInfo {
+        bpf_fd: link.as_raw_fd() as u32,
+        info_len: size_of::<TcxInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut get_info)?;
+    Ok(info.ifindex != 0)
+}
+
+fn bpf(command: libc::c_int, attributes: &mut impl Pod) -> io::Result<libc::c_int> {
+    let (at, len): (*mut _, _) = (attributes, size_of_val(attributes));
+    // SAFETY: the attributes are a local of that size, and what they refer to lives as long as the caller's call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, at, len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+}
