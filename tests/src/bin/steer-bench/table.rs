@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::outlive;
 use crate::results::{Params, Report, Series};
 use crate::subjects::Kind;
 
@@ -49,13 +50,32 @@ fn columns(workload: &str) -> Columns {
             let others: &[_] = &[("packets/s", "packets_per_s")];
             ("ns_per_packet", "ns/packet", others)
         }
+        outlive::WORKLOAD => {
+            let others: &[_] = &[
+                ("later", "streams_lost_later"),
+                ("wrong", "streams_wrong"),
+                ("refused", "refused"),
+                ("failed", "failed"),
+                ("slow", "slow"),
+                ("nobody ms", "unserved_ms"),
+                ("gap ms", "longest_gap_ms"),
+                ("before", "quiet_longest_gap_ms"),
+                ("p99 ms", "echo_p99_ms"),
+                ("before", "quiet_echo_p99_ms"),
+                ("procs", "processes"),
+                ("MiB", "process_mib"),
+            ];
+            ("streams_lost", "streams lost", others)
+        }
         _ => ("messages_per_s", "messages/s", LATENCY),
     };
     Columns { compared, title, others }
 }
 
-/// Whose ratio to the others a reader wants to know, each a column.
-const COMPARED_WITH: [Kind; 4] = [Kind::Direct, Kind::Haproxy, Kind::Nginx, Kind::Envoy];
+/// Whose ratio to the others a reader wants to know, each a column; of what is lost there are none.
+fn compared_with(workload: &str) -> &'static [Kind] {
+    if workload == outlive::WORKLOAD { &[] } else { &[Kind::Direct, Kind::Haproxy, Kind::Nginx, Kind::Envoy] }
+}
 
 /// One block of rows for each case.
 pub(crate) fn render(report: &Report) -> String {
@@ -76,8 +96,11 @@ pub(crate) fn render(report: &Report) -> String {
 
 fn block(text: &mut String, report: &Report, case: (&str, &Params)) {
     let columns = columns(case.0);
-    let mut header = format!("{:<13} {:>12} {:>7}", "", columns.title, "spread");
-    for kind in COMPARED_WITH {
+    let mut header = format!("{:<13} {:>12}", "", columns.title);
+    if !compared_with(case.0).is_empty() {
+        let _written = write!(header, " {:>7}", "spread");
+    }
+    for kind in compared_with(case.0) {
         let _written = write!(header, " {:>8}", format!("x {kind}"));
     }
     for (title, _) in columns.others {
@@ -100,9 +123,12 @@ fn block(text: &mut String, report: &Report, case: (&str, &Params)) {
 }
 
 fn row(text: &mut String, report: &Report, case: (&str, &Params), columns: &Columns, series: &Series) {
-    let spread = (series.max - series.min) / series.median * 100.0;
-    let _written = write!(text, "{:<13} {:>12} {:>6.0}%", series.subject, number(series.median), spread);
-    for kind in COMPARED_WITH {
+    let _written = write!(text, "{:<13} {:>12}", series.subject, number(series.median));
+    if !compared_with(case.0).is_empty() {
+        let spread = (series.max - series.min) / series.median * 100.0;
+        let _written = write!(text, " {spread:>6.0}%");
+    }
+    for kind in compared_with(case.0) {
         let other = report.series(case, kind.name(), columns.compared);
         let ratio = other
             .filter(|other| other.median > 0.0 && other.subject != series.subject)
