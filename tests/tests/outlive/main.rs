@@ -6,7 +6,9 @@
 
 mod bed;
 mod death;
+mod latency;
 mod leaving;
 mod owners;
+mod probes;
 mod restart;
 mod traffic;

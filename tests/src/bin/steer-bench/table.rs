@@ -72,6 +72,13 @@ fn columns(workload: &str) -> Columns {
     Columns { compared, title, others }
 }
 
+/// What the columns of `outlive` are.
+const OUTLIVE: &str = "\
+Streams lost: closed, reset or silent within 4 s of the event; later: in the 5 s behind; wrong: a byte was.
+Of new connections, one each 5 ms: refused; failed: reset, or no answer in 3 s; slow: after 0.5 s; nobody: the longest
+time without any answer. Gap, p99: longest and 99 % of echoes in the same 4 s, and in 4 s before. Procs, MiB: all
+processes of the proxy at the end of the 4 s.";
+
 /// Whose ratio to the others a reader wants to know, each a column; of what is lost there are none.
 fn compared_with(workload: &str) -> &'static [Kind] {
     if workload == outlive::WORKLOAD { &[] } else { &[Kind::Direct, Kind::Haproxy, Kind::Nginx, Kind::Envoy] }
@@ -83,14 +90,18 @@ pub(crate) fn render(report: &Report) -> String {
     for case in report.cases() {
         block(&mut text, report, case);
     }
+    let is_outlive = |case: &(&str, &Params)| case.0 == outlive::WORKLOAD;
     let host = &report.host;
     // Writing to a string cannot fail.
-    let _written = writeln!(
-        text,
-        "Median of {} rounds of {:.1} s; spread: (max - min) / median; x: ratio of medians; cpu: of the whole machine;\n\
-         +proxy: more than the direct connection; process: the proxy's own, ms per second; {:.1} % stolen, {} runs repeated.",
-        host.rounds, host.span_seconds, host.steal_percent, host.repeated_runs
-    );
+    let _written = match report.cases().iter().all(is_outlive) {
+        true => writeln!(text, "{OUTLIVE} {:.1} % stolen.", host.steal_percent),
+        false => writeln!(
+            text,
+            "Median of {} rounds of {:.1} s; spread: (max - min) / median; x: ratio of medians; cpu: of the whole machine;\n\
+             +proxy: more than the direct connection; process: the proxy's own, ms per second; {:.1} % stolen, {} runs repeated.",
+            host.rounds, host.span_seconds, host.steal_percent, host.repeated_runs
+        ),
+    };
     text
 }
 
@@ -163,9 +174,10 @@ fn width_of(title: &str) -> usize {
     title.len().max(7)
 }
 
-/// Three digits at least, without false precision.
+/// Three digits at least, without false precision; whole numbers as they are.
 fn number(value: f64) -> String {
     match value.abs() {
+        size if size < 10_000.0 && size.fract() == 0.0 => format!("{value:.0}"),
         size if size >= 10_000.0 => thousands(value),
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
@@ -190,5 +202,6 @@ mod tests {
         assert_eq!(number(9999.6), "10000");
         assert_eq!(number(12.34), "12.3");
         assert_eq!(number(0.5), "0.50");
+        assert_eq!(number(0.0), "0");
     }
 }
