@@ -15,7 +15,7 @@ What OPTION may be:
   --quick          the cases that say most, within four minutes
   --full           more and longer rounds, for numbers to publish
   --only NAME      only cases whose names begin so: echo, echo/100x64, bulk, fan_out,
-                   upgrades, polling, memory, programs (several: with commas)
+                   upgrades, polling, memory, programs, outlive (several: with commas)
   --peers LIST     only these beside the direct connection: steer-packet,
                    steer-sockmap, steer-relay, haproxy, nginx, envoy
   --rounds N       rounds of each case

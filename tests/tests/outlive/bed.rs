@@ -60,13 +60,17 @@ impl<'n> Bed<'n> {
     /// Runs `work` while so many spliced streams echo, which must all have been intact when they are closed after it.
     pub(crate) fn under_traffic(&mut self, streams: u32, work: impl FnOnce(&mut Self, &Traffic)) {
         let traffic = Arc::new(Traffic::default());
+        // Before the first client asks for it.
+        let listener =
+            self.topology.endpoints[0].run(|| std::net::TcpListener::bind(endpoint()).unwrap()).unwrap();
+        listener.set_nonblocking(true).unwrap();
         thread::scope(|scope| {
             let topology = self.topology;
             let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
             let endpoint = scope.spawn(move || {
                 topology.endpoints[0].run(|| {
                     runtime().block_on(async {
-                        let listener = TcpListener::bind(endpoint()).await.unwrap();
+                        let listener = TcpListener::from_std(listener).unwrap();
                         tokio::select! {
                             () = serve(listener) => {}
                             _ = stopped => {}

@@ -6,9 +6,11 @@
 
 mod bed;
 mod death;
+mod latency;
 mod leaving;
 mod owners;
 mod pairs;
+mod probes;
 mod restart;
 mod steps;
 mod traffic;

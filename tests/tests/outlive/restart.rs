@@ -1,5 +1,7 @@
 //! Streams go on while the process is killed, or stopped, and started again.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,12 +9,17 @@ use steer_tests::require;
 use steer_tests::topology::Topology;
 
 use crate::bed::{Bed, front, runtime};
-use crate::traffic;
+use crate::latency::Echoes;
+use crate::probes::{Outcome, Probes};
+use crate::traffic::{self, Traffic};
 
 /// 5,000 streams and two minutes in the long form.
 fn size() -> (u32, Duration) {
     if require::long() { (5000, Duration::from_secs(120)) } else { (250, Duration::from_secs(8)) }
 }
+
+/// How long each process lives: some time after its adoption is compared with the rest.
+const LIFE: Duration = Duration::from_secs(3);
 
 fn again_and_again(signal: libc::c_int) {
     if !require::root() {
@@ -22,34 +29,53 @@ fn again_and_again(signal: libc::c_int) {
     let topology = Topology::new(1).unwrap();
     let mut bed = Bed::start(&topology, &[]);
     bed.under_traffic(streams, |bed, traffic| {
-        let begin = Instant::now();
-        let mut times = 0;
-        traffic.take_worst();
-        while begin.elapsed() < duration {
-            thread::sleep(Duration::from_secs(3).min(duration / 4));
-            let before = traffic.take_worst();
-            let down = Instant::now();
-            bed.steer.restart(signal).unwrap();
-            let down = down.elapsed();
-            thread::sleep(Duration::from_millis(500));
-            let at = traffic.take_worst();
-            times += 1;
-            eprintln!("restart {times}: ready after {down:?}; slowest echo {before:?} before, {at:?} at it");
-            assert_eq!(bed.rows().len(), streams as usize);
-            for (metric, expected) in [("steer_packet_streams", streams), ("steer_source_ports", streams)] {
-                assert_eq!(bed.metric(metric, &[("kind", "used")]), f64::from(expected), "{metric}");
-            }
-            assert_eq!(bed.metric("steer_streams", &[("path", "packet")]), f64::from(streams));
-        }
-        let row = &bed.rows()[0];
-        assert_eq!((&row["cluster"], &row["path"]), (&"sio".into(), &"packet".into()));
-        assert_eq!(row["endpoint"], crate::bed::endpoint().to_string());
-        assert!(row["age_seconds"].as_f64().unwrap() >= begin.elapsed().as_secs_f64(), "{row}");
+        let stop = AtomicBool::new(false);
+        let probes = thread::scope(|scope| {
+            let probes = scope.spawn(|| topology.clients.run(|| Probes::run(front(), &stop)));
+            let restarted =
+                catch_unwind(AssertUnwindSafe(|| restarts(bed, traffic, (signal, streams, duration))));
+            // Whatever happened, nothing waits for it.
+            stop.store(true, Ordering::Relaxed);
+            let probes = probes.join().unwrap().unwrap();
+            restarted.unwrap_or_else(|panic| resume_unwind(panic));
+            probes
+        });
+        eprintln!("{probes}");
+        assert!(probes.count(Outcome::Answered) > 0);
         // New ones come to the process that lives now.
         let fresh = topology.clients.run(|| runtime().block_on(traffic::open(front()))).unwrap();
         drop(fresh.unwrap());
     });
     bed.expect_no_stream();
+}
+
+fn restarts(bed: &mut Bed<'_>, traffic: &Traffic, (signal, streams, duration): (libc::c_int, u32, Duration)) {
+    let begin = Instant::now();
+    let (mut times, mut ready) = (0, Vec::new());
+    let mut echoes = Echoes::default();
+    traffic.take_echoes();
+    while begin.elapsed() < duration {
+        let down = Instant::now();
+        bed.steer.restart(signal).unwrap();
+        ready.push(down.elapsed());
+        times += 1;
+        for metric in ["steer_packet_streams", "steer_source_ports"] {
+            assert_eq!(bed.metric(metric, &[("kind", "used")]), f64::from(streams), "{metric}");
+        }
+        assert_eq!(bed.metric("steer_streams", &[("path", "packet")]), f64::from(streams));
+        thread::sleep(LIFE.min(duration / 4).saturating_sub(down.elapsed()));
+        echoes.add(down, &traffic.take_echoes());
+    }
+    ready.sort_unstable();
+    eprintln!(
+        "{times} restarts of {streams} streams, ready after {:?} (median), {:?} (longest)\n{echoes}",
+        ready[ready.len() / 2],
+        ready[ready.len() - 1]
+    );
+    let row = &bed.rows()[0];
+    assert_eq!((&row["cluster"], &row["path"]), (&"sio".into(), &"packet".into()));
+    assert_eq!(row["endpoint"], crate::bed::endpoint().to_string());
+    assert!(row["age_seconds"].as_f64().unwrap() >= begin.elapsed().as_secs_f64(), "{row}");
 }
 
 #[test]

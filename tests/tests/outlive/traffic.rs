@@ -1,5 +1,6 @@
 //! Many WebSocket-like streams at once, each byte of which is compared: an endpoint that echoes, and clients that send
-//! messages which depend on stream and position, most of them now and then, some as fast as they come back.
+//! messages which depend on stream and position, most of them about one a second, some large ones again and again. All of it
+//! leaves the machine idle for most of the time, so that what a restart costs can be told from noise.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -16,11 +17,12 @@ use tokio::time::{sleep, timeout};
 
 /// Far above anything that passes.
 const HANG: Duration = Duration::from_secs(20);
-/// Messages of all streams together, but for the fast ones.
-const MESSAGES_PER_SECOND: u32 = 4000;
+/// From the echo of a message to the next message.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Every so many-th stream is a fast one.
-const FAST: u32 = 50;
+const FAST: u32 = 100;
 const FAST_BYTES: usize = 64 * 1024;
+const FAST_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the streams have done so far, and what they are to do.
 #[derive(Debug, Default)]
@@ -28,16 +30,16 @@ pub(crate) struct Traffic {
     pub(crate) opened: AtomicU32,
     pub(crate) messages: AtomicU64,
     pub(crate) bytes: AtomicU64,
-    /// Of messages of streams that are not fast, since it was last taken.
-    worst_us: AtomicU64,
+    /// When which echo came, and how long after its message; of streams that are not fast.
+    echoes: Mutex<Vec<(Instant, Duration)>>,
     stop: AtomicBool,
     pub(crate) errors: Mutex<Vec<String>>,
 }
 
 impl Traffic {
-    /// The longest time that a message and its echo took since this was asked last.
-    pub(crate) fn take_worst(&self) -> Duration {
-        Duration::from_micros(self.worst_us.swap(0, Ordering::Relaxed))
+    /// When which echo came since this was asked last, and how long after its message. Not of the fast streams.
+    pub(crate) fn take_echoes(&self) -> Vec<(Instant, Duration)> {
+        std::mem::take(&mut *self.echoes.lock().unwrap())
     }
 
     /// Lets the streams close, each when its last message has come back.
@@ -51,7 +53,6 @@ impl Traffic {
 
     /// Opens so many streams and returns when they have been told to stop and are closed.
     pub(crate) async fn clients(self: Arc<Self>, front: SocketAddr, streams: u32) {
-        let pause = Duration::from_secs(1) * streams / MESSAGES_PER_SECOND;
         // As many handshakes at once as a backlog takes.
         let gate = Arc::new(Semaphore::new(64));
         let mut clients = JoinSet::new();
@@ -64,7 +65,7 @@ impl Traffic {
                 let done = match opened {
                     Ok(stream) => {
                         traffic.opened.fetch_add(1, Ordering::Relaxed);
-                        traffic.exchange(stream, id, pause).await
+                        traffic.exchange(stream, id).await
                     }
                     Err(error) => Err(format!("cannot be opened: {error}")),
                 };
@@ -76,13 +77,12 @@ impl Traffic {
         while clients.join_next().await.is_some() {}
     }
 
-    async fn exchange(&self, mut stream: TcpStream, id: u32, pause: Duration) -> Result<(), String> {
+    async fn exchange(&self, mut stream: TcpStream, id: u32) -> Result<(), String> {
         let mut random = SmallRng::seed_from_u64(id.into());
         let is_fast = id.is_multiple_of(FAST);
         let mut count = 0_u64;
-        if !is_fast {
-            sleep(pause.mul_f64(random.random())).await;
-        }
+        let pause = if is_fast { FAST_PAUSE } else { PAUSE };
+        sleep(pause.mul_f64(random.random())).await;
         while !self.is_stopped() {
             let mut message = vec![0; if is_fast { FAST_BYTES } else { random.random_range(16..1500) }];
             random.fill(&mut message[..]);
@@ -98,10 +98,10 @@ impl Traffic {
             self.messages.fetch_add(1, Ordering::Relaxed);
             self.bytes.fetch_add(2 * message.len() as u64, Ordering::Relaxed);
             if !is_fast {
-                self.worst_us.fetch_max(took.as_micros() as u64, Ordering::Relaxed);
-                sleep(pause).await;
+                self.echoes.lock().unwrap().push((begin + took, took));
             }
             count += 1;
+            sleep(pause).await;
         }
         stream.shutdown().await.map_err(|error| error.to_string())?;
         let rest = timeout(HANG, stream.read(&mut [0; 16])).await.map_err(|_| "the end hangs".to_owned())?;

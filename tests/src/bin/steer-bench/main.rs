@@ -2,7 +2,7 @@
 //! and Envoy, under the same load, interleaved in one run.
 //!
 //! The runner lays out the network (`lanes`), starts the subjects (`subjects`) and goes through the plan (`plan`,
-//! `rounds`); the load (`load`) and the endpoint (`serve`) are processes of their own, started from this same binary
+//! `rounds`); the load (`load`, `watch`) and the endpoint (`serve`) are processes of their own, started from this same binary
 //! inside their namespaces, so that their descriptors and their CPU time are not the runner's.
 
 mod bpf;
@@ -15,6 +15,7 @@ mod link;
 mod load;
 mod machine;
 mod memory;
+mod outlive;
 mod plan;
 mod programs;
 mod progress;
@@ -27,8 +28,10 @@ mod spec;
 mod spliced;
 mod subjects;
 mod table;
+mod watch;
 mod ws;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -66,7 +69,8 @@ struct Options {
     /// More and longer rounds, for numbers to publish
     #[arg(long)]
     full: bool,
-    /// Only cases whose names begin so: echo, echo/100x64, bulk, fan_out, upgrades, polling, memory, programs
+    /// Only cases whose names begin so: echo, echo/100x64, bulk, fan_out, upgrades, polling, memory, programs,
+    /// outlive
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Only these beside the direct connection: steer-packet, steer-sockmap, steer-relay, haproxy, nginx, envoy
@@ -98,6 +102,9 @@ enum Part {
     /// The endpoint
     #[command(hide = true)]
     Serve { ports: Vec<u16> },
+    /// The streams and connections that see a restart
+    #[command(hide = true)]
+    Watch { targets: Vec<SocketAddr> },
 }
 
 fn kind(name: &str) -> Result<Kind, String> {
@@ -110,6 +117,7 @@ fn main() -> ExitCode {
     let done = match part {
         Some(Part::Load { json }) => load_once(&json),
         Some(Part::Serve { ports }) => serve::run(&ports).map(|()| ExitCode::SUCCESS),
+        Some(Part::Watch { targets }) => watch::run(&targets).map(|()| ExitCode::SUCCESS),
         None => bench(&options),
     };
     done.unwrap_or_else(|error| {
@@ -193,6 +201,7 @@ fn measure(plan: &Plan) -> Result<Report> {
     if plan.memory {
         outcome.add(memory::run(&lanes, &found, &plan.subjects, plan.profile)?);
     }
+    outcome.add(outlive::run(&lanes, &found, (&plan.subjects, &plan.outlive), plan.profile)?);
 
     let Outcome { series: results, left_out, repeated_runs } = outcome;
     let steal: Vec<_> = results.iter().flat_map(|series| &series.steal_percent).copied().collect();

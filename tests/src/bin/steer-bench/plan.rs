@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::json;
 
+use crate::outlive::Event;
 use crate::results::Params;
 use crate::spec::{Method, Way, Work};
 use crate::subjects::Kind;
@@ -66,6 +67,7 @@ pub(crate) struct Plan {
     pub(crate) subjects: Vec<Kind>,
     pub(crate) memory: bool,
     pub(crate) programs: bool,
+    pub(crate) outlive: Vec<Event>,
 }
 
 impl Plan {
@@ -77,11 +79,11 @@ impl Plan {
     pub(crate) fn new(profile: Profile, size: Size, only: &[String], peers: &[Kind]) -> Result<Self> {
         // What an expert asks for by name is there in every profile, if only in the long one by itself.
         let all = cases(Profile::Standard);
-        let extra = ["memory", "programs"];
+        let extra: Vec<_> = ["memory", "programs"].into_iter().chain(Event::ALL.map(Event::name)).collect();
         for name in only {
             let known = all.iter().any(|case| case.name.starts_with(name.as_str()));
             anyhow::ensure!(
-                known || extra.contains(&name.as_str()),
+                known || extra.iter().any(|extra| extra.starts_with(name.as_str())),
                 "there is no {name}; there are: {}, {}",
                 all.iter().map(|case| case.name.as_str()).collect::<Vec<_>>().join(", "),
                 extra.join(", ")
@@ -105,11 +107,15 @@ impl Plan {
             cases: chosen,
             programs: programs && (profile != Profile::Quick || !only.is_empty()),
             memory: wanted("memory"),
+            outlive: Event::ALL
+                .into_iter()
+                .filter(|event| wanted(event.name()) && (profile != Profile::Quick || !only.is_empty()))
+                .collect(),
             subjects,
         })
     }
 
-    /// Runs of the load generator, without those of `memory` and `programs`.
+    /// Runs of the load generator, without those of `memory`, `programs` and `outlive`.
     pub(crate) fn runs(&self) -> usize {
         self.cases.len() * self.size.rounds * self.subjects.len()
     }
@@ -133,7 +139,9 @@ impl Plan {
         let subjects = u64::try_from(self.subjects.len()).unwrap_or(u64::MAX);
         let memory = Duration::from_secs(if self.memory { per_subject * subjects } else { 0 });
         let programs = Duration::from_secs(if self.programs { 30 } else { 0 });
-        loads + memory + programs
+        let events = u64::try_from(self.outlive.len()).unwrap_or(u64::MAX);
+        let outlive = Duration::from_secs(18 * events * subjects);
+        loads + memory + programs + outlive
     }
 }
 
@@ -280,5 +288,7 @@ mod tests {
         let fan_out = plan(Profile::Quick, &["fan_out"], &[]).unwrap();
         assert_eq!(fan_out.cases.len(), 1);
         assert!(plan(Profile::Quick, &["programs"], &[]).unwrap().programs);
+        assert_eq!(plan(Profile::Quick, &["outlive/kill"], &[]).unwrap().outlive, [Event::Kill]);
+        assert!(plan(Profile::Quick, &[], &[]).unwrap().outlive.is_empty());
     }
 }

@@ -47,7 +47,7 @@ pub(crate) type Params = BTreeMap<String, Value>;
 /// One metric of one subject under one load.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Series {
-    /// `echo`, `bulk`, `fan_out`, `upgrades`, `polling`, `memory`, `programs`.
+    /// `echo`, `bulk`, `fan_out`, `upgrades`, `polling`, `memory`, `programs`, `outlive`.
     pub(crate) workload: String,
     pub(crate) params: Params,
     /// `direct`, `steer-packet`, `steer-sockmap`, `steer-relay`, `haproxy`, `nginx`, `envoy`.
@@ -64,6 +64,7 @@ pub(crate) struct Series {
     /// | `spliced_percent` | `steer-packet`: streams of the run that the kernel took over |
     /// | `splice_us` | `steer-packet`: from the 101 to the splice, median |
     /// | `bytes_per_stream`, `streams` and its parts; `ns_per_packet`, `packets_per_s` | see `memory` and `programs` |
+    /// | `streams_lost`, `refused` ... | see `outlive` |
     pub(crate) metric: String,
     pub(crate) median: f64,
     pub(crate) min: f64,

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::outlive;
 use crate::results::{Params, Report, Series};
 use crate::subjects::Kind;
 
@@ -49,13 +50,39 @@ fn columns(workload: &str) -> Columns {
             let others: &[_] = &[("packets/s", "packets_per_s")];
             ("ns_per_packet", "ns/packet", others)
         }
+        outlive::WORKLOAD => {
+            let others: &[_] = &[
+                ("later", "streams_lost_later"),
+                ("wrong", "streams_wrong"),
+                ("refused", "refused"),
+                ("failed", "failed"),
+                ("slow", "slow"),
+                ("nobody ms", "unserved_ms"),
+                ("gap ms", "longest_gap_ms"),
+                ("before", "quiet_longest_gap_ms"),
+                ("p99 ms", "echo_p99_ms"),
+                ("before", "quiet_echo_p99_ms"),
+                ("procs", "processes"),
+                ("MiB", "process_mib"),
+            ];
+            ("streams_lost", "streams lost", others)
+        }
         _ => ("messages_per_s", "messages/s", LATENCY),
     };
     Columns { compared, title, others }
 }
 
-/// Whose ratio to the others a reader wants to know, each a column.
-const COMPARED_WITH: [Kind; 4] = [Kind::Direct, Kind::Haproxy, Kind::Nginx, Kind::Envoy];
+/// What the columns of `outlive` are.
+const OUTLIVE: &str = "\
+Streams lost: closed, reset or silent within 4 s of the event; later: in the 5 s behind; wrong: a byte was.
+Of new connections, one each 5 ms: refused; failed: reset, or no answer in 3 s; slow: after 0.5 s; nobody: the longest
+time without any answer. Gap, p99: longest and 99 % of echoes in the same 4 s, and in 4 s before. Procs, MiB: all
+processes of the proxy at the end of the 4 s.";
+
+/// Whose ratio to the others a reader wants to know, each a column; of what is lost there are none.
+fn compared_with(workload: &str) -> &'static [Kind] {
+    if workload == outlive::WORKLOAD { &[] } else { &[Kind::Direct, Kind::Haproxy, Kind::Nginx, Kind::Envoy] }
+}
 
 /// One block of rows for each case.
 pub(crate) fn render(report: &Report) -> String {
@@ -63,21 +90,28 @@ pub(crate) fn render(report: &Report) -> String {
     for case in report.cases() {
         block(&mut text, report, case);
     }
+    let is_outlive = |case: &(&str, &Params)| case.0 == outlive::WORKLOAD;
     let host = &report.host;
     // Writing to a string cannot fail.
-    let _written = writeln!(
-        text,
-        "Median of {} rounds of {:.1} s; spread: (max - min) / median; x: ratio of medians; cpu: of the whole machine;\n\
-         +proxy: more than the direct connection; process: the proxy's own, ms per second; {:.1} % stolen, {} runs repeated.",
-        host.rounds, host.span_seconds, host.steal_percent, host.repeated_runs
-    );
+    let _written = match report.cases().iter().all(is_outlive) {
+        true => writeln!(text, "{OUTLIVE} {:.1} % stolen.", host.steal_percent),
+        false => writeln!(
+            text,
+            "Median of {} rounds of {:.1} s; spread: (max - min) / median; x: ratio of medians; cpu: of the whole machine;\n\
+             +proxy: more than the direct connection; process: the proxy's own, ms per second; {:.1} % stolen, {} runs repeated.",
+            host.rounds, host.span_seconds, host.steal_percent, host.repeated_runs
+        ),
+    };
     text
 }
 
 fn block(text: &mut String, report: &Report, case: (&str, &Params)) {
     let columns = columns(case.0);
-    let mut header = format!("{:<13} {:>12} {:>7}", "", columns.title, "spread");
-    for kind in COMPARED_WITH {
+    let mut header = format!("{:<13} {:>12}", "", columns.title);
+    if !compared_with(case.0).is_empty() {
+        let _written = write!(header, " {:>7}", "spread");
+    }
+    for kind in compared_with(case.0) {
         let _written = write!(header, " {:>8}", format!("x {kind}"));
     }
     for (title, _) in columns.others {
@@ -100,9 +134,12 @@ fn block(text: &mut String, report: &Report, case: (&str, &Params)) {
 }
 
 fn row(text: &mut String, report: &Report, case: (&str, &Params), columns: &Columns, series: &Series) {
-    let spread = (series.max - series.min) / series.median * 100.0;
-    let _written = write!(text, "{:<13} {:>12} {:>6.0}%", series.subject, number(series.median), spread);
-    for kind in COMPARED_WITH {
+    let _written = write!(text, "{:<13} {:>12}", series.subject, number(series.median));
+    if !compared_with(case.0).is_empty() {
+        let spread = (series.max - series.min) / series.median * 100.0;
+        let _written = write!(text, " {spread:>6.0}%");
+    }
+    for kind in compared_with(case.0) {
         let other = report.series(case, kind.name(), columns.compared);
         let ratio = other
             .filter(|other| other.median > 0.0 && other.subject != series.subject)
@@ -137,9 +174,10 @@ fn width_of(title: &str) -> usize {
     title.len().max(7)
 }
 
-/// Three digits at least, without false precision.
+/// Three digits at least, without false precision; whole numbers as they are.
 fn number(value: f64) -> String {
     match value.abs() {
+        size if size < 10_000.0 && size.fract() == 0.0 => format!("{value:.0}"),
         size if size >= 10_000.0 => thousands(value),
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
@@ -164,5 +202,6 @@ mod tests {
         assert_eq!(number(9999.6), "10000");
         assert_eq!(number(12.34), "12.3");
         assert_eq!(number(0.5), "0.50");
+        assert_eq!(number(0.0), "0");
     }
 }

@@ -10,7 +10,7 @@ use crate::head::value;
 use crate::ws::{ACCEPT, KEY};
 
 /// Appends the head that asks for a `WebSocket` at `path`.
-pub(super) fn ask(path: &str, number: u32, to: &mut Vec<u8>) {
+pub(crate) fn ask(path: &str, number: u32, to: &mut Vec<u8>) {
     let client = forwarded_for(number);
     write!(
         to,
@@ -22,7 +22,7 @@ pub(super) fn ask(path: &str, number: u32, to: &mut Vec<u8>) {
 
 /// # Errors
 /// When the upgrade was not granted.
-pub(super) fn check(answer: &Response<'_, '_>) -> Result<()> {
+pub(crate) fn check(answer: &Response<'_, '_>) -> Result<()> {
     let (code, reason) = (answer.code.unwrap_or_default(), answer.reason.unwrap_or_default());
     ensure!(code == 101, "no upgrade, but {code} {reason}");
     let accept = value(answer.headers, "sec-websocket-accept");

@@ -4,7 +4,7 @@ mod bulk;
 mod driver;
 mod echo;
 mod fan_out;
-mod handshake;
+pub(crate) mod handshake;
 mod polling;
 mod tally;
 mod upgrades;

@@ -9,7 +9,7 @@ use super::Kind;
 use crate::lanes::Lane;
 
 /// The configuration of the lane's subject, whose files may be in `directory`.
-pub(super) fn of(lane: &Lane, directory: &Path) -> String {
+pub(crate) fn of(lane: &Lane, directory: &Path) -> String {
     match lane.kind {
         Kind::Direct => String::new(),
         Kind::SteerPacket | Kind::SteerSockmap | Kind::SteerRelay => steer(lane),

@@ -1,11 +1,11 @@
 //! What is measured: the direct connection, Steer on each of its paths, and the other proxies, each a running process
 //! in its lane, configured as its own experts would.
 
-mod config;
+pub(crate) mod config;
 
 use std::fs;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ impl Kind {
     }
 
     /// The value of Steer's `--splice`.
-    const fn splice(self) -> Option<&'static str> {
+    pub(crate) const fn splice(self) -> Option<&'static str> {
         match self {
             Self::SteerPacket => Some("packet"),
             Self::SteerSockmap => Some("sockmap"),
@@ -105,15 +105,21 @@ impl Programs {
         })
     }
 
+    /// The program of this kind; nothing for the direct connection.
+    pub(crate) fn of(&self, kind: Kind) -> Option<&Path> {
+        match kind {
+            Kind::Direct => None,
+            Kind::Haproxy => Some(&self.haproxy),
+            Kind::Nginx => Some(&self.nginx),
+            Kind::Envoy => Some(&self.envoy),
+            Kind::SteerPacket | Kind::SteerSockmap | Kind::SteerRelay => Some(&self.steer),
+        }
+    }
+
     /// What the program of this kind says of its version; nothing for the direct connection.
     pub(crate) fn version(&self, kind: Kind) -> Result<Option<String>> {
-        let (program, argument) = match kind {
-            Kind::Direct => return Ok(None),
-            Kind::Haproxy => (&self.haproxy, "-v"),
-            Kind::Nginx => (&self.nginx, "-v"),
-            Kind::Envoy => (&self.envoy, "--version"),
-            Kind::SteerPacket | Kind::SteerSockmap | Kind::SteerRelay => (&self.steer, "--version"),
-        };
+        let Some(program) = self.of(kind) else { return Ok(None) };
+        let argument = if matches!(kind, Kind::Haproxy | Kind::Nginx) { "-v" } else { "--version" };
         let output = Command::new(program).arg(argument).output();
         let output = output.with_context(|| format!("cannot run {}", program.display()))?;
         // nginx prints it on standard error.
