@@ -93,6 +93,8 @@ impl FreePorts {
     /// Gives a taken port back, but not before some time has passed.
     pub(super) fn set_aside(&mut self, port: u16, now: Instant) {
         self.aside.push_back((now, port));
+        // Whoever uses it may use all those behind it, too, as a process does that this one has taken over from.
+        self.next = rand::random();
     }
 
     /// The first rested port at or after `start`, going round.
