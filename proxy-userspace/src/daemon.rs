@@ -148,6 +148,12 @@ impl Daemon {
     async fn give(&mut self, request: Request) -> bool {
         let pid = request.pid();
         tracing::info!(pid, version = request.version, "another process takes over");
+        if !self.server.can_give() {
+            request
+                .refuse("spliced streams would end, since they have no pins (see its log): stop it first")
+                .await;
+            return false;
+        }
         systemd::notify(State::Reloading);
         match self.server.give(request).await {
             Ok(()) => {
@@ -166,7 +172,7 @@ impl Daemon {
     /// Goes on with what the other process has not taken. A signal cuts that short.
     async fn drain(&mut self, signals: &mut Signals) -> Option<&'static str> {
         // It is the other process' now.
-        self.door = None;
+        self.door.take().map(Door::leave);
         let (streams, connections) = (self.server.streams(), self.server.connections());
         tracing::info!(
             streams,

@@ -147,17 +147,16 @@ impl Server {
         self.listeners.iter().map(|serving| open.with_label_values(&[&serving.listener.name]).get()).sum()
     }
 
-    /// Lets another process take over. Returns whether it has.
+    /// Whether another process can take over.
+    pub(super) fn can_give(&self) -> bool {
+        self.splicer.can_give_away()
+    }
+
+    /// Lets another process take over, if it [can](Self::can_give).
     ///
     /// # Errors
     /// It has not, and this process serves as before.
     pub(super) async fn give(&mut self, request: Request) -> Result<(), TakeoverError> {
-        if !self.splicer.can_give_away() {
-            request
-                .refuse("its spliced streams would end, for want of pins (see its log): stop it first")
-                .await;
-            return Err(TakeoverError::Refused { pid: 0, why: String::new() });
-        }
         request.prepare(&self.descriptors()).await?;
         self.tell(|_| Phase::Paused);
         let lock = self.splicer.give_away().await;

@@ -21,7 +21,7 @@ impl Signals {
         })
     }
 
-    /// The name of the next one.
+    /// The next one.
     pub(super) async fn next(&mut self) -> Told {
         tokio::select! {
             _ = self.terminate.recv() => Told::Stop("SIGTERM"),

@@ -35,8 +35,9 @@ const KILLED: Duration = Duration::from_secs(5);
 pub struct Door {
     requests: mpsc::Receiver<Request>,
     path: PathBuf,
-    /// Of the socket's file, which may be another process' by the time this one ends.
+    /// Of the socket's file, in whose place another process may have put its own.
     number: u64,
+    is_left: bool,
     accepting: AbortHandle,
 }
 
@@ -62,7 +63,7 @@ impl Door {
             socket.map_err(|source| TakeoverError::Socket { path: path.clone(), source })?;
         let (send, requests) = mpsc::channel(1);
         let accepting = tokio::spawn(accept_all(socket, send)).abort_handle();
-        Ok(Self { requests, path, number, accepting })
+        Ok(Self { requests, path, number, is_left: false, accepting })
     }
 
     /// The next request.
@@ -72,12 +73,17 @@ impl Door {
             None => std::future::pending().await,
         }
     }
+
+    /// Closes it; another process has opened one in its place, or is about to.
+    pub fn leave(mut self) {
+        self.is_left = true;
+    }
 }
 
 impl Drop for Door {
     fn drop(&mut self) {
         self.accepting.abort();
-        if fs::metadata(&self.path).is_ok_and(|there| there.ino() == self.number) {
+        if !self.is_left && fs::metadata(&self.path).is_ok_and(|there| there.ino() == self.number) {
             let _somebody_else_may = fs::remove_file(&self.path);
             // Only if nothing else is in it.
             let _in_use = self.path.parent().map(fs::remove_dir);
@@ -180,9 +186,11 @@ impl Request {
         self.channel.pid
     }
 
-    /// Tells it that it cannot take over.
+    /// Tells it that it cannot take over, and why.
     pub async fn refuse(self, why: &str) {
-        let _gone_perhaps = self.channel.send(&Message::Refused { why: why.to_owned() }, &[]).await;
+        let why = why.to_owned();
+        tracing::warn!(pid = self.pid(), why, "refused to be taken over");
+        let _gone_perhaps = self.channel.send(&Message::Refused { why }, &[]).await;
     }
 
     /// Gives it the listening sockets, and waits until it needs nothing but the streams.
