@@ -27,8 +27,8 @@ use crate::kernel::host;
 const BACKLOG: i32 = 16;
 /// When there are no descriptors left, somebody must give one back first.
 const BACK_OFF: Duration = Duration::from_millis(100);
-/// How long a process that was killed may take to be gone.
-const KILLED: Duration = Duration::from_secs(5);
+/// How long a process that has given up may take to say why and end, and one that was killed to be gone.
+const END: Duration = Duration::from_secs(3);
 
 /// Where other processes ask to take over; one at a time is let in.
 #[derive(Debug)]
@@ -231,14 +231,19 @@ impl Request {
     /// # Errors
     /// It cannot be told whether it has.
     pub async fn end(self) -> io::Result<()> {
-        match pidfd_send_signal(&self.process, Signal::KILL) {
+        // SAFETY: an OwnedFd is one descriptor, open until it is dropped.
+        let process = unsafe { AsyncFd::register_with_interest(self.process, Interest::READABLE) }?;
+        // Readable when it has ended.
+        let ended = async || timeout(END, process.readable()).await.is_ok_and(|ready| ready.is_ok());
+        // To see the connection closed ends it, too, if it waits for something.
+        drop(self.channel);
+        if ended().await {
+            return Ok(());
+        }
+        match pidfd_send_signal(process.get_ref(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => return Err(error.into()),
         }
-        // SAFETY: an OwnedFd is one descriptor, open until it is dropped.
-        let process = unsafe { AsyncFd::register_with_interest(self.process, Interest::READABLE) }?;
-        // It is readable when the process has ended.
-        timeout(KILLED, process.readable()).await.map_err(|_| io::ErrorKind::TimedOut)??.retain_ready();
-        Ok(())
+        if ended().await { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }
