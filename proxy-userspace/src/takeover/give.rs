@@ -12,23 +12,21 @@ use std::time::Duration;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::wire::{Channel, MAX_DESCRIPTORS, Message, PROTOCOL};
-use super::{ANSWER, TakeoverError, WORK, path_of};
+use super::{ANSWER, Process, TakeoverError, WORK, path_of};
 use crate::config::Instance;
 use crate::kernel::host;
 
 const BACKLOG: i32 = 16;
 /// When there are no descriptors left, somebody must give one back first.
 const BACK_OFF: Duration = Duration::from_millis(100);
-/// How long a process that has given up may take to say why and end, and one that was killed to be gone.
-const END: Duration = Duration::from_secs(3);
 
 /// Where other processes ask to take over; one at a time is let in.
 #[derive(Debug)]
@@ -45,7 +43,7 @@ pub struct Door {
 #[derive(Debug)]
 pub struct Request {
     channel: Channel,
-    process: OwnedFd,
+    process: Process,
     /// Of its binary.
     pub version: String,
     _only_one: OwnedSemaphorePermit,
@@ -151,7 +149,7 @@ async fn let_in(channel: Channel, only_one: Arc<Semaphore>, requests: mpsc::Send
 async fn examine(
     channel: &Channel,
     only_one: Arc<Semaphore>,
-) -> Result<(OwnedFd, String, OwnedSemaphorePermit), String> {
+) -> Result<(Process, String, OwnedSemaphorePermit), String> {
     // SAFETY: takes nothing and cannot fail.
     let own_uid = unsafe { libc::geteuid() };
     if channel.uid != own_uid && channel.uid != 0 {
@@ -171,8 +169,7 @@ async fn examine(
     if host::netns_cookie().ok() != Some(netns) {
         return Err("it is in another network namespace".to_owned());
     }
-    let process = Pid::from_raw(channel.pid).ok_or("it is in another namespace of processes")?;
-    let process = pidfd_open(process, PidfdFlags::NONBLOCK)
+    let process = Process::open(channel.pid)
         .map_err(|error| format!("process {} cannot be watched: {error}", channel.pid))?;
     let permit = only_one.try_acquire_owned();
     let permit =
@@ -231,19 +228,15 @@ impl Request {
     /// # Errors
     /// It cannot be told whether it has.
     pub async fn end(self) -> io::Result<()> {
-        // SAFETY: an OwnedFd is one descriptor, open until it is dropped.
-        let process = unsafe { AsyncFd::register_with_interest(self.process, Interest::READABLE) }?;
-        // Readable when it has ended.
-        let ended = async || timeout(END, process.readable()).await.is_ok_and(|ready| ready.is_ok());
         // To see the connection closed ends it, too, if it waits for something.
         drop(self.channel);
-        if ended().await {
+        if self.process.ends().await {
             return Ok(());
         }
-        match pidfd_send_signal(process.get_ref(), Signal::KILL) {
+        match pidfd_send_signal(self.process.0.get_ref(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => return Err(error.into()),
         }
-        if ended().await { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+        if self.process.ends().await { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }

@@ -23,8 +23,14 @@ mod take;
 mod wire;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
 
 use crate::config::Instance;
 
@@ -38,6 +44,9 @@ const DIRECTORY: &str = "/run/steer";
 const ANSWER: Duration = Duration::from_secs(5);
 /// Until the new process has built its rings and bound its sockets, and again until it has the streams.
 const WORK: Duration = Duration::from_secs(60);
+
+/// How long a process that has given up may take to say why and end, and one that was killed to be gone.
+const END: Duration = Duration::from_secs(3);
 
 /// A takeover did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -67,4 +76,26 @@ pub enum TakeoverError {
 /// The socket at which an instance's process is asked to be taken over.
 fn path_of(instance: &Instance) -> PathBuf {
     Path::new(DIRECTORY).join(instance.as_str()).join("takeover.sock")
+}
+
+/// The other process, to see its end.
+#[derive(Debug)]
+struct Process(AsyncFd<OwnedFd>);
+
+impl Process {
+    /// Must be called inside a tokio runtime.
+    fn open(pid: i32) -> io::Result<Self> {
+        let pid = Pid::from_raw(pid).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, "it is in another namespace of processes")
+        })?;
+        let descriptor = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        // SAFETY: an OwnedFd is one descriptor, open until it is dropped.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?))
+    }
+
+    /// Whether it ends within a time in which one that dies is gone, with all that it had open.
+    async fn ends(&self) -> bool {
+        // It is readable when it has ended.
+        timeout(END, self.0.readable()).await.is_ok_and(|ready| ready.is_ok())
+    }
 }

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::wire::{Channel, Message, PROTOCOL};
-use super::{ANSWER, TakeoverError, WORK, path_of};
+use super::{ANSWER, Process, TakeoverError, WORK, path_of};
 use crate::config::Instance;
 use crate::failpoint;
 use crate::kernel::host;
@@ -17,6 +17,7 @@ use crate::kernel::host;
 #[derive(Debug)]
 pub struct Taking {
     channel: Channel,
+    process: Process,
     /// The other process' listening sockets, those of its admin server among them.
     pub sockets: Vec<TcpListener>,
 }
@@ -60,8 +61,10 @@ impl Taking {
                 break;
             }
         }
+        let process = Process::open(channel.pid);
+        let process = process.map_err(|source| TakeoverError::Broken { pid: channel.pid, source })?;
         failpoint::reached("take_asked");
-        Ok(Some(Self { channel, sockets }))
+        Ok(Some(Self { channel, process, sockets }))
     }
 
     /// Who serves until now.
@@ -75,7 +78,7 @@ impl Taking {
     /// # Errors
     /// It does not answer, and may go on serving.
     pub async fn prepared(self) -> Result<(Taken, Option<File>), TakeoverError> {
-        let Self { channel, .. } = self;
+        let Self { channel, process, .. } = self;
         let said = async {
             channel.send(&Message::Prepared, &[]).await?;
             failpoint::reached("take_prepared");
@@ -84,7 +87,8 @@ impl Taking {
         let lock = match said.await {
             Ok((Message::Yours, descriptors)) => descriptors.into_iter().next(),
             Ok((message, _)) => return Err(channel.unexpected(&message)),
-            Err(TakeoverError::Ended { pid }) => {
+            // Only then is its lock free.
+            Err(TakeoverError::Ended { pid }) if process.ends().await => {
                 tracing::warn!(
                     pid,
                     "the other process has ended in the middle of the takeover; this one goes on"
