@@ -114,6 +114,9 @@ impl PacketSplice {
     pub fn start(telemetry: Arc<Telemetry>, config: &Config) -> Result<Arc<Self>, StartError> {
         let (kernel, events) = load(config)?;
         let config = &config.packet_splice;
+        if let Err(error) = kernel.set_limits(config.orphan_timeout, config.linger) {
+            tracing::warn!(%error, "without a process, streams whose peers vanished are kept");
+        }
         let max_streams = kernel.conns().capacity();
         if max_streams != config.max_streams {
             tracing::warn!(
