@@ -9,6 +9,9 @@ pub const PROG_SOCK_SPLICE: &str = "sock_splice";
 /// The packet splice's programs for the TC hooks of an interface.
 pub const PROG_PACKET_INGRESS: &str = "packet_ingress";
 pub const PROG_PACKET_EGRESS: &str = "packet_egress";
+/// The program that starts the packet splice's timer, to be run once with BPF_PROG_TEST_RUN. It returns 0, or the negative
+/// error number of the helper that failed.
+pub const PROG_PACKET_AGE: &str = "packet_age";
 
 /// Names of the maps as they stand in the object (the kernel keeps the first 15 bytes).
 pub const MAP_FLOWS4: &str = "STEER_FLOWS4";
@@ -17,6 +20,8 @@ pub const MAP_CONNS: &str = "STEER_CONNS";
 pub const MAP_FLOW_EVENTS: &str = "STEER_EVENTS";
 pub const MAP_FLOW_STATS: &str = "STEER_STATS";
 pub const MAP_ABOUT: &str = "STEER_ABOUT";
+pub const MAP_AGEING: &str = "STEER_AGEING";
+pub const MAP_TIMER: &str = "STEER_TIMER";
 /// A global of the object: the mark (`SO_MARK`) of the proxy's own sockets during a hand-over. The mark plus one is
 /// that of copied acknowledgements.
 pub const GLOBAL_MARK: &str = "MARK";

@@ -149,6 +149,31 @@ pub struct Conn {
     pub flows: [Flow; 2],
 }
 
+impl Conn {
+    /// The key of one of its flows in `FLOWS4`, if it is of IPv4.
+    #[inline(always)]
+    pub const fn key4(&self, direction: Direction) -> FlowKey4 {
+        let back = &self.flows[direction.opposite() as usize].fixed;
+        FlowKey4 {
+            source: back.to_destination[0],
+            destination: back.to_source[0],
+            ports: swapped(back.to_ports),
+        }
+    }
+
+    /// The same in `FLOWS6`, if it is of IPv6.
+    #[inline(always)]
+    pub const fn key6(&self, direction: Direction) -> FlowKey6 {
+        let back = &self.flows[direction.opposite() as usize].fixed;
+        FlowKey6 { source: back.to_destination, destination: back.to_source, ports: swapped(back.to_ports) }
+    }
+}
+
+/// Two ports in the other order.
+const fn swapped(ports: u32) -> u32 {
+    ports.rotate_left(16)
+}
+
 /// One direction of a [`Conn`].
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]

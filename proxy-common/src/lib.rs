@@ -6,6 +6,7 @@
 
 pub mod abi;
 pub mod about;
+pub mod ageing;
 pub mod fault;
 pub mod flow;
 mod labels;

@@ -49,6 +49,9 @@ labelled! {
         EventLost = 19, "event_lost";
         /// A RST of the proxy's own sockets, closed in a hand-over because the process ended: the stream ends with it.
         OwnerDied = 20, "owner_died";
+        /// Not a packet but a stream that the kernel gave up, since no process looked after it: its peers were silent for
+        /// `orphan_timeout`, or it was in a hand-over.
+        Aged = 21, "aged";
     }
 }
 

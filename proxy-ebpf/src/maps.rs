@@ -2,11 +2,13 @@
 //! that is possible, and then live until nothing of a stream is left and no daemon is; the others live as long as the
 //! daemon. An entry's lifetime is that of the session unless stated otherwise.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::macros::map;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
+use aya_ebpf::btf_maps;
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
 use proxy_common::abi::{DEFAULT_MAX_CONNS, FLOW_EVENTS_BYTES, SOCK_ENTRIES, SOCK_EVENTS_BYTES};
 use proxy_common::about::About;
+use proxy_common::ageing::Ageing;
 use proxy_common::flow::{Conn, FlowKey4, FlowKey6, FlowRef};
 use proxy_common::packet::options::Walk;
 use proxy_common::sock::{SockCredit, SockFlow};
@@ -41,6 +43,24 @@ pub(crate) static STEER_STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(
 /// What these maps are, for the next process that finds them. Writer: userspace. Reader: userspace.
 #[map]
 pub(crate) static STEER_ABOUT: Array<About> = Array::with_max_entries(1, 0);
+
+/// Whether a process lives, and how long streams are kept without one. Writer: userspace. Reader: the timer of `packet_age`.
+#[map]
+pub(crate) static STEER_AGEING: Array<Ageing> = Array::with_max_entries(1, 0);
+
+/// The timer by which streams are aged. The kernel stops it when the map is neither open nor pinned any more. It finds
+/// the timer in the value by the type's BTF, which maps of the other kind have not. Writer and reader: `packet_age`.
+#[btf_map]
+pub(crate) static STEER_TIMER: btf_maps::Array<Timer, 1> = btf_maps::Array::new();
+
+#[repr(C)]
+pub(crate) struct Timer {
+    /// The kernel's own (`struct bpf_timer`).
+    pub(crate) timer: bpf_timer,
+    /// The record that is looked at first the next time.
+    pub(crate) next: u32,
+    _pad: u32,
+}
 
 /// Room for the work on unusual TCP options, which the stack has not. Only `packet_ingress` uses it, from one packet to
 /// the next.

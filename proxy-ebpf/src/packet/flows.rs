@@ -76,6 +76,13 @@ impl Session {
         }
     }
 
+    /// The record. Words of it may change while it is looked at.
+    #[inline(always)]
+    pub(super) fn conn(&self) -> &Conn {
+        // SAFETY: a live record, see above.
+        unsafe { &*self.conn }
+    }
+
     #[inline(always)]
     pub(super) fn flags(&self) -> u32 {
         // SAFETY: a live record, see above.

@@ -2,6 +2,7 @@
 //! `proxy_common::packet`; here are packet access, maps and helpers.
 
 mod access;
+mod age;
 mod copy;
 mod flows;
 mod forward;

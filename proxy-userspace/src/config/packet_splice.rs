@@ -25,6 +25,9 @@ pub struct PacketSplice {
     pub keepalive: Keepalive,
     /// How long the tuple of a finished stream stays, for late retransmissions.
     pub linger: Duration,
+    /// When no process lives, the kernel gives up a stream that was silent in both directions for this long; at least
+    /// [`MIN_ORPHAN_TIMEOUT`]. `None`: never.
+    pub orphan_timeout: Option<Duration>,
     /// `SO_MARK` of a stream's sockets during its hand-over. The next number is used as well, so it is
     /// neither 0 nor `u32::MAX`.
     pub mark: u32,
@@ -58,6 +61,7 @@ impl Default for PacketSplice {
             hand_over_within: Duration::ZERO,
             keepalive: Keepalive::default(),
             linger: Duration::from_secs(60),
+            orphan_timeout: Some(Duration::from_secs(3 * 3600)),
             mark: DEFAULT_MARK,
             mss: None,
         }
@@ -69,6 +73,8 @@ const HAND_OVER_AFTER: Duration = Duration::from_millis(20);
 /// The array of records takes 320 bytes for each: 2.5 GiB. (An array of one is what a process has that does
 /// not use the packet splice.)
 const MAX_STREAMS: RangeInclusive<u64> = 2..=1 << 23;
+/// A process says every second that it lives, and may be a little late.
+const MIN_ORPHAN_TIMEOUT: Duration = Duration::from_secs(3);
 /// What `TCP_MAXSEG` takes (TCP_MIN_MSS and MAX_TCP_WINDOW, net/ipv4/tcp.c).
 pub const MSS: RangeInclusive<u16> = 88..=32767;
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
@@ -87,6 +93,10 @@ pub(super) fn read(field: &Field<'_>) -> Option<PacketSplice> {
         hand_over_within: time("hand_over_within", default.hand_over_within),
         keepalive: map.get("keepalive").and_then(|field| keepalive(&field)).unwrap_or_default(),
         linger: time("linger", default.linger),
+        orphan_timeout: map
+            .get("orphan_timeout")
+            .and_then(|field| orphan_timeout(&field))
+            .unwrap_or(default.orphan_timeout),
         mark: map.get("mark").and_then(|mark| self::mark(&mark)).unwrap_or(default.mark),
         mss: number("mss", (*MSS.start()).into()..=(*MSS.end()).into())
             .and_then(|mss| u16::try_from(mss).ok()),
@@ -120,6 +130,15 @@ fn positive(map: &Map<'_>, name: &'static str) -> Option<Duration> {
         return None;
     }
     Some(time)
+}
+
+fn orphan_timeout(field: &Field<'_>) -> Option<Option<Duration>> {
+    let timeout = field.limit()?;
+    if timeout.is_some_and(|timeout| timeout < MIN_ORPHAN_TIMEOUT) {
+        field.error("must be at least 3s, or 0s for never", "write more than the peers' keepalives take: 3h");
+        return None;
+    }
+    Some(timeout)
 }
 
 /// Hexadecimal as marks are usually written, or decimal.

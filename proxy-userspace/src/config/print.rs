@@ -97,6 +97,7 @@ impl Page {
             format!("{{ time: {}, interval: {}, probes: {probes} }}", duration(time), duration(interval))
         });
         self.differs("linger", &s.linger, &d.linger, |time| duration(*time));
+        self.differs("orphan_timeout", &s.orphan_timeout, &d.orphan_timeout, |time| limit(*time));
         self.differs("mark", &s.mark, &d.mark, |mark| format!("{mark:#x}"));
         self.differs("mss", &s.mss, &d.mss, |mss| mss.unwrap_or_default().to_string());
     }

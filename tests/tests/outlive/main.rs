@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
 
+mod ageing;
 mod bed;
 mod death;
 mod latency;

@@ -188,10 +188,12 @@ fn the_packet_splice_is_read_with_ranges_in_order() {
     assert_eq!(settings("{ mark: 255 }").mark, 255);
     assert_eq!(settings("{ keepalive: { probes: 9 } }").keepalive.interval, Duration::from_secs(15));
     let all = settings(
-        "{ max_streams: 9, source_ports: [2000], hand_over_after: 0s, hand_over_within: 1s, linger: 0s, mark: 1, \
-         mss: 1400 }",
+        "{ max_streams: 9, source_ports: [2000], hand_over_after: 0s, hand_over_within: 1s, linger: 0s, \
+         orphan_timeout: 4s, mark: 1, mss: 1400 }",
     );
     assert_eq!((all.max_streams, all.linger, all.mss), (9, Duration::ZERO, Some(1400)));
+    assert_eq!(all.orphan_timeout, Some(Duration::from_secs(4)));
+    assert_eq!(settings("{ orphan_timeout: 0s }").orphan_timeout, None);
     assert_eq!(config(&to_yaml(&Config { packet_splice: all.clone(), ..config(NATIVE) })).packet_splice, all);
 }
 

@@ -72,6 +72,7 @@ const NATIVE_ROWS: &[Row] = &[
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { mark: 0xffffffff }", 16, "mark: must be a number from 0x1 to 0xfffffffe", "nor the next"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { mss: 40 }", 16, "mss: must be a whole number from 88 to 32767", "in that range"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { keepalive: { time: 0s } }", 16, "keepalive.time: must be more than 0", "60s"),
+    ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { orphan_timeout: 2s }", 16, "orphan_timeout: must be at least 3s", "3h"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { keepalive: { retries: 3 } }", 16, "keepalive.retries: unknown key", "docs/configuration.md"),
     ("[10.0.0.1:3000, 10.0.0.2:3000]", "[10.0.0.1:3000]\n  source_addresses: [10.0.0.5:80]", 15, "`10.0.0.5:80` is no address to connect from", "without a port"),
     ("[10.0.0.1:3000, 10.0.0.2:3000]", "[10.0.0.1:3000]\n  source_addresses: [0.0.0.0]", 15, "`0.0.0.0` is no address to connect from", "of this host"),

@@ -1,6 +1,7 @@
 //! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to. The programs
 //! need Linux 5.17 (bpf_loop).
 
+mod ageing;
 mod conns;
 pub mod inspect;
 mod interfaces;
@@ -14,6 +15,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{EbpfLoader, Pod};
@@ -31,17 +33,20 @@ use super::events::Events;
 use super::loader::{self, Capability, LoadError};
 use super::maps::{self, BPF_NOEXIST, into_io};
 use super::pins::{Pins, PinsError};
+use ageing::Heart;
 use interfaces::Interfaces;
 use pinned::{PinnedError, Place};
 
 /// All maps of the packet splice.
-pub(super) const MAPS: [&str; 6] = [
+pub(super) const MAPS: [&str; 8] = [
     abi::MAP_FLOWS4,
     abi::MAP_FLOWS6,
     abi::MAP_CONNS,
     abi::MAP_FLOW_EVENTS,
     abi::MAP_FLOW_STATS,
     abi::MAP_ABOUT,
+    abi::MAP_AGEING,
+    abi::MAP_TIMER,
 ];
 
 /// PERFMON, because the verifier lets nobody else compute with packet pointers as the programs do; NET_RAW for
@@ -90,6 +95,7 @@ pub struct PacketKernel {
     conns: Conns,
     stats: PerCpuArray<MapData, u64>,
     about: Mutex<Array<MapData, About>>,
+    heart: Heart,
     interfaces: Interfaces,
     mark: u32,
     pins: Option<Pins>,
@@ -140,6 +146,18 @@ impl PacketKernel {
         }
         let mut ebpf = loader::load_object(&mut loader, &NEEDED)?;
         interfaces::load_programs(&mut ebpf)?;
+        // Before anything is read that the kernel might be changing.
+        let heart = loader::typed(loader::take(&mut ebpf, abi::MAP_AGEING)?, abi::MAP_AGEING)?;
+        let heart = Heart::begin(heart).map_err(|error| LoadError::refused(abi::MAP_AGEING, error))?;
+        if place.is_some()
+            && let Err(error) = ageing::start_timer(&mut ebpf)
+        {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(
+                error,
+                "streams whose peers vanish while no process lives are left to the next one"
+            );
+        }
 
         let mut take = |name| loader::take(&mut ebpf, name);
         let flows4 = FlowMap::new(take(abi::MAP_FLOWS4)?, abi::MAP_FLOWS4)?;
@@ -156,7 +174,7 @@ impl PacketKernel {
         }
         let interfaces = Interfaces::new(ebpf, hook, place.map(|place| place.path))?;
         let about = Mutex::new(about);
-        Ok((Self { flows4, flows6, conns, stats, about, interfaces, mark, pins }, events))
+        Ok((Self { flows4, flows6, conns, stats, about, heart, interfaces, mark, pins }, events))
     }
 
     /// Whether the streams go on when the process ends.
@@ -175,6 +193,24 @@ impl PacketKernel {
     /// The file system refuses.
     pub fn unpin(&self) -> Result<(), PinsError> {
         self.pins.as_ref().map_or(Ok(()), Pins::remove)
+    }
+
+    /// When the kernel is to give up streams if no process lives: those without a packet in either direction for
+    /// `orphan_timeout` (`None` = never), and those that are over after `linger`. Until this is called, it is what an earlier
+    /// process has said, or never.
+    ///
+    /// # Errors
+    /// The kernel does not take it.
+    pub fn set_limits(&self, orphan_timeout: Option<Duration>, linger: Duration) -> io::Result<()> {
+        self.heart.set_limits(orphan_timeout, linger)
+    }
+
+    /// Tells the kernel that this process lives; to be called every second.
+    ///
+    /// # Errors
+    /// The kernel does not take it.
+    pub fn beat(&self) -> io::Result<()> {
+        self.heart.beat()
     }
 
     /// Remembers, for whoever clears up, ports that were added to those which the kernel gives nobody.

@@ -90,7 +90,7 @@ impl Life {
     /// `spread` (0 to 255) staggers the probes of streams that fell silent together.
     pub(super) fn next(&mut self, now_ns: u64, look: &Look, limits: &Limits, spread: u8) -> Step {
         let (probes, from_ns) = match self {
-            Self::Over { .. } | Self::Reset { .. } if look.state == state::DEAD => return Step::Remove,
+            Self::Over { .. } | Self::Reset { .. } if is_nobodys(look.state) => return Step::Remove,
             Self::Reset { again_ns } if *again_ns <= now_ns => {
                 *self = Self::Over { at_ns: now_ns.saturating_add(nanoseconds(RESET_LINGER)) };
                 return Step::ResetAgain;
@@ -104,8 +104,9 @@ impl Life {
             state::FINISHED => return self.over(now_ns, End::Finished, limits.linger),
             // Its number may not be the one that the other peer expects, if something was under way to it.
             state::RESET => return self.abort(now_ns, End::Reset),
-            // Somebody has taken the tuple: the program does that to streams which are over only.
-            state::DEAD => {
+            // Somebody has taken the tuple: the program does that to streams which are over only. Or the kernel has given the
+            // stream up, since this process was stopped for long.
+            found if is_nobodys(found) => {
                 let end = if look.finished { End::Finished } else { End::Reset };
                 return self.over(now_ns, end, Duration::ZERO);
             }
@@ -152,6 +153,11 @@ impl Life {
         *self = Self::Reset { again_ns: now_ns.saturating_add(nanoseconds(RESET_LINGER)) };
         Step::Abort(end)
     }
+}
+
+/// Whether the stream has no tuple any more.
+const fn is_nobodys(session_state: u32) -> bool {
+    matches!(session_state, state::DEAD | state::OFF)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -217,9 +223,10 @@ mod tests {
         assert_eq!(next(&mut life, 1001, look(state::FINISHED)), Step::Ended(End::Finished));
         assert_eq!(next(&mut life, 1002, look(state::DEAD)), Step::Remove);
         // When the events before were lost:
-        for (finished, end) in [(true, End::Finished), (false, End::Reset)] {
+        let ends = [(true, End::Finished), (false, End::Reset)];
+        for (gone, (finished, end)) in [state::DEAD, state::OFF].into_iter().zip(ends) {
             let mut life = Life::new();
-            let look = Look { finished, ..look(state::DEAD) };
+            let look = Look { finished, ..look(gone) };
             assert_eq!(next(&mut life, 1002, look), Step::Ended(end));
             assert_eq!(next(&mut life, 1002, look), Step::Remove);
         }

@@ -135,6 +135,9 @@ impl PacketSplice {
     ) -> Result<Arc<Self>, StartError> {
         let (kernel, events) = load(config, before)?;
         let config = &config.packet_splice;
+        if let Err(error) = kernel.set_limits(config.orphan_timeout, config.linger) {
+            tracing::warn!(%error, "without a process, streams whose peers vanished are kept");
+        }
         let max_streams = kernel.conns().capacity();
         if max_streams != config.max_streams {
             tracing::warn!(

@@ -11,7 +11,7 @@ use super::table::Table;
 use crate::kernel::grace::Grace;
 use crate::kernel::packet::FlowEvents;
 
-/// How often it is seen to what no event tells, or a lost one would have.
+/// How often it is seen to what no event tells, or a lost one would have, and the kernel is told that somebody does.
 const SWEEP: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(table: Arc<Table>, records: Arc<Records>, grace: Arc<Grace>, mut events: FlowEvents) {
@@ -25,7 +25,14 @@ pub(super) async fn run(table: Arc<Table>, records: Arc<Records>, grace: Arc<Gra
                 tracing::error!(%error, "cannot read the packet splice's events; its ends are noticed later");
                 events_work = false;
             },
-            _ = sweeps.tick(), if !table.is_empty() => table.sweep(events_work).await,
+            _ = sweeps.tick() => {
+                if let Err(error) = records.kernel.beat() {
+                    tracing::debug!(%error, "cannot tell the kernel that this process lives");
+                }
+                if !table.is_empty() {
+                    table.sweep(events_work).await;
+                }
+            }
             () = records.changed.notified() => {}
         }
         // A first FIN changes nothing yet.

@@ -4,10 +4,11 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi;
+use proxy_common::ageing::Ageing;
 use proxy_common::flow::{Conn, Direction, FlowEvent, FlowKey4, FlowKey6, FlowRef};
 use proxy_common::stat::Stat;
 use steer_tests::netns::NetNs;
@@ -62,20 +63,31 @@ pub(crate) struct Output {
 pub(crate) enum Hook {
     Ingress,
     Egress,
+    /// None: the program that takes a look at old streams, and starts the timer that repeats it.
+    Age,
 }
 
 pub(crate) struct Lab {
     ingress: OwnedFd,
     egress: OwnedFd,
+    age: OwnedFd,
     flows4: HashMap<MapData, FlowKey4, FlowRef>,
     flows6: HashMap<MapData, FlowKey6, FlowRef>,
     conns: Array<MapData, [u8; size_of::<Conn>()]>,
     stats: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
+    ageing: Array<MapData, Ageing>,
+    /// The timer runs as long as this is open.
+    _timer: Map,
 }
 
 /// Runs a test in a network namespace of its own, with fresh programs; says why if it cannot.
 pub(crate) fn in_namespace(test: impl FnOnce(&mut Lab) + Send) {
+    in_namespace_with(CONNS, test);
+}
+
+/// The same with so many records.
+pub(crate) fn in_namespace_with(conns: u32, test: impl FnOnce(&mut Lab) + Send) {
     if !require::root() {
         return;
     }
@@ -84,7 +96,7 @@ pub(crate) fn in_namespace(test: impl FnOnce(&mut Lab) + Send) {
         return;
     }
     let netns = NetNs::new("steer-t", "programs").unwrap();
-    netns.run(|| test(&mut Lab::load())).unwrap();
+    netns.run(|| test(&mut Lab::load(conns))).unwrap();
 }
 
 /// Where `cargo xtask build-ebpf` leaves it.
@@ -93,26 +105,30 @@ fn object() -> PathBuf {
 }
 
 impl Lab {
-    pub(crate) fn load() -> Self {
+    fn load(conns: u32) -> Self {
         let mut ebpf = EbpfLoader::new()
             .override_global(abi::GLOBAL_MARK, &MARK, true)
-            .map_max_entries(abi::MAP_CONNS, CONNS)
+            .map_max_entries(abi::MAP_CONNS, conns)
             .map_max_entries(abi::MAP_FLOW_EVENTS, EVENTS_BYTES)
-            .map_max_entries(abi::MAP_FLOWS4, 2 * CONNS)
-            .map_max_entries(abi::MAP_FLOWS6, 2 * CONNS)
+            .map_max_entries(abi::MAP_FLOWS4, 2 * conns)
+            .map_max_entries(abi::MAP_FLOWS6, 2 * conns)
             .load(&std::fs::read(object()).unwrap())
             .unwrap();
         let ingress = load_program(&mut ebpf, abi::PROG_PACKET_INGRESS);
         let egress = load_program(&mut ebpf, abi::PROG_PACKET_EGRESS);
+        let age = load_program(&mut ebpf, abi::PROG_PACKET_AGE);
         let mut take = |name: &str| ebpf.take_map(name).unwrap();
         Self {
             ingress,
             egress,
+            age,
             flows4: take(abi::MAP_FLOWS4).try_into().unwrap(),
             flows6: take(abi::MAP_FLOWS6).try_into().unwrap(),
             conns: take(abi::MAP_CONNS).try_into().unwrap(),
             stats: take(abi::MAP_FLOW_STATS).try_into().unwrap(),
             events: take(abi::MAP_FLOW_EVENTS).try_into().unwrap(),
+            ageing: take(abi::MAP_AGEING).try_into().unwrap(),
+            _timer: take(abi::MAP_TIMER),
         }
     }
 
@@ -125,11 +141,14 @@ impl Lab {
     /// Writes the keys, for any record.
     pub(crate) fn point_keys_at(&mut self, session: &Session, index: u32) {
         for direction in Direction::BOTH {
-            let flow = FlowRef::new(index, direction);
-            match session.key(direction) {
-                Key::V4(key) => self.flows4.insert(key, flow, 0).unwrap(),
-                Key::V6(key) => self.flows6.insert(key, flow, 0).unwrap(),
-            }
+            self.insert(session.key(direction), FlowRef::new(index, direction)).unwrap();
+        }
+    }
+
+    pub(crate) fn insert(&mut self, key: Key, flow: FlowRef) -> Result<(), MapError> {
+        match key {
+            Key::V4(key) => self.flows4.insert(key, flow, 0),
+            Key::V6(key) => self.flows6.insert(key, flow, 0),
         }
     }
 
@@ -165,6 +184,10 @@ impl Lab {
         Stat::ALL.iter().map(count).collect()
     }
 
+    pub(crate) fn set_ageing(&mut self, ageing: Ageing) {
+        self.ageing.set(0, ageing, 0).unwrap();
+    }
+
     /// What was said since the last call.
     pub(crate) fn events(&mut self) -> Vec<FlowEvent> {
         let mut events = Vec::new();
@@ -191,6 +214,7 @@ impl Lab {
         let program = match hook {
             Hook::Ingress => &self.ingress,
             Hook::Egress => &self.egress,
+            Hook::Age => &self.age,
         };
         let context = SkBuff {
             mark: input.mark,

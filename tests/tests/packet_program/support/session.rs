@@ -93,6 +93,19 @@ impl Session {
         Self { index: 3, client, front, back, endpoint, conn: bytemuck::Zeroable::zeroed() }
     }
 
+    /// That of another record, with a tuple that no other one's has.
+    pub(crate) fn numbered(family: Family, index: u32) -> Self {
+        let mut session = Self { index, ..Self::new(family) };
+        let port = u16::try_from(1024 + index).expect("few records");
+        session.client.set_port(port);
+        session.back.set_port(port);
+        for direction in Direction::BOTH {
+            let (source, destination) = session.leaves(direction);
+            session.flow(direction).fixed.to_ports = wire_ports(source, destination);
+        }
+        session
+    }
+
     /// One that leaves packets as they are.
     pub(crate) fn identity(family: Family) -> Self {
         let mut session = Self::new(family);

@@ -1,0 +1,102 @@
+//! By what rules the kernel gives up streams that nobody looks after any more: no process of the instance lives, and
+//! their peers have vanished, or they are over.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::flow::state;
+
+/// How often the kernel looks, in nanoseconds. A process is to say that it lives about as often.
+pub const TICK_NS: u64 = 1_000_000_000;
+/// At so many records at most each time, so that no CPU is kept for long: some 15 ns each.
+pub const RECORDS_A_TICK: u32 = 4096;
+/// Of which it gives up so many at most: to take the keys of a stream out takes about a microsecond.
+pub const GIVEN_UP_A_TICK: u32 = 512;
+
+/// The only value of the map `STEER_AGEING`. Times in nanoseconds, points in time by CLOCK_MONOTONIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ageing {
+    /// When a process last said that it lives; 0 = it has yet to.
+    pub heartbeat_ns: u64,
+    /// No process lives if none has said so for this long.
+    pub gone_after_ns: u64,
+    /// A stream without a plausible packet in either direction for so long has lost its peers; `u64::MAX` = never.
+    pub orphan_timeout_ns: u64,
+    /// How long the tuple of a stream stays that is over.
+    pub linger_ns: u64,
+}
+
+impl Ageing {
+    /// Whether nobody looks after the streams.
+    #[inline(always)]
+    pub const fn is_due(&self, now_ns: u64) -> bool {
+        self.heartbeat_ns != 0 && now_ns.saturating_sub(self.heartbeat_ns) >= self.gone_after_ns
+    }
+
+    /// Whether the time of a stream in this state has come, when it [`is_due`](Self::is_due) to ask. `last_packet_ns` is that of
+    /// the last plausible packet in either direction. No time counts before the end of the process: until then
+    /// that knew better whether the peers were there.
+    #[inline(always)]
+    pub const fn has_come_for(&self, session_state: u32, last_packet_ns: u64, now_ns: u64) -> bool {
+        let limit_ns = match session_state {
+            state::OFF => return false,
+            state::SPLICED => self.orphan_timeout_ns,
+            state::FINISHED | state::RESET => self.linger_ns,
+            // HAND_OVER: its sockets are gone, and what they held with them. DEAD: it is nobody's.
+            _ => 0,
+        };
+        let since_ns = if last_packet_ns > self.heartbeat_ns { last_packet_ns } else { self.heartbeat_ns };
+        now_ns.saturating_sub(since_ns) >= limit_ns
+    }
+}
+
+#[cfg(feature = "user")]
+// SAFETY: `repr(C)`, integers only, no padding (checked by bytemuck's derive).
+unsafe impl aya::Pod for Ageing {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const AGEING: Ageing = Ageing {
+        heartbeat_ns: 1000 * SECOND,
+        gone_after_ns: 30 * SECOND,
+        orphan_timeout_ns: 3600 * SECOND,
+        linger_ns: 60 * SECOND,
+    };
+
+    #[test]
+    fn nothing_ages_while_a_process_lives_or_before_the_first_one_did() {
+        assert!(!AGEING.is_due(1029 * SECOND) && AGEING.is_due(1030 * SECOND));
+        // The kernel's clock is a coarse one, and late.
+        assert!(!AGEING.is_due(999 * SECOND));
+        assert!(!Ageing::zeroed().is_due(1000 * SECOND));
+    }
+
+    #[test]
+    fn each_state_has_its_time() {
+        let after = |state, seconds: u64| AGEING.has_come_for(state, 0, (1000 + seconds) * SECOND);
+        assert!(!after(state::SPLICED, 3599) && after(state::SPLICED, 3600));
+        for over in [state::FINISHED, state::RESET] {
+            assert!(!after(over, 59) && after(over, 60));
+        }
+        assert!(after(state::HAND_OVER, 30) && after(state::DEAD, 30));
+        assert!(!after(state::OFF, 1_000_000));
+    }
+
+    #[test]
+    fn a_packet_makes_a_stream_young_again() {
+        let spliced = |last: u64, now: u64| AGEING.has_come_for(state::SPLICED, last * SECOND, now * SECOND);
+        assert!(!spliced(2000, 5599) && spliced(2000, 5600));
+        // Silence before the process ended was the process's own affair.
+        assert!(!spliced(1, 4599) && spliced(1, 4600));
+    }
+
+    #[test]
+    fn never_is_never() {
+        let never = Ageing { orphan_timeout_ns: u64::MAX, ..AGEING };
+        assert!(!never.has_come_for(state::SPLICED, 0, u64::MAX - 1));
+        assert!(never.has_come_for(state::FINISHED, 0, u64::MAX - 1));
+    }
+}

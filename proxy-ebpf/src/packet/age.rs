@@ -1,0 +1,140 @@
+//! Gives up streams that nobody looks after, by a timer of the kernel (Linux 5.15), so that it happens without any process and
+//! without any packet. The rules are those of [`Ageing`].
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{
+    bpf_ktime_get_coarse_ns, bpf_loop, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
+};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use proxy_common::ageing::{Ageing, GIVEN_UP_A_TICK, RECORDS_A_TICK, TICK_NS};
+use proxy_common::flow::{Conn, Direction, FlowRef, state};
+use proxy_common::packet::headers::{Ipv4, Ipv6};
+use proxy_common::stat::Stat;
+
+use crate::maps::{STEER_AGEING, STEER_TIMER, Timer};
+use crate::packet::flows::{Flows, Session};
+use crate::packet::stats::count;
+
+const CLOCK_MONOTONIC: u64 = 1;
+
+/// Takes one look and starts the timer, which from then on belongs to this program. Attached to nothing: userspace runs it
+/// when it starts. Returns 0 or the negative number of an error.
+#[classifier]
+fn packet_age(_ctx: TcContext) -> i32 {
+    let Some(timer) = STEER_TIMER.get_ptr_mut(0) else { return 0 };
+    let map = (&raw const STEER_TIMER).cast_mut().cast();
+    // SAFETY: `timer` is in a value of `map`. It fails if an earlier process has done it, which is as well.
+    let _ = unsafe { bpf_timer_init(timer.cast(), map, CLOCK_MONOTONIC) };
+    // SAFETY: `timer` was initialised, or the helper fails; `tick` takes what the kernel gives to callbacks.
+    let set = unsafe { bpf_timer_set_callback(timer.cast(), tick as *mut c_void) };
+    if set != 0 {
+        return set as i32;
+    }
+    look(timer);
+    start(timer) as i32
+}
+
+/// What the timer calls; its result must be 0.
+unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut u32, timer: *mut Timer) -> u64 {
+    look(timer);
+    // It fails when the map is about to go.
+    let _ = start(timer);
+    0
+}
+
+#[inline(always)]
+fn start(timer: *mut Timer) -> i64 {
+    // SAFETY: `timer` is a value of the map, and begins with the kernel's timer.
+    unsafe { bpf_timer_start(timer.cast(), TICK_NS, 0) }
+}
+
+/// A look at some of the records.
+struct Look {
+    /// The next record.
+    next: u32,
+    now_ns: u64,
+    ageing: Ageing,
+    /// How many streams were given up.
+    given_up: u32,
+}
+
+/// Goes on where the last look ended.
+#[inline(always)]
+fn look(timer: *mut Timer) {
+    let Some(ageing) = STEER_AGEING.get(0).copied() else { return };
+    // SAFETY: the helper has no conditions.
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    if !ageing.is_due(now_ns) {
+        return;
+    }
+    // SAFETY: a live value of an array map, in which only one timer writes.
+    let next = unsafe { &mut (*timer).next };
+    let mut look = Look { next: *next, now_ns, ageing, given_up: 0 };
+    // SAFETY: `age` takes what it is given here, and is not called after this.
+    unsafe { bpf_loop(RECORDS_A_TICK, age as *mut c_void, (&raw mut look).cast(), 0) };
+    *next = look.next;
+}
+
+/// What bpf_loop calls with the number of the round; returns 1 to end it.
+unsafe extern "C" fn age(_round: u64, look: *mut Look) -> u64 {
+    // SAFETY: `look` hands its own variable over, and does not touch it meanwhile.
+    let look = unsafe { &mut *look };
+    // The direction does not matter.
+    let Some(session) = Session::of(FlowRef::new(look.next, Direction::ToUpstream)) else {
+        look.next = 0;
+        return 1;
+    };
+    let session_state = session.state();
+    let last_packet_ns = last_packet_ns(session.conn());
+    if look.ageing.has_come_for(session_state, last_packet_ns, look.now_ns) {
+        if look.given_up == GIVEN_UP_A_TICK {
+            return 1;
+        }
+        look.given_up += u32::from(give_up(&session, session_state));
+    }
+    look.next += 1;
+    0
+}
+
+#[inline(always)]
+fn last_packet_ns(conn: &Conn) -> u64 {
+    let [up, down] = [&conn.flows[0].live, &conn.flows[1].live].map(|live| live.last_packet_ns);
+    if up > down { up } else { down }
+}
+
+/// Takes the keys out, so that the peers' later packets are answered with a RST by the local stack. The record is free at the
+/// next look only, since until then a packet that had found a key may still write to it. Returns whether there were keys.
+#[inline(always)]
+fn give_up(session: &Session, session_state: u32) -> bool {
+    if session_state != state::DEAD {
+        session.advance(state::DEAD);
+    }
+    if matches!(session_state, state::HAND_OVER | state::SPLICED) {
+        count(Stat::Aged);
+    }
+    let conn = session.conn();
+    let mut had_keys = false;
+    for direction in Direction::BOTH {
+        let flow = FlowRef::new(session.flow.conn(), direction);
+        had_keys |= match conn.family {
+            4 => forget_own::<Ipv4>(&conn.key4(direction), flow),
+            _ => forget_own::<Ipv6>(&conn.key6(direction), flow),
+        };
+    }
+    if !had_keys && session_state == state::DEAD {
+        session.advance(state::OFF);
+    }
+    had_keys
+}
+
+/// Takes a key out if it is this flow's; whether it was.
+#[inline(always)]
+fn forget_own<I: Flows>(key: &I::Key, flow: FlowRef) -> bool {
+    let is_own = I::find(key) == Some(flow);
+    if is_own {
+        I::forget(key);
+    }
+    is_own
+}

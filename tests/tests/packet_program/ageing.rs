@@ -1,0 +1,183 @@
+//! Streams that no process looks after, and the kernel's timer.
+
+use std::time::Duration;
+
+use aya::maps::MapError;
+use proxy_common::ageing::{Ageing, GIVEN_UP_A_TICK, RECORDS_A_TICK};
+use proxy_common::flow::{Direction, FlowRef, state};
+use proxy_common::stat::Stat;
+use steer::kernel::clock::monotonic_ns;
+use steer_tests::eventually::eventually;
+
+use crate::support::lab::{CONNS, Hook, Input, Lab, Verdict, in_namespace, in_namespace_with};
+use crate::support::session::{Family, Session};
+
+/// Times of packets: long ago, and not to be overtaken by any clock during the test.
+const OLD: u64 = 1;
+const FRESH: u64 = u64::MAX;
+
+/// No process lives, and the time of everything old has come.
+const DUE: Ageing = Ageing { heartbeat_ns: 1, gone_after_ns: 1, orphan_timeout_ns: 1, linger_ns: 1 };
+
+fn alive() -> Ageing {
+    Ageing { heartbeat_ns: monotonic_ns(), gone_after_ns: 1 << 40, ..DUE }
+}
+
+fn session(family: Family, index: u32, session_state: u32, last_packet_ns: u64) -> Session {
+    let mut session = Session::numbered(family, index);
+    session.conn.state = session_state;
+    session.conn.flows.iter_mut().for_each(|flow| flow.live.last_packet_ns = last_packet_ns);
+    session
+}
+
+fn look(lab: &Lab) {
+    let output = lab.run(Hook::Age, &Input { frame: vec![0; 14], ..Input::default() });
+    assert_eq!(output.verdict, Verdict::Accept, "the timer is started");
+}
+
+fn has_keys(lab: &Lab, session: &Session) -> [bool; 2] {
+    Direction::BOTH.map(|direction| lab.has_key(session.key(direction)))
+}
+
+fn aged(lab: &Lab) -> u64 {
+    lab.stats()[Stat::Aged.number() as usize]
+}
+
+#[test]
+fn what_is_old_goes_when_no_process_lives() {
+    const AGED: bool = true;
+    let cases = [
+        (state::SPLICED, AGED),
+        (state::HAND_OVER, AGED),
+        (state::FINISHED, !AGED),
+        (state::RESET, !AGED),
+        (state::DEAD, !AGED),
+    ];
+    in_namespace(|lab| {
+        for (session_state, counts) in cases {
+            for family in Family::BOTH {
+                eprintln!("state {session_state}, {family:?}");
+                let session = session(family, 3, session_state, OLD);
+                lab.set_ageing(alive());
+                lab.open(&session);
+                let before = aged(lab);
+                look(lab);
+                assert_eq!((lab.conn(3).state, has_keys(lab, &session)), (session_state, [true; 2]));
+
+                lab.set_ageing(DUE);
+                look(lab);
+                assert_eq!(has_keys(lab, &session), [false; 2]);
+                // The timer may have looked, too.
+                assert!(matches!(lab.conn(3).state, state::DEAD | state::OFF));
+                look(lab);
+                assert_eq!(lab.conn(3).state, state::OFF);
+                assert_eq!(aged(lab) - before, u64::from(counts));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_stream_with_a_packet_in_either_direction_is_left_alone() {
+    in_namespace(|lab| {
+        for family in Family::BOTH {
+            for direction in Direction::BOTH {
+                lab.set_ageing(alive());
+                let mut session = session(family, 3, state::SPLICED, OLD);
+                session.flow(direction).live.last_packet_ns = FRESH;
+                lab.open(&session);
+                lab.set_ageing(DUE);
+                (0..3).for_each(|_| look(lab));
+                assert_eq!((lab.conn(3).state, has_keys(lab, &session)), (state::SPLICED, [true; 2]));
+            }
+        }
+    });
+}
+
+#[test]
+fn the_key_of_another_stream_is_left_alone() {
+    in_namespace(|lab| {
+        for family in Family::BOTH {
+            lab.set_ageing(alive());
+            let old = session(family, 3, state::FINISHED, OLD);
+            lab.open(&old);
+            // A stream that has the tuple now.
+            let next = Session { index: 4, ..old.clone() };
+            lab.point_keys_at(&next, 4);
+            let mut living = next.conn;
+            living.state = state::SPLICED;
+            living.flows[0].live.last_packet_ns = FRESH;
+            lab.set_conn(4, &living);
+            lab.set_ageing(DUE);
+            (0..3).for_each(|_| look(lab));
+            assert_eq!((lab.conn(3).state, lab.conn(4).state), (state::OFF, state::SPLICED));
+            assert_eq!(has_keys(lab, &next), [true; 2]);
+        }
+    });
+}
+
+#[test]
+fn a_full_table_of_living_streams_stays_as_it_is() {
+    in_namespace(|lab| {
+        lab.set_ageing(DUE);
+        for family in Family::BOTH {
+            lab.clear();
+            let streams: Vec<_> = (0..CONNS).map(|i| session(family, i, state::SPLICED, FRESH)).collect();
+            streams.iter().for_each(|stream| lab.open(stream));
+            for _ in 0..10 {
+                look(lab);
+                let one_more = session(family, CONNS, state::SPLICED, FRESH).key(Direction::ToUpstream);
+                let refused = lab.insert(one_more, FlowRef(0));
+                assert!(matches!(refused, Err(MapError::SyscallError(_))), "{refused:?}");
+            }
+            for stream in &streams {
+                assert_eq!(
+                    (lab.conn(stream.index).state, has_keys(lab, stream)),
+                    (state::SPLICED, [true; 2])
+                );
+            }
+        }
+        assert_eq!(aged(lab), 0);
+    });
+}
+
+#[test]
+fn looks_go_round_all_records() {
+    in_namespace_with(2 * RECORDS_A_TICK + 2, |lab| {
+        // The ends of looks, and more in a row than one gives up.
+        let mut places = vec![0, RECORDS_A_TICK - 1, RECORDS_A_TICK, 2 * RECORDS_A_TICK + 1];
+        places.extend(10..20 + GIVEN_UP_A_TICK);
+        let streams = open_old(lab, places);
+        // Two times round, wherever it begins.
+        (0..9).for_each(|_| look(lab));
+        assert!(are_gone(lab, &streams));
+        assert_eq!(aged(lab), streams.len() as u64);
+    });
+}
+
+#[test]
+fn the_timer_takes_looks_too() {
+    in_namespace(|lab| {
+        lab.set_ageing(alive());
+        look(lab);
+        let streams = open_old(lab, 0..CONNS);
+        let gone = || Ok(are_gone(lab, &streams).then_some(()));
+        eventually("the timer's looks", Duration::from_secs(60), gone).unwrap();
+        assert_eq!(aged(lab), u64::from(CONNS));
+    });
+}
+
+/// Streams of which nothing will be left.
+fn open_old(lab: &mut Lab, places: impl IntoIterator<Item = u32>) -> Vec<Session> {
+    lab.set_ageing(alive());
+    let streams = places.into_iter().map(|index| session(Family::V4, index, state::SPLICED, OLD));
+    let streams: Vec<_> = streams.inspect(|stream| lab.open(stream)).collect();
+    lab.set_ageing(DUE);
+    streams
+}
+
+fn are_gone(lab: &Lab, streams: &[Session]) -> bool {
+    let is_gone =
+        |stream: &Session| lab.conn(stream.index).state == state::OFF && has_keys(lab, stream) == [false; 2];
+    streams.iter().all(is_gone)
+}
