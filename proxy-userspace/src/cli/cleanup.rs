@@ -10,13 +10,14 @@ use crate::upstream::ports;
 
 /// Remove what stopped Steers have left in the kernel and no stream needs (needs root)
 ///
-/// What streams still need is kept, and so is what this version cannot read, unless --force says otherwise.
+/// What streams still need is kept, and so is what this version cannot read, or another network namespace uses, unless
+/// --force says otherwise.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only this instance
     #[arg(long, value_name = "NAME")]
     instance: Option<Instance>,
-    /// Remove what cannot be read, or is of another network namespace, too: its streams hang until their peers notice
+    /// Remove what cannot be read, or another network namespace uses, too: its streams hang until their peers notice
     #[arg(long)]
     force: bool,
     /// Say what would be done, and do nothing
@@ -30,7 +31,7 @@ pub(super) struct Args {
 /// What becomes of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
-    Removed,
+    Removed { why: &'static str },
     Kept { why: String, next: String },
 }
 
@@ -50,12 +51,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             verdicts.iter().map(|(instance, verdict)| object(instance, verdict, args)).collect();
         println!("{}", Value::from(objects));
     } else if verdicts.is_empty() {
-        println!("nothing was left");
+        println!("nothing was left{}", args.instance.as_ref().map_or(String::new(), others));
     } else {
         let removed = if args.dry_run { "would be removed" } else { "removed" };
         for (instance, verdict) in verdicts {
             match verdict {
-                Verdict::Removed => println!("instance {instance}: {removed}"),
+                Verdict::Removed { why } => println!("instance {instance}: {removed}: {why}"),
                 Verdict::Kept { why, next } => println!("instance {instance}: kept: {why}\nnext: {next}"),
             }
         }
@@ -75,10 +76,17 @@ fn clean(instance: &Instance, args: &Args) -> anyhow::Result<Option<Verdict>> {
     };
     let Some(pins) = pins else { return Ok(None) };
     let found = Pinned::find(&pins).and_then(|found| {
-        found.as_ref().map_or(Ok(()), Pinned::ensure_is_here)?;
+        if let Some(found) = &found
+            && !found.is_abandoned()?
+        {
+            found.ensure_is_here()?;
+        }
         Ok(found)
     });
     let verdict = match &found {
+        Ok(Some(found)) if found.is_abandoned()? => {
+            Verdict::Removed { why: "its network namespace is gone, and its streams with it" }
+        }
         Ok(Some(found)) if detach::living(found) > 0 => Verdict::Kept {
             why: format!("{} streams live", detach::living(found)),
             next: format!(
@@ -89,10 +97,14 @@ fn clean(instance: &Instance, args: &Args) -> anyhow::Result<Option<Verdict>> {
             why: error.to_string(),
             next: format!("`steer cleanup --instance {instance} --force` removes it with its streams"),
         },
-        _ => Verdict::Removed,
+        Err(_) => Verdict::Removed { why: "by force" },
+        Ok(_) => Verdict::Removed { why: "no stream lives" },
     };
-    if verdict == Verdict::Removed && !args.dry_run {
-        if let Ok(Some(found)) = &found {
+    if matches!(verdict, Verdict::Removed { .. }) && !args.dry_run {
+        // Those of another network namespace are its own matter.
+        if let Ok(Some(found)) = &found
+            && found.ensure_is_here().is_ok()
+        {
             ports::unreserve(&found.reserved()?)?;
         }
         pins.remove()?;
@@ -100,10 +112,19 @@ fn clean(instance: &Instance, args: &Args) -> anyhow::Result<Option<Verdict>> {
     Ok(Some(verdict))
 }
 
+/// For who has misspelt an instance that has left nothing: those that have.
+pub(super) fn others(instance: &Instance) -> String {
+    let all = pins::instances().unwrap_or_default();
+    let names: Vec<_> = all.iter().filter(|other| *other != instance).map(Instance::as_str).collect();
+    if names.is_empty() { String::new() } else { format!(" (there are others: {})", names.join(", ")) }
+}
+
 fn object(instance: &Instance, verdict: &Verdict, args: &Args) -> Value {
     let (instance, dry_run) = (instance.as_str(), args.dry_run);
     match verdict {
-        Verdict::Removed => json!({ "instance": instance, "removed": true, "dry_run": dry_run }),
+        Verdict::Removed { why } => {
+            json!({ "instance": instance, "removed": true, "why": why, "dry_run": dry_run })
+        }
         Verdict::Kept { why, next } => {
             json!({ "instance": instance, "removed": false, "why": why, "next": next, "dry_run": dry_run })
         }

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use serde_json::json;
 
+use super::cleanup::others;
 use crate::config::Instance;
 use crate::kernel::packet::pinned::{self, Pinned};
 use crate::kernel::pins::{Pins, PinsError};
@@ -60,7 +61,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         });
         println!("{line}");
     } else if found.is_none() {
-        println!("instance {instance}: nothing was left");
+        println!("instance {instance}: nothing was left{}", others(instance));
     } else if args.dry_run {
         println!("instance {instance}: would reset {streams} streams and leave {interfaces} interfaces");
         println!("next: the same without --dry-run");

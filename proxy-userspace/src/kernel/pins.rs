@@ -60,7 +60,11 @@ impl Pins {
         mount_once().map_err(PinsError::NoFileSystem)?;
         let path = path_of(instance);
         loop {
-            fs::create_dir_all(&path).map_err(PinsError::at(&path))?;
+            match fs::create_dir_all(&path) {
+                // Somebody has removed the last instance meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                made => made.map_err(PinsError::at(&path))?,
+            }
             if let Some(pins) = Self::take_existing(instance)? {
                 return Ok(pins);
             }
@@ -134,9 +138,13 @@ impl Pins {
     /// Something is in the way.
     pub fn remove(&self) -> Result<(), PinsError> {
         match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PinsError::at(&self.path)(error)),
-            _ => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(PinsError::at(&self.path)(error));
+            }
+            _ => {}
         }
+        let _others_are_in_it = fs::remove_dir(DIRECTORY);
+        Ok(())
     }
 }
 
