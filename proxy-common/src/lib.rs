@@ -9,6 +9,7 @@ pub mod about;
 pub mod fault;
 pub mod flow;
 mod labels;
+pub mod layout;
 pub mod packet;
 pub mod reason;
 pub mod sock;

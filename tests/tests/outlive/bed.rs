@@ -35,11 +35,23 @@ pub(crate) fn endpoint() -> SocketAddr {
     SocketAddr::from((Topology::endpoint(0), ENDPOINT_PORT))
 }
 
+fn front6() -> SocketAddr {
+    SocketAddr::from((Topology::PROXY6, FRONT_PORT))
+}
+
+fn endpoint6() -> SocketAddr {
+    SocketAddr::from((Topology::endpoint6(0), ENDPOINT_PORT))
+}
+
 /// A configuration for these hosts, with more keys of `packet_splice` as `key: value` lines.
 pub(crate) fn config(packet_splice: &[&str]) -> String {
+    config_for(front(), endpoint(), packet_splice)
+}
+
+fn config_for(front: SocketAddr, endpoint: SocketAddr, packet_splice: &[&str]) -> String {
     let mut config = "splice: packet\npacket_splice:\n  linger: 1s\n".to_owned();
     config.extend(packet_splice.iter().map(|line| format!("  {line}\n")));
-    config + &socketio::config(front(), &[endpoint()])
+    config + &socketio::config(front, &[endpoint])
 }
 
 pub(crate) fn runtime() -> Runtime {
@@ -49,24 +61,46 @@ pub(crate) fn runtime() -> Runtime {
 pub(crate) struct Bed<'n> {
     pub(crate) topology: &'n Topology,
     pub(crate) steer: Steer<'n>,
+    pub(crate) front: SocketAddr,
+    endpoint: SocketAddr,
 }
 
 impl<'n> Bed<'n> {
     pub(crate) fn start(topology: &'n Topology, packet_splice: &[&str]) -> Self {
-        let steer = Steer::start(&config(packet_splice), Some(&topology.proxy), &[]).unwrap();
-        Self { topology, steer }
+        Self::start_at(topology, front(), endpoint(), packet_splice)
+    }
+
+    pub(crate) fn start_ipv6(topology: &'n Topology, packet_splice: &[&str]) -> Self {
+        Self::start_at(topology, front6(), endpoint6(), packet_splice)
+    }
+
+    fn start_at(
+        topology: &'n Topology,
+        front: SocketAddr,
+        endpoint: SocketAddr,
+        packet_splice: &[&str],
+    ) -> Self {
+        let config = config_for(front, endpoint, packet_splice);
+        let steer = Steer::start(&config, Some(&topology.proxy), &[]).unwrap();
+        Self { topology, steer, front, endpoint }
+    }
+
+    /// Writes another configuration of the packet splice, for the next start.
+    pub(crate) fn configure(&self, packet_splice: &[&str]) {
+        let config = config_for(self.front, self.endpoint, packet_splice);
+        fs::write(self.steer.config(), config).unwrap();
     }
 
     /// Runs `work` while so many spliced streams echo, which must all have been intact when they are closed after it.
     pub(crate) fn under_traffic(&mut self, streams: u32, work: impl FnOnce(&mut Self, &Traffic)) {
         let traffic = Arc::new(Traffic::default());
         thread::scope(|scope| {
-            let topology = self.topology;
+            let (topology, front, at) = (self.topology, self.front, self.endpoint);
             let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
             let endpoint = scope.spawn(move || {
                 topology.endpoints[0].run(|| {
                     runtime().block_on(async {
-                        let listener = TcpListener::bind(endpoint()).await.unwrap();
+                        let listener = TcpListener::bind(at).await.unwrap();
                         tokio::select! {
                             () = serve(listener) => {}
                             _ = stopped => {}
@@ -76,7 +110,7 @@ impl<'n> Bed<'n> {
             });
             let of_clients = Arc::clone(&traffic);
             let clients = scope.spawn(move || {
-                topology.clients.run(|| runtime().block_on(of_clients.clients(front(), streams)))
+                topology.clients.run(|| runtime().block_on(of_clients.clients(front, streams)))
             });
             // Whatever happens, nothing waits for them.
             let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -109,7 +143,7 @@ impl<'n> Bed<'n> {
         let sockets = self.topology.proxy.run(sockets::tcp).unwrap().unwrap();
         let held = sockets
             .iter()
-            .filter(|socket| socket.state == sockets::State::Connection && socket.remote == endpoint());
+            .filter(|socket| socket.state == sockets::State::Connection && socket.remote == self.endpoint);
         let rows = self.rows();
         rows.iter().filter(|row| row["path"] == "packet").count().saturating_sub(held.count())
     }

@@ -6,6 +6,7 @@
 
 mod bed;
 mod death;
+mod layout;
 mod leaving;
 mod owners;
 mod restart;

@@ -30,6 +30,7 @@ pub(crate) struct Traffic {
     pub(crate) bytes: AtomicU64,
     /// Of messages of streams that are not fast, since it was last taken.
     worst_us: AtomicU64,
+    pause: AtomicBool,
     stop: AtomicBool,
     pub(crate) errors: Mutex<Vec<String>>,
 }
@@ -38,6 +39,11 @@ impl Traffic {
     /// The longest time that a message and its echo took since this was asked last.
     pub(crate) fn take_worst(&self) -> Duration {
         Duration::from_micros(self.worst_us.swap(0, Ordering::Relaxed))
+    }
+
+    /// Lets the streams be still, each when its last message has come back, until they are to close.
+    pub(crate) fn pause(&self) {
+        self.pause.store(true, Ordering::Relaxed);
     }
 
     /// Lets the streams close, each when its last message has come back.
@@ -84,6 +90,10 @@ impl Traffic {
             sleep(pause.mul_f64(random.random())).await;
         }
         while !self.is_stopped() {
+            if self.pause.load(Ordering::Relaxed) {
+                sleep(Duration::from_millis(20)).await;
+                continue;
+            }
             let mut message = vec![0; if is_fast { FAST_BYTES } else { random.random_range(16..1500) }];
             random.fill(&mut message[..]);
             message[..8].copy_from_slice(&count.to_be_bytes());

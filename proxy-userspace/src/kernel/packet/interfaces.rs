@@ -16,6 +16,7 @@ use aya::util::KernelVersion;
 use proxy_common::abi;
 use proxy_common::reason::Reason;
 
+use crate::failpoint;
 use crate::kernel::host::{self, InterfaceKind};
 use crate::kernel::loader::{self, LoadError};
 use crate::kernel::netlink::LinkMonitor;
@@ -199,6 +200,7 @@ impl Attached {
                 Ok(links) => {
                     tracing::info!(ifindex, "took over the packet splice of an interface");
                     self.links.insert(ifindex, links);
+                    failpoint::reached("first link");
                 }
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
@@ -278,6 +280,19 @@ enum AdoptError {
 /// The interfaces whose links are among what these names stand for.
 pub(super) fn pinned(names: &[String]) -> HashSet<u32> {
     names.iter().filter_map(|name| name.split_once('-')?.0.parse().ok()).collect()
+}
+
+/// Moves the pins of links from one directory to another, unless that has such a one.
+pub(super) fn move_pins(from: &Path, to: &Path) -> io::Result<()> {
+    for ifindex in pinned(&pins::names(from)?) {
+        for (_, direction) in PROGRAMS {
+            let (from, to) = (path_of(from, ifindex, direction), path_of(to, ifindex, direction));
+            if from.exists() && !to.exists() {
+                fs::rename(from, to)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn path_of(pins: &Path, ifindex: u32, direction: TcAttachType) -> PathBuf {
