@@ -148,7 +148,9 @@ fn streams_that_ended_under_another_build_are_over() {
     let Some(other) = other_layout() else { return };
     let topology = Topology::new(1).unwrap();
     let mut bed = Bed::start(&topology, &[]);
-    bed.under_traffic(50, |bed, _| drop(bed.steer.stop(libc::SIGKILL).unwrap()));
+    bed.under_traffic(50, |bed, _| {
+        bed.steer.stop(libc::SIGKILL).unwrap();
+    });
     bed.steer.start_again_as(&other).unwrap();
     bed.expect_no_stream();
     assert_eq!(bed.metric("steer_streams_adopted_total", &[]), 0.0);

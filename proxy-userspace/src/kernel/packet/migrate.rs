@@ -14,16 +14,20 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proxy_common::abi;
 use proxy_common::flow::{Conn, FlowKey4, FlowKey6, FlowRef, state};
 
-use super::super::grace;
+use super::super::{clock, grace};
 use super::catch_up::{catch_up, expect_leaps, expect_no_leaps};
 use super::conns::Conns;
 use super::pinned::{Left, PinnedError};
 use super::{FlowMap, InsertError, interfaces};
+
+/// A stream that has moved within this time may move again before all links have the new programs, and this process be kept from
+/// giving them for some milliseconds, in which a stream can go further than a window.
+const RECENT: Duration = Duration::from_secs(2);
 
 /// Streams on their way from old maps.
 #[derive(Debug)]
@@ -90,11 +94,12 @@ impl Migration {
 
     /// Takes over what has changed since this was called, or the records copied, last. To be called right before the links change.
     pub(super) fn look_again(&mut self, to: &Conns) {
+        let recently = clock::monotonic_ns().saturating_sub(RECENT.as_nanos() as u64);
         for source in &mut self.sources {
             for stream in &mut source.streams {
                 let old = source.maps.record(stream.conn);
                 catch_up(to, stream.conn, &old, stream.packets);
-                if packets(&old) != stream.packets {
+                if old.flows.iter().any(|flow| flow.live.last_packet_ns >= recently) {
                     expect_leaps(to, stream.conn);
                 }
                 stream.packets = packets(&old);
