@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 const OBJECT: &str = "target/bpf/steer-ebpf.o";
+/// The same with the feature `other-layout`.
+const OTHER_LAYOUT: &str = "target/bpf/steer-ebpf-other-layout.o";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -18,12 +20,14 @@ fn main() {
 
 fn embed() -> Result<(), String> {
     let variable = |name: &str| env::var(name).map_err(|error| format!("{name}: {error}"));
-    let object = Path::new(&variable("CARGO_MANIFEST_DIR")?).join("..").join(OBJECT);
+    let other_layout = env::var_os("CARGO_FEATURE_OTHER_LAYOUT").is_some();
+    let name = if other_layout { OTHER_LAYOUT } else { OBJECT };
+    let object = Path::new(&variable("CARGO_MANIFEST_DIR")?).join("..").join(name);
     println!("cargo::rerun-if-changed={}", object.display());
 
     let is_built = std::fs::metadata(&object).is_ok_and(|object| object.len() > 0);
     if !is_built && variable("PROFILE")? == "release" {
-        return Err(format!("the BPF object {OBJECT} is missing; run: cargo xtask build-ebpf"));
+        return Err(format!("the BPF object {name} is missing; run: cargo xtask build-ebpf"));
     }
     if !is_built {
         // A file that does not exist counts as changed at every build.

@@ -1,7 +1,9 @@
 //! Names and sizes that both sides spell the same way.
 
 /// Version of every map layout in this crate; raised by any change to a shared type.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 =
+    if cfg!(feature = "other-layout") { OWN_ABI_VERSION + 1000 } else { OWN_ABI_VERSION };
+const OWN_ABI_VERSION: u32 = 4;
 
 /// The sk_skb stream verdict program of the socket splice.
 pub const PROG_SOCK_SPLICE: &str = "sock_splice";
@@ -22,6 +24,7 @@ pub const MAP_FLOW_STATS: &str = "STEER_STATS";
 pub const MAP_ABOUT: &str = "STEER_ABOUT";
 pub const MAP_AGEING: &str = "STEER_AGEING";
 pub const MAP_TIMER: &str = "STEER_TIMER";
+pub const MAP_LAYOUT: &str = "STEER_LAYOUT";
 /// A global of the object: the mark (`SO_MARK`) of the proxy's own sockets during a hand-over. The mark plus one is
 /// that of copied acknowledgements.
 pub const GLOBAL_MARK: &str = "MARK";

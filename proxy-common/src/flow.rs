@@ -125,6 +125,8 @@ pub mod output {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub struct Conn {
+    #[cfg(feature = "other-layout")]
+    pub other: [u64; 8],
     /// One of [`state`]. Userspace stores it with Release after everything else.
     pub state: u32,
     /// [`flags`]. Written by userspace, as long as a process lives.
@@ -188,6 +190,8 @@ pub struct Flow {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct DirFixed {
+    #[cfg(feature = "other-layout")]
+    pub other: [u64; 8],
     /// Wire; IPv4 in the first word, the rest zero. The proxy's address towards the next peer.
     pub to_source: [u32; 4],
     /// Wire. The next peer.
@@ -224,6 +228,8 @@ pub struct DirFixed {
 #[repr(C)]
 pub struct DirLive {
     pub packets: u64,
+    #[cfg(feature = "other-layout")]
+    pub other: [u64; 8],
     /// Payload bytes by advance of `seq_end`: retransmissions and forgeries do not count.
     pub bytes: u64,
     /// CLOCK_MONOTONIC_COARSE ns of the last packet with payload that advanced `seq_end`; userspace starts it with the
@@ -238,7 +244,8 @@ pub struct DirLive {
     /// The window field of the newest acknowledgement, as it arrived: host order, not scaled.
     pub window: u16,
     /// The largest window field seen. Userspace starts it with what the local socket was last offered
-    /// (tcpi_snd_wnd, scaled back).
+    /// (tcpi_snd_wnd, scaled back). 0: not known, and taken for the largest that TCP has, so that packets are believed
+    /// though the numbers here are behind; while a stream goes from one map to another.
     pub window_max: u16,
     /// TSval of the last plausible packet, as it arrived.
     pub ts_value: u32,
@@ -307,9 +314,9 @@ mod user {
     unsafe impl aya::Pod for super::FlowKey6 {}
 }
 
+#[cfg(not(feature = "other-layout"))]
 const _: () = {
     use core::mem::{align_of, offset_of, size_of};
-    assert!(size_of::<FlowKey4>() == 12 && size_of::<FlowKey6>() == 36);
     assert!(size_of::<Conn>() == 320 && align_of::<Conn>() == 64);
     assert!(offset_of!(Conn, flows) == 64 && size_of::<Flow>() == 128);
     assert!(offset_of!(Flow, live) == 64);

@@ -10,6 +10,7 @@ pub mod ageing;
 pub mod fault;
 pub mod flow;
 mod labels;
+pub mod layout;
 pub mod packet;
 pub mod reason;
 pub mod sock;

@@ -10,6 +10,7 @@ use proxy_common::abi::{DEFAULT_MAX_CONNS, FLOW_EVENTS_BYTES, SOCK_ENTRIES, SOCK
 use proxy_common::about::About;
 use proxy_common::ageing::Ageing;
 use proxy_common::flow::{Conn, FlowKey4, FlowKey6, FlowRef};
+use proxy_common::layout::{ENTRY_COUNT, Entry};
 use proxy_common::packet::options::Walk;
 use proxy_common::sock::{SockCredit, SockFlow};
 use proxy_common::stat::Stat;
@@ -43,6 +44,10 @@ pub(crate) static STEER_STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(
 /// What these maps are, for the next process that finds them. Writer: userspace. Reader: userspace.
 #[map]
 pub(crate) static STEER_ABOUT: Array<About> = Array::with_max_entries(1, 0);
+
+/// How they are laid out. Writer: userspace. Reader: userspace of another build.
+#[map]
+pub(crate) static STEER_LAYOUT: Array<Entry> = Array::with_max_entries(ENTRY_COUNT as u32, 0);
 
 /// Whether a process lives, and how long streams are kept without one. Writer: userspace. Reader: the timer of `packet_age`.
 #[map]

@@ -44,6 +44,13 @@ pub fn binary_with_failpoints() -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
+/// The binary with the feature `other-layout`, which stands for another version of Steer and which `cargo xtask test` builds;
+/// `None` if it is not there.
+pub fn binary_with_other_layout() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/failpoints/steer-other-layout");
+    path.exists().then_some(path)
+}
+
 /// `steer run`, from readiness until the guard is dropped. It has an instance of its own, so that none of the others of
 /// this machine meets its pins.
 #[derive(Debug)]
@@ -152,6 +159,12 @@ impl<'n> Steer<'n> {
     pub fn start_again(&mut self) -> Result<()> {
         self.process = self.launch.start(self.instance.name(), self.netns, &[])?;
         self.wait_until_ready()
+    }
+
+    /// The same with another binary, from now on.
+    pub fn start_again_as(&mut self, binary: &Path) -> Result<()> {
+        binary.clone_into(&mut self.launch.binary);
+        self.start_again()
     }
 
     /// Starts another process of the instance, with `--takeover`, and returns when it has taken over. This is that process from

@@ -15,8 +15,9 @@ use anyhow::{Context as _, Result, bail};
 use toolchain::Toolchain;
 
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
-/// Relative to the workspace; `proxy-userspace/build.rs` looks for the first, the tests load the second.
+/// Relative to the workspace; `proxy-userspace/build.rs` looks for the first two, the tests load the third.
 pub(crate) const OBJECT: &str = "target/bpf/steer-ebpf.o";
+const OTHER_LAYOUT: &str = "target/bpf/steer-ebpf-other-layout.o";
 const FAULTS: &str = "target/bpf/faults-ebpf.o";
 
 /// Build the BPF programs that `steer` embeds, installing the compiler for them where possible
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// Let the programs write trace lines to steer's log (for debugging a program)
     #[arg(long)]
     log: bool,
+    /// Build those of the feature `other-layout` instead, for tests
+    #[arg(long, conflicts_with = "log")]
+    other_layout: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -36,20 +40,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let linker = toolchain::find_or_install_linker(&toolchain, !args.no_install)?;
     eprintln!("build-ebpf: {toolchain}, linked by {}", linker.display());
 
-    let built = compile(workspace, &toolchain, &linker, args.log)?;
+    let (feature, object) = match args {
+        Args { other_layout: true, .. } => (Some("other-layout"), OTHER_LAYOUT),
+        Args { log: true, .. } => (Some("log"), OBJECT),
+        _ => (None, OBJECT),
+    };
+    let built = compile(workspace, &toolchain, &linker, feature)?;
     for (binary, object, programs) in
-        [("steer-ebpf", OBJECT, verify::STEER), ("faults-ebpf", FAULTS, verify::FAULTS)]
+        [("steer-ebpf", object, verify::STEER), ("faults-ebpf", FAULTS, verify::FAULTS)]
     {
         let built = built.join(binary);
         verify::check(&built, programs)?;
         install(&built, &workspace.join(object))?;
     }
-    eprintln!("build-ebpf: {OBJECT} is ready; next: cargo build --release");
+    eprintln!("build-ebpf: {object} is ready; next: cargo build --release");
     Ok(())
 }
 
 /// Returns the directory of the linked objects.
-fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, log: bool) -> Result<PathBuf> {
+fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, feature: Option<&str>) -> Result<PathBuf> {
     let target_dir = workspace.join("target/bpf");
     let mut cargo = toolchain.cargo();
     cargo
@@ -62,8 +71,8 @@ fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, log: bool) ->
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(linker));
-    if log {
-        cargo.args(["--features", "log"]);
+    if let Some(feature) = feature {
+        cargo.args(["--features", feature]);
     }
     run_visibly(&mut cargo)?;
     Ok(target_dir.join(TARGET).join("bpf"))

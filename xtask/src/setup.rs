@@ -30,6 +30,25 @@ pub(crate) fn steer() -> Result<PathBuf> {
     Ok(target().join("release/steer"))
 }
 
+/// Two more, debug builds, of the suite `outlive`: one that stands for another version of Steer, and one that it lets die at
+/// chosen places. They share what they are built of; the second is left where Cargo puts it.
+pub(crate) fn steers_of_outlive() -> Result<()> {
+    step("Set-up: steer with another layout of its maps, and steer with fail points");
+    let xtask = std::env::current_exe().context("cannot find xtask")?;
+    run_quietly(Command::new(xtask).args(["build-ebpf", "--other-layout"]))?;
+    let built = target().join("failpoints/debug/steer");
+    build_for_tests("other-layout")?;
+    let kept = target().join("failpoints/steer-other-layout");
+    fs::copy(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
+    build_for_tests("failpoints")
+}
+
+fn build_for_tests(feature: &str) -> Result<()> {
+    let args =
+        "build --locked --package proxy-userspace --bin steer --target-dir target/failpoints --features";
+    run_quietly(cargo(&args.split(' ').collect::<Vec<_>>()).arg(feature))
+}
+
 /// The servers and clients of the demo and of the tests.
 pub(crate) fn socketio() -> Result<()> {
     step("Set-up: socket.io (tests/apps)");

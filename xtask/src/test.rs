@@ -8,24 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use steer_tests::require::is_root;
 
-use crate::exec::{cargo, root, run_quietly, step};
+use crate::exec::{cargo, root, step};
 use crate::setup;
 
 /// A suite that takes longer than this hangs; it is ended and counts as failed.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 const LIMIT_LONG: Duration = Duration::from_secs(60 * 60);
-
-/// For the suites `outlive` and `takeover`, which let it die at chosen places.
-const WITH_FAILPOINTS: [&str; 8] = [
-    "build",
-    "--locked",
-    "--package",
-    "proxy-userspace",
-    "--features",
-    "failpoints",
-    "--target-dir",
-    "target/failpoints",
-];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -140,8 +128,7 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
         environment.push(("STEER_BENCH_BIN", bench.binary.display().to_string()));
         environment.push(("STEER_TESTS_REQUIRE", "1".to_owned()));
         if suites.iter().any(|suite| matches!(&*suite.name, "outlive" | "takeover")) {
-            step("steer with fail points");
-            run_quietly(&mut cargo(&WITH_FAILPOINTS))?;
+            setup::steers_of_outlive()?;
         }
     }
     setup::lint_tools()?;

@@ -183,11 +183,16 @@ fn acknowledges_plausibly(session_state: u32, segment: &Segment, flow: &Flow, ot
     !too_old && !after(acknowledged, sent.wrapping_add(largest_window(flow)))
 }
 
-/// Bytes that this direction's peer has offered at most; at least 64 KiB, below which TCP without scaling may stay.
+/// Bytes that this direction's peer has offered at most; at least 64 KiB, below which TCP without scaling may stay. The
+/// largest window of TCP if it is not known.
 #[inline(always)]
 fn largest_window(flow: &Flow) -> u32 {
     let window = u32::from(flow.live.window_max) << (flow.fixed.window_left & 15);
-    if window < 1 << 16 { 1 << 16 } else { window }
+    match window {
+        0 => 1 << 30,
+        1..=0xffff => 1 << 16,
+        window => window,
+    }
 }
 
 /// Takes in bytes and FIN; returns whether it is the direction's first FIN.

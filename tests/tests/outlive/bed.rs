@@ -35,11 +35,23 @@ pub(crate) fn endpoint() -> SocketAddr {
     SocketAddr::from((Topology::endpoint(0), ENDPOINT_PORT))
 }
 
+fn front6() -> SocketAddr {
+    SocketAddr::from((Topology::PROXY6, FRONT_PORT))
+}
+
+fn endpoint6() -> SocketAddr {
+    SocketAddr::from((Topology::endpoint6(0), ENDPOINT_PORT))
+}
+
 /// A configuration for these hosts, with more keys of `packet_splice` as `key: value` lines.
 pub(crate) fn config(packet_splice: &[&str]) -> String {
+    config_for(front(), endpoint(), packet_splice)
+}
+
+fn config_for(front: SocketAddr, endpoint: SocketAddr, packet_splice: &[&str]) -> String {
     let mut config = "splice: packet\npacket_splice:\n  linger: 1s\n".to_owned();
     config.extend(packet_splice.iter().map(|line| format!("  {line}\n")));
-    config + &socketio::config(front(), &[endpoint()])
+    config + &socketio::config(front, &[endpoint])
 }
 
 pub(crate) fn runtime() -> Runtime {
@@ -49,23 +61,45 @@ pub(crate) fn runtime() -> Runtime {
 pub(crate) struct Bed<'n> {
     pub(crate) topology: &'n Topology,
     pub(crate) steer: Steer<'n>,
+    pub(crate) front: SocketAddr,
+    endpoint: SocketAddr,
 }
 
 impl<'n> Bed<'n> {
     pub(crate) fn start(topology: &'n Topology, packet_splice: &[&str]) -> Self {
-        let steer = Steer::start(&config(packet_splice), Some(&topology.proxy), &[]).unwrap();
-        Self { topology, steer }
+        Self::start_at(topology, front(), endpoint(), packet_splice)
+    }
+
+    pub(crate) fn start_ipv6(topology: &'n Topology, packet_splice: &[&str]) -> Self {
+        Self::start_at(topology, front6(), endpoint6(), packet_splice)
+    }
+
+    fn start_at(
+        topology: &'n Topology,
+        front: SocketAddr,
+        endpoint: SocketAddr,
+        packet_splice: &[&str],
+    ) -> Self {
+        let config = config_for(front, endpoint, packet_splice);
+        let steer = Steer::start(&config, Some(&topology.proxy), &[]).unwrap();
+        Self { topology, steer, front, endpoint }
+    }
+
+    /// Writes another configuration of the packet splice, for the next start.
+    pub(crate) fn configure(&self, packet_splice: &[&str]) {
+        let config = config_for(self.front, self.endpoint, packet_splice);
+        fs::write(self.steer.config(), config).unwrap();
     }
 
     /// Runs `work` while so many spliced streams echo, which must all have been intact when they are closed after it.
     pub(crate) fn under_traffic(&mut self, streams: u32, work: impl FnOnce(&mut Self, &Traffic)) {
         let traffic = Arc::new(Traffic::default());
         // Before the first client asks for it.
-        let listener =
-            self.topology.endpoints[0].run(|| std::net::TcpListener::bind(endpoint()).unwrap()).unwrap();
+        let at = self.endpoint;
+        let listener = self.topology.endpoints[0].run(|| std::net::TcpListener::bind(at).unwrap()).unwrap();
         listener.set_nonblocking(true).unwrap();
         thread::scope(|scope| {
-            let topology = self.topology;
+            let (topology, front) = (self.topology, self.front);
             let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
             let endpoint = scope.spawn(move || {
                 topology.endpoints[0].run(|| {
@@ -80,7 +114,7 @@ impl<'n> Bed<'n> {
             });
             let of_clients = Arc::clone(&traffic);
             let clients = scope.spawn(move || {
-                topology.clients.run(|| runtime().block_on(of_clients.clients(front(), streams)))
+                topology.clients.run(|| runtime().block_on(of_clients.clients(front, streams)))
             });
             // Whatever happens, nothing waits for them.
             let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -113,7 +147,7 @@ impl<'n> Bed<'n> {
         let sockets = self.topology.proxy.run(sockets::tcp).unwrap().unwrap();
         let held = sockets
             .iter()
-            .filter(|socket| socket.state == sockets::State::Connection && socket.remote == endpoint());
+            .filter(|socket| socket.state == sockets::State::Connection && socket.remote == self.endpoint);
         let rows = self.rows();
         rows.iter().filter(|row| row["path"] == "packet").count().saturating_sub(held.count())
     }

@@ -8,6 +8,7 @@ mod ageing;
 mod bed;
 mod death;
 mod latency;
+mod layout;
 mod leaving;
 mod owners;
 mod pairs;

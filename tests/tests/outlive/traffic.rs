@@ -32,6 +32,7 @@ pub(crate) struct Traffic {
     pub(crate) bytes: AtomicU64,
     /// When which echo came, and how long after its message; of streams that are not fast.
     echoes: Mutex<Vec<(Instant, Duration)>>,
+    pause: AtomicBool,
     stop: AtomicBool,
     pub(crate) errors: Mutex<Vec<String>>,
 }
@@ -40,6 +41,11 @@ impl Traffic {
     /// When which echo came since this was asked last, and how long after its message. Not of the fast streams.
     pub(crate) fn take_echoes(&self) -> Vec<(Instant, Duration)> {
         std::mem::take(&mut *self.echoes.lock().unwrap())
+    }
+
+    /// Lets the streams be still, each when its last message has come back, until they are to close.
+    pub(crate) fn pause(&self) {
+        self.pause.store(true, Ordering::Relaxed);
     }
 
     /// Lets the streams close, each when its last message has come back.
@@ -84,6 +90,10 @@ impl Traffic {
         let pause = if is_fast { FAST_PAUSE } else { PAUSE };
         sleep(pause.mul_f64(random.random())).await;
         while !self.is_stopped() {
+            if self.pause.load(Ordering::Relaxed) {
+                sleep(Duration::from_millis(20)).await;
+                continue;
+            }
             let mut message = vec![0; if is_fast { FAST_BYTES } else { random.random_range(16..1500) }];
             random.fill(&mut message[..]);
             message[..8].copy_from_slice(&count.to_be_bytes());

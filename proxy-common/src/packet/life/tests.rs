@@ -32,6 +32,7 @@ impl Session {
             live.seq_end = start[flow];
             live.ack_end = start[1 - flow].wrapping_add(deltas[1 - flow]);
             live.own_end = live.ack_end;
+            live.window_max = 1;
         }
         Self { conn, start }
     }
@@ -129,6 +130,24 @@ proptest! {
         let mut after = session.conn;
         after.flows[CLIENT].live.packets -= 1;
         prop_assert_eq!(bytemuck::bytes_of(&after), bytemuck::bytes_of(&before));
+    }
+}
+
+#[test]
+fn packets_ahead_of_a_record_bring_it_up_to_date_while_windows_are_not_known() {
+    const AHEAD: u32 = 500_000_000;
+    for known in [true, false] {
+        let mut session = Session::new(u32::MAX - 5, 5);
+        for flow in [CLIENT, ENDPOINT] {
+            session.conn.flows[flow].live.window_max = known.into();
+        }
+        assert_eq!(session.send(CLIENT, ACK, AHEAD, 100, AHEAD).believed, !known);
+        assert_eq!(session.send(ENDPOINT, ACK, AHEAD, 1400, AHEAD + 100).believed, !known);
+        if !known {
+            assert_eq!(session.conn.flows.map(|flow| flow.live.window_max), [500; 2]);
+            assert!(!session.send(CLIENT, ACK, 2 * AHEAD, 100, AHEAD).believed);
+            assert_eq!(session.live(CLIENT).bytes, u64::from(AHEAD) + 100);
+        }
     }
 }
 

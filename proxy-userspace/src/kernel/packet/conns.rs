@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proxy_common::flow::{Conn, DirFixed, DirLive, Flow, FlowRef, bits, state};
@@ -37,11 +37,16 @@ impl Conns {
 
     /// The same of an array that another process has used: what is not OFF is in use.
     pub(super) fn map_used(map: BorrowedFd<'_>, capacity: u32) -> io::Result<Self> {
-        let mut conns = Self::map(map, capacity)?;
-        let is_used: Vec<_> = (0..capacity).map(|conn| conns.state(conn) != state::OFF).collect();
-        let queue = (0..capacity).filter(|conn| !is_used[*conn as usize]).collect();
-        conns.free = Mutex::new(Free { queue, is_used });
+        let conns = Self::map(map, capacity)?;
+        conns.find_used();
         Ok(conns)
+    }
+
+    /// What is not OFF now is in use.
+    pub(super) fn find_used(&self) {
+        let is_used: Vec<_> = (0..self.capacity()).map(|conn| self.state(conn) != state::OFF).collect();
+        let queue = (0..self.capacity()).filter(|conn| !is_used[*conn as usize]).collect();
+        *self.free_list() = Free { queue, is_used };
     }
 
     /// Takes a record, whose state is OFF; `None` if all are in use.
@@ -85,14 +90,19 @@ impl Conns {
     pub fn prepare(&self, conn: u32, record: Conn) -> u32 {
         self.set_state(conn, state::OFF);
         let generation = self.snapshot(conn).generation.wrapping_add(1);
-        let words: Words = bytemuck::cast(Conn { state: state::OFF, generation, ..record });
-        let record: *mut u64 = self.records.at(conn).cast();
+        self.write(conn, Conn { state: state::OFF, generation, ..record });
+        generation
+    }
+
+    /// Writes a whole record, which no program may be using.
+    pub(super) fn write(&self, conn: u32, content: Conn) {
+        let words: Words = bytemuck::cast(content);
+        let record = self.records.at(conn);
         for (index, word) in words.into_iter().enumerate() {
             let place = record.wrapping_add(index);
             // SAFETY: inside the record, and aligned, since it is made of such words.
             unsafe { place.write_volatile(word) };
         }
-        generation
     }
 
     /// One of [`state`].
@@ -131,14 +141,12 @@ impl Conns {
 
     /// Sets [`DirFixed::received`] of a direction.
     pub fn set_received(&self, flow: FlowRef, end: u32) {
-        let direction = offset_of!(Conn, flows) + size_of::<Flow>() * flow.direction() as usize;
-        let offset = direction + offset_of!(Flow, fixed) + offset_of!(DirFixed, received);
-        self.field(flow.conn(), offset).store(end, Ordering::Release);
+        self.fixed(flow, offset_of!(DirFixed, received)).store(end, Ordering::Release);
     }
 
     /// Sets [`Conn::relayed`].
     pub fn set_relayed(&self, conn: u32, relayed: [u64; 2]) {
-        let first: *mut u64 = self.records.at(conn).wrapping_byte_add(offset_of!(Conn, relayed)).cast();
+        let first: *mut u64 = self.records.at(conn).wrapping_byte_add(offset_of!(Conn, relayed));
         for (index, bytes) in relayed.into_iter().enumerate() {
             // SAFETY: inside the record and aligned, being the offset of a field; mapped as long as `self` lives. No program
             // touches it.
@@ -149,7 +157,7 @@ impl Conns {
     /// Notes a FIN of this direction that the socket saw, and `fin_end`, the number behind it.
     pub fn note_fin(&self, flow: FlowRef, fin_end: u32) {
         self.live(flow, offset_of!(DirLive, fin_end)).store(fin_end, Ordering::Release);
-        self.live_bits(flow).fetch_or(bits::FIN_SEEN, Ordering::AcqRel);
+        self.live_half(flow, offset_of!(DirLive, bits)).fetch_or(bits::FIN_SEEN, Ordering::AcqRel);
     }
 
     fn free_list(&self) -> MutexGuard<'_, Free> {
@@ -166,27 +174,41 @@ impl Conns {
         unsafe { AtomicU32::from_ptr(field) }
     }
 
-    /// A `u32` of what is live in a direction.
-    fn live(&self, flow: FlowRef, offset: usize) -> &AtomicU32 {
-        self.field(flow.conn(), offset_of_live(flow) + offset)
+    /// A `u32` of [`DirFixed`] of a direction, `offset` bytes into it.
+    pub(super) fn fixed(&self, flow: FlowRef, offset: usize) -> &AtomicU32 {
+        self.field(flow.conn(), offset_of_flow(flow) + offset_of!(Flow, fixed) + offset)
     }
 
-    /// [`DirLive::bits`] of a direction.
-    fn live_bits(&self, flow: FlowRef) -> &AtomicU16 {
-        let offset = offset_of_live(flow) + offset_of!(DirLive, bits);
-        let bits = self.records.at(flow.conn()).wrapping_byte_add(offset).cast();
+    /// A `u32` of [`DirLive`] of a direction.
+    pub(super) fn live(&self, flow: FlowRef, offset: usize) -> &AtomicU32 {
+        self.field(flow.conn(), offset_of_flow(flow) + offset_of!(Flow, live) + offset)
+    }
+
+    /// A `u16` of [`DirLive`] of a direction.
+    pub(super) fn live_half(&self, flow: FlowRef, offset: usize) -> &AtomicU16 {
+        let offset = offset_of_flow(flow) + offset_of!(Flow, live) + offset;
+        let half = self.records.at(flow.conn()).wrapping_byte_add(offset).cast();
         // SAFETY: as in `field`.
-        unsafe { AtomicU16::from_ptr(bits) }
+        unsafe { AtomicU16::from_ptr(half) }
+    }
+
+    /// A `u64` of [`DirLive`] of a direction.
+    pub(super) fn live_count(&self, flow: FlowRef, offset: usize) -> &AtomicU64 {
+        let offset = offset_of_flow(flow) + offset_of!(Flow, live) + offset;
+        let count = self.records.at(flow.conn()).wrapping_byte_add(offset).cast();
+        // SAFETY: as in `field`.
+        unsafe { AtomicU64::from_ptr(count) }
     }
 }
 
-/// Where in its record the flow's [`DirLive`] is.
-const fn offset_of_live(flow: FlowRef) -> usize {
-    offset_of!(Conn, flows) + size_of::<Flow>() * flow.direction() as usize + offset_of!(Flow, live)
+/// Where in its record a flow is.
+const fn offset_of_flow(flow: FlowRef) -> usize {
+    offset_of!(Conn, flows) + size_of::<Flow>() * flow.direction() as usize
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::fs::File;
     use std::os::fd::AsFd as _;
     use std::sync::Arc;
     use std::thread;
@@ -194,14 +216,17 @@ mod tests {
     use bytemuck::Zeroable as _;
     use proxy_common::flow::{Direction, flags};
 
-    use super::super::records::byte_len;
     use super::*;
 
     /// A file does for the map.
-    fn conns(capacity: u32) -> Conns {
+    fn file(capacity: u32) -> File {
         let file = tempfile::tempfile().unwrap();
-        file.set_len(byte_len(capacity) as u64).unwrap();
-        Conns::map(file.as_fd(), capacity).unwrap()
+        file.set_len(u64::from(capacity) * size_of::<Conn>() as u64).unwrap();
+        file
+    }
+
+    pub(in super::super) fn conns(capacity: u32) -> Conns {
+        Conns::map(file(capacity).as_fd(), capacity).unwrap()
     }
 
     #[test]
@@ -253,8 +278,7 @@ mod tests {
 
     #[test]
     fn what_another_process_left_is_in_use() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(byte_len(4) as u64).unwrap();
+        let file = file(4);
         let before = Conns::map(file.as_fd(), 4).unwrap();
         before.set_state(1, state::SPLICED);
         before.set_state(3, state::DEAD);

@@ -16,6 +16,7 @@ use aya::util::KernelVersion;
 use proxy_common::abi;
 use proxy_common::reason::Reason;
 
+use crate::failpoint;
 use crate::kernel::host::{self, InterfaceKind};
 use crate::kernel::links;
 use crate::kernel::loader::{self, LoadError};
@@ -200,6 +201,7 @@ impl Attached {
                 Ok(links) => {
                     tracing::info!(ifindex, "took over the packet splice of an interface");
                     self.links.insert(ifindex, links);
+                    failpoint::reached("first link");
                 }
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
@@ -295,6 +297,19 @@ pub(super) fn any_is_attached(pins: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Moves the pins of links from one directory to another, unless that has such a one.
+pub(super) fn move_pins(from: &Path, to: &Path) -> io::Result<()> {
+    for ifindex in pinned(&pins::names(from)?) {
+        for (_, direction) in PROGRAMS {
+            let (from, to) = (path_of(from, ifindex, direction), path_of(to, ifindex, direction));
+            if from.exists() && !to.exists() {
+                fs::rename(from, to)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn path_of(pins: &Path, ifindex: u32, direction: TcAttachType) -> PathBuf {

@@ -2,10 +2,13 @@
 //! need Linux 5.17 (bpf_loop).
 
 mod ageing;
+mod catch_up;
 mod conns;
+mod convert;
 pub mod inspect;
 mod interfaces;
 mod key;
+mod migrate;
 pub mod pinned;
 mod records;
 
@@ -35,10 +38,11 @@ use super::maps::{self, BPF_NOEXIST, into_io};
 use super::pins::{Pins, PinsError};
 use ageing::Heart;
 use interfaces::Interfaces;
+use migrate::Goal;
 use pinned::{PinnedError, Place};
 
 /// All maps of the packet splice.
-pub(super) const MAPS: [&str; 8] = [
+pub(super) const MAPS: [&str; 9] = [
     abi::MAP_FLOWS4,
     abi::MAP_FLOWS6,
     abi::MAP_CONNS,
@@ -47,6 +51,7 @@ pub(super) const MAPS: [&str; 8] = [
     abi::MAP_ABOUT,
     abi::MAP_AGEING,
     abi::MAP_TIMER,
+    abi::MAP_LAYOUT,
 ];
 
 /// PERFMON, because the verifier lets nobody else compute with packet pointers as the programs do; NET_RAW for
@@ -99,6 +104,7 @@ pub struct PacketKernel {
     interfaces: Interfaces,
     mark: u32,
     pins: Option<Pins>,
+    are_new: bool,
 }
 
 impl fmt::Debug for PacketKernel {
@@ -111,8 +117,8 @@ impl fmt::Debug for PacketKernel {
 impl PacketKernel {
     /// Loads programs, and maps for `max_conns` sessions (2 or more; [`inspect`] takes a map of one for unused). `mark` and
     /// the number behind it are the packet marks of hand-overs. With `pins` they outlive the process; and if there are
-    /// streams of an earlier one, its maps are taken over as they are, whatever their size, and its links get the new
-    /// programs. Must be called inside a tokio runtime, which the event ring joins.
+    /// streams of an earlier one, its maps are taken over, or the streams are brought to new ones if those are of another build
+    /// or size, and its links get the new programs. Must be called inside a tokio runtime, which the event ring joins.
     ///
     /// # Errors
     /// There is no BPF object, a capability is missing (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW), the kernel
@@ -131,7 +137,8 @@ impl PacketKernel {
         mark: u32,
         pins: Option<Pins>,
     ) -> Result<(Self, FlowEvents), LoadError> {
-        let mut place = pins.as_ref().map(Place::find).transpose()?;
+        let mut place = pins.as_ref().map(|pins| Place::find(pins, max_conns)).transpose()?;
+        let max_conns = place.as_ref().map_or(max_conns, |place| place.capacity);
         let mut loader = EbpfLoader::new();
         loader::shrink(&mut loader, &maps::MAPS);
         loader
@@ -164,17 +171,29 @@ impl PacketKernel {
         let flows6 = FlowMap::new(take(abi::MAP_FLOWS6)?, abi::MAP_FLOWS6)?;
         let stats = loader::typed(take(abi::MAP_FLOW_STATS)?, abi::MAP_FLOW_STATS)?;
         let mut about = loader::typed(take(abi::MAP_ABOUT)?, abi::MAP_ABOUT)?;
+        let mut layout = loader::typed(take(abi::MAP_LAYOUT)?, abi::MAP_LAYOUT)?;
         // Open until the programs that refer to it are loaded.
         let conns_map = take(abi::MAP_CONNS)?;
         let conns = map_conns(&conns_map, max_conns, place.as_ref().is_some_and(|place| place.adopts))?;
         let ring = loader::typed::<RingBuf<MapData>>(take(abi::MAP_FLOW_EVENTS)?, abi::MAP_FLOW_EVENTS)?;
         let events = Events::new(ring).map_err(|error| LoadError::refused("the event ring", error))?;
         if let Some(place) = &mut place {
-            place.complete(&mut about)?;
+            place.fill(&Goal { conns: &conns, flows4: &flows4, flows6: &flows6 })?;
+            place.complete(&mut about, &mut layout, &conns)?;
         }
-        let interfaces = Interfaces::new(ebpf, hook, place.map(|place| place.path))?;
+        let interfaces = Interfaces::new(ebpf, hook, place.as_ref().map(|place| place.path.clone()))?;
+        let are_new = place.as_ref().is_none_or(|place| !place.adopts);
+        if let Some(place) = place {
+            place.settle(&conns);
+        }
         let about = Mutex::new(about);
-        Ok((Self { flows4, flows6, conns, stats, about, heart, interfaces, mark, pins }, events))
+        Ok((Self { flows4, flows6, conns, stats, about, heart, interfaces, mark, pins, are_new }, events))
+    }
+
+    /// Whether these maps are not those of an earlier process, even if its streams are in them: it can do nothing for them
+    /// any more.
+    pub fn are_new(&self) -> bool {
+        self.are_new
     }
 
     /// Whether the streams go on when the process ends.

@@ -1,7 +1,9 @@
 //! What an instance has pinned: the maps by their names, in a directory that carries the version of their layout, and
 //! beside them the links (see [`super::interfaces`]).
 //!
-//! The directory gets its name when everything in it is in place, so there is no such thing as half of one.
+//! The directory gets its name when everything in it is in place, so there is no such thing as half of one. Only while streams are
+//! on their way from maps to others ([`super::migrate`]) there are several; if they are of one version, the later ones have a
+//! number behind it.
 
 use std::fs;
 use std::io;
@@ -9,18 +11,24 @@ use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, Map, MapData};
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData};
 use bytemuck::Zeroable as _;
 use proxy_common::abi;
-use proxy_common::about::{About, LAYOUT};
-use proxy_common::flow::Conn;
+use proxy_common::about::About;
+use proxy_common::flow::{Conn, FlowRef, state};
+use proxy_common::layout::{ENTRIES, Entry, LAYOUT, fingerprint};
 
 use super::super::host;
 use super::super::maps::into_io;
 use super::super::pins::{self, Pins};
 use super::conns::Conns;
+use super::convert::{Conversion, Unreadable};
 use super::interfaces;
+use super::migrate::{Goal, Migration};
+use super::records::Records;
 use crate::config::Instance;
+use crate::failpoint;
 
 /// What is pinned cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +36,11 @@ pub enum PinnedError {
     #[error("`{found}` is of another version of Steer, this one has `{}`", version())]
     OtherVersion { found: String },
     #[error("its maps are laid out as this build of Steer cannot read them")]
-    OtherLayout,
+    OtherLayout(#[source] Option<Unreadable>),
+    #[error("another build of Steer has left it; `steer run` of this one takes its streams over")]
+    OtherBuild,
+    #[error("the process that was taking its streams over has died; `steer run` goes on with that")]
+    Interrupted,
     #[error("it belongs to another network namespace")]
     OtherNamespace,
     #[error("{what} is damaged")]
@@ -50,18 +62,30 @@ fn version() -> String {
     format!("abi{}", abi::ABI_VERSION)
 }
 
+/// Ends the name of a directory whose maps no program uses yet, or any more. (The file system takes no dots.)
+const UNUSED: &str = "-unused";
+
+/// The directories of an instance whose maps are used, sorted.
+fn used_directories(path: &Path) -> Result<Vec<PathBuf>, PinnedError> {
+    let mut names = pins::names(path).map_err(|source| PinnedError::io(path, source))?;
+    names.retain(|name| !name.ends_with(UNUSED));
+    names.sort();
+    Ok(names.iter().map(|name| path.join(name)).collect())
+}
+
 /// Names the process that owns an instance, for a message: `instance NAME (process 1234)`.
 pub fn owner(instance: &Instance) -> String {
-    let about = open_about(&pins::path_of(instance).join(version()));
-    match about.and_then(|about| read(&about)) {
-        Ok(About { pid, .. }) if pid != 0 => format!("instance `{instance}` (process {pid})"),
-        _ => format!("instance `{instance}`"),
+    let directories = used_directories(&pins::path_of(instance)).unwrap_or_default();
+    let about = directories.iter().filter_map(|path| read(&open_about(path).ok()?).ok());
+    match about.map(|about| about.pid).find(|pid| *pid != 0) {
+        Some(pid) => format!("instance `{instance}` (process {pid})"),
+        None => format!("instance `{instance}`"),
     }
 }
 
 /// What was found of an instance.
 pub struct Pinned {
-    pub(super) path: PathBuf,
+    path: PathBuf,
     about: Array<MapData, About>,
     conns: Conns,
 }
@@ -70,29 +94,19 @@ impl Pinned {
     /// What the instance's last process has left; `None` if that is nothing.
     ///
     /// # Errors
-    /// It is not, or not only, what this version of Steer can read.
+    /// It is not, or not only, what this build of Steer has itself.
     pub fn find(pins: &Pins) -> Result<Option<Self>, PinnedError> {
-        let versions = pins.versions().map_err(|source| PinnedError::io(pins.path(), source))?;
-        if let Some(found) = versions.iter().find(|name| **name != version() && **name != unfinished()) {
-            return Err(PinnedError::OtherVersion { found: found.clone() });
+        let mut left =
+            used_directories(pins.path())?.into_iter().map(Left::open).collect::<Result<Vec<_>, _>>()?;
+        let Some(only) = left.pop() else { return Ok(None) };
+        if !left.is_empty() {
+            return Err(PinnedError::Interrupted);
         }
-        if versions.contains(&version()) {
-            Self::open(pins.path().join(version())).map(Some)
-        } else {
-            Ok(None)
+        if !only.is_own() {
+            return Err(PinnedError::OtherBuild);
         }
-    }
-
-    fn open(path: PathBuf) -> Result<Self, PinnedError> {
-        let about = open_about(&path)?;
-        if read(&about)?.layout != LAYOUT {
-            return Err(PinnedError::OtherLayout);
-        }
-        let damaged = PinnedError::damaged(abi::MAP_CONNS);
-        let map = MapData::from_pin(path.join(abi::MAP_CONNS)).map_err(into_io).map_err(damaged)?;
-        let damaged = PinnedError::damaged(abi::MAP_CONNS);
-        let conns = used_conns(&map).map_err(damaged)?;
-        Ok(Self { path, about, conns })
+        let conns = used_conns(&only.conns).map_err(PinnedError::damaged(abi::MAP_CONNS))?;
+        Ok(Some(Self { about: open_about(&only.path)?, path: only.path, conns }))
     }
 
     /// The ports that were added to those which the kernel gives nobody.
@@ -112,8 +126,7 @@ impl Pinned {
     /// # Errors
     /// The maps are about the packets of another network namespace than the caller's.
     pub fn ensure_is_here(&self) -> Result<(), PinnedError> {
-        let here = host::netns_cookie().map_err(PinnedError::damaged("the network namespace's cookie"))?;
-        if self.about()?.netns == here { Ok(()) } else { Err(PinnedError::OtherNamespace) }
+        if read(&self.about)?.netns == netns()? { Ok(()) } else { Err(PinnedError::OtherNamespace) }
     }
 
     /// Whether its streams are over with the network namespace that they were in: no interface has the programs any more.
@@ -124,17 +137,105 @@ impl Pinned {
         if self.ensure_is_here().is_ok() {
             return Ok(false);
         }
-        let attached = interfaces::any_is_attached(&self.path);
-        attached.map(|any| !any).map_err(|source| PinnedError::io(&self.path, source))
+        is_attached(&self.path).map(|attached| !attached)
     }
 
     /// The records; those that are not OFF are in use.
     pub fn conns(&self) -> &Conns {
         &self.conns
     }
+}
 
-    fn about(&self) -> Result<About, PinnedError> {
-        read(&self.about)
+/// The maps in one directory, of any build that describes them.
+#[derive(Debug)]
+pub(super) struct Left {
+    path: PathBuf,
+    about: About,
+    conns: MapData,
+    records: Records,
+    conversion: Conversion,
+}
+
+impl Left {
+    fn open(path: PathBuf) -> Result<Self, PinnedError> {
+        Self::open_described(&path).map_err(|error| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            match error {
+                // Of a build that knew of no such map.
+                PinnedError::Damaged { .. } if name != version() => {
+                    PinnedError::OtherVersion { found: name.into_owned() }
+                }
+                error => error,
+            }
+        })
+    }
+
+    fn open_described(path: &Path) -> Result<Self, PinnedError> {
+        let about = read(&open_about(path)?)?;
+        let entries = read_layout(path).map_err(PinnedError::damaged(abi::MAP_LAYOUT))?;
+        if fingerprint(&entries) != about.layout {
+            return Err(PinnedError::OtherLayout(None));
+        }
+        let conversion = Conversion::new(&entries).map_err(|why| PinnedError::OtherLayout(Some(why)))?;
+        let damaged = || PinnedError::damaged(abi::MAP_CONNS);
+        let conns = MapData::from_pin(path.join(abi::MAP_CONNS)).map_err(into_io).map_err(damaged())?;
+        let info = conns.info().map_err(into_io).map_err(damaged())?;
+        let (len, count) = (conversion.record_len(), info.max_entries());
+        if info.value_size() != len {
+            return Err(damaged()(io::ErrorKind::InvalidData.into()));
+        }
+        let records =
+            Records::map_sized(conns.fd().as_fd(), len, count, libc::PROT_READ).map_err(damaged())?;
+        Ok(Self { path: path.to_owned(), about, conns, records, conversion })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn is_own(&self) -> bool {
+        self.about.layout == LAYOUT
+    }
+
+    /// For how many streams there is room.
+    fn capacity(&self) -> u32 {
+        self.records.count()
+    }
+
+    /// A record, as this build has it.
+    pub(super) fn record(&self, conn: u32) -> Conn {
+        let mut words = vec![0_u64; (self.conversion.record_len() as usize).div_ceil(size_of::<u64>())];
+        self.records.read(conn, &mut words);
+        self.conversion.convert(bytemuck::cast_slice(&words))
+    }
+
+    /// The records that are in use.
+    pub(super) fn used(&self) -> impl DoubleEndedIterator<Item = (u32, Conn)> {
+        let records = (0..self.capacity()).map(|conn| (conn, self.record(conn)));
+        records.filter(|(_, record)| record.state != state::OFF)
+    }
+
+    /// The lowest number that no record in use has, nor a higher one.
+    fn needed(&self) -> u32 {
+        self.used().next_back().map_or(0, |(conn, _)| conn + 1)
+    }
+
+    /// What is in a flow map.
+    pub(super) fn keys<K: Pod>(&self, name: &'static str) -> Result<Vec<(K, FlowRef)>, PinnedError> {
+        let read = || {
+            let map = MapData::from_pin(self.path.join(name)).and_then(Map::from_map_data)?;
+            HashMap::<_, K, FlowRef>::try_from(map)?.iter().collect::<Result<_, _>>()
+        };
+        read().map_err(into_io).map_err(PinnedError::damaged(name))
+    }
+
+    /// Removes all pins, those of links but for such as have been moved.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        // Half of a directory is not to be found by anybody.
+        let mut unused = self.path.clone().into_os_string();
+        unused.push(UNUSED);
+        fs::rename(&self.path, &unused)?;
+        fs::remove_dir_all(unused)
     }
 }
 
@@ -153,60 +254,151 @@ impl PinnedError {
 pub(super) struct Place {
     /// Where maps are now, or shall be.
     pub(super) path: PathBuf,
+    /// For how many streams they have, or shall have, room.
+    pub(super) capacity: u32,
     /// Whether they are there, with streams.
     pub(super) adopts: bool,
     /// What the instance's last process has left to be known, whether it has left streams or not.
     before: About,
+    /// What streams there are in other maps.
+    migration: Option<Migration>,
 }
 
 impl Place {
-    /// Finds the streams of the instance's last process, or makes room for those of this one.
-    pub(super) fn find(pins: &Pins) -> Result<Self, PinnedError> {
-        let found = Pinned::find(pins)?;
-        let mut before = About::zeroed();
-        if let Some(found) = found {
-            let here = found.ensure_is_here();
-            if here.is_ok() {
-                before = found.about()?;
-            }
-            if found.is_abandoned()? {
-                let streams = found.conns.used();
-                tracing::info!(streams, "removed what was left of a network namespace that is gone");
-            } else if found.conns.used() > 0 {
-                return here.map(|()| Self { path: found.path, adopts: true, before });
+    /// Finds the streams of the instance's last process, or makes room for those of this one: for `max_conns`, or as many as are
+    /// needed for the streams to keep their places.
+    pub(super) fn find(pins: &Pins, max_conns: u32) -> Result<Self, PinnedError> {
+        remove_unused(pins)?;
+        let mut left =
+            used_directories(pins.path())?.into_iter().map(Left::open).collect::<Result<Vec<_>, _>>()?;
+        let here = netns()?;
+        remove_abandoned(&mut left, here)?;
+        let before = left.iter().find(|maps| maps.about.netns == here);
+        let before = before.map_or_else(About::zeroed, |maps| maps.about);
+        let needed = left.iter().map(Left::needed).max().unwrap_or(0);
+        if needed > 0 && left.iter().any(|maps| maps.about.netns != here) {
+            return Err(PinnedError::OtherNamespace);
+        }
+        if needed == 0 {
+            // They are made anew.
+            for maps in left.drain(..) {
+                maps.remove().map_err(|source| PinnedError::io(&maps.path, source))?;
             }
         }
-        // Without a stream, they are made anew: this process may be configured for more.
-        for name in [version(), unfinished()] {
-            let path = pins.path().join(name);
-            match fs::remove_dir_all(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(PinnedError::Io { path, source });
-                }
-                _ => {}
+        let largest = left.iter().map(Left::capacity).max().unwrap_or(0);
+        let capacity = if needed <= max_conns { max_conns } else { largest };
+        // The latest, if the last process has died while it was filling it; what it had not got to is noted then.
+        let is_interrupted = left.len() > 1;
+        let fits = |maps: &Left| maps.capacity() == capacity || is_interrupted && maps.capacity() >= needed;
+        let own = left.iter().rposition(|maps| maps.is_own() && fits(maps)).map(|index| left.remove(index));
+        let migration = (!left.is_empty()).then(|| Migration::new(left));
+        match own {
+            Some(Left { path, records, .. }) => {
+                Ok(Self { path, capacity: records.count(), adopts: true, before, migration })
             }
+            None => Ok(Self { path: fresh(pins)?, capacity, adopts: false, before, migration }),
         }
-        let path = pins.path().join(unfinished());
-        fs::create_dir(&path).map_err(|source| PinnedError::io(&path, source))?;
-        Ok(Self { path, adopts: false, before })
     }
 
-    /// Says in `about` whose the maps are, and gives them their name.
-    pub(super) fn complete(&mut self, about: &mut Array<MapData, About>) -> Result<(), PinnedError> {
-        let netns = host::netns_cookie().map_err(PinnedError::damaged("the network namespace's cookie"))?;
-        write(about, About { layout: LAYOUT, netns, pid: std::process::id(), ..self.before })?;
+    /// Brings the streams that are in other maps.
+    pub(super) fn fill(&mut self, goal: &Goal<'_>) -> Result<(), PinnedError> {
+        match &mut self.migration {
+            Some(migration) if !self.adopts => {
+                migration.copy(goal)?;
+                failpoint::reached("copied");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says in `about` and `layout` what the maps are, and gives them their name. From then on they count; with the links, which
+    /// are to get new programs at once.
+    pub(super) fn complete(
+        &mut self,
+        about: &mut Array<MapData, About>,
+        layout: &mut Array<MapData, Entry>,
+        conns: &Conns,
+    ) -> Result<(), PinnedError> {
+        for (index, entry) in (0..).zip(ENTRIES) {
+            layout.set(index, entry, 0).map_err(into_io).map_err(PinnedError::damaged(abi::MAP_LAYOUT))?;
+        }
+        write(about, About { layout: LAYOUT, netns: netns()?, pid: std::process::id(), ..self.before })?;
         if !self.adopts {
-            let path = self.path.with_file_name(version());
+            let path = free_name(&self.path);
             fs::rename(&self.path, &path).map_err(|source| PinnedError::io(&path, source))?;
             self.path = path;
         }
+        if let Some(migration) = &mut self.migration {
+            failpoint::reached("named");
+            migration.move_links(&self.path)?;
+            migration.look_again(conns);
+        }
         Ok(())
+    }
+
+    /// To be called when all links have new programs: nothing but these maps is used any more.
+    pub(super) fn settle(self, conns: &Conns) {
+        if let Some(mut migration) = self.migration {
+            failpoint::reached("switched");
+            migration.finish(conns);
+        }
     }
 }
 
-fn unfinished() -> String {
-    // The file system takes no dots.
-    format!("{}-new", version())
+/// Removes what processes have left that died while they made or removed it.
+fn remove_unused(pins: &Pins) -> Result<(), PinnedError> {
+    let names = pins.versions().map_err(|source| PinnedError::io(pins.path(), source))?;
+    for name in names.iter().filter(|name| name.ends_with(UNUSED)) {
+        let path = pins.path().join(name);
+        fs::remove_dir_all(&path).map_err(|source| PinnedError::io(&path, source))?;
+    }
+    Ok(())
+}
+
+/// Removes what was about a network namespace that is gone, and with it the interfaces that had the programs.
+fn remove_abandoned(left: &mut Vec<Left>, here: u64) -> Result<(), PinnedError> {
+    let mut kept = Vec::new();
+    for maps in left.drain(..) {
+        if maps.about.netns == here || is_attached(&maps.path)? {
+            kept.push(maps);
+            continue;
+        }
+        maps.remove().map_err(|source| PinnedError::io(&maps.path, source))?;
+        let streams = maps.used().count();
+        tracing::info!(streams, "removed what was left of a network namespace that is gone");
+    }
+    *left = kept;
+    Ok(())
+}
+
+/// Whether an interface still has the programs, by the links that are pinned in a directory.
+fn is_attached(path: &Path) -> Result<bool, PinnedError> {
+    interfaces::any_is_attached(path).map_err(|source| PinnedError::io(path, source))
+}
+
+/// An empty directory, that does not count yet.
+fn fresh(pins: &Pins) -> Result<PathBuf, PinnedError> {
+    let path = pins.path().join(version() + UNUSED);
+    fs::create_dir(&path).map_err(|source| PinnedError::io(&path, source))?;
+    Ok(path)
+}
+
+/// The name of this version, or that with the lowest number behind it, beside `path`, that is free.
+fn free_name(path: &Path) -> PathBuf {
+    let mut names = std::iter::once(version()).chain((2..).map(|number| format!("{}-{number}", version())));
+    let free = names.find_map(|name| Some(path.with_file_name(name)).filter(|path| !path.exists()));
+    free.expect("numbers do not end")
+}
+
+fn netns() -> Result<u64, PinnedError> {
+    host::netns_cookie().map_err(PinnedError::damaged("the network namespace's cookie"))
+}
+
+fn read_layout(path: &Path) -> io::Result<Vec<Entry>> {
+    let map = MapData::from_pin(path.join(abi::MAP_LAYOUT)).and_then(Map::from_map_data);
+    let map: Array<_, Entry> = map.and_then(Array::try_from).map_err(into_io)?;
+    map.iter().collect::<Result<_, _>>().map_err(into_io)
 }
 
 fn open_about(path: &Path) -> Result<Array<MapData, About>, PinnedError> {

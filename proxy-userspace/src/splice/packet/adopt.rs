@@ -45,8 +45,8 @@ enum Fate {
     Unusable,
 }
 
-/// `keys` is how many of its two keys lead to the record. With `goes_on`, the earlier process completes its hand-overs.
-fn fate(record: &Conn, keys: usize, goes_on: bool) -> Fate {
+/// `keys` is how many of its two keys lead to the record. `completes`: the earlier process completes its hand-overs.
+fn fate(record: &Conn, keys: usize, completes: bool) -> Fate {
     let is_possible = matches!(record.family, 4 | 6)
         && record.flows.iter().all(|flow| {
             let fixed = &flow.fixed;
@@ -60,20 +60,20 @@ fn fate(record: &Conn, keys: usize, goes_on: bool) -> Fate {
         (_, 0) => Fate::Unusable,
         (state::SPLICED, 2) => Fate::Living,
         // Should that process die meanwhile, the program sees the sockets' resets.
-        (state::HAND_OVER, 2) if goes_on => Fate::Living,
+        (state::HAND_OVER, 2) if completes => Fate::Living,
         (state::SPLICED | state::HAND_OVER, _) => Fate::Reset,
         (state::FINISHED | state::RESET | state::DEAD, _) => Fate::Over,
         _ => Fate::Unusable,
     }
 }
 
-/// To be called once, before there are streams of this process. `goes_on`: the earlier process still lives, and has the
-/// sockets of its hand-overs.
+/// To be called once, before there are streams of this process. `completes`: the earlier process still lives, and
+/// completes its hand-overs.
 pub(super) fn adopt(
     splice: &PacketSplice,
     ports: Option<&SourcePorts>,
     clusters: &[config::Cluster],
-    goes_on: bool,
+    completes: bool,
 ) {
     let records = &splice.records;
     let used = records.kernel.conns().all_used();
@@ -91,7 +91,7 @@ pub(super) fn adopt(
         let content = record.snapshot();
         let has_key = |direction: &Direction| keys.contains(&FlowRef::new(conn, *direction));
         let keys = Direction::BOTH.iter().filter(|direction| has_key(direction)).count();
-        let fate = fate(&content, keys, goes_on);
+        let fate = fate(&content, keys, completes);
         let open = match fate {
             Fate::Living => {
                 counts.streams += 1;
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hand_over_is_left_to_a_process_that_goes_on_with_it() {
+    fn a_hand_over_is_left_to_a_process_that_completes_with_it() {
         let record = Conn { state: state::HAND_OVER, family: 4, ..Conn::zeroed() };
         assert_eq!(fate(&record, 2, true), Fate::Living);
         assert_eq!(fate(&record, 1, true), Fate::Reset);

@@ -198,7 +198,8 @@ impl<'a> Approach<'a> {
                 fin_end: lanes.read_end[from],
                 bits: if has_fin(from) { bits::FIN_SEEN } else { 0 },
                 window: scaled(info.send_window()),
-                window_max: scaled(info.send_window().max(offered)),
+                // 0 would be: not known.
+                window_max: scaled(info.send_window().max(offered)).max(1),
                 last_payload_ns: now,
                 last_packet_ns: now,
                 ..DirLive::zeroed()

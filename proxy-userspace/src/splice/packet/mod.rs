@@ -211,7 +211,9 @@ impl PacketSplice {
     /// Takes over the streams that an earlier process has left; their source ports are of `source_ports`. To be called once, before
     /// there are others.
     pub fn adopt(&self, source_ports: Option<&SourcePorts>, config: &Config, goes_on: bool) {
-        adopt::adopt(self, source_ports, &config.clusters, goes_on);
+        // An earlier process completes its hand-overs in its own maps only.
+        let completes = goes_on && !self.records.kernel.are_new();
+        adopt::adopt(self, source_ports, &config.clusters, completes);
         let reserved = source_ports.map_or(&[][..], SourcePorts::reserved);
         if let Err(error) = self.records.kernel.note_reserved(reserved) {
             let error: &dyn std::error::Error = &error;

@@ -1,0 +1,271 @@
+//! A stream goes from a record of an earlier process to one of this, while its packets come.
+//!
+//! The new record is a copy, and then the links get the new programs, one after the other. Until the last one has it, some
+//! packets of a stream are seen by the old program and its record, others by the new one and its own. What is done to a packet
+//! does not depend on that: both records say the same of it ([`DirFixed`], which does not change in a stream without sockets but
+//! for its first timestamp). What is believed and remembered does: each record lacks what the other one has seen. So
+//!
+//! * what the old one has seen later is noted in the new one, for as long as a program may write to the old: sequence numbers only
+//!   grow, states only advance, so that nothing is lost when that is done twice, or against packets that the new program sees
+//!   at the same time;
+//! * as long as the new record may be behind, streams that move have no largest window in it ([`DirLive::window_max`]): their next
+//!   packet is believed however far ahead it is, and brings the numbers up to date. Without that, one that has gone further than
+//!   a window meanwhile would never be believed again. Streams that do not move are as strict as ever;
+//! * a RST, or the acknowledgement of a FIN, that comes to a record which is behind is passed on, and changes nothing. The state
+//!   of the old record, or the numbers, tell of it afterwards; a RST that no record has believed is noticed as one that
+//!   was lost before it got here: the next probe finds nobody.
+
+use std::mem::offset_of;
+use std::sync::atomic::Ordering;
+
+use proxy_common::flow::{Conn, DirFixed, DirLive, Direction, FlowRef, bits, state, ts_state};
+use proxy_common::packet::seq::{after, before};
+
+use super::conns::Conns;
+
+/// Notes in the record `conn` what `old`, the same stream's in other maps, has seen later. `packets` is what `old` had counted when
+/// it was last noted, or copied.
+pub(super) fn catch_up(to: &Conns, conn: u32, old: &Conn, packets: [u64; 2]) {
+    let new = to.snapshot(conn);
+    if new.state == state::OFF || old.state == state::OFF || new.generation != old.generation {
+        return;
+    }
+    let mut relayed = new.relayed;
+    for direction in Direction::BOTH {
+        let (flow, way) = (FlowRef::new(conn, direction), direction as usize);
+        let (old_flow, new_flow) = (&old.flows[way], &new.flows[way]);
+        let more = numbers(to, flow, &old_flow.live, &new_flow.live);
+        relayed[way] = relayed[way].wrapping_add(more.into());
+        counts(to, flow, &old_flow.live, packets[way]);
+        if old_flow.live.ts_state == ts_state::FIXED && new_flow.live.ts_state != ts_state::FIXED {
+            to.fixed(flow, offset_of!(DirFixed, ts_delta)).store(old_flow.fixed.ts_delta, Ordering::Release);
+            to.live_half(flow, offset_of!(DirLive, ts_state)).store(ts_state::FIXED, Ordering::Release);
+        }
+    }
+    if relayed != new.relayed {
+        to.set_relayed(conn, relayed);
+    }
+    ends(to, conn, old);
+}
+
+/// Lets the next packet of each direction be believed, however far ahead of the record it is.
+pub(super) fn expect_leaps(to: &Conns, conn: u32) {
+    for direction in Direction::BOTH {
+        let flow = FlowRef::new(conn, direction);
+        to.live_half(flow, offset_of!(DirLive, window_max)).store(0, Ordering::Release);
+    }
+}
+
+/// Ends what [`expect_leaps`] began.
+pub(super) fn expect_no_leaps(to: &Conns, conn: u32, old: &Conn) {
+    for direction in Direction::BOTH {
+        let largest = old.flows[direction as usize].live.window_max.max(1);
+        let flow = FlowRef::new(conn, direction);
+        to.live_half(flow, offset_of!(DirLive, window_max)).fetch_max(largest, Ordering::AcqRel);
+    }
+}
+
+/// Returns how many bytes of payload the new record did not know of. They are not added to [`DirLive::bytes`], which belongs to the
+/// program: it counts by advance from `seq_end`, so what is behind that is never counted by both.
+fn numbers(to: &Conns, flow: FlowRef, old: &DirLive, new: &DirLive) -> u32 {
+    let place = |offset| to.live(flow, offset);
+    if after(old.ack_end, new.ack_end)
+        && replace(place(offset_of!(DirLive, ack_end)), new.ack_end, old.ack_end)
+    {
+        to.live_half(flow, offset_of!(DirLive, window)).store(old.window, Ordering::Release);
+    }
+    if after(old.ts_value, new.ts_value) {
+        replace(place(offset_of!(DirLive, ts_value)), new.ts_value, old.ts_value);
+    }
+    let is_later = after(old.seq_end, new.seq_end);
+    if is_later && replace(place(offset_of!(DirLive, seq_end)), new.seq_end, old.seq_end) {
+        payload_end(old).wrapping_sub(payload_end(new))
+    } else {
+        0
+    }
+}
+
+/// Unless the program has written meanwhile: what it knows is later.
+fn replace(place: &std::sync::atomic::AtomicU32, from: u32, to: u32) -> bool {
+    place.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+}
+
+/// `seq_end` without a FIN.
+fn payload_end(live: &DirLive) -> u32 {
+    let has_fin = live.bits & bits::FIN_SEEN != 0 && live.seq_end == live.fin_end;
+    live.seq_end.wrapping_sub(has_fin.into())
+}
+
+/// `packets` may lose a packet that the program counts at this very moment.
+fn counts(to: &Conns, flow: FlowRef, old: &DirLive, packets: u64) {
+    let place = |offset| to.live_count(flow, offset);
+    let more = old.packets.wrapping_sub(packets);
+    if more != 0 {
+        place(offset_of!(DirLive, packets)).fetch_add(more, Ordering::AcqRel);
+    }
+    place(offset_of!(DirLive, last_payload_ns)).fetch_max(old.last_payload_ns, Ordering::AcqRel);
+    place(offset_of!(DirLive, last_packet_ns)).fetch_max(old.last_packet_ns, Ordering::AcqRel);
+}
+
+/// FINs, acknowledged or not, and the state. One record may have seen a FIN, the other one what acknowledges it.
+fn ends(to: &Conns, conn: u32, old: &Conn) {
+    let mut acknowledged = bits::FIN_ACKED;
+    for direction in Direction::BOTH {
+        let (flow, way, back) =
+            (FlowRef::new(conn, direction), direction as usize, direction.opposite() as usize);
+        let live = &old.flows[way].live;
+        if live.bits & bits::FIN_SEEN != 0 && to.snapshot(conn).flows[way].live.bits & bits::FIN_SEEN == 0 {
+            to.note_fin(flow, live.fin_end);
+        }
+        let new = to.snapshot(conn);
+        let (live, back) = (&new.flows[way].live, &new.flows[back]);
+        let acked = back.live.ack_end.wrapping_add(back.fixed.ack_delta);
+        if live.bits & bits::FIN_SEEN != 0 && !before(acked, live.fin_end) {
+            to.live_half(flow, offset_of!(DirLive, bits)).fetch_or(bits::FIN_ACKED, Ordering::AcqRel);
+        } else {
+            acknowledged = 0;
+        }
+    }
+    let is_over = acknowledged != 0 && old.state == state::SPLICED;
+    let known = if is_over { state::FINISHED } else { old.state };
+    let mut now = to.state(conn);
+    // Later states have greater numbers.
+    while now != state::OFF && now < known {
+        match to.advance_state(conn, now, known) {
+            Ok(()) => return,
+            Err(other) => now = other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable as _;
+
+    use super::super::conns::tests::conns;
+    use super::*;
+
+    const UP: usize = Direction::ToUpstream as usize;
+    const DOWN: usize = Direction::ToDownstream as usize;
+
+    /// A stream whose client has sent up to 1000 and whose endpoint up to 2000, all acknowledged.
+    fn stream() -> Conn {
+        let mut conn =
+            Conn { state: state::SPLICED, generation: 1, family: 4, relayed: [10, 20], ..Conn::zeroed() };
+        for (way, sent, received) in [(UP, 1000, 2000_u32), (DOWN, 2000, 1000)] {
+            let flow = &mut conn.flows[way];
+            (flow.fixed.seq_delta, flow.fixed.ack_delta) = (500, 500_u32.wrapping_neg());
+            (flow.live.seq_end, flow.live.ack_end) = (sent, received + 500);
+            (flow.live.window, flow.live.window_max) = (50, 100);
+            (flow.live.packets, flow.live.bytes) = (5, 300);
+        }
+        conn
+    }
+
+    fn after_catching_up(new: Conn, old: &Conn) -> Conn {
+        let conns = conns(2);
+        conns.write(1, new);
+        for _ in 0..2 {
+            // The second time there is nothing to do but for packets, which are told apart by what was noted.
+            catch_up(&conns, 1, old, old.flows.map(|flow| flow.live.packets));
+        }
+        assert_eq!(conns.state(0), state::OFF);
+        conns.snapshot(1)
+    }
+
+    fn total(conn: &Conn, way: usize) -> u64 {
+        conn.relayed[way].wrapping_add(conn.flows[way].live.bytes)
+    }
+
+    #[test]
+    fn what_the_old_record_saw_later_is_taken_once() {
+        let mut old = stream();
+        let live = &mut old.flows[UP].live;
+        (live.seq_end, live.bytes, live.packets, live.last_packet_ns) = (1700, 1000, 9, 77);
+        let live = &mut old.flows[DOWN].live;
+        (live.ack_end, live.window, live.ts_value) = (2200, 40, 5);
+        let new = after_catching_up(stream(), &old);
+        assert_eq!((total(&new, UP), total(&new, DOWN)), (1010, 320));
+        let [up, down] = new.flows.map(|flow| flow.live);
+        assert_eq!((up.seq_end, up.ack_end, up.window, up.last_packet_ns), (1700, 2500, 50, 77));
+        assert_eq!((down.seq_end, down.ack_end, down.window, down.ts_value), (2000, 2200, 40, 5));
+        assert_eq!(new.state, state::SPLICED);
+    }
+
+    #[test]
+    fn what_the_new_record_saw_later_stays() {
+        let mut new = stream();
+        let live = &mut new.flows[UP].live;
+        (live.seq_end, live.bytes, live.ack_end, live.window) = (3000, 2300, 2900, 60);
+        new.state = state::RESET;
+        let after = after_catching_up(new, &stream());
+        assert_eq!(bytemuck::bytes_of(&after), bytemuck::bytes_of(&new));
+    }
+
+    #[test]
+    fn packets_are_added() {
+        let conns = conns(1);
+        conns.write(0, stream());
+        let mut old = stream();
+        old.flows[UP].live.packets = 12;
+        catch_up(&conns, 0, &old, [5, 5]);
+        assert_eq!(conns.snapshot(0).flows.map(|flow| flow.live.packets), [12, 5]);
+    }
+
+    #[test]
+    fn a_fin_and_its_acknowledgement_may_be_seen_by_different_records() {
+        let mut old = stream();
+        // Both peers close: the old record sees both FINs, the new one what acknowledges them.
+        for (way, end) in [(UP, 1001), (DOWN, 2001)] {
+            let live = &mut old.flows[way].live;
+            (live.seq_end, live.fin_end, live.bits) = (end, end, bits::FIN_SEEN);
+        }
+        let half = after_catching_up(stream(), &old);
+        assert_eq!(
+            (half.state, half.flows.map(|flow| flow.live.bits)),
+            (state::SPLICED, [bits::FIN_SEEN; 2])
+        );
+        assert_eq!((total(&half, UP), total(&half, DOWN)), (310, 320));
+        let mut new = stream();
+        new.flows[UP].live.ack_end = 2501;
+        new.flows[DOWN].live.ack_end = 1501;
+        assert_eq!(after_catching_up(new, &old).state, state::FINISHED);
+    }
+
+    #[test]
+    fn states_only_advance_and_free_records_stay_free() {
+        let in_state = |state| Conn { state, ..stream() };
+        for (new, old, then) in [
+            (state::SPLICED, state::RESET, state::RESET),
+            (state::FINISHED, state::DEAD, state::DEAD),
+            (state::RESET, state::FINISHED, state::RESET),
+            (state::OFF, state::SPLICED, state::OFF),
+        ] {
+            assert_eq!(after_catching_up(in_state(new), &in_state(old)).state, then);
+        }
+        let other = Conn { generation: 2, state: state::RESET, ..stream() };
+        assert_eq!(after_catching_up(stream(), &other).state, state::SPLICED);
+    }
+
+    #[test]
+    fn the_first_timestamp_is_taken_over() {
+        let mut old = stream();
+        (old.flows[UP].live.ts_state, old.flows[UP].fixed.ts_delta) = (ts_state::FIXED, 9);
+        let new = after_catching_up(stream(), &old);
+        assert_eq!((new.flows[UP].live.ts_state, new.flows[UP].fixed.ts_delta), (ts_state::FIXED, 9));
+        let mut own = stream();
+        (own.flows[UP].live.ts_state, own.flows[UP].fixed.ts_delta) = (ts_state::FIXED, 11);
+        assert_eq!(after_catching_up(own, &old).flows[UP].fixed.ts_delta, 11);
+    }
+
+    #[test]
+    fn windows_are_known_again_in_the_end() {
+        let conns = conns(1);
+        conns.write(0, stream());
+        let windows = || conns.snapshot(0).flows.map(|flow| flow.live.window_max);
+        expect_leaps(&conns, 0);
+        assert_eq!(windows(), [0; 2]);
+        expect_no_leaps(&conns, 0, &stream());
+        assert_eq!(windows(), [100; 2]);
+    }
+}
