@@ -8,9 +8,9 @@
 //! * what the old one has seen later is noted in the new one, for as long as a program may write to the old: sequence numbers only
 //!   grow, states only advance, so that nothing is lost when that is done twice, or against packets that the new program sees
 //!   at the same time;
-//! * as long as the new record may be behind, streams that move have no largest window in it ([`DirLive::window_max`]): their next
+//! * as long as the new record may be behind, streams that have just moved have no largest window in it ([`DirLive::window_max`]): their next
 //!   packet is believed however far ahead it is, and brings the numbers up to date. Without that, one that has gone further than
-//!   a window meanwhile would never be believed again. Streams that do not move are as strict as ever;
+//!   a window meanwhile would never be believed again. Streams that are quiet are as strict as ever;
 //! * a RST, or the acknowledgement of a FIN, that comes to a record which is behind is passed on, and changes nothing. The state
 //!   of the old record, or the numbers, tell of it afterwards; a RST that no record has believed is noticed as one that
 //!   was lost before it got here: the next probe finds nobody.
