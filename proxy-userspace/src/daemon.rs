@@ -172,7 +172,9 @@ impl Daemon {
     /// Goes on with what the other process has not taken. A signal cuts that short.
     async fn drain(&mut self, signals: &mut Signals) -> Option<&'static str> {
         // It is the other process' now.
-        self.door.take().map(Door::leave);
+        if let Some(door) = self.door.take() {
+            door.leave();
+        }
         let (streams, connections) = (self.server.streams(), self.server.connections());
         tracing::info!(
             streams,

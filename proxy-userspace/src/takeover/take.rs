@@ -112,7 +112,10 @@ impl Taken {
                 pid = self.channel.pid,
                 "took over; the other process ends with what is left to it"
             ),
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "took over"),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "took over; the other process has not heard of it"
+            ),
         }
     }
 }
