@@ -110,8 +110,6 @@ pub(crate) struct Pair {
     /// The client's address.
     pub(crate) address: SocketAddr,
     stop: AtomicBool,
-    /// Whether the client has got its 101.
-    opened: AtomicBool,
     /// Whether the endpoint has given it.
     accepted: AtomicBool,
     /// The client first.
@@ -128,10 +126,6 @@ impl Pair {
         let begun = [true, self.accepted.load(Ordering::Acquire)];
         let named = ["client", "endpoint"].into_iter().zip(&self.sides);
         named.zip(begun).filter_map(|(side, begun)| begun.then_some(side))
-    }
-
-    pub(crate) fn is_open(&self) -> bool {
-        self.opened.load(Ordering::Acquire)
     }
 
     /// Has both ends write no more. The stream is intact if each then reads what the other one has written, and its FIN.
@@ -187,7 +181,6 @@ impl Pairs {
             kind,
             address: stream.local_addr().unwrap(),
             stop: AtomicBool::new(false),
-            opened: AtomicBool::new(false),
             accepted: AtomicBool::new(false),
             sides: Default::default(),
         });
@@ -221,7 +214,6 @@ async fn client(stream: std::net::TcpStream, pair: &Pair) -> io::Result<()> {
     if !head.starts_with("HTTP/1.1 101 ") {
         return Err(io::Error::other(head));
     }
-    pair.opened.store(true, Ordering::Release);
     run(stream, pair, 0).await;
     Ok(())
 }

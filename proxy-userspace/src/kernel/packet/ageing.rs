@@ -3,11 +3,12 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use proxy_common::abi;
 use proxy_common::ageing::Ageing;
@@ -71,6 +72,15 @@ impl Heart {
         value.heartbeat_ns = monotonic_ns();
         map.set(0, *value, 0).map_err(into_io)
     }
+}
+
+/// Keeps the timer of other maps, which are pinned in this directory, from giving up a stream in the next seconds.
+///
+/// # Errors
+/// There is no such timer, or it is told in another way.
+pub(super) fn hold_off(pins: &Path) -> io::Result<()> {
+    let map = MapData::from_pin(pins.join(abi::MAP_AGEING)).and_then(Map::from_map_data);
+    map.and_then(Array::try_from).map_err(into_io).and_then(Heart::begin).map(drop)
 }
 
 fn ageing(orphan_timeout: Option<Duration>, linger: Duration) -> Ageing {

@@ -23,7 +23,7 @@ use super::super::{clock, grace};
 use super::catch_up::{catch_up, expect_leaps, expect_no_leaps};
 use super::conns::Conns;
 use super::pinned::{Left, PinnedError};
-use super::{FlowMap, InsertError, interfaces};
+use super::{FlowMap, InsertError, ageing, interfaces};
 
 /// A stream that has moved within this time may move again before all links have the new programs, and this process be kept from
 /// giving them for some milliseconds, in which a stream can go further than a window.
@@ -59,7 +59,12 @@ pub(super) struct Goal<'a> {
 
 impl Migration {
     pub(super) fn new(sources: Vec<Left>) -> Self {
-        let source = |maps: Left| Source { streams: maps.used().map(Stream::new).collect(), maps };
+        let source = |maps: Left| {
+            if let Err(error) = ageing::hold_off(maps.path()) {
+                tracing::warn!(%error, "an earlier process's timer may give streams up while they are taken over");
+            }
+            Source { streams: maps.used().map(Stream::new).collect(), maps }
+        };
         Self { sources: sources.into_iter().map(source).collect(), begin: Instant::now() }
     }
 

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hand_over_is_left_to_a_process_that_completes_with_it() {
+    fn a_hand_over_is_left_to_a_process_that_goes_on_with_it() {
         let record = Conn { state: state::HAND_OVER, family: 4, ..Conn::zeroed() };
         assert_eq!(fate(&record, 2, true), Fate::Living);
         assert_eq!(fate(&record, 1, true), Fate::Reset);
