@@ -266,7 +266,7 @@ pub struct DirLive {
 pub mod ts_state {
     /// No TSval was translated yet.
     pub const UNKNOWN: u16 = 0;
-    /// Stamped from the own clock: `ts_delta` is that of the last packet (HAND_OVER).
+    /// Stamped from the own clock: `ts_delta` is the largest of all packets, that of the slowest (HAND_OVER).
     pub const STAMPED: u16 = 1;
     /// `ts_delta` does not change any more.
     pub const FIXED: u16 = 2;

@@ -1,7 +1,7 @@
 //! Very many WebSockets at a time in one steer, which has far fewer descriptors than streams: real `ws`
 //! servers and clients, and what a stream costs once the kernel carries it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,6 +26,8 @@ const SHARES: usize = 4;
 /// Handshakes that a process of clients has under way.
 const PARALLEL: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(300);
+/// In a hand-over after which nobody has to repeat anything, a few tens of milliseconds.
+const REST_WITHIN: Duration = Duration::from_secs(10);
 /// Descriptors that steer may hold at rest, whatever the number of streams.
 const DESCRIPTORS_AT_REST: usize = 100;
 /// Bytes that a stream may cost in all: steer's memory and its share of the maps. 746 were measured; what the allocator holds
@@ -64,6 +66,7 @@ fn fifty_thousand_spliced_websockets_echo_and_cost_next_to_nothing() -> Result<(
         anyhow::ensure!(opened["count"] == STREAMS / SHARES, "{opened}");
     }
     eventually("splice of every stream", PATIENCE, || Ok(is_spliced(&steer)?.then_some(())))?;
+    rest(&steer, &topology.proxy, &endpoints)?;
     let after = Cost::of(&steer)?;
     let each = after.of_each_since(&before);
     let total: u64 = each.iter().sum();
@@ -72,8 +75,6 @@ fn fifty_thousand_spliced_websockets_echo_and_cost_next_to_nothing() -> Result<(
          {total} in all",
         after.descriptors, each[0], each[1], each[2]
     );
-    anyhow::ensure!(after.descriptors <= DESCRIPTORS_AT_REST, "{after:?}");
-    anyhow::ensure!(sockets_to(&topology.proxy, &endpoints)? == 0, "sockets are left in the proxy");
 
     for round in 1..=2 {
         clients.iter_mut().try_for_each(|clients| clients.say("echo"))?;
@@ -103,6 +104,30 @@ fn fifty_thousand_spliced_websockets_echo_and_cost_next_to_nothing() -> Result<(
 
 fn is_spliced(steer: &Steer<'_>) -> Result<bool> {
     Ok(steer.metric("steer_streams", &[("path", "packet")])? == STREAMS as f64)
+}
+
+/// Waits until no stream has a socket any more. Those of the last ones are still there when their path is `packet`: a
+/// hand-over has to be completed, and a grace period has to pass.
+fn rest(steer: &Steer<'_>, proxy: &NetNs, endpoints: &[SocketAddr]) -> Result<()> {
+    let mut held = (0, BTreeMap::new());
+    eventually("rest of steer", REST_WITHIN, || {
+        held = (sockets_to(proxy, endpoints)?, descriptors(steer.pid())?);
+        Ok((held.0 == 0 && held.1.values().sum::<usize>() <= DESCRIPTORS_AT_REST).then_some(()))
+    })
+    .with_context(|| format!("{} sockets to endpoints, descriptors {:?}", held.0, held.1))
+}
+
+/// How many descriptors a process has of each kind.
+fn descriptors(pid: u32) -> Result<BTreeMap<String, usize>> {
+    let mut kinds = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // A descriptor may have been closed since.
+        let Ok(target) = fs::read_link(entry?.path()) else { continue };
+        let target = target.to_string_lossy();
+        let kind = target.split_once(":[").map_or(&*target, |(kind, _inode)| kind);
+        *kinds.entry(kind.to_owned()).or_default() += 1;
+    }
+    Ok(kinds)
 }
 
 /// A process of WebSocket clients.

@@ -3,7 +3,7 @@
 use crate::flow::{DirFixed, Flow, state, ts_state};
 use crate::packet::checksum::Difference;
 use crate::packet::headers::{Tcp, tcp_flags};
-use crate::packet::seq;
+use crate::packet::seq::{self, after};
 
 /// What became of a TCP header.
 #[derive(Debug, Clone, Copy)]
@@ -105,11 +105,18 @@ impl Timestamps {
 
     /// Keeps what a believed packet of `flow` with this TSval has shown, in this state of the session. (A forged one must
     /// not fix the delta: the receiver would discard every later segment as old.)
+    ///
+    /// Stamping makes a packet as new as its arrival, so what comes behind it must be translated as if it had come no less
+    /// late. With the delta of a packet that was quicker (another CPU took it, and it was sent later), one that it has
+    /// overtaken would be older than what the receiver has, and be discarded.
     #[inline(always)]
     pub fn note(&self, flow: &mut Flow, session_state: u32, value: u32) {
         flow.live.ts_value = value;
         if !self.fixed {
-            flow.fixed.ts_delta = self.number.wrapping_sub(value);
+            let delta = self.number.wrapping_sub(value);
+            if flow.live.ts_state == ts_state::UNKNOWN || after(delta, flow.fixed.ts_delta) {
+                flow.fixed.ts_delta = delta;
+            }
             flow.live.ts_state =
                 if session_state == state::HAND_OVER { ts_state::STAMPED } else { ts_state::FIXED };
         }

@@ -1,13 +1,16 @@
 //! Whole packets, rewritten: right checksums, and nothing lost on the way.
 
+use bytemuck::Zeroable as _;
 use proptest::prelude::*;
 
-use crate::flow::{Conn, flags};
+use crate::flow::{Conn, Flow, flags, state};
 use crate::packet::checksum;
 use crate::packet::copy::HeaderCopy;
 use crate::packet::headers::{Ip as _, Ipv4, Ipv6, Tcp, tcp_flags};
 use crate::packet::life::Segment;
 use crate::packet::options::{SackBlock, SackHead, TimestampsOption, Translation};
+use crate::packet::rewrite::Timestamps;
+use crate::packet::seq::before;
 use crate::packet::testing::{Packet, TestIp, conn, forward, inverse, options, packet, translate_options};
 
 /// Rewrites a packet; its checksums must be those of the new one.
@@ -134,5 +137,26 @@ proptest! {
         let (changed, full) = (change.apply(sum(old)), sum(new));
         // The two zeroes of ones-complement are the same number.
         prop_assert!(changed == full || changed.min(full) == 0 && changed.max(full) == 0xffff);
+    }
+}
+
+/// What was late when packets were stamped makes none of those that were under way with it too old, though the first one
+/// afterwards was quick.
+#[test]
+fn a_packet_that_was_overtaken_is_no_older_than_what_was_stamped_before_it() {
+    for base in [0, u32::MAX - 3, u32::MAX - 60] {
+        let (mut flow, other) = (Flow::zeroed(), Flow::zeroed());
+        let mut translate = |session_state, at: u32, value| {
+            let timestamps = Timestamps::of(&flow, &other, || base.wrapping_add(at));
+            timestamps.note(&mut flow, session_state, value);
+            timestamps.value(value)
+        };
+        // Of two that were sent at 50, one is eight milliseconds late, and the other one waits on another CPU.
+        let stamped = translate(state::HAND_OVER, 58, 50);
+        // Sent later, and there sooner.
+        let quick = translate(state::SPLICED, 58, 57);
+        let overtaken = translate(state::SPLICED, 59, 50);
+        assert_eq!((stamped, quick), (base.wrapping_add(58), base.wrapping_add(58)));
+        assert!(!before(overtaken, stamped), "{overtaken} after {stamped}");
     }
 }

@@ -9,16 +9,16 @@ use steer_tests::process::quiet;
 use steer_tests::require;
 use steer_tests::topology::Topology;
 
-use crate::net::{Family, Net, Path, Setup};
+use crate::net::{Family, Net, Path, Setup, at_once};
 
 const BULK: usize = 16 << 20;
 
 /// Streams in a network that `prepare` has changed: spliced, or relayed for `reason`. They carry bulk in any case.
-fn expect(reason: Option<&str>, prepare: impl Fn(&Topology)) {
+fn expect(reason: Option<&str>, prepare: impl Fn(&Topology) + Sync) {
     if !require::root() {
         return;
     }
-    for family in [Family::V4, Family::V6] {
+    at_once(Family::BOTH, |family| {
         let topology = Topology::new(1).unwrap();
         prepare(&topology);
         let net = Net::start(&topology, Setup::new(Path::Packet, family));
@@ -31,7 +31,7 @@ fn expect(reason: Option<&str>, prepare: impl Fn(&Topology)) {
             stream.bulk(BULK);
         }
         net.expect_nothing_left();
-    }
+    });
 }
 
 #[test]
@@ -59,20 +59,20 @@ fn endpoints_with_jumbo_frames_are_spliced() {
 
 #[test]
 fn timestamps_on_one_side_only_are_relayed() {
-    for side in [0, 1] {
+    at_once([0, 1], |side| {
         expect(Some("timestamps_differ"), |topology| {
             ends(topology)[side].sysctl("net.ipv4.tcp_timestamps", "0").unwrap();
         });
-    }
+    });
 }
 
 #[test]
 fn other_options_may_differ() {
-    for side in [0, 1] {
+    at_once([0, 1], |side| {
         for option in ["net.ipv4.tcp_sack", "net.ipv4.tcp_window_scaling"] {
             expect(None, |topology| ends(topology)[side].sysctl(option, "0").unwrap());
         }
-    }
+    });
     expect(None, |topology| {
         for end in ends(topology) {
             end.sysctl("net.ipv4.tcp_timestamps", "0").unwrap();

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use crate::net::{Family, Net, Path, Setup, on, on_every_path};
+use crate::net::{Family, Net, Path, Setup, at_once, on, on_every_path};
 use crate::stream::{HANG, Learned, Side, learned, learned_by_writing, reset, say};
 
 #[test]
@@ -99,7 +99,7 @@ fn when_the_proxy_stops_relayed_streams_end() {
 /// A stream that its endpoint does not read stays in its hand-over, with sockets.
 #[test]
 fn when_the_proxy_stops_in_a_hand_over_both_sides_are_reset() {
-    for family in [Family::V4, Family::V6] {
+    at_once(Family::BOTH, |family| {
         on(Setup::new(Path::Packet, family).with("hand_over_within: 1s"), |net| {
             let mut stream = (0..5)
                 .find_map(|_| {
@@ -119,7 +119,7 @@ fn when_the_proxy_stops_in_a_hand_over_both_sides_are_reset() {
             assert_eq!(learned(&mut stream.backend, HANG), Learned::Reset);
             assert!(net.steer.process().wait(HANG).unwrap().success());
         });
-    }
+    });
 }
 
 fn expect_ends(net: &Net<'_>, end: &str, streams: u64) {

@@ -45,6 +45,10 @@ pub(crate) enum Family {
     V6,
 }
 
+impl Family {
+    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+}
+
 /// What a test asks of [`Net::start`].
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
@@ -246,11 +250,19 @@ fn listen(address: SocketAddr) -> TcpListener {
 }
 
 /// Runs a scenario by packets over IPv4 and IPv6, and through the relay.
-pub(crate) fn on_every_path(scenario: impl Fn(&mut Net<'_>)) {
-    for (path, family) in [(Path::Relay, Family::V4), (Path::Packet, Family::V4), (Path::Packet, Family::V6)]
-    {
-        on(Setup::new(path, family), &scenario);
-    }
+pub(crate) fn on_every_path(scenario: impl Fn(&mut Net<'_>) + Sync) {
+    let all = [(Path::Relay, Family::V4), (Path::Packet, Family::V4), (Path::Packet, Family::V6)];
+    at_once(all, |(path, family)| on(Setup::new(path, family), &scenario));
+}
+
+/// Runs all cases at the same time, each of which has a network of its own: for scenarios that mostly wait.
+pub(crate) fn at_once<T: Send>(cases: impl IntoIterator<Item = T>, run: impl Fn(T) + Sync) {
+    let run = &run;
+    thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(move || run(case));
+        }
+    });
 }
 
 /// Runs a scenario.

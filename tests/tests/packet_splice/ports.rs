@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use steer_tests::eventually::eventually;
 
-use crate::net::{Family, GONE_WITHIN, Net, Path, Setup, on};
+use crate::net::{Family, GONE_WITHIN, Net, Path, Setup, at_once, on};
 use crate::stream::{Stream, reset};
 
 /// The proxy's address towards the first endpoint, and a second one that the test gives it.
@@ -31,7 +31,7 @@ fn add_second_source(net: &Net<'_>, family: Family) {
 
 #[test]
 fn when_the_ports_are_used_up_streams_are_relayed() {
-    for family in [Family::V4, Family::V6] {
+    at_once(Family::BOTH, |family| {
         let mut setup = Setup::new(Path::Packet, family).with("source_ports: [20000-20001]");
         setup.source_addresses = sources(family).to_vec();
         on(setup, |net| {
@@ -54,7 +54,7 @@ fn when_the_ports_are_used_up_streams_are_relayed() {
             drop((streams, fifth));
             net.expect_nothing_left();
         });
-    }
+    });
 }
 
 /// The rest of the host gets none of the streams' ports, even if they are taken from its own range.

@@ -5,9 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use steer_tests::eventually::eventually;
 
-use crate::net::{Family, Net, Path, Setup, on};
-use crate::stream::{Learned, Side, learned, learned_by_writing};
+use crate::net::{Family, Net, Path, Setup, at_once, on};
+use crate::stream::{HANG, Learned, Side, learned, learned_by_writing};
 
 /// Given up after four seconds of silence.
 const PROBED: &str = "keepalive: { time: 1s, interval: 1s, probes: 3 }";
@@ -34,13 +35,12 @@ fn take_away(net: &Net<'_>, side: Side, way: Way) {
     }
 }
 
-fn each_case(keepalive: &str, case: impl Fn(&Net<'_>, Side, Way)) {
-    for family in [Family::V4, Family::V6] {
-        for side in Side::BOTH {
-            for way in [Way::Unplugged, Way::Removed] {
-                on(Setup::new(Path::Packet, family).with(keepalive), |net| case(net, side, way));
-            }
-        }
+fn each_case(keepalive: &str, case: impl Fn(&Net<'_>, Side, Way) + Sync) {
+    for family in Family::BOTH {
+        let all = Side::BOTH.into_iter().flat_map(|side| [(side, Way::Unplugged), (side, Way::Removed)]);
+        at_once(all, |(side, way)| {
+            on(Setup::new(Path::Packet, family).with(keepalive), |net| case(net, side, way));
+        });
     }
 }
 
@@ -60,7 +60,7 @@ fn a_peer_that_vanished_is_probed_and_the_other_one_reset() {
 
 #[test]
 fn peers_that_are_only_silent_are_left_alone() {
-    for family in [Family::V4, Family::V6] {
+    at_once(Family::BOTH, |family| {
         on(Setup::new(Path::Packet, family).with(PROBED), |net| {
             let mut streams: Vec<_> = (0..5).map(|_| net.carried()).collect();
             let before = net.packets("spliced");
@@ -73,7 +73,7 @@ fn peers_that_are_only_silent_are_left_alone() {
             net.expect_nothing_left();
             assert_eq!(net.ended("finished"), 5);
         });
-    }
+    });
 }
 
 /// The peers' own keepalives are answered by the other peer, as long as it lives.
@@ -89,9 +89,9 @@ fn keepalives_of_the_peers_pass_from_end_to_end() {
             SockRef::from(socket).set_tcp_keepalive(&keepalive).unwrap();
         }
         let before = net.packets("spliced");
-        thread::sleep(Duration::from_secs(6));
-        let passed = net.packets("spliced") - before;
-        assert!(passed >= 8, "{passed} packets passed");
+        // Two probes of each side, with their answers.
+        let passed = || Ok((net.packets("spliced") - before >= 8).then_some(()));
+        eventually("keepalives that pass", HANG, passed).unwrap();
         stream.echo();
 
         let (gone, mut other) = stream.from(side);
@@ -104,7 +104,7 @@ fn keepalives_of_the_peers_pass_from_end_to_end() {
 /// The peer's host comes back without any memory of the stream, and says so when it is written to.
 #[test]
 fn a_peer_that_lost_its_state_says_so_when_it_is_written_to() {
-    for family in [Family::V4, Family::V6] {
+    at_once(Family::BOTH, |family| {
         on(Setup::new(Path::Packet, family), |net| {
             for side in Side::BOTH {
                 let (first, mut second) = net.carried().from(side);
@@ -113,5 +113,5 @@ fn a_peer_that_lost_its_state_says_so_when_it_is_written_to() {
             }
             net.expect_nothing_left();
         });
-    }
+    });
 }
