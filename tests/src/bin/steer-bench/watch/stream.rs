@@ -146,7 +146,7 @@ impl Stream {
 
 /// The byte of a stream at a position of its payload: SplitMix64 of both, so that no piece is like another.
 fn byte(stream: u32, at: u64) -> u8 {
-    let mut word = (u64::from(stream) << 40 ^ at / 8).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut word = ((u64::from(stream) << 40) ^ (at / 8)).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     (word ^ word >> 31).to_le_bytes()[(at % 8) as usize]
