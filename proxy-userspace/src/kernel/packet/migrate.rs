@@ -10,7 +10,9 @@
 //!
 //! If the process dies before 3, the old maps are all there is. From 3 to 6 there are two directories, either of which may know
 //! more of a stream. Then the next process, of whatever build, does the same: if one directory is of its layout, that is the goal,
-//! else it makes a third; it takes what the others know, and in all of them the later counts.
+//! else it makes a third; it takes what the others know, and in all of them the later counts. A stream that goes further than 1 GiB
+//! between such a death and the next start, while only some of the links had new programs, is forwarded, but its packets are not
+//! believed any more.
 
 use std::io;
 use std::path::Path;
