@@ -51,6 +51,8 @@ labelled! {
         RepairRefused = 21, "repair_refused";
         /// The connection has what cannot be translated: TCP-MD5/AO, MPTCP, kTLS. Steer asks for none of these.
         TcpFeature = 22, "tcp_feature";
+        /// Another process has taken over and has the maps; this one ends when its own streams have ended.
+        TakenOver = 23, "taken_over";
     }
 }
 

@@ -1,181 +1,240 @@
-//! The life of the process: bind everything, serve, wait for a signal, stop in order.
+//! The life of the process: bind everything, serve, wait for a signal or a successor, stop in order.
 
+mod server;
+mod signals;
+mod sockets;
+mod successor;
 mod threads;
 
-use std::net::TcpListener;
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::time::sleep;
 
+use self::server::Server;
+use self::signals::{Signals, Told};
+use self::sockets::{Given, Sockets};
+use self::successor::Successor;
 use self::threads::Threads;
-use crate::admin::Admin;
-use crate::config::{Config, Listener, SpliceMode};
-use crate::http::{self, Shared, Worker};
-use crate::routing;
-use crate::splice::Splicer;
+use crate::config::Config;
+use crate::splice::packet::Before;
+use crate::systemd::{self, State};
+use crate::takeover::{Door, Request, Taking};
 use crate::telemetry::Telemetry;
-use crate::upstream::pool::Pool;
-use crate::upstream::ports::SourcePorts;
-use crate::upstream::{Clusters, mss};
+use crate::upstream::Clusters;
 
 /// How long requests in flight may take to finish after the first signal.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is left of the tasks may take so long to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT, or until another process has taken over and nothing is left. With `takes_over`, the
+/// instance's process that runs now is taken over from, if there is one. To be called before the process has opened any
+/// descriptor.
 ///
 /// # Errors
-/// A port cannot be bound, or a runtime cannot start; nothing has been served then.
-pub fn run(config: Config) -> anyhow::Result<()> {
+/// A port cannot be bound, a runtime cannot start, the other process refuses; nothing has been served then.
+pub fn run(config: Config, takes_over: bool) -> anyhow::Result<()> {
+    let given = Given::new(systemd::listen_fds());
     raise_fd_limit();
     // This thread accepts, answers operators and looks after spliced streams; the workers serve connections.
     let runtime = threads::runtime()?;
     let workers = Threads::start(std::thread::available_parallelism().map_or(1, usize::from))?;
-    let served = runtime.block_on(serve(config, workers.runtimes()));
+    let served = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let server = start(config, takes_over, given, workers.runtimes()).await?;
+        server.serve(&mut signals).await;
+        Ok(())
+    });
     // Streams that are still open are cut here: their tasks end with their runtime.
     workers.end(END_TIMEOUT);
     runtime.shutdown_timeout(END_TIMEOUT);
     served
 }
 
-async fn serve(config: Config, runtimes: Vec<Handle>) -> anyhow::Result<()> {
-    let mut stop = Stop::new()?;
+/// A process that serves.
+struct Daemon {
+    server: Server,
+    drain_timeout: Duration,
+    /// `None`: nobody can ask to take over.
+    door: Option<Door>,
+}
+
+async fn start(
+    config: Config,
+    takes_over: bool,
+    mut given: Given,
+    runtimes: Vec<Handle>,
+) -> anyhow::Result<Daemon> {
+    let mut taking = if takes_over { Taking::begin(&config.instance).await? } else { None };
+    match &mut taking {
+        Some(taking) => {
+            tracing::info!(pid = taking.pid(), "taking over");
+            given.add(std::mem::take(&mut taking.sockets));
+        }
+        None if takes_over => {
+            tracing::info!(instance = %config.instance, "nobody is there to be taken over from");
+        }
+        None => {}
+    }
     let telemetry = Telemetry::new();
-    let admin = Admin::new(Arc::clone(&telemetry));
-    let bound = bind(&config.listeners)?;
-    let mut always = JoinSet::new();
-    if let Some(address) = config.admin {
-        if !address.ip().is_loopback() {
-            tracing::warn!(%address, "the admin listener has no access control and is not on loopback");
+    let sockets = Sockets::open(&config, &mut given)?;
+    given.warn_of_unused();
+    let clusters = Clusters::new(&config, &telemetry);
+    let (taken, before) = match taking {
+        Some(taking) => {
+            let (taken, lock) = taking.prepared().await?;
+            (Some(taken), lock.map_or(Before::Ended, Before::GoesOn))
         }
-        let bound = http::bind(address).and_then(|socket| socket.into_inner().try_into());
-        let socket: tokio::net::TcpListener = bound.with_context(|| {
-            format!(
-                "cannot bind the admin listener to {address}: choose another with --admin, or --admin off"
-            )
-        })?;
-        tracing::info!(%address, "admin");
-        always.spawn(Arc::clone(&admin).serve(socket));
-    }
-    let splicer = Arc::new(Splicer::start(Arc::clone(&telemetry), &config)?);
-    let ports = if splicer.needs_source_ports() { source_ports(&config, &telemetry)? } else { None };
-    if splicer.needs_source_ports() {
-        splicer.adopt(ports.as_ref(), &config);
-        limit_mss(&bound, &config);
-    }
-    let clusters = Arc::new(Clusters::new(&config, &telemetry));
-    let pool = Pool::new(&config, &telemetry, ports.as_ref());
-    let node = routing::node_address();
-    let worker = |runtime| {
-        let shared = Shared {
-            clusters: Arc::clone(&clusters),
-            pool: pool.another(),
-            splicer: Arc::clone(&splicer),
-            telemetry: Arc::clone(&telemetry),
-            splice_mode: config.splice,
-            node,
-        };
-        Worker::new(runtime, Arc::new(shared))
+        None => (None, Before::Ended),
     };
-    let workers: Vec<_> = runtimes.into_iter().map(worker).collect();
-
-    let (drain, draining) = watch::channel(false);
-    let mut listeners = JoinSet::new();
-    for (listener, socket) in bound {
-        listeners.spawn(http::serve(Arc::new(listener), socket, workers.clone(), draining.clone()));
-    }
-    admin.set_ready(true);
+    let (instance, drain_timeout) = (config.instance.clone(), config.drain_timeout);
+    let server = Server::start(config, clusters, telemetry, sockets, before, runtimes)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-
-    let signal = stop.wait().await;
-    admin.set_ready(false);
-    let streams = telemetry.flows.len();
-    tracing::info!(
-        signal,
-        streams,
-        "stopping: no new connections, requests in flight finish, relayed streams end"
-    );
-    drain.send_replace(true);
-    let finished = async { while listeners.join_next().await.is_some() {} };
-    tokio::select! {
-        () = finished => {}
-        () = tokio::time::sleep(DRAIN_TIMEOUT) => {
-            tracing::warn!(seconds = DRAIN_TIMEOUT.as_secs(), "some requests did not finish in time");
-        }
-        signal = stop.wait() => tracing::warn!(signal, "second signal, stopping at once"),
+    let was_taken = taken.is_some();
+    if let Some(taken) = taken {
+        taken.ready(server.addresses()).await;
     }
-    splicer.stop().await;
-    Ok(())
-}
-
-/// The ports of streams that the kernel is to carry; without any, streams are relayed.
-fn source_ports(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Option<SourcePorts>> {
-    let configured = config.packet_splice.source_ports.as_deref();
-    match SourcePorts::start(configured, telemetry) {
-        Ok(ports) => Ok(Some(ports)),
-        Err(error) if config.splice == SpliceMode::Packet => Err(error.into()),
-        Err(error) => {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "no source ports for the packet splice, streams are relayed");
-            Ok(None)
-        }
-    }
-}
-
-/// Has clients send only what endpoints can take, where packets may be passed on as they come.
-fn limit_mss(bound: &[(Listener, AsyncFd<TcpListener>)], config: &Config) {
-    for (listener, socket) in bound {
-        let Some(mss) = mss::for_listener(listener, config) else { continue };
-        match http::limit_mss(socket, mss) {
-            Ok(()) => tracing::debug!(listener = listener.name, mss, "largest segment that clients may send"),
-            Err(error) => tracing::warn!(listener = listener.name, mss, %error, "cannot limit the MSS"),
-        }
-    }
-}
-
-/// Binds every listener before any of them serves, so that a bad address stops the start.
-fn bind(listeners: &[Listener]) -> anyhow::Result<Vec<(Listener, AsyncFd<TcpListener>)>> {
-    let bind = |listener: &Listener| {
-        let (name, address) = (&listener.name, listener.address);
-        let socket =
-            http::bind(address).with_context(|| format!("cannot bind listener {name} to {address}"))?;
-        tracing::info!(listener = name, %address, "listening");
-        Ok((listener.clone(), socket))
+    systemd::notify(State::Ready);
+    let door = Door::open(&instance, was_taken);
+    let warn = |error: &_| {
+        tracing::warn!(error = error as &dyn std::error::Error, "this process cannot be taken over from");
     };
-    listeners.iter().map(bind).collect()
+    Ok(Daemon { server, drain_timeout, door: door.inspect_err(warn).ok() })
 }
 
-/// The signals that ask for an orderly stop.
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-    quit: Signal,
-}
-
-impl Stop {
-    fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen to signals");
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            quit: listen(SignalKind::quit())?,
-        })
+impl Daemon {
+    async fn serve(mut self, signals: &mut Signals) {
+        let signal = match self.wait(signals).await {
+            Why::Stop(signal) => {
+                systemd::notify(State::Stopping);
+                signal
+            }
+            Why::TakenOver => match self.drain(signals).await {
+                Some(signal) => signal,
+                None => return,
+            },
+        };
+        self.stop(signal, signals).await;
     }
 
-    /// The name of the next one.
-    async fn wait(&mut self) -> &'static str {
+    /// Serves until that is to end.
+    async fn wait(&mut self, signals: &mut Signals) -> Why {
+        let mut successor = Successor::none();
+        loop {
+            tokio::select! {
+                told = signals.next() => match told {
+                    Told::Stop(signal) => return Why::Stop(signal),
+                    Told::Upgrade if successor.is_running() => {
+                        tracing::warn!("SIGUSR2 is not heeded now: a takeover is under way");
+                    }
+                    Told::Upgrade => start_successor(&mut successor),
+                },
+                ended = successor.ended() => {
+                    let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+                    tracing::error!(how, "the process that was to take over has ended; this one goes on");
+                    systemd::notify(State::Ready);
+                }
+                request = asked(&mut self.door) => tokio::select! {
+                    given = self.give(request) => if given { return Why::TakenOver },
+                    signal = signals.stop() => return Why::Stop(signal),
+                },
+            }
+        }
+    }
+
+    /// Returns whether the process that asks has taken over.
+    async fn give(&mut self, request: Request) -> bool {
+        let pid = request.pid();
+        tracing::info!(pid, version = request.version, "another process takes over");
+        if !self.server.can_give() {
+            request
+                .refuse("spliced streams would end, since they have no pins (see its log): stop it first")
+                .await;
+            return false;
+        }
+        systemd::notify(State::Reloading);
+        match self.server.give(request).await {
+            Ok(()) => {
+                systemd::notify(State::TakenOver { pid });
+                true
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(pid, error, "it has not taken over; this process goes on");
+                systemd::notify(State::Ready);
+                false
+            }
+        }
+    }
+
+    /// Goes on with what the other process has not taken. A signal cuts that short.
+    async fn drain(&mut self, signals: &mut Signals) -> Option<&'static str> {
+        // It is the other process' now.
+        self.door.take().map(Door::leave);
+        let (streams, connections) = (self.server.streams(), self.server.connections());
+        tracing::info!(
+            streams,
+            connections,
+            drain_timeout = ?self.drain_timeout,
+            "was taken over: ends when these relayed streams and HTTP connections have"
+        );
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.quit.recv() => "SIGQUIT",
+            () = self.server.nothing_left() => {
+                tracing::info!("nothing is left, the process ends");
+                return None;
+            }
+            () = sleep(self.drain_timeout) => {}
+            signal = signals.stop() => return Some(signal),
+        }
+        let (streams, connections) = (self.server.streams(), self.server.connections());
+        tracing::warn!(streams, connections, "drain_timeout is over: these are cut");
+        None
+    }
+
+    async fn stop(&mut self, signal: &str, signals: &mut Signals) {
+        let streams = self.server.streams();
+        tracing::info!(
+            signal,
+            streams,
+            "stopping: no new connections, requests in flight finish, relayed streams end"
+        );
+        self.server.stop();
+        tokio::select! {
+            () = self.server.no_requests() => {}
+            () = sleep(STOP_TIMEOUT) => {
+                tracing::warn!(seconds = STOP_TIMEOUT.as_secs(), "some requests did not finish in time");
+            }
+            signal = signals.stop() => tracing::warn!(signal, "second signal, stopping at once"),
+        }
+        self.server.end().await;
+    }
+}
+
+/// Why a process does not serve any more.
+enum Why {
+    /// By the signal with this name.
+    Stop(&'static str),
+    /// New connections, and the streams that the kernel carries, are another process'.
+    TakenOver,
+}
+
+/// The next process that asks to take over.
+async fn asked(door: &mut Option<Door>) -> Request {
+    match door {
+        Some(door) => door.request().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn start_successor(successor: &mut Successor) {
+    systemd::notify(State::Reloading);
+    match successor.start() {
+        Ok(pid) => tracing::info!(pid, "started a process to take over"),
+        Err(error) => {
+            tracing::error!(%error, "cannot start a process to take over; this one goes on");
+            systemd::notify(State::Ready);
         }
     }
 }

@@ -12,9 +12,11 @@ pub mod http;
 
 pub mod kernel;
 pub mod splice;
+pub mod takeover;
 
 pub mod admin;
 pub mod cli;
 pub mod daemon;
 mod failpoint;
+mod systemd;
 pub mod telemetry;

@@ -70,10 +70,10 @@ struct Launch {
 }
 
 impl Launch {
-    fn start(&mut self, instance: &str, netns: Option<&NetNs>) -> Result<Process> {
+    fn start(&mut self, instance: &str, netns: Option<&NetNs>, more: &[&str]) -> Result<Process> {
         let mut command = quiet(&self.binary);
         command.args(["run", "-c"]).arg(&self.config).arg("--admin").arg(self.admin.to_string());
-        command.args(["--instance", instance]).args(&self.args);
+        command.args(["--instance", instance]).args(&self.args).args(more);
         if let Some(place) = self.dies_at.take() {
             command.env("STEER_DIE_AT", place);
         }
@@ -117,13 +117,17 @@ impl<'n> Steer<'n> {
             times: 0,
         });
         let instance = Instance::new()?;
-        let process = launch.start(instance.name(), netns)?;
+        let process = launch.start(instance.name(), netns, &[])?;
         let mut steer = Self { process, instance, launch, netns, _directory: None };
         steer.wait_until_ready()?;
         Ok(steer)
     }
 
-    fn wait_until_ready(&mut self) -> Result<()> {
+    /// Returns when `/readyz` says 200.
+    ///
+    /// # Errors
+    /// The process ends, or takes too long.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
         let ready = eventually("readiness of steer", READY_WITHIN, || {
             self.process.ensure_running()?;
             Ok(self.admin_get("/readyz").ok().filter(|answer| answer.status == 200))
@@ -146,8 +150,38 @@ impl<'n> Steer<'n> {
 
     /// Starts the process after it has [ended](Self::stop), and returns when it is ready.
     pub fn start_again(&mut self) -> Result<()> {
-        self.process = self.launch.start(self.instance.name(), self.netns)?;
+        self.process = self.launch.start(self.instance.name(), self.netns, &[])?;
         self.wait_until_ready()
+    }
+
+    /// Starts another process of the instance, with `--takeover`, and returns when it has taken over. This is that process from
+    /// now on; the earlier one is returned.
+    pub fn take_over(&mut self) -> Result<Process> {
+        let successor = self.successor(None)?;
+        let before = std::mem::replace(&mut self.process, successor);
+        let ready = eventually("a process that took over", READY_WITHIN, || {
+            self.process.ensure_running()?;
+            Ok(self.process.stderr()?.contains("took over; ").then_some(()))
+        });
+        ready.with_context(|| self.process.tail())?;
+        self.wait_until_ready()?;
+        Ok(before)
+    }
+
+    /// Starts another process of the instance, with `--takeover`, and does not wait for anything. `dies_at`: with this binary,
+    /// which dies when it reaches this place.
+    pub fn successor(&mut self, dies_at: Option<(&str, &Path)>) -> Result<Process> {
+        self.launch.dies_at = dies_at.map(|(place, _)| place.to_owned());
+        let binary = dies_at.map_or_else(|| self.launch.binary.clone(), |(_, binary)| binary.to_owned());
+        let usual = std::mem::replace(&mut self.launch.binary, binary);
+        let started = self.launch.start(self.instance.name(), self.netns, &["--takeover"]);
+        self.launch.binary = usual;
+        started
+    }
+
+    /// Makes `process`, which has taken over, this one; returns the earlier one.
+    pub fn replace(&mut self, process: Process) -> Process {
+        std::mem::replace(&mut self.process, process)
     }
 
     /// The same with the binary that has fail points; the process dies when it reaches this one.
@@ -157,6 +191,11 @@ impl<'n> Steer<'n> {
         let started = self.start_again();
         self.launch.binary = usual;
         started
+    }
+
+    /// What the process has logged.
+    pub fn said(&self) -> Result<String> {
+        self.process.stderr()
     }
 
     /// The name of its instance.

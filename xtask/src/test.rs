@@ -15,7 +15,7 @@ use crate::setup;
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 const LIMIT_LONG: Duration = Duration::from_secs(60 * 60);
 
-/// For the suite `outlive`, which lets it die at chosen places.
+/// For the suites `outlive` and `takeover`, which let it die at chosen places.
 const WITH_FAILPOINTS: [&str; 8] = [
     "build",
     "--locked",
@@ -139,7 +139,7 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
         environment.push(("STEER_WSTEST", peers.wstest.display().to_string()));
         environment.push(("STEER_BENCH_BIN", bench.binary.display().to_string()));
         environment.push(("STEER_TESTS_REQUIRE", "1".to_owned()));
-        if suites.iter().any(|suite| suite.name == "outlive") {
+        if suites.iter().any(|suite| matches!(&*suite.name, "outlive" | "takeover")) {
             step("steer with fail points");
             run_quietly(&mut cargo(&WITH_FAILPOINTS))?;
         }

@@ -45,7 +45,7 @@ impl Admin {
     }
 
     /// Serves until the task is dropped.
-    pub async fn serve(self: Arc<Self>, socket: TcpListener) {
+    pub async fn serve(self: Arc<Self>, socket: Arc<TcpListener>) {
         loop {
             match socket.accept().await {
                 Ok((stream, _peer)) => drop(tokio::spawn(Arc::clone(&self).connection(stream))),

@@ -14,7 +14,8 @@ use crate::telemetry::log;
 /// Steer connections until told to stop
 ///
 /// SIGTERM and SIGINT finish the requests in flight and end relayed streams; a second one stops at once. Streams that the
-/// kernel carries go on: the next process of the instance takes them over, and `steer detach` ends them.
+/// kernel carries go on: the next process of the instance takes them over, and `steer detach` ends them. SIGUSR2 starts
+/// the binary that is installed now, with the same arguments and --takeover.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("source").required(true).args(["config", "listen"]))]
 pub(super) struct Run {
@@ -45,6 +46,11 @@ pub(super) struct Run {
     /// The name under which streams outlive this process, and another one takes them over; overrides the file
     #[arg(long, value_name = "NAME")]
     instance: Option<Instance>,
+
+    /// Take over from the process of the instance that runs now: its listening sockets, and the streams that the kernel
+    /// carries. It ends when what is left to it has ended. If none runs, start as usual
+    #[arg(long)]
+    takeover: bool,
 
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: log::Format,
@@ -94,7 +100,7 @@ impl Run {
         for warning in &config.warnings {
             tracing::warn!(line = warning.line, column = warning.column, "{}", warning.text);
         }
-        daemon::run(config)
+        daemon::run(config, self.takeover)
     }
 
     fn config(&self) -> anyhow::Result<Config> {

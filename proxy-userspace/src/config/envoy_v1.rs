@@ -80,6 +80,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         splice: SpliceMode::default(),
         packet_splice: PacketSplice::default(),
         instance: Instance::default(),
+        drain_timeout: native::DEFAULT_DRAIN_TIMEOUT,
         warnings: Vec::new(),
     })
 }

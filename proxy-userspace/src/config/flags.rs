@@ -47,6 +47,7 @@ pub fn from_flags(listen: SocketAddr, backends: &[SocketAddr], hash: HashSource)
         splice: SpliceMode::default(),
         packet_splice: PacketSplice::default(),
         instance: Instance::default(),
+        drain_timeout: native::DEFAULT_DRAIN_TIMEOUT,
         warnings: Vec::new(),
     }
 }

@@ -49,6 +49,9 @@ pub struct Config {
     pub packet_splice: PacketSplice,
     /// The packet splice's streams outlive the process under this name; no two processes have the same.
     pub instance: Instance,
+    /// How long a process that another one has taken over from goes on with what is still under way in it; then it
+    /// cuts what is left.
+    pub drain_timeout: Duration,
     /// What the file asks for and Steer does not honour, without harm to correctness.
     pub warnings: Vec<Warning>,
 }

@@ -15,6 +15,7 @@ pub(super) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const DEFAULT_PANIC_THRESHOLD: f64 = 50.0;
 /// The virtual host that `routes` directly under a listener stands for.
 pub(super) const ONLY_VIRTUAL_HOST: &str = "default";
+pub(super) const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(600);
 pub(super) const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {
@@ -37,6 +38,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         .unwrap_or_default();
     let packet_splice = map.get("packet_splice").and_then(|field| packet_splice::read(&field));
     let instance = map.get("instance").and_then(|field| instance::read(&field));
+    let drain_timeout = map.get("drain_timeout").and_then(|field| field.duration());
     map.finish();
 
     let mut servers = Vec::new();
@@ -67,6 +69,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         splice,
         packet_splice: packet_splice.unwrap_or_default(),
         instance: instance.unwrap_or_default(),
+        drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
         warnings: Vec::new(),
     })
 }

@@ -34,6 +34,9 @@ pub fn to_yaml(config: &Config) -> String {
     if config.instance != Instance::default() {
         page.key(0, "instance", quote(config.instance.as_str()));
     }
+    if config.drain_timeout != native::DEFAULT_DRAIN_TIMEOUT {
+        page.key(0, "drain_timeout", duration(config.drain_timeout));
+    }
     page.packet_splice(&config.packet_splice);
     page.0
 }

@@ -75,6 +75,10 @@ pub(super) enum Overdue {
     Abort,
 }
 
+/// A connection that is to be closed with its next response is not waited for longer than this, which is more than the time
+/// between two polls of socket.io (25 s).
+const LEAVING_IDLE: Duration = Duration::from_secs(30);
+
 #[derive(Debug)]
 pub(super) struct Exchange {
     timeouts: ConnectionTimeouts,
@@ -98,6 +102,8 @@ struct State {
     head_overdue: bool,
     /// The connection was asked to close, being idle.
     closing: bool,
+    /// The next response is to be the last: since then.
+    leaving: Option<Instant>,
     on_upgrade: Option<OnUpgrade>,
     switched: Option<Switched>,
     reader: Option<Waker>,
@@ -121,6 +127,7 @@ impl Exchange {
                 fault: None,
                 head_overdue: false,
                 closing: false,
+                leaving: None,
                 on_upgrade: None,
                 switched: None,
                 reader: None,
@@ -191,6 +198,11 @@ impl Exchange {
         (state.passed, state.moved)
     }
 
+    /// Whether the response to the request in flight is the connection's last one.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.lock().leaving.is_some()
+    }
+
     /// Limits the request, which has just passed.
     pub(super) fn limit(&self, timeouts: RequestTimeouts) {
         self.lock().request = timeouts;
@@ -255,12 +267,22 @@ impl Exchange {
         state.broken_off && !state.framed
     }
 
+    /// The connection is to be closed with its next response, or when it has been idle for a while.
+    pub(super) fn leave(&self) {
+        self.lock().leaving.get_or_insert_with(Instant::now);
+    }
+
     /// When [`Self::overdue`] has something to do; `None`: not before something happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let state = self.lock();
         match state.waiting {
             // The last response may still be on its way out.
-            Waiting::FirstByte => Some(state.waiting_since.max(state.moved) + self.timeouts.idle?),
+            Waiting::FirstByte => {
+                let idle = state.waiting_since.max(state.moved);
+                let overdue = self.timeouts.idle.map(|limit| idle + limit);
+                let left = state.leaving.map(|since| idle.max(since) + LEAVING_IDLE);
+                overdue.into_iter().chain(left).min()
+            }
             Waiting::RestOfHead if state.head_overdue => None,
             Waiting::RestOfHead => Some(state.waiting_since + self.timeouts.head?),
             // The service is about to answer.

@@ -56,6 +56,9 @@ pub(super) async fn respond(
     if matches!(passed, Passed::Upgrade { .. }) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         close_declined(&mut response, passed);
     }
+    if downstream.exchange.is_leaving() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
 
     let metrics = &downstream.shared.telemetry.metrics;
     match cluster {

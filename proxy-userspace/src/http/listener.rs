@@ -1,4 +1,4 @@
-//! Listening sockets: bind, accept, drain.
+//! Listening sockets: bind or inherit, accept, drain.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
 use super::worker::{Load, Worker, least_loaded};
-use super::{Shared, server};
+use super::{Phase, Shared, server};
 use crate::config;
 use crate::kernel::repair;
 use crate::upstream::connect;
@@ -75,6 +75,19 @@ pub fn bind(address: SocketAddr) -> io::Result<AsyncFd<TcpListener>> {
     socket.set_nonblocking(true)?;
     connect::prepare(&socket)?;
     socket.bind(&address.into())?;
+    listen(socket)
+}
+
+/// The same of a socket that was bound, and perhaps listens, in another process.
+pub fn inherit(socket: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    let socket = socket2::Socket::from(socket);
+    let _without_it = repair::select_send_queue(&socket);
+    socket.set_nonblocking(true)?;
+    connect::prepare(&socket)?;
+    listen(socket)
+}
+
+fn listen(socket: socket2::Socket) -> io::Result<AsyncFd<TcpListener>> {
     socket.listen(BACKLOG)?;
     // SAFETY: a listening socket has one descriptor, open until it is dropped.
     let socket = unsafe { AsyncFd::register_with_interest(TcpListener::from(socket), Interest::READABLE) };
@@ -86,16 +99,16 @@ pub fn limit_mss(socket: &AsyncFd<TcpListener>, mss: u16) -> io::Result<()> {
     SockRef::from(socket).set_tcp_mss(mss.into())
 }
 
-/// Serves a listener until `drain` becomes true, and then until every request in flight has been
-/// answered. Upgraded streams are not waited for; their tasks go on.
+/// Serves a listener through the [phases](Phase) that it is told, until it is closed and no connection speaks HTTP any
+/// more. Upgraded streams are not waited for; their tasks go on.
 ///
 /// One accepts for all: several that wait for the same socket would all be woken by each connection, and
 /// sockets of their own (SO_REUSEPORT) would let a second process bind the address unnoticed.
 pub async fn serve(
     config: Arc<config::Listener>,
-    socket: AsyncFd<TcpListener>,
+    socket: Arc<AsyncFd<TcpListener>>,
     workers: Vec<Worker>,
-    mut drain: watch::Receiver<bool>,
+    mut phases: watch::Receiver<Phase>,
 ) {
     // A header value by the checks of the configuration.
     let server_name = HeaderValue::from_str(&config.options.server_name)
@@ -114,23 +127,29 @@ pub async fn serve(
     let (alive, mut all_done) = mpsc::channel::<()>(1);
     let mut failing = false;
     let mut turn = 0;
+    let of_connections = phases.clone();
+    let mut deal = |client, remote| {
+        accepted_total.inc();
+        let chosen = least_loaded(&workers, turn);
+        turn = chosen + 1;
+        let (worker, front) = (&workers[chosen], Arc::clone(&fronts[chosen]));
+        let speaking = Speaking::new(open.clone(), alive.clone());
+        let accepted = Accepted { client, remote, load: worker.take_on(), speaking };
+        worker.runtime.spawn(server::run(front, accepted, of_connections.clone()));
+    };
 
     loop {
+        let phase = *phases.borrow_and_update();
         let accepted = tokio::select! {
             biased;
-            _ = drain.wait_for(|drain| *drain) => break,
-            accepted = socket.async_io(Interest::READABLE, accept) => accepted,
+            told = phases.changed() => if told.is_ok() { continue } else { break },
+            accepted = socket.async_io(Interest::READABLE, accept), if phase == Phase::Open => accepted,
+            () = std::future::ready(()), if !matches!(phase, Phase::Open | Phase::Paused) => break,
         };
         match accepted {
             Ok((client, remote)) => {
                 failing = false;
-                accepted_total.inc();
-                let chosen = least_loaded(&workers, turn);
-                turn = chosen + 1;
-                let (worker, front) = (&workers[chosen], Arc::clone(&fronts[chosen]));
-                let speaking = Speaking::new(open.clone(), alive.clone());
-                let accepted = Accepted { client, remote, load: worker.take_on(), speaking };
-                worker.runtime.spawn(server::run(front, accepted, drain.clone()));
+                deal(client, remote);
             }
             Err(error) if is_exhausted(&error) => {
                 if !failing {
@@ -141,6 +160,11 @@ pub async fn serve(
             }
             // The client was gone before it was accepted.
             Err(error) => tracing::debug!(listener = name, %error, "accept failed"),
+        }
+    }
+    if *phases.borrow() == (Phase::Leaving { alone: true }) {
+        while let Ok((client, remote)) = accept(socket.get_ref()) {
+            deal(client, remote);
         }
     }
     drop(socket);

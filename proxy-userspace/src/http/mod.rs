@@ -3,7 +3,7 @@
 //!
 //! `listener` accepts and deals to the `worker`s · `server` runs one connection · `guard` (with `framing` and `head`) lets only
 //! sound requests through to hyper, one at a time · `forward` answers a request · `upgrade` turns one
-//! into a stream · `exchange` is what these share · `fault` is the table of failures.
+//! into a stream · `exchange` is what these share, `phase` what the process wants of them · `fault` is the table of failures.
 //!
 //! It ends where a stream begins: both sockets go to [`crate::splice`], and this module does not learn
 //! how they are carried.
@@ -15,6 +15,7 @@ mod framing;
 mod guard;
 mod head;
 pub mod listener;
+mod phase;
 mod server;
 mod upgrade;
 mod worker;
@@ -35,7 +36,8 @@ use exchange::Exchange;
 use fault::Fault;
 
 pub use head::Malformed;
-pub use listener::{bind, limit_mss, serve};
+pub use listener::{bind, inherit, limit_mss, serve};
+pub use phase::Phase;
 pub use worker::Worker;
 
 /// What all listeners of a configuration share, for one worker.

@@ -19,13 +19,13 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::Downstream;
 use super::exchange::{ConnectionTimeouts, Exchange, Overdue};
 use super::fault::Fault;
 use super::forward::{self, ResponseBody};
 use super::framing::Limits;
 use super::guard::Guard;
 use super::listener::{Accepted, Front};
+use super::{Downstream, Phase};
 use crate::routing;
 use crate::splice::Session;
 
@@ -43,7 +43,7 @@ const LINGER_BYTES: usize = 1024 * 1024;
 const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// Serves one connection, on the runtime that it stays with.
-pub(super) async fn run(front: Arc<Front>, accepted: Accepted, drain: watch::Receiver<bool>) {
+pub(super) async fn run(front: Arc<Front>, accepted: Accepted, phases: watch::Receiver<Phase>) {
     let Accepted { client, remote, load: _load, speaking } = accepted;
     let client = match TcpStream::from_std(client) {
         Ok(client) => client,
@@ -51,7 +51,7 @@ pub(super) async fn run(front: Arc<Front>, accepted: Accepted, drain: watch::Rec
     };
     let splicer = Arc::clone(&front.shared.splicer);
     // Boxed, so that a stream's task does not keep room for what its HTTP life needed.
-    let session = Box::pin(serve_http(front, client, remote, drain)).await;
+    let session = Box::pin(serve_http(front, client, remote, phases)).await;
     drop(speaking);
     if let Some(session) = session {
         splicer.carry(session).await;
@@ -63,7 +63,7 @@ async fn serve_http(
     front: Arc<Front>,
     client: TcpStream,
     remote: SocketAddr,
-    drain: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
 ) -> Option<Session> {
     let local = match client.local_addr() {
         Ok(local) => local,
@@ -106,7 +106,7 @@ async fn serve_http(
         async move { Ok::<_, Infallible>(forward::respond(downstream, request).await) }
     });
     let mut connection = builder.serve_connection(guard, service).with_upgrades();
-    let ended = drive(&mut connection, &exchange, drain).await;
+    let ended = drive(&mut connection, &exchange, phases).await;
 
     let (guard, read_by_hyper) = match connection.into_parts() {
         Some(parts) => (parts.io, parts.read_buf),
@@ -158,23 +158,17 @@ enum Ended {
     Overdue,
 }
 
-/// Polls hyper's connection, and beside it the drain signal and the one timer that all timeouts share.
+/// Polls hyper's connection, and beside it what the process wants and the one timer that all timeouts share.
 async fn drive<S>(
     connection: &mut UpgradeableConnection<Guard, S>,
     exchange: &Exchange,
-    mut drain: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
 ) -> Ended
 where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
 {
     let mut timer: Pin<Box<Sleep>> = Box::pin(sleep_until(Instant::now() + NEVER));
-    let mut draining = pin!(async move {
-        // An error: whoever could ask for it is gone, which asks for nothing.
-        if drain.wait_for(|drain| *drain).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    });
-    let mut drained = false;
+    let mut next_phase = pin!(Phase::Open.next(phases));
     poll_fn(|cx| {
         loop {
             match Pin::new(&mut *connection).poll(cx) {
@@ -182,9 +176,12 @@ where
                 Poll::Ready(Err(error)) => return Poll::Ready(Ended::Failed(error)),
                 Poll::Pending => {}
             }
-            if !drained && draining.as_mut().poll(cx).is_ready() {
-                drained = true;
-                Pin::new(&mut *connection).graceful_shutdown();
+            if let Poll::Ready((phase, phases)) = next_phase.as_mut().poll(cx) {
+                next_phase.set(phase.next(phases));
+                match phase {
+                    Phase::Stopping => Pin::new(&mut *connection).graceful_shutdown(),
+                    _ => exchange.leave(),
+                }
                 continue;
             }
             let Some(deadline) = exchange.deadline().map(Instant::from_std) else { return Poll::Pending };

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::io::Errno;
@@ -46,7 +47,8 @@ impl PinsError {
 pub struct Pins {
     instance: Instance,
     path: PathBuf,
-    _lock: File,
+    /// `None` once it was [given away](Pins::give_away).
+    lock: Mutex<Option<File>>,
 }
 
 impl Pins {
@@ -82,9 +84,31 @@ impl Pins {
             Err(error) => return Err(PinsError::at(&path)(error.into())),
         }
         // Its last owner may have removed it since it was opened.
-        let number = lock.metadata().map_err(PinsError::at(&path))?.ino();
-        let is_there = fs::metadata(&path).is_ok_and(|there| there.ino() == number);
-        Ok(is_there.then(|| Self { instance: instance.clone(), path, _lock: lock }))
+        let is_there = is_of(&lock, &path).map_err(PinsError::at(&path))?;
+        Ok(is_there.then(|| Self::of_lock(instance, path, lock)))
+    }
+
+    /// Takes an instance whose owner has [given away](Self::give_away) its lock to this process.
+    ///
+    /// # Errors
+    /// The lock is that of another directory.
+    pub fn take_over(instance: &Instance, lock: File) -> Result<Self, PinsError> {
+        let path = path_of(instance);
+        match is_of(&lock, &path) {
+            Ok(true) => Ok(Self::of_lock(instance, path, lock)),
+            Ok(false) => Err(PinsError::at(&path)(io::ErrorKind::NotFound.into())),
+            Err(error) => Err(PinsError::at(&path)(error)),
+        }
+    }
+
+    fn of_lock(instance: &Instance, path: PathBuf, lock: File) -> Self {
+        Self { instance: instance.clone(), path, lock: Mutex::new(Some(lock)) }
+    }
+
+    /// The lock, to be passed on to the instance's next owner: the instance stays taken until all who have it have
+    /// closed it. `None` if it was given away before.
+    pub fn give_away(&self) -> Option<File> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub fn instance(&self) -> &Instance {
@@ -141,6 +165,12 @@ pub(super) fn names(path: &Path) -> io::Result<Vec<String>> {
 /// The directory of an instance.
 pub(super) fn path_of(instance: &Instance) -> PathBuf {
     Path::new(DIRECTORY).join(instance.as_str())
+}
+
+/// Whether an open directory is the one that is at `path` now.
+fn is_of(directory: &File, path: &Path) -> io::Result<bool> {
+    let number = directory.metadata()?.ino();
+    Ok(fs::metadata(path).is_ok_and(|there| there.ino() == number))
 }
 
 fn mount_once() -> io::Result<()> {

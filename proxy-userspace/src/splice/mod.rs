@@ -6,14 +6,16 @@ mod pipe;
 mod relay;
 pub mod sock;
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use proxy_common::reason::Reason;
 use tokio::net::TcpStream;
 
-use self::packet::PacketSplice;
+use self::packet::{Before, PacketSplice};
 use self::sock::SockSplice;
 use crate::config::{Config, SpliceMode};
 use crate::telemetry::Telemetry;
@@ -50,8 +52,8 @@ pub struct Refused {
 pub struct Splicer {
     telemetry: Arc<Telemetry>,
     pipes: pipe::Pipes,
-    /// Or why it is not there.
-    packet: Result<Arc<PacketSplice>, Reason>,
+    /// Or why it is not there. It goes when another process takes over.
+    packet: ArcSwap<Result<Arc<PacketSplice>, Reason>>,
     sock: Result<Arc<SockSplice>, Reason>,
 }
 
@@ -61,25 +63,30 @@ impl Splicer {
     /// inside a tokio runtime, and may block for some milliseconds.
     ///
     /// # Errors
-    /// The mode is [`SpliceMode::Packet`], and there is no packet splice; or the instance cannot be taken.
-    pub fn start(telemetry: Arc<Telemetry>, config: &Config) -> Result<Self, packet::StartError> {
+    /// The mode is [`SpliceMode::Packet`], or there is a process to take streams over from that goes on, and there is no
+    /// packet splice; or the instance cannot be taken.
+    pub fn start(
+        telemetry: Arc<Telemetry>,
+        config: &Config,
+        before: Before,
+    ) -> Result<Self, packet::StartError> {
         let mut splicer = Self {
             telemetry: Arc::clone(&telemetry),
             pipes: pipe::Pipes::new(pipe::MAX_PIPES),
-            packet: Err(Reason::SpliceOff),
+            packet: ArcSwap::from_pointee(Err(Reason::SpliceOff)),
             sock: Err(Reason::SpliceOff),
         };
+        let insists = config.splice == SpliceMode::Packet || matches!(before, Before::GoesOn(_));
         match config.splice {
             SpliceMode::Relay => {}
-            SpliceMode::Packet => splicer.packet = Ok(PacketSplice::start(telemetry, config)?),
-            SpliceMode::Auto => match PacketSplice::start(telemetry, config) {
-                Ok(packet) => splicer.packet = Ok(packet),
-                Err(error) if error.is_fatal() => return Err(error),
+            SpliceMode::Packet | SpliceMode::Auto => match PacketSplice::start(telemetry, config, before) {
+                Ok(packet) => splicer.packet = ArcSwap::from_pointee(Ok(packet)),
+                Err(error) if insists || error.is_fatal() => return Err(error),
                 Err(error) => {
                     let reason = error.reason();
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(error, reason = reason.as_str(), "no packet splice, streams are relayed");
-                    splicer.packet = Err(reason);
+                    splicer.packet = ArcSwap::from_pointee(Err(reason));
                 }
             },
             SpliceMode::Sockmap => {
@@ -96,7 +103,7 @@ impl Splicer {
 
     /// Whether streams need source ports of their own, since the kernel may get to carry them.
     pub fn needs_source_ports(&self) -> bool {
-        self.packet.is_ok()
+        self.packet.load().is_ok()
     }
 
     /// Carries a session until it has ended, or needs nothing of userspace any more. Dropping the future ends the stream
@@ -104,10 +111,10 @@ impl Splicer {
     pub async fn carry(&self, session: Session) {
         let carried = match session.mode {
             SpliceMode::Relay => return self.relay(session).await,
-            SpliceMode::Auto | SpliceMode::Packet => match &self.packet {
+            SpliceMode::Auto | SpliceMode::Packet => match self.packet() {
                 // Boxed, so that a relayed stream's task does not keep room for it.
-                Ok(packet) => Box::pin(packet.carry(session)).await,
-                Err(reason) => Err(Box::new(Refused { session, reason: *reason })),
+                Ok(packet) => Box::pin(async move { packet.carry(session).await }).await,
+                Err(reason) => Err(Box::new(Refused { session, reason })),
             },
             SpliceMode::Sockmap => match &self.sock {
                 Ok(sock) => sock.carry(session).await,
@@ -134,21 +141,56 @@ impl Splicer {
         }
     }
 
+    fn packet(&self) -> Result<Arc<PacketSplice>, Reason> {
+        Result::clone(&self.packet.load())
+    }
+
     async fn relay(&self, session: Session) {
         session.flow.set_path(Path::Relay);
         relay::run(session, &self.pipes).await;
     }
 
-    /// Takes over the streams that an earlier process has left to the kernel, with their source ports.
-    pub fn adopt(&self, ports: Option<&SourcePorts>, config: &Config) {
-        if let Ok(packet) = &self.packet {
-            packet.adopt(ports, config);
+    /// Takes over the streams that an earlier process has left to the kernel, with their source ports; also those in their
+    /// hand-over, if that process `goes_on`.
+    pub fn adopt(&self, ports: Option<&SourcePorts>, config: &Config, goes_on: bool) {
+        if let Ok(packet) = self.packet() {
+            packet.adopt(ports, config, goes_on);
+        }
+    }
+
+    /// Whether another process can take over while this one goes on: it could not if streams end with this one.
+    pub fn can_give_away(&self) -> bool {
+        self.packet().map_or(true, |packet| packet.outlives())
+    }
+
+    /// Leaves the streams that the kernel carries to another process, which needs the lock that is returned (if there is
+    /// one), while this one goes on with the others. From now on upgraded streams are relayed.
+    pub async fn give_away(&self) -> Option<File> {
+        let packet = self.packet().ok()?;
+        self.packet.store(Arc::new(Err(Reason::TakenOver)));
+        packet.give_away().await
+    }
+
+    /// Takes the streams back from a process that has ended before it could go on with them.
+    pub fn take_back(&self, lock: File, ports: Option<&SourcePorts>, config: &Config) {
+        match PacketSplice::start(Arc::clone(&self.telemetry), config, Before::GoesOn(lock)) {
+            Ok(packet) => {
+                packet.adopt(ports, config, true);
+                self.packet.store(Arc::new(Ok(packet)));
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(
+                    error,
+                    "the streams that the kernel carries go on, but nobody looks after them until the next start"
+                );
+            }
         }
     }
 
     /// Leaves, or ends, the streams that need nothing of userspace: for the end of the process.
     pub async fn stop(&self) {
-        if let Ok(packet) = &self.packet {
+        if let Ok(packet) = self.packet() {
             packet.stop().await;
         }
     }
@@ -235,7 +277,7 @@ mod tests {
         let splicer = Splicer {
             telemetry: Arc::clone(&telemetry),
             pipes: pipe::Pipes::new(1),
-            packet: Err(Reason::NoCapability),
+            packet: ArcSwap::from_pointee(Err(Reason::NoCapability)),
             sock: Err(Reason::SpliceOff),
         };
         let ((mut client, downstream), (mut backend, upstream)) = (connected().await, connected().await);

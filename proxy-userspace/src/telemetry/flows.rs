@@ -205,7 +205,7 @@ impl Flows {
         let key = u32::try_from(table.flows.insert(Arc::clone(&flow))).expect("fewer than 2^32 streams");
         drop(table);
         self.streams.with_label_values(&[&*flow.info.cluster, path.as_str()]).inc();
-        FlowGuard { flows: Arc::clone(self), flow, key, end: End::Reset }
+        FlowGuard { flows: Arc::clone(self), flow, key, end: Some(End::Reset) }
     }
 
     pub fn len(&self) -> usize {
@@ -253,7 +253,8 @@ pub struct FlowGuard {
     flow: Arc<Flow>,
     /// In the table.
     key: u32,
-    end: End,
+    /// `None`: it goes on without this process.
+    end: Option<End>,
 }
 
 impl FlowGuard {
@@ -276,7 +277,12 @@ impl FlowGuard {
 
     /// Says how the stream ended; without a word it counts as a reset.
     pub fn ended(mut self, end: End) {
-        self.end = end;
+        self.end = Some(end);
+    }
+
+    /// Says that the stream goes on without this process, so that its end is none.
+    pub fn left(mut self) {
+        self.end = None;
     }
 }
 
@@ -287,7 +293,8 @@ impl Drop for FlowGuard {
         self.flows.publish(&self.flow);
         let [to_upstream, to_downstream] = self.flow.bytes();
         self.flows.streams.with_label_values(&[cluster, path]).dec();
-        self.flows.closed.with_label_values(&[cluster, self.end.as_str()]).inc();
+        let Some(end) = self.end else { return };
+        self.flows.closed.with_label_values(&[cluster, end.as_str()]).inc();
         tracing::info!(
             stream = self.flow.id,
             client = %self.flow.info.client,
@@ -295,7 +302,7 @@ impl Drop for FlowGuard {
             endpoint = %self.flow.info.endpoint,
             path,
             reason = self.flow.reason().map(Reason::as_str),
-            end = self.end.as_str(),
+            end = end.as_str(),
             seconds = self.flow.opened.elapsed().as_secs_f64(),
             to_upstream,
             to_downstream,

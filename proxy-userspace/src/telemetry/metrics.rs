@@ -188,6 +188,11 @@ impl Metrics {
         self.registry.register(collector)
     }
 
+    /// Takes out what was added so.
+    pub fn unregister(&self, collector: Box<dyn prometheus::core::Collector>) -> prometheus::Result<()> {
+        self.registry.unregister(collector)
+    }
+
     /// All metrics in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut text = Vec::new();

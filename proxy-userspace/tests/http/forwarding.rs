@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
+use steer::http::Phase;
+
 use super::support::{Backend, Client, Setup, content_length, eventually, header, in_time, status};
 
 fn get(path: &str, client: &str) -> String {
@@ -273,6 +275,33 @@ async fn a_client_that_leaves_takes_its_request_along() {
 }
 
 #[tokio::test]
+async fn leaving_closes_each_connection_with_its_next_response() {
+    let backend = Backend::start(|mut client| async move {
+        while client.try_head().await.is_some() {
+            client.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        }
+    })
+    .await;
+    let steer = Setup::new(&[backend.address]).start().await;
+    let (mut one, mut other) = (steer.client().await, steer.client().await);
+    for client in [&mut one, &mut other] {
+        client.send(get("/", "1")).await;
+        assert_eq!(header(&client.head().await, "connection"), None);
+        assert_eq!(client.exactly(2).await, b"ok");
+    }
+    steer.drain(Phase::Leaving { alone: true });
+    // Nothing tells an idle client, so that its next request cannot cross with a close.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(steer.open_connections(), 2);
+    for mut client in [one, other] {
+        client.send(get("/", "1")).await;
+        let (head, body) = client.last_response().await;
+        assert_eq!((body.as_str(), header(&head, "connection")), ("ok", Some("close")));
+    }
+    steer.served().await;
+}
+
+#[tokio::test]
 async fn draining_ends_idle_connections_and_finishes_requests() {
     let backend = Backend::start(|mut client| async move {
         client.head().await;
@@ -286,7 +315,7 @@ async fn draining_ends_idle_connections_and_finishes_requests() {
     busy.send(get("/", "1")).await;
     eventually("the request has arrived", || backend.connections() == 1).await;
     eventually("both accepted", || steer.open_connections() == 2).await;
-    steer.drain();
+    steer.drain(Phase::Stopping);
     assert_eq!(fresh.rest().await.unwrap(), b"");
     let (head, body) = busy.last_response().await;
     assert_eq!((body.as_str(), header(&head, "connection")), ("ok", Some("close")));

@@ -11,8 +11,9 @@ use steer::config::{
     Cluster, Config, Endpoint, HashFunction, HashPolicy, HashSource, HeaderSource, Health, HttpOptions,
     Instance, LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, VirtualHost,
 };
-use steer::http::{self, Shared, Worker};
+use steer::http::{self, Phase, Shared, Worker};
 use steer::splice::Splicer;
+use steer::splice::packet::Before;
 use steer::telemetry::Telemetry;
 use steer::upstream::Clusters;
 use steer::upstream::pool::Pool;
@@ -43,7 +44,7 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
 pub(crate) struct Steer {
     pub(crate) address: SocketAddr,
     pub(crate) telemetry: Arc<Telemetry>,
-    drain: watch::Sender<bool>,
+    drain: watch::Sender<Phase>,
     served: JoinHandle<()>,
 }
 
@@ -120,6 +121,7 @@ impl Setup {
             splice: SpliceMode::Relay,
             packet_splice: PacketSplice::default(),
             instance: Instance::default(),
+            drain_timeout: Duration::from_secs(10),
             warnings: Vec::new(),
         };
         Steer::start(&config, self.small_send_buffers)
@@ -132,7 +134,7 @@ impl Steer {
         let shared = Arc::new(Shared {
             clusters: Arc::new(Clusters::new(config, &telemetry)),
             pool: Pool::new(config, &telemetry, None),
-            splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config).unwrap()),
+            splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config, Before::Ended).unwrap()),
             telemetry: Arc::clone(&telemetry),
             splice_mode: config.splice,
             node: "192.0.2.2".parse().unwrap(),
@@ -144,9 +146,9 @@ impl Steer {
             SockRef::from(&socket).set_send_buffer_size(1).unwrap();
         }
         let address = socket.get_ref().local_addr().unwrap();
-        let (drain, drained) = watch::channel(false);
+        let (drain, drained) = watch::channel(Phase::Open);
         let worker = Worker::new(Handle::current(), shared);
-        let served = tokio::spawn(http::serve(listener, socket, vec![worker], drained));
+        let served = tokio::spawn(http::serve(listener, Arc::new(socket), vec![worker], drained));
         Self { address, telemetry, drain, served }
     }
 
@@ -175,8 +177,8 @@ impl Steer {
         self.telemetry.metrics.downstream_connections.with_label_values(&["test"]).get()
     }
 
-    pub(crate) fn drain(&self) {
-        self.drain.send(true).unwrap();
+    pub(crate) fn drain(&self, phase: Phase) {
+        self.drain.send(phase).unwrap();
     }
 
     pub(crate) async fn served(self) {

@@ -9,7 +9,7 @@ mod http;
 use std::net::{IpAddr, SocketAddr};
 
 use super::reader::{Field, Map};
-use super::{Config, Instance, PacketSplice, SpliceMode, listening};
+use super::{Config, Instance, PacketSplice, SpliceMode, listening, native};
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     let map = root.map()?;
@@ -74,6 +74,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         splice: SpliceMode::default(),
         packet_splice: PacketSplice::default(),
         instance: Instance::default(),
+        drain_timeout: native::DEFAULT_DRAIN_TIMEOUT,
         warnings: Vec::new(),
     })
 }

@@ -204,6 +204,14 @@ fn the_instance_is_read_and_written() {
 }
 
 #[test]
+fn the_drain_timeout_is_read_and_written() {
+    assert_eq!(config(NATIVE).drain_timeout, Duration::from_secs(600));
+    let short = config(&format!("{NATIVE}drain_timeout: 90s\n"));
+    assert_eq!(short.drain_timeout, Duration::from_secs(90));
+    assert_eq!(config(&to_yaml(&short)).drain_timeout, short.drain_timeout);
+}
+
+#[test]
 fn envoy_v3_hash_keys() {
     let endpoints = |kind: &str, extra: &str, settings: &str| {
         let text = ENVOY_V3

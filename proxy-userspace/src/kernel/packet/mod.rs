@@ -9,6 +9,7 @@ pub mod pinned;
 mod records;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
@@ -161,6 +162,11 @@ impl PacketKernel {
     /// Whether the streams go on when the process ends.
     pub fn outlives(&self) -> bool {
         self.pins.is_some()
+    }
+
+    /// The lock of the instance, for the process that takes it over. `None`: there are no pins.
+    pub fn give_away(&self) -> Option<File> {
+        self.pins.as_ref().and_then(Pins::give_away)
     }
 
     /// Removes the pins, so that nothing is left when this is dropped.

@@ -45,8 +45,8 @@ enum Fate {
     Unusable,
 }
 
-/// `keys` is how many of its two keys lead to the record.
-fn fate(record: &Conn, keys: usize) -> Fate {
+/// `keys` is how many of its two keys lead to the record. With `goes_on`, the earlier process completes its hand-overs.
+fn fate(record: &Conn, keys: usize, goes_on: bool) -> Fate {
     let is_possible = matches!(record.family, 4 | 6)
         && record.flows.iter().all(|flow| {
             let fixed = &flow.fixed;
@@ -59,14 +59,22 @@ fn fate(record: &Conn, keys: usize) -> Fate {
         // It was to be used again after a grace period.
         (_, 0) => Fate::Unusable,
         (state::SPLICED, 2) => Fate::Living,
+        // Should that process die meanwhile, the program sees the sockets' resets.
+        (state::HAND_OVER, 2) if goes_on => Fate::Living,
         (state::SPLICED | state::HAND_OVER, _) => Fate::Reset,
         (state::FINISHED | state::RESET | state::DEAD, _) => Fate::Over,
         _ => Fate::Unusable,
     }
 }
 
-/// To be called once, before there are streams of this process.
-pub(super) fn adopt(splice: &PacketSplice, ports: Option<&SourcePorts>, clusters: &[config::Cluster]) {
+/// To be called once, before there are streams of this process. `goes_on`: the earlier process still lives, and has the
+/// sockets of its hand-overs.
+pub(super) fn adopt(
+    splice: &PacketSplice,
+    ports: Option<&SourcePorts>,
+    clusters: &[config::Cluster],
+    goes_on: bool,
+) {
     let records = &splice.records;
     let used = records.kernel.conns().all_used();
     if used.is_empty() {
@@ -82,7 +90,8 @@ pub(super) fn adopt(splice: &PacketSplice, ports: Option<&SourcePorts>, clusters
         let record = Record::adopt(records, conn);
         let content = record.snapshot();
         let has_key = |direction: &Direction| keys.contains(&FlowRef::new(conn, *direction));
-        let fate = fate(&content, Direction::BOTH.iter().filter(|direction| has_key(direction)).count());
+        let keys = Direction::BOTH.iter().filter(|direction| has_key(direction)).count();
+        let fate = fate(&content, keys, goes_on);
         let open = match fate {
             Fate::Living => {
                 counts.streams += 1;
@@ -163,13 +172,21 @@ mod tests {
     #[test]
     fn only_whole_streams_go_on() {
         let record = |state| Conn { state, family: 4, ..Conn::zeroed() };
-        assert_eq!(fate(&record(state::SPLICED), 2), Fate::Living);
-        assert_eq!(fate(&record(state::SPLICED), 1), Fate::Reset);
-        assert_eq!(fate(&record(state::HAND_OVER), 2), Fate::Reset);
+        let fate = |state, keys| fate(&record(state), keys, false);
+        assert_eq!(fate(state::SPLICED, 2), Fate::Living);
+        assert_eq!(fate(state::SPLICED, 1), Fate::Reset);
+        assert_eq!(fate(state::HAND_OVER, 2), Fate::Reset);
         for over in [state::FINISHED, state::RESET, state::DEAD] {
-            assert_eq!((fate(&record(over), 2), fate(&record(over), 1)), (Fate::Over, Fate::Over));
+            assert_eq!((fate(over, 2), fate(over, 1)), (Fate::Over, Fate::Over));
         }
-        assert_eq!(fate(&record(state::SPLICED), 0), Fate::Unusable);
+        assert_eq!(fate(state::SPLICED, 0), Fate::Unusable);
+    }
+
+    #[test]
+    fn a_hand_over_is_left_to_a_process_that_goes_on_with_it() {
+        let record = Conn { state: state::HAND_OVER, family: 4, ..Conn::zeroed() };
+        assert_eq!(fate(&record, 2, true), Fate::Living);
+        assert_eq!(fate(&record, 1, true), Fate::Reset);
     }
 
     #[test]
@@ -180,8 +197,8 @@ mod tests {
         let mut elsewhere = good;
         elsewhere.flows[0].fixed.output = 3;
         for bad in [scaled, elsewhere, Conn { family: 5, ..good }, Conn { state: 6, ..good }] {
-            assert_eq!(fate(&bad, 2), Fate::Unusable);
+            assert_eq!(fate(&bad, 2, false), Fate::Unusable);
         }
-        assert_eq!(fate(&good, 2), Fate::Living);
+        assert_eq!(fate(&good, 2, false), Fate::Living);
     }
 }

@@ -44,7 +44,10 @@ pub(super) struct Approach<'a> {
 impl<'a> Approach<'a> {
     /// Decides whether the stream is spliced, and takes its bearings.
     pub(super) fn begin(splice: &'a PacketSplice, mut stream: Relayed) -> Result<Self, Box<Refused>> {
-        let prepared = plan(splice, &stream).and_then(|plan| Ok((plan, bearings(&stream)?)));
+        let prepared = splice.records.gate.keep().and_then(|_kept| {
+            let plan = plan(splice, &stream)?;
+            Ok((plan, bearings(&stream)?))
+        });
         let (plan, bearings) = match prepared {
             Ok(prepared) => prepared,
             Err(reason) => return Err(Box::new(Refused { session: stream.into(), reason })),
@@ -120,6 +123,11 @@ impl<'a> Approach<'a> {
     /// Makes the kernel forward what arrives from now on.
     pub(super) fn switch(self) -> Result<HandOver<'a>, Box<Refused>> {
         let quiet = is_quiet(&self.stream);
+        let splice = self.splice;
+        let _kept = match splice.records.gate.keep() {
+            Ok(kept) => kept,
+            Err(reason) => return Err(self.refuse(reason)),
+        };
         let installed = self.content(quiet).and_then(|content| {
             let record = Record::install(&self.splice.records, content)?;
             failpoint::reached("installed");

@@ -10,11 +10,12 @@ use proxy_common::stat::Stat;
 
 use super::record::Records;
 
+#[derive(Debug, Clone)]
 pub(super) struct Counters {
     records: Arc<Records>,
     totals: IntCounterVec,
     /// Two scrapes at once must not count anything twice.
-    before: Mutex<HashMap<Stat, u64>>,
+    before: Arc<Mutex<HashMap<Stat, u64>>>,
 }
 
 impl Counters {
@@ -23,7 +24,7 @@ impl Counters {
             "steer_packet_total",
             "Packets that the packet splice's programs saw, by what became of them.",
         );
-        Ok(Self { records, totals: IntCounterVec::new(opts, &["what"])?, before: Mutex::default() })
+        Ok(Self { records, totals: IntCounterVec::new(opts, &["what"])?, before: Arc::default() })
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! `relayed` is a session before its hand-over (copied by `lanes`), which many streams never get to · `decide` says whether
 //! and how, from what `survey` found · `approach` prepares a session and switches it · `hand_over` is what happens until the
-//! sockets are closed · `record` is a stream's place in the kernel's maps · `adopt` takes over those of an earlier process ·
+//! sockets are closed · `record` is a stream's place in the kernel's maps, which are this process' by `gate` · `adopt` takes over those of an earlier process ·
 //! `table` holds the streams, `reap` looks after them, by the rules of `life`, `detach` ends those of a stopped process · `segments`
 //! are those that Steer sends in the name of a peer.
 
@@ -12,6 +12,7 @@ mod approach;
 mod counters;
 mod decide;
 pub mod detach;
+mod gate;
 mod hand_over;
 mod lanes;
 mod life;
@@ -22,6 +23,7 @@ mod segments;
 mod survey;
 mod table;
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,6 +34,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::approach::Approach;
+use self::counters::Counters;
 use self::life::Limits;
 use self::record::Records;
 use self::relayed::Relayed;
@@ -55,6 +58,8 @@ pub enum StartError {
     Sockets(#[source] io::Error),
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
+    #[error("the instance's lock, which an earlier process has given, cannot be used")]
+    Given(#[source] PinsError),
     #[error("{0} runs already; give this process another name with --instance")]
     Owned(String),
     #[error(
@@ -74,13 +79,13 @@ impl StartError {
         match self {
             Self::Load(error) => error.reason(),
             Self::Sockets(_) => Reason::NoCapability,
-            Self::Thread(_) | Self::Owned(_) | Self::Foreign { .. } => Reason::KernelRefused,
+            Self::Thread(_) | Self::Given(_) | Self::Owned(_) | Self::Foreign { .. } => Reason::KernelRefused,
         }
     }
 
     /// Whether the process must not go on without the packet splice: it would be one too many, or leave streams alone.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Owned(_) | Self::Foreign { .. })
+        matches!(self, Self::Given(_) | Self::Owned(_) | Self::Foreign { .. })
     }
 }
 
@@ -96,9 +101,21 @@ pub struct PacketSplice {
     after: Duration,
     /// See [`crate::config::PacketSplice::hand_over_within`].
     within: Duration,
-    /// Sessions after the switch whose sockets are still there.
+    /// Sessions that are to be handed over, and those after the switch whose sockets are still there.
+    underway: AtomicUsize,
+    /// The latter.
     handing_over: AtomicUsize,
     reaper: AbortHandle,
+    counters: Option<Counters>,
+}
+
+/// From whom a process gets the instance's streams.
+#[derive(Debug)]
+pub enum Before {
+    /// From one that has ended, if there was any.
+    Ended,
+    /// From one that goes on with what it has sockets for, and gave this lock (see [`PacketSplice::give_away`]).
+    GoesOn(File),
 }
 
 /// Hand-overs that run get so long to be complete before the process ends: a grace period or two, if the stream is quiet.
@@ -111,8 +128,12 @@ impl PacketSplice {
     ///
     /// # Errors
     /// The kernel does not take the programs, or a capability or a descriptor is missing.
-    pub fn start(telemetry: Arc<Telemetry>, config: &Config) -> Result<Arc<Self>, StartError> {
-        let (kernel, events) = load(config)?;
+    pub fn start(
+        telemetry: Arc<Telemetry>,
+        config: &Config,
+        before: Before,
+    ) -> Result<Arc<Self>, StartError> {
+        let (kernel, events) = load(config, before)?;
         let config = &config.packet_splice;
         let max_streams = kernel.conns().capacity();
         if max_streams != config.max_streams {
@@ -128,10 +149,12 @@ impl PacketSplice {
         let grace = Grace::start().map_err(StartError::Thread)?;
         let limits = Limits { keepalive: config.keepalive, linger: config.linger };
         let table = Arc::new(Table::new(Arc::clone(&records), limits));
-        let counters = counters::Counters::new(Arc::clone(&records));
-        if let Err(error) = counters.and_then(|counters| telemetry.metrics.register(Box::new(counters))) {
-            tracing::warn!(%error, "what the programs count is not in /metrics");
-        }
+        let counters = Counters::new(Arc::clone(&records)).and_then(|counters| {
+            telemetry.metrics.register(Box::new(counters.clone()))?;
+            Ok(counters)
+        });
+        let not_shown = |error: &_| tracing::warn!(%error, "what the programs count is not in /metrics");
+        let counters = counters.inspect_err(not_shown).ok();
         let reaper = reap::run(Arc::clone(&table), Arc::clone(&records), Arc::clone(&grace), events);
         let reaper = tokio::spawn(reaper).abort_handle();
         tracing::info!(max_streams, "packet splice ready");
@@ -143,8 +166,10 @@ impl PacketSplice {
             survey,
             after: config.hand_over_after,
             within: config.hand_over_within,
+            underway: AtomicUsize::new(0),
             handing_over: AtomicUsize::new(0),
             reaper,
+            counters,
         }))
     }
 
@@ -154,6 +179,7 @@ impl PacketSplice {
     /// The session is given back whole, with the reason why it is not spliced.
     pub async fn carry(&self, session: Session) -> Result<(), Box<Refused>> {
         let opened = Instant::now();
+        let _counted = Counted::new(&self.underway);
         let mut stream = Relayed::from(session);
         // The timer's shortest time is a millisecond.
         if !self.after.is_zero() {
@@ -181,8 +207,8 @@ impl PacketSplice {
 
     /// Takes over the streams that an earlier process has left; their source ports are of `source_ports`. To be called once, before
     /// there are others.
-    pub fn adopt(&self, source_ports: Option<&SourcePorts>, config: &Config) {
-        adopt::adopt(self, source_ports, &config.clusters);
+    pub fn adopt(&self, source_ports: Option<&SourcePorts>, config: &Config, goes_on: bool) {
+        adopt::adopt(self, source_ports, &config.clusters, goes_on);
         let reserved = source_ports.map_or(&[][..], SourcePorts::reserved);
         if let Err(error) = self.records.kernel.note_reserved(reserved) {
             let error: &dyn std::error::Error = &error;
@@ -196,12 +222,7 @@ impl PacketSplice {
     /// Leaves the streams that the kernel carries to the next process; or, where that cannot be, ends them: both peers of
     /// each get a RST.
     pub async fn stop(&self) {
-        let complete = async {
-            while self.handing_over.load(Ordering::Acquire) > 0 {
-                sleep(COMPLETE_LOOK).await;
-            }
-        };
-        let _the_others_are_reset = timeout(COMPLETE_WITHIN, complete).await;
+        let _the_others_are_reset = timeout(COMPLETE_WITHIN, none_left(&self.handing_over)).await;
         self.reaper.abort();
         let kernel = &self.records.kernel;
         if !kernel.outlives() {
@@ -216,6 +237,35 @@ impl PacketSplice {
         if let Err(error) = clear_up(kernel) {
             tracing::warn!(error = &*error, "cannot clear up; `steer cleanup` does");
         }
+    }
+}
+
+impl PacketSplice {
+    /// Leaves everything to another process, while this one goes on: sessions that are about to be handed over get half a
+    /// second for it, and are relayed then; hand-overs that take longer are completed, and the stream is the other
+    /// process' already. Returns the lock of the instance, to be given to it. To be called once, if the streams [can be
+    /// given](Self::outlives), and when nobody calls [`carry`](Self::carry) any more.
+    pub async fn give_away(&self) -> Option<File> {
+        let _the_others_are_relayed = timeout(COMPLETE_WITHIN, none_left(&self.underway)).await;
+        self.records.gate.close().await;
+        self.reaper.abort();
+        if let Some(counters) = &self.counters {
+            let _was_registered = self.telemetry.metrics.unregister(Box::new(counters.clone()));
+        }
+        let streams = self.table.give_away();
+        tracing::info!(streams, "left the streams to the next process");
+        self.records.kernel.give_away()
+    }
+
+    /// Whether another process can take the streams over.
+    pub fn outlives(&self) -> bool {
+        self.records.kernel.outlives()
+    }
+}
+
+async fn none_left(count: &AtomicUsize) {
+    while count.load(Ordering::Acquire) > 0 {
+        sleep(COMPLETE_LOOK).await;
     }
 }
 
@@ -242,10 +292,10 @@ impl Drop for Counted<'_> {
 }
 
 /// The programs and maps; those of the instance's last process, if it has left streams.
-fn load(config: &Config) -> Result<(PacketKernel, FlowEvents), StartError> {
+fn load(config: &Config, before: Before) -> Result<(PacketKernel, FlowEvents), StartError> {
     let (instance, settings) = (&config.instance, &config.packet_splice);
     let pins = match Hook::of_this_kernel() {
-        Hook::Tcx => take(instance)?,
+        Hook::Tcx => take(instance, before)?,
         Hook::Clsact => {
             tracing::warn!("streams end with this process: to outlive it they need Linux 6.6");
             None
@@ -265,7 +315,10 @@ fn clear_up(kernel: &PacketKernel) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// `None`: there can be no pins, and streams end with the process.
-fn take(instance: &Instance) -> Result<Option<Pins>, StartError> {
+fn take(instance: &Instance, before: Before) -> Result<Option<Pins>, StartError> {
+    if let Before::GoesOn(lock) = before {
+        return Pins::take_over(instance, lock).map(Some).map_err(StartError::Given);
+    }
     match Pins::take(instance) {
         Ok(pins) => Ok(Some(pins)),
         Err(PinsError::Owned(_)) => Err(StartError::Owned(pinned::owner(instance))),

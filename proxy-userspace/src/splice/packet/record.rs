@@ -9,6 +9,7 @@ use proxy_common::flow::{Conn, DirLive, Direction, Flow, FlowRef, bits, state};
 use proxy_common::reason::Reason;
 use tokio::sync::Notify;
 
+use super::gate::Gate;
 use super::segments;
 use crate::kernel::packet::{Conns, FlowKey, PacketKernel};
 use crate::kernel::raw::{RawSender, Segment};
@@ -23,13 +24,22 @@ pub(super) struct Records {
     /// Without keys, but perhaps still seen by a program on another CPU.
     retired: Mutex<Vec<u32>>,
     pub(super) changed: Notify,
+    /// Closed: another process has the maps now, and those who are left here leave them as they are.
+    pub(super) gate: Gate,
 }
 
 impl Records {
     /// `used` is kept at the number of records in use.
     pub(super) fn new(kernel: PacketKernel, used: IntGauge) -> io::Result<Arc<Self>> {
         let raw = RawSender::new()?;
-        Ok(Arc::new(Self { kernel, raw, used, retired: Mutex::default(), changed: Notify::new() }))
+        Ok(Arc::new(Self {
+            kernel,
+            raw,
+            used,
+            retired: Mutex::default(),
+            changed: Notify::new(),
+            gate: Gate::default(),
+        }))
     }
 
     /// Records that were given up; to be [freed](Self::free) after a grace period.
@@ -173,6 +183,7 @@ fn send(raw: &RawSender, segment: Segment) {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        let Ok(_kept) = self.records.gate.keep() else { return };
         let content = self.snapshot();
         for direction in Direction::BOTH {
             let (key, flow) = (FlowKey::of(&content, direction), FlowRef::new(self.conn, direction));

@@ -75,6 +75,13 @@ impl Stream {
         }
     }
 
+    /// Leaves it to another process, which has its record.
+    fn leave(mut self) {
+        if let Some(open) = self.open.take() {
+            open.flow.left();
+        }
+    }
+
     /// Ends it, unless it has ended, with a RST to both peers.
     fn abort(mut self) {
         if let Some(open) = self.open.take() {
@@ -177,7 +184,7 @@ impl Table {
         let mut streams = self.lock();
         if streams.are_closed {
             drop(streams);
-            return stream.abort();
+            return if self.records.gate.is_closed() { stream.leave() } else { stream.abort() };
         }
         streams.insert(stream);
         drop(streams);
@@ -246,6 +253,15 @@ impl Table {
             // To drop a stream is to take its keys out.
             streams.into_iter().for_each(mem::forget);
         }
+        living
+    }
+
+    /// Leaves all streams, and those that come later, to the process that the maps were given to.
+    /// Returns how many live.
+    pub(super) fn give_away(&self) -> usize {
+        let streams: Vec<_> = self.close().collect();
+        let living = streams.iter().filter(|stream| stream.open.is_some()).count();
+        streams.into_iter().for_each(|stream| stream.leave());
         living
     }
 

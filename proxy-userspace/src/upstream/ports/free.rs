@@ -71,12 +71,15 @@ impl FreePorts {
     /// Takes this very port; `false` if it is not free, or none of those that are given out.
     pub(super) fn take_this(&mut self, port: u16) -> bool {
         let (word, bit) = place(port);
-        let is_rested = self.rested[word] & 1 << bit != 0;
-        if is_rested {
+        if self.rested[word] & 1 << bit != 0 {
             self.clear(port);
-            self.left -= 1;
+        } else if let Some(position) = self.resting.iter().position(|resting| *resting == port) {
+            self.resting.remove(position);
+        } else {
+            return false;
         }
-        is_rested
+        self.left -= 1;
+        true
     }
 
     /// Only for a port that was taken.
@@ -93,6 +96,8 @@ impl FreePorts {
     /// Gives a taken port back, but not before some time has passed.
     pub(super) fn set_aside(&mut self, port: u16, now: Instant) {
         self.aside.push_back((now, port));
+        // Whoever uses it may use all those behind it, too, as a process does that this one has taken over from.
+        self.next = rand::random();
     }
 
     /// The first rested port at or after `start`, going round.
@@ -192,7 +197,9 @@ mod tests {
         assert_eq!(free.left(), 2);
         assert_eq!(taken(&mut free), [2000, 2002]);
         free.give_back(2001);
-        assert_eq!(taken(&mut free), [2001]);
+        free.give_back(2002);
+        assert!(free.take_this(2001) && !free.take_this(2001), "also one that rests");
+        assert_eq!(taken(&mut free), [2002]);
     }
 
     proptest! {

@@ -1,0 +1,51 @@
+//! What an operator wants, by signals.
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    upgrade: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            quit: listen(SignalKind::quit())?,
+            upgrade: listen(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// The next one.
+    pub(super) async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
+            _ = self.quit.recv() => Told::Stop("SIGQUIT"),
+            _ = self.upgrade.recv() => Told::Upgrade,
+        }
+    }
+
+    /// The name of the next one that asks for an orderly stop.
+    pub(super) async fn stop(&mut self) -> &'static str {
+        loop {
+            match self.next().await {
+                Told::Stop(signal) => return signal,
+                Told::Upgrade => tracing::warn!("SIGUSR2 is not heeded now: a takeover is under way, or was"),
+            }
+        }
+    }
+}
+
+/// What a signal asks for.
+pub(super) enum Told {
+    /// An orderly stop; by the signal with this name.
+    Stop(&'static str),
+    /// That a new process, of the binary that is installed now, takes over.
+    Upgrade,
+}
