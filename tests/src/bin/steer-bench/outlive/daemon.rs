@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use steer_tests::eventually::eventually;
 use steer_tests::netns;
 use steer_tests::process::{Orphan, Process, quiet};
@@ -26,6 +26,8 @@ pub(super) const LIMIT: u32 = 6;
 pub(super) struct Daemon<'n> {
     lane: &'n Lane,
     running: Running<'n>,
+    /// Steer's processes that were replaced.
+    replaced: Vec<Process>,
 }
 
 enum Running<'n> {
@@ -64,7 +66,7 @@ impl<'n> Daemon<'n> {
             }
             (_, None) => Running::Peer(Peer::start(lane, programs, directory, &config, event)?),
         };
-        let daemon = Self { lane, running };
+        let daemon = Self { lane, running, replaced: Vec::new() };
         let targets = lane.targets();
         eventually(&format!("readiness of {kind}"), READY_WITHIN, || {
             let connects = || targets.iter().all(|target| TcpStream::connect(target).is_ok());
@@ -90,7 +92,10 @@ impl<'n> Daemon<'n> {
         let pids = self.processes()?;
         match (&mut self.running, event) {
             (Running::Direct, _) => Ok(()),
-            (Running::Steer(_), Event::Reload | Event::Reloads) => bail!("Steer is restarted"),
+            (Running::Steer(steer), Event::Reload | Event::Reloads) => {
+                self.replaced.push(steer.take_over()?);
+                Ok(())
+            }
             (Running::Steer(steer), Event::Restart) => steer.restart(libc::SIGTERM),
             (Running::Steer(steer), Event::Kill) => steer.restart(libc::SIGKILL),
             (Running::Peer(peer), Event::Reload | Event::Reloads) => peer.reload(self.lane),
