@@ -4,12 +4,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use crate::net::{Family, Net, Path, Setup, at_once, on, on_every_path};
+use crate::net::{EVERY_PATH, Family, Net, Path, Setup, at_once, on};
 use crate::stream::{HANG, Learned, Side, learned, learned_by_writing, reset, say};
 
 #[test]
 fn a_half_closed_stream_goes_on_the_other_way() {
-    on_every_path(|net| {
+    at_once_on_every_path(|net| {
         for side in Side::BOTH {
             let (mut first, mut second) = net.carried().from(side);
             first.write_all(b"my last word").unwrap();
@@ -29,7 +29,7 @@ fn a_half_closed_stream_goes_on_the_other_way() {
 
 #[test]
 fn both_sides_may_close_at_once() {
-    on_every_path(|net| {
+    at_once_on_every_path(|net| {
         const STREAMS: usize = 20;
         for _ in 0..STREAMS {
             let stream = net.carried();
@@ -47,7 +47,7 @@ fn both_sides_may_close_at_once() {
 
 #[test]
 fn a_reset_is_learned_at_once() {
-    on_every_path(|net| {
+    at_once_on_every_path(|net| {
         for side in Side::BOTH {
             let (first, mut second) = net.carried().from(side);
             reset(first);
@@ -72,6 +72,10 @@ fn a_reset_is_learned_at_once() {
         }
         expect_ends(net, "reset", 8);
     });
+}
+
+fn at_once_on_every_path(scenario: impl Fn(&mut Net<'_>) + Sync) {
+    at_once(EVERY_PATH, |(path, family)| on(Setup::new(path, family), &scenario));
 }
 
 /// Lets data arrive that nobody reads.
