@@ -80,9 +80,13 @@ impl<'n> Bed<'n> {
         endpoint: SocketAddr,
         packet_splice: &[&str],
     ) -> Self {
-        let config = config_for(front, endpoint, packet_splice);
-        let steer = Steer::start(&config, Some(&topology.proxy), &[]).unwrap();
-        Self { topology, steer, front, endpoint }
+        Self { front, endpoint, ..Self::start_with(topology, &config_for(front, endpoint, packet_splice)) }
+    }
+
+    /// With this whole configuration.
+    pub(crate) fn start_with(topology: &'n Topology, config: &str) -> Self {
+        let steer = Steer::start(config, Some(&topology.proxy), &[]).unwrap();
+        Self { topology, steer, front: front(), endpoint: endpoint() }
     }
 
     /// Writes another configuration of the packet splice, for the next start.

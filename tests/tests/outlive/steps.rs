@@ -13,7 +13,7 @@ use proxy_common::flow::{Conn, Direction, state};
 use steer::kernel::packet::Ends;
 use steer_tests::eventually::eventually;
 use steer_tests::require;
-use steer_tests::steer::{Steer, binary_with_failpoints};
+use steer_tests::steer::binary_with_failpoints;
 use steer_tests::topology::Topology;
 use tokio::runtime::{Builder, Runtime};
 
@@ -134,15 +134,14 @@ struct Mortal<'n> {
 
 impl<'n> Mortal<'n> {
     fn new(topology: &'n Topology, binary: &Path, notice: Duration) -> Self {
-        let mut steer = Steer::start(&config(), Some(&topology.proxy), &[]).unwrap();
-        steer.stop(libc::SIGTERM).unwrap();
+        let mut bed = Bed::start_with(topology, &config());
+        bed.steer.stop(libc::SIGTERM).unwrap();
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let pairs = Pairs::new(runtime.handle());
         for family in Family::BOTH {
             let listener = || TcpListener::bind(family.endpoint()).unwrap();
             pairs.serve(topology.endpoints[0].run(listener).unwrap());
         }
-        let bed = Bed { topology, steer };
         Self { bed, binary: binary.to_owned(), pairs, notice, _runtime: runtime }
     }
 

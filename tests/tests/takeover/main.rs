@@ -1,5 +1,7 @@
 //! A new process takes over from a running one, and nobody notices.
 
+#![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
+
 mod bed;
 mod deaths;
 mod drain;

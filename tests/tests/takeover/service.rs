@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -65,13 +65,20 @@ fn start(directory: &Path, topology: &Topology, instance: &str, given: &TcpListe
     command.env("NOTIFY_SOCKET", directory.join("notify"));
     let given = given.as_raw_fd();
     // SAFETY: between fork and exec only the system calls dup2 and fcntl are made.
-    unsafe {
-        command.pre_exec(move || match libc::dup2(given, 3) {
-            3 if libc::fcntl(3, libc::F_SETFD, 0) == 0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        })
-    };
+    unsafe { command.pre_exec(move || make_third(given)) };
     Process::start("steer", command, directory, Some(&topology.proxy), Orphan::Dies).unwrap()
+}
+
+/// Makes this descriptor number 3, which exec does not close.
+fn make_third(given: RawFd) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    let made = unsafe { libc::dup2(given, 3) };
+    // SAFETY: as above.
+    if made == 3 && unsafe { libc::fcntl(3, libc::F_SETFD, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[test]
