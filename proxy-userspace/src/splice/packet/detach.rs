@@ -6,7 +6,7 @@ use std::thread;
 use proxy_common::flow::state;
 
 use super::life::RESET_LINGER;
-use super::record::abort;
+use super::record::{abort, abort_again};
 use crate::kernel::packet::pinned::Pinned;
 use crate::kernel::raw::RawSender;
 
@@ -26,12 +26,9 @@ pub fn reset_all(found: &Pinned) -> io::Result<usize> {
     if living.is_empty() {
         return Ok(0);
     }
-    for again in [false, true] {
-        if again {
-            thread::sleep(RESET_LINGER);
-        }
-        living.iter().for_each(|conn| abort(found.conns(), &raw, *conn));
-    }
+    living.iter().for_each(|conn| abort(found.conns(), &raw, *conn));
+    thread::sleep(RESET_LINGER);
+    living.iter().for_each(|conn| abort_again(found.conns(), &raw, *conn));
     Ok(living.len())
 }
 

@@ -141,6 +141,11 @@ impl Record {
         abort(self.records.kernel.conns(), &self.records.raw, self.conn);
     }
 
+    /// See [`abort_again`].
+    pub(super) fn abort_again(&self) {
+        abort_again(self.records.kernel.conns(), &self.records.raw, self.conn);
+    }
+
     /// Asks the peer that `from` comes from whether it is there.
     pub(super) fn probe(&self, from: Direction) {
         self.send(segments::probe(&self.snapshot(), from));
@@ -158,10 +163,7 @@ impl Record {
 
 /// See [`Record::abort`].
 pub(super) fn abort(conns: &Conns, raw: &RawSender, conn: u32) {
-    // First, since the egress program lets no RST of this host through to the peers of a living stream. A peer to which more
-    // is under way does not believe the RSTs, but answers, or goes on, and the local stack then sends it one with the right
-    // number.
-    conns.add_flags(conn, flags::GIVEN_UP);
+    // First, since the egress program lets no RST of this host through to the peers of a living stream.
     set_reset(conns, conn);
     if conns.state(conn) == state::DEAD {
         return;
@@ -170,6 +172,13 @@ pub(super) fn abort(conns: &Conns, raw: &RawSender, conn: u32) {
     for segment in Direction::BOTH.into_iter().flat_map(|from| segments::resets(&record, from)) {
         send(raw, segment);
     }
+}
+
+/// To be called some time after [`abort`], when what was under way has arrived, and the record knows of it: the same once more,
+/// with the numbers that are right now. A peer that goes on all the same is answered by the local stack from then on.
+pub(super) fn abort_again(conns: &Conns, raw: &RawSender, conn: u32) {
+    conns.add_flags(conn, flags::GIVEN_UP);
+    abort(conns, raw, conn);
 }
 
 fn set_reset(conns: &Conns, conn: u32) {

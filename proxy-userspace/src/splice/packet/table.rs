@@ -69,7 +69,7 @@ impl Stream {
                     self.record.abort();
                     later.ended.extend(self.open.take().map(|open| (open, end)));
                 }
-                Step::ResetAgain => self.record.abort(),
+                Step::ResetAgain => self.record.abort_again(),
                 Step::Remove => return Keep::No,
             }
         }
