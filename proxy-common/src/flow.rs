@@ -244,8 +244,8 @@ pub struct DirLive {
     /// The window field of the newest acknowledgement, as it arrived: host order, not scaled.
     pub window: u16,
     /// The largest window field seen. Userspace starts it with what the local socket was last offered
-    /// (tcpi_snd_wnd, scaled back). 0: not known, and taken for the largest that TCP has, so that packets are believed
-    /// though the numbers here are behind; while a stream goes from one map to another.
+    /// (tcpi_snd_wnd, scaled back). 0: not known, and packets are believed whatever their numbers, since those here
+    /// may be behind; while a stream goes from one map to another.
     pub window_max: u16,
     /// TSval of the last plausible packet, as it arrived.
     pub ts_value: u32,

@@ -158,6 +158,10 @@ fn is_plausible(session_state: u32, segment: &Segment, flow: &Flow, other: &Flow
     if segment.has(tcp_flags::SYN) || !segment.has(tcp_flags::ACK) {
         return false;
     }
+    // Then nothing can be said of either: each is held against what is known of the other one.
+    if may_be_behind(&flow.live) || may_be_behind(&other.live) {
+        return true;
+    }
     // A FIN may stand behind a full window, and a probe in front of it.
     let reach = largest_window(other) + 2;
     let acked = other.live.ack_end.wrapping_add(other.fixed.ack_delta);
@@ -183,24 +187,36 @@ fn acknowledges_plausibly(session_state: u32, segment: &Segment, flow: &Flow, ot
     !too_old && !after(acknowledged, sent.wrapping_add(largest_window(flow)))
 }
 
-/// Bytes that this direction's peer has offered at most; at least 64 KiB, below which TCP without scaling may stay. The
-/// largest window of TCP if it is not known.
+/// Bytes that this direction's peer has offered at most; at least 64 KiB, below which TCP without scaling may stay.
 #[inline(always)]
 fn largest_window(flow: &Flow) -> u32 {
     let window = u32::from(flow.live.window_max) << (flow.fixed.window_left & 15);
-    match window {
-        0 => 1 << 30,
-        1..=0xffff => 1 << 16,
-        window => window,
-    }
+    if window < 1 << 16 { 1 << 16 } else { window }
+}
+
+/// Whether other maps may know more of the direction, as is said with an unknown window. Its next packet tells how far it is.
+#[inline(always)]
+const fn may_be_behind(live: &DirLive) -> bool {
+    live.window_max == 0
+}
+
+/// How far `number` lies behind `known`, one of `live`; 0 if it is an old one. Of a record that may be behind by more than half of
+/// all numbers, only those are old that may still be under way.
+#[inline(always)]
+fn ahead(number: u32, known: u32, live: &DirLive) -> u32 {
+    const UNDER_WAY: u32 = 64 << 20;
+    let distance = number.wrapping_sub(known);
+    let limit = if may_be_behind(live) { UNDER_WAY.wrapping_neg() } else { 1 << 31 };
+    if distance < limit { distance } else { 0 }
 }
 
 /// Takes in bytes and FIN; returns whether it is the direction's first FIN.
 #[inline(always)]
 fn advance(live: &mut DirLive, segment: &Segment) -> bool {
     let data_end = segment.data_end();
-    if after(data_end, live.seq_end) {
-        live.bytes = live.bytes.wrapping_add(data_end.wrapping_sub(live.seq_end).into());
+    let more = ahead(data_end, live.seq_end, live);
+    if more != 0 {
+        live.bytes = live.bytes.wrapping_add(more.into());
         live.last_payload_ns = live.last_packet_ns;
         live.seq_end = data_end;
         // There is no byte behind a FIN: what was taken for one was none. (One that only the local socket has seen lies
@@ -224,7 +240,7 @@ fn advance(live: &mut DirLive, segment: &Segment) -> bool {
 /// Takes in acknowledgement and window.
 #[inline(always)]
 fn acknowledge(flow: &mut Flow, other: &mut DirLive, segment: &Segment) {
-    if !before(segment.ack, flow.live.ack_end) {
+    if segment.ack == flow.live.ack_end || ahead(segment.ack, flow.live.ack_end, &flow.live) != 0 {
         flow.live.ack_end = segment.ack;
         flow.live.window = segment.window;
     }

@@ -2,12 +2,14 @@
 //! process dies while it is at it.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
 use steer_tests::eventually::eventually;
 use steer_tests::require;
 use steer_tests::steer::{binary, binary_with_failpoints, binary_with_other_layout};
@@ -19,9 +21,9 @@ use tokio::time::timeout;
 use crate::bed::{Bed, HANG, runtime};
 use crate::traffic::{self, Traffic};
 
-/// 5,000 streams and dozens of changes in the long form.
+/// 5,000 streams and dozens of changes in the long form; there and back in the short one.
 fn size() -> (u32, usize) {
-    if require::long() { (5000, 30) } else { (200, 4) }
+    if require::long() { (5000, 30) } else { (200, 2) }
 }
 
 fn other_layout() -> Option<PathBuf> {
@@ -89,15 +91,33 @@ fn expect_all_there(bed: &Bed<'_>, traffic: &Traffic, streams: usize) {
     eventually("messages", HANG, moves).unwrap();
 }
 
-/// Waits until `/flows` has counted all bytes of the traffic, which stops for that, and `more`.
+/// The bytes that `/flows` has counted of each direction, by client.
+fn counts(bed: &Bed<'_>) -> BTreeMap<String, [u64; 2]> {
+    let keys = ["bytes_to_upstream", "bytes_to_downstream"];
+    let bytes = |row: &Value| keys.map(|key| row[key].as_u64().unwrap());
+    bed.rows().iter().map(|row| (row["client"].to_string(), bytes(row))).collect()
+}
+
+/// Waits until the packets of every stream are believed: all its bytes are counted.
+fn expect_belief(bed: &Bed<'_>) {
+    let before = counts(bed);
+    let grown = || {
+        let now = counts(bed);
+        let has_grown =
+            |(client, [up, down]): (&String, &[u64; 2])| now[client][0] > *up && now[client][1] > *down;
+        Ok(before.iter().all(has_grown).then_some(()))
+    };
+    eventually("bytes of every stream", HANG, grown).unwrap();
+}
+
+/// Waits until `/flows` has counted all bytes of the traffic, which stops for that, and `more`. Of a stream in full flow a packet that
+/// is counted in the very moment in which its record is copied may be missing, or count twice: a few in all.
 fn expect_bytes(bed: &Bed<'_>, traffic: &Traffic, more: u64) {
     traffic.pause();
-    let count = || -> u64 {
-        let keys = ["bytes_to_upstream", "bytes_to_downstream"];
-        bed.rows().iter().map(|row| keys.map(|key| row[key].as_u64().unwrap()).iter().sum::<u64>()).sum()
-    };
+    let count = || counts(bed).values().flatten().sum::<u64>();
     let expected = || traffic.bytes.load(Ordering::Relaxed) + more;
-    eventually("all bytes counted", HANG, || Ok((count() == expected()).then_some(())))
+    let error = if more == 0 { 0 } else { 8 * (64 << 10) };
+    eventually("all bytes counted", HANG, || Ok((count().abs_diff(expected()) <= error).then_some(())))
         .unwrap_or_else(|error| panic!("{error}: {} of {}", count(), expected()));
 }
 
@@ -115,6 +135,7 @@ fn back_and_forth(mut bed: Bed<'_>, signal: libc::c_int) {
                 expect_all_there(bed, traffic, streams as usize + 2);
                 assert!(bed.steer.process().tail().contains("took streams to new maps"));
             }
+            expect_belief(bed);
         });
         expect_bytes(bed, traffic, bytes);
         drop(full);
@@ -169,22 +190,27 @@ fn a_death_in_the_middle_of_a_take_over_loses_nothing() {
     let own = binary().unwrap();
     let topology = Topology::new(1).unwrap();
     let mut bed = Bed::start(&topology, &[]);
-    // No full streams: between the death and the next start they could go further than any window, see `kernel/packet/migrate.rs`.
     bed.under_traffic(50, |bed, traffic| {
-        for step in ["copied", "named", "first link", "switched"] {
-            // Who comes next is of the build that was there before, or of that which has died.
-            for next in [&other, &own] {
-                bed.steer.stop(libc::SIGKILL).unwrap();
-                bed.steer.start_again_as(&other).unwrap();
-                bed.steer.stop(libc::SIGKILL).unwrap();
-                assert!(bed.steer.start_again_to_die_at(step, &dies).is_err(), "{step}");
-                thread::sleep(Duration::from_millis(200));
-                bed.steer.start_again_as(next).unwrap();
-                expect_all_there(bed, traffic, 50);
-                assert_eq!(std::fs::read_dir(bed.pins()).unwrap().count(), 1, "{step}");
+        let (bytes, full) = with_bulk(bed, |bed| {
+            for (index, step) in ["copied", "named", "first link", "switched"].into_iter().enumerate() {
+                // Who comes next is of the build that was there before, or of that which has died.
+                let both = [&other, &own];
+                let nexts = if require::long() { &both[..] } else { &both[index % 2..][..1] };
+                for next in nexts {
+                    bed.steer.stop(libc::SIGKILL).unwrap();
+                    bed.steer.start_again_as(&other).unwrap();
+                    bed.steer.stop(libc::SIGKILL).unwrap();
+                    assert!(bed.steer.start_again_to_die_at(step, &dies).is_err(), "{step}");
+                    thread::sleep(Duration::from_millis(200));
+                    bed.steer.start_again_as(next).unwrap();
+                    expect_all_there(bed, traffic, 52);
+                    expect_belief(bed);
+                    assert_eq!(std::fs::read_dir(bed.pins()).unwrap().count(), 1, "{step}");
+                }
             }
-        }
-        expect_bytes(bed, traffic, 0);
+        });
+        expect_bytes(bed, traffic, bytes);
+        drop(full);
     });
     bed.expect_no_stream();
 }

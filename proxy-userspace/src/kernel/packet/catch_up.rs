@@ -8,9 +8,11 @@
 //! * what the old one has seen later is noted in the new one, for as long as a program may write to the old: sequence numbers only
 //!   grow, states only advance, so that nothing is lost when that is done twice, or against packets that the new program sees
 //!   at the same time;
-//! * as long as the new record may be behind, streams that have just moved have no largest window in it ([`DirLive::window_max`]): their next
-//!   packet is believed however far ahead it is, and brings the numbers up to date. Without that, one that has gone further than
-//!   a window meanwhile would never be believed again. Streams that are quiet are as strict as ever;
+//! * as long as the new record may be behind, it has no largest windows ([`DirLive::window_max`]): the next packet of a direction is
+//!   believed however far ahead it is, and brings the numbers up to date; and one direction is believed until a packet of the other
+//!   has come, too. Without that, a stream that has gone further than a window meanwhile would never be believed again, and be
+//!   given up as silent. Streams that are quiet are as strict as before when all links have changed. Nobody from outside can
+//!   bring about such a change, and a RST needs the very number at any time;
 //! * a RST, or the acknowledgement of a FIN, that comes to a record which is behind is passed on, and changes nothing. The state
 //!   of the old record, or the numbers, tell of it afterwards; a RST that no record has believed is noticed as one that
 //!   was lost before it got here: the next probe finds nobody.
@@ -34,8 +36,9 @@ pub(super) fn catch_up(to: &Conns, conn: u32, old: &Conn, packets: [u64; 2]) {
     for direction in Direction::BOTH {
         let (flow, way) = (FlowRef::new(conn, direction), direction as usize);
         let (old_flow, new_flow) = (&old.flows[way], &new.flows[way]);
-        let more = numbers(to, flow, &old_flow.live, &new_flow.live);
-        relayed[way] = relayed[way].wrapping_add(more.into());
+        let counted = total(old, way).wrapping_sub(total(&new, way)) as i64;
+        let more = numbers(to, flow, &old_flow.live, &new_flow.live, counted);
+        relayed[way] = relayed[way].wrapping_add(more);
         counts(to, flow, &old_flow.live, packets[way]);
         if old_flow.live.ts_state == ts_state::FIXED && new_flow.live.ts_state != ts_state::FIXED {
             to.fixed(flow, offset_of!(DirFixed, ts_delta)).store(old_flow.fixed.ts_delta, Ordering::Release);
@@ -48,7 +51,36 @@ pub(super) fn catch_up(to: &Conns, conn: u32, old: &Conn, packets: [u64; 2]) {
     ends(to, conn, old);
 }
 
-/// Lets the next packet of each direction be believed, however far ahead of the record it is.
+/// Makes the bytes that the record `conn` has counted fit to those of `old`, which no program writes any more. A copy that is made
+/// while a packet is counted has its bytes, but not its number, or the other way round.
+pub(super) fn correct_counts(to: &Conns, conn: u32, old: &Conn) {
+    // In a hand-over numbers and bytes do not go together.
+    let is_spliced = |record: &Conn| record.state == state::SPLICED && record.generation == old.generation;
+    let Some(new) = settled(to, conn).filter(|new| is_spliced(new) && is_spliced(old)) else { return };
+    let mut relayed = new.relayed;
+    for direction in Direction::BOTH {
+        let way = direction as usize;
+        let counted = total(&new, way).wrapping_sub(total(old, way)) as u32;
+        let distance = payload_end(&new.flows[way].live).wrapping_sub(payload_end(&old.flows[way].live));
+        let missing = distance.wrapping_sub(counted) as i32;
+        relayed[way] = relayed[way].wrapping_add_signed(missing.into());
+    }
+    if relayed != new.relayed {
+        to.set_relayed(conn, relayed);
+    }
+}
+
+/// A copy during which no packet was counted, if that can be had soon.
+fn settled(conns: &Conns, conn: u32) -> Option<Conn> {
+    let same = |one: &Conn, other: &Conn| bytemuck::bytes_of(one) == bytemuck::bytes_of(other);
+    (0..100).find_map(|_| {
+        let record = conns.snapshot(conn);
+        same(&record, &conns.snapshot(conn)).then_some(record)
+    })
+}
+
+/// Lets the next packet of each direction be believed, however far ahead of the record it is, and those of one as long as none of the
+/// other has come.
 pub(super) fn expect_leaps(to: &Conns, conn: u32) {
     for direction in Direction::BOTH {
         let flow = FlowRef::new(conn, direction);
@@ -56,18 +88,24 @@ pub(super) fn expect_leaps(to: &Conns, conn: u32) {
     }
 }
 
-/// Ends what [`expect_leaps`] began.
-pub(super) fn expect_no_leaps(to: &Conns, conn: u32, old: &Conn) {
+/// Gives the record its largest windows again: those of directions that have brought it up to date, and all if `up_to_date` and
+/// no direction has moved. Any other direction's next packet is still to do that: what the old record knows of it may end where the
+/// first link got the new program.
+pub(super) fn expect_no_leaps(to: &Conns, conn: u32, old: &Conn, up_to_date: bool) {
+    let window = |direction| to.live_half(FlowRef::new(conn, direction), offset_of!(DirLive, window_max));
+    let has_moved = Direction::BOTH.map(|direction| window(direction).load(Ordering::Acquire) != 0);
     for direction in Direction::BOTH {
-        let largest = old.flows[direction as usize].live.window_max.max(1);
-        let flow = FlowRef::new(conn, direction);
-        to.live_half(flow, offset_of!(DirLive, window_max)).fetch_max(largest, Ordering::AcqRel);
+        if has_moved[direction as usize] || up_to_date && has_moved == [false; 2] {
+            let largest = old.flows[direction as usize].live.window_max;
+            window(direction).fetch_max(largest, Ordering::AcqRel);
+        }
     }
 }
 
 /// Returns how many bytes of payload the new record did not know of. They are not added to [`DirLive::bytes`], which belongs to the
-/// program: it counts by advance from `seq_end`, so what is behind that is never counted by both.
-fn numbers(to: &Conns, flow: FlowRef, old: &DirLive, new: &DirLive) -> u32 {
+/// program: it counts by advance from `seq_end`, so what is behind that is never counted by both. `counted` is how many bytes more
+/// the old one has counted: it tells how often the numbers have wrapped since the two were the same.
+fn numbers(to: &Conns, flow: FlowRef, old: &DirLive, new: &DirLive, counted: i64) -> u64 {
     let place = |offset| to.live(flow, offset);
     if after(old.ack_end, new.ack_end)
         && replace(place(offset_of!(DirLive, ack_end)), new.ack_end, old.ack_end)
@@ -77,12 +115,19 @@ fn numbers(to: &Conns, flow: FlowRef, old: &DirLive, new: &DirLive) -> u32 {
     if after(old.ts_value, new.ts_value) {
         replace(place(offset_of!(DirLive, ts_value)), new.ts_value, old.ts_value);
     }
-    let is_later = after(old.seq_end, new.seq_end);
+    let distance = payload_end(old).wrapping_sub(payload_end(new));
+    let more = counted.wrapping_add(i64::from(distance.wrapping_sub(counted as u32) as i32));
+    let is_later = more > 0 || more == 0 && after(old.seq_end, new.seq_end);
     if is_later && replace(place(offset_of!(DirLive, seq_end)), new.seq_end, old.seq_end) {
-        payload_end(old).wrapping_sub(payload_end(new))
+        more as u64
     } else {
         0
     }
+}
+
+/// Bytes of a direction, those that sockets have forwarded among them.
+fn total(record: &Conn, way: usize) -> u64 {
+    record.relayed[way].wrapping_add(record.flows[way].live.bytes)
 }
 
 /// Unless the program has written meanwhile: what it knows is later.
@@ -173,10 +218,6 @@ mod tests {
         conns.snapshot(1)
     }
 
-    fn total(conn: &Conn, way: usize) -> u64 {
-        conn.relayed[way].wrapping_add(conn.flows[way].live.bytes)
-    }
-
     #[test]
     fn what_the_old_record_saw_later_is_taken_once() {
         let mut old = stream();
@@ -263,9 +304,53 @@ mod tests {
         let conns = conns(1);
         conns.write(0, stream());
         let windows = || conns.snapshot(0).flows.map(|flow| flow.live.window_max);
-        expect_leaps(&conns, 0);
-        assert_eq!(windows(), [0; 2]);
-        expect_no_leaps(&conns, 0, &stream());
-        assert_eq!(windows(), [100; 2]);
+        // Which directions have moved, what is known, and what is left of that.
+        for (moved, up_to_date, then) in [
+            ([0, 0], true, [100, 100]),
+            ([0, 0], false, [0, 0]),
+            ([7, 0], true, [100, 0]),
+            ([0, 700], false, [0, 700]),
+        ] {
+            expect_leaps(&conns, 0);
+            assert_eq!(windows(), [0; 2]);
+            let mut now = conns.snapshot(0);
+            for way in [UP, DOWN] {
+                now.flows[way].live.window_max = moved[way];
+            }
+            conns.write(0, now);
+            expect_no_leaps(&conns, 0, &stream(), up_to_date);
+            assert_eq!(windows(), then);
+        }
+    }
+
+    #[test]
+    fn counts_that_were_copied_in_the_middle_of_a_packet_are_corrected() {
+        for (copied, way) in [(1000_i64, UP), (-1000, DOWN)] {
+            let conns = conns(1);
+            let mut new = stream();
+            let live = &mut new.flows[way].live;
+            (live.seq_end, live.bytes) = (live.seq_end + 5000, live.bytes + 5000);
+            live.bytes = live.bytes.wrapping_add_signed(copied);
+            conns.write(0, new);
+            correct_counts(&conns, 0, &stream());
+            let [up, down] = [UP, DOWN].map(|way| total(&conns.snapshot(0), way));
+            assert_eq!((up, down), if way == UP { (5310, 320) } else { (310, 5320) });
+            // With another stream's it has nothing to do.
+            correct_counts(&conns, 0, &Conn { generation: 2, ..new });
+            assert_eq!(total(&conns.snapshot(0), UP), up);
+        }
+    }
+
+    #[test]
+    fn numbers_that_have_wrapped_are_told_by_the_counts() {
+        const AHEAD: u64 = 11_000_000_000;
+        let mut ahead = stream();
+        let live = &mut ahead.flows[UP].live;
+        (live.seq_end, live.bytes) = (live.seq_end.wrapping_add(AHEAD as u32), live.bytes + AHEAD);
+        for (new, old) in [(stream(), ahead), (ahead, stream())] {
+            let after = after_catching_up(new, &old);
+            assert_eq!(after.flows[UP].live.seq_end, ahead.flows[UP].live.seq_end);
+            assert_eq!((total(&after, UP), total(&after, DOWN)), (310 + AHEAD, 320));
+        }
     }
 }

@@ -10,32 +10,31 @@
 //!
 //! If the process dies before 3, the old maps are all there is. From 3 to 6 there are two directories, either of which may know
 //! more of a stream. Then the next process, of whatever build, does the same: if one directory is of its layout, that is the goal,
-//! else it makes a third; it takes what the others know, and in all of them the later counts. A stream that goes further than 1 GiB
-//! between such a death and the next start, while only some of the links had new programs, is forwarded, but its packets are not
-//! believed any more.
+//! else it makes a third; it takes what the others know, and in all of them the later counts. Between such
+//! a death and the next start the packets of a direction whose link has no new program yet are forwarded, but after a window not
+//! believed by the old one, which does not see what acknowledges them; the first packet that the new program sees makes up
+//! for that. Only of the count of bytes whole multiples of 4 GiB may be missing then.
 
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use proxy_common::abi;
 use proxy_common::flow::{Conn, FlowKey4, FlowKey6, FlowRef, state};
 
-use super::super::{clock, grace};
-use super::catch_up::{catch_up, expect_leaps, expect_no_leaps};
+use super::super::grace;
+use super::catch_up::{catch_up, correct_counts, expect_leaps, expect_no_leaps};
 use super::conns::Conns;
 use super::pinned::{Left, PinnedError};
 use super::{FlowMap, InsertError, ageing, interfaces};
-
-/// A stream that has moved within this time may move again before all links have the new programs, and this process be kept from
-/// giving them for some milliseconds, in which a stream can go further than a window.
-const RECENT: Duration = Duration::from_secs(2);
 
 /// Streams on their way from old maps.
 #[derive(Debug)]
 pub(super) struct Migration {
     sources: Vec<Source>,
     begin: Instant,
+    /// A process has died while some links had new programs: each source may know less of a stream than has happened.
+    is_torn: bool,
 }
 
 #[derive(Debug)]
@@ -67,7 +66,7 @@ impl Migration {
             }
             Source { streams: maps.used().map(Stream::new).collect(), maps }
         };
-        Self { sources: sources.into_iter().map(source).collect(), begin: Instant::now() }
+        Self { sources: sources.into_iter().map(source).collect(), begin: Instant::now(), is_torn: false }
     }
 
     /// Fills new maps. No program may be using them.
@@ -76,9 +75,11 @@ impl Migration {
             for stream in &mut source.streams {
                 let old = source.maps.record(stream.conn);
                 stream.packets = packets(&old);
-                // The first source's; the others' is noted in it.
                 if to.conns.state(stream.conn) == state::OFF {
                     to.conns.write(stream.conn, old);
+                } else {
+                    // Of another source, or the goal's own: this one is noted in it.
+                    self.is_torn = true;
                 }
             }
             let keys4 = source.maps.keys::<FlowKey4>(abi::MAP_FLOWS4)?;
@@ -101,14 +102,11 @@ impl Migration {
 
     /// Takes over what has changed since this was called, or the records copied, last. To be called right before the links change.
     pub(super) fn look_again(&mut self, to: &Conns) {
-        let recently = clock::monotonic_ns().saturating_sub(RECENT.as_nanos() as u64);
         for source in &mut self.sources {
             for stream in &mut source.streams {
                 let old = source.maps.record(stream.conn);
                 catch_up(to, stream.conn, &old, stream.packets);
-                if old.flows.iter().any(|flow| flow.live.last_packet_ns >= recently) {
-                    expect_leaps(to, stream.conn);
-                }
+                expect_leaps(to, stream.conn);
                 stream.packets = packets(&old);
             }
         }
@@ -121,7 +119,9 @@ impl Migration {
             for stream in streams.iter_mut() {
                 let old = maps.record(stream.conn);
                 catch_up(to, stream.conn, &old, stream.packets);
-                expect_no_leaps(to, stream.conn, &old);
+                correct_counts(to, stream.conn, &old);
+                let is_quiet = packets(&old) == stream.packets;
+                expect_no_leaps(to, stream.conn, &old, is_quiet && !self.is_torn);
             }
             let took_ms = self.begin.elapsed().as_millis();
             tracing::info!(from = %maps.path().display(), streams = streams.len(), took_ms, "took streams to new maps");

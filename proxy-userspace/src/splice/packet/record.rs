@@ -242,7 +242,7 @@ impl Carried {
             self.conn,
             [0, 1].map(|direction| {
                 let live = &flows[direction].live;
-                relayed[direction].wrapping_add(bytes_since(begin[direction], live)).wrapping_sub(live.bytes)
+                relayed[direction].wrapping_add_signed(uncounted(begin[direction], live).into())
             }),
         );
     }
@@ -254,7 +254,8 @@ impl Carried {
         let mut flows = look();
         for _ in 0..LOOKS {
             let before = std::mem::replace(&mut flows, look());
-            if [0, 1].into_iter().all(|way| before[way].live.bytes == flows[way].live.bytes) {
+            let counts = |flows: &[Flow; 2]| flows.map(|flow| (flow.live.bytes, flow.live.seq_end));
+            if counts(&before) == counts(&flows) {
                 break;
             }
         }
@@ -283,14 +284,19 @@ impl KernelBytes for Carried {
     }
 }
 
-/// Payload bytes behind `begin`. The program's own count may differ from that by what came during the hand-over to the
-/// sockets, but tells how often the sequence numbers have wrapped.
+/// Payload bytes behind `begin`.
 fn bytes_since(begin: u32, live: &DirLive) -> u64 {
+    live.bytes.saturating_add_signed(uncounted(begin, live).into())
+}
+
+/// By how many bytes the program's own count differs from those behind `begin`: it does by what came during the hand-over to the
+/// sockets, but tells how often the sequence numbers have wrapped. More are to be taken off than were counted if what
+/// went by the sockets last is still to be noticed by the program.
+fn uncounted(begin: u32, live: &DirLive) -> i32 {
     let has_fin = live.bits & bits::FIN_SEEN != 0 && live.seq_end == live.fin_end;
     let modulo = live.seq_end.wrapping_sub(begin).wrapping_sub(has_fin.into());
     // The number nearest to the program's that has these lower bits.
-    let error = modulo.wrapping_sub(live.bytes as u32).cast_signed();
-    live.bytes.saturating_add_signed(error.into())
+    modulo.wrapping_sub(live.bytes as u32).cast_signed()
 }
 
 #[cfg(test)]
@@ -306,6 +312,8 @@ mod tests {
         // The program has counted 200 that had come to the socket; or has not seen all that had.
         assert_eq!(bytes_since(1000, &live(1500, 700)), 500);
         assert_eq!(bytes_since(1000, &live(900, 0)), 0);
+        // But the hundred will be counted, and must not be twice.
+        assert_eq!(uncounted(1000, &live(900, 0)), -100);
         assert_eq!(bytes_since(u32::MAX - 99, &live(400, 600)), 500);
         assert_eq!(bytes_since(1000, &live(1500, 500 + (3 << 32))), 500 + (3 << 32));
         assert_eq!(bytes_since(1000, &live(900, (3_u64 << 32) - 90)), (3 << 32) - 100);
