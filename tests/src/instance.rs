@@ -10,6 +10,8 @@ use anyhow::{Context as _, Result};
 
 /// Where `steer` pins.
 pub const DIRECTORY: &str = "/sys/fs/bpf/steer";
+/// Where it has the sockets by which it is controlled.
+pub const SOCKETS: &str = "/run/steer";
 const PREFIX: &str = "steer-t";
 
 /// A name that nobody else has: `PREFIX-PID-NUMBER`, where PID is ours. When it is dropped, the pins under it are removed,
@@ -83,12 +85,15 @@ fn remove(name: &str) -> Result<()> {
     if !is_free {
         return Ok(());
     }
-    match fs::remove_dir_all(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+    for path in [Path::new(SOCKETS).join(name), path] {
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 #[cfg(test)]

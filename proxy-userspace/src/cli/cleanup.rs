@@ -1,11 +1,13 @@
 //! `steer cleanup`: removes what stopped Steers have left and nobody needs.
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::config::Instance;
 use crate::kernel::packet::pinned::{self, Pinned};
 use crate::kernel::pins::{self, Pins, PinsError};
 use crate::splice::packet::detach;
+use crate::takeover;
 use crate::upstream::ports;
 
 /// Remove what stopped Steers have left in the kernel and no stream needs (needs root)
@@ -107,6 +109,7 @@ fn clean(instance: &Instance, args: &Args) -> anyhow::Result<Option<Verdict>> {
         {
             ports::unreserve(&found.reserved()?)?;
         }
+        takeover::remove_left(instance).context("cannot remove its socket in /run/steer")?;
         pins.remove()?;
     }
     Ok(Some(verdict))

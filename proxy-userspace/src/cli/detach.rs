@@ -8,6 +8,7 @@ use crate::config::Instance;
 use crate::kernel::packet::pinned::{self, Pinned};
 use crate::kernel::pins::{Pins, PinsError};
 use crate::splice::packet::detach;
+use crate::takeover;
 use crate::upstream::ports;
 
 /// End the streams that a stopped Steer has left to the kernel, and take its programs out (needs root)
@@ -51,6 +52,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         } else {
             streams = detach::reset_all(found).context("cannot send resets; run as root (CAP_NET_RAW)")?;
             ports::unreserve(&found.reserved()?).context("cannot give the reserved ports back")?;
+            takeover::remove_left(instance).context("cannot remove its socket in /run/steer")?;
             pins.remove()?;
         }
     }

@@ -232,6 +232,11 @@ impl Exchange {
         state.switched = Some(switched);
     }
 
+    /// Whether the connection is to carry a stream.
+    pub(super) fn is_switched(&self) -> bool {
+        self.lock().phase == Phase::Switched
+    }
+
     /// The request in flight is over: its response has been handed to hyper whole, or dropped.
     pub(super) fn finish(&self) {
         let mut state = self.lock();

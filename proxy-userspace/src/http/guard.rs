@@ -19,6 +19,7 @@ use super::exchange::{Exchange, Passed, Phase, Waiting};
 use super::fault::Fault;
 use super::framing::{Event, Framing, Limits};
 use super::head::{self, BodyFraming};
+use crate::splice::reset_on_close;
 
 /// Read from the socket at once: a head and a body of 16 KiB, which is a common size, fit in.
 const READ_BYTES: usize = 32 * 1024;
@@ -195,6 +196,13 @@ impl Guard {
         filled
     }
 
+    /// Before the client learns that this is a stream: from then on a FIN at the end of the process would be a lie.
+    fn prepare_write(&self) {
+        if self.exchange.is_switched() {
+            reset_on_close(self.io.inner());
+        }
+    }
+
     fn note_write(&self, written: &Poll<io::Result<usize>>) {
         if matches!(written, Poll::Ready(Ok(1..))) {
             self.exchange.moved();
@@ -230,6 +238,7 @@ impl Read for Guard {
 impl Write for Guard {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.prepare_write();
         let written = Pin::new(&mut this.io).poll_write(cx, bytes);
         this.note_write(&written);
         written
@@ -241,6 +250,7 @@ impl Write for Guard {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.prepare_write();
         // The kernel takes a single slice with less ado.
         let written = match slices {
             [slice] => Pin::new(&mut this.io).poll_write(cx, slice),

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 
 use super::fault::Fault;
 use super::forward::{connect_fault, upstream_fault};
+use crate::splice::reset_on_close;
 use crate::telemetry::flows::FlowGuard;
 use crate::upstream::connect::{Connected, Connector, MAX_BUFFER};
 use crate::upstream::mss::ClientMss;
@@ -81,9 +82,7 @@ pub(super) async fn ask(
     // An endpoint that says 101 has read the request, so none of it waits here to be written; and
     // hyper takes nothing behind the head for itself.
     let parts = connection.into_parts();
-    Ok(Answer::Switched(
-        response.map(drop),
-        Connected { socket: parts.io.into_inner(), source },
-        parts.read_buf,
-    ))
+    let socket = parts.io.into_inner();
+    reset_on_close(&socket);
+    Ok(Answer::Switched(response.map(drop), Connected { socket, source }, parts.read_buf))
 }

@@ -15,6 +15,8 @@ use bytes::Bytes;
 use proxy_common::reason::Reason;
 use tokio::net::TcpStream;
 
+pub(crate) use self::relay::reset_on_close;
+
 use self::packet::{Before, PacketSplice};
 use self::sock::SockSplice;
 use crate::config::{Config, SpliceMode};
@@ -22,7 +24,9 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::flows::FlowGuard;
 use crate::upstream::ports::{Lease, SourcePorts};
 
-/// Two connected sockets whose bytes belong together, and what was already read from them.
+/// Two connected sockets whose bytes belong together, and what was already read from them. Closing them resets both
+/// connections, also at the end of the process: bytes may wait in either, and a FIN would be a lie. (Closing silently does
+/// not mind.)
 #[derive(Debug)]
 pub struct Session {
     pub downstream: TcpStream,

@@ -53,6 +53,10 @@ pub(super) enum Broken {
 pub(super) async fn run(mut session: Session, pipes: &Pipes) {
     let last_moved = Activity::new();
     let (downstream, upstream, flow) = (&session.downstream, &session.upstream, session.flow.flow());
+    for socket in [downstream, upstream] {
+        // What is written before the end is to arrive.
+        let _broken_already = socket2::SockRef::from(socket).set_linger(None);
+    }
     let both = async {
         tokio::try_join!(
             direction(downstream, upstream, &mut session.to_upstream, pipes, |bytes| {
@@ -275,7 +279,7 @@ pub(super) fn would_block(error: &io::Error) -> bool {
 }
 
 /// Makes `close()` send RST. A socket that refuses the option is broken already, which is as good.
-pub(super) fn reset_on_close(stream: &TcpStream) {
+pub(crate) fn reset_on_close(stream: &TcpStream) {
     let _broken_already = stream.set_zero_linger();
 }
 

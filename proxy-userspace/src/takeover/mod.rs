@@ -22,6 +22,7 @@ mod give;
 mod take;
 mod wire;
 
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,17 @@ pub enum TakeoverError {
 /// The socket at which an instance's process is asked to be taken over.
 fn path_of(instance: &Instance) -> PathBuf {
     Path::new(DIRECTORY).join(instance.as_str()).join("takeover.sock")
+}
+
+/// Removes the socket that a process which died has left, with its directory. To be called by who has the instance's lock.
+///
+/// # Errors
+/// Something is in the way.
+pub fn remove_left(instance: &Instance) -> io::Result<()> {
+    match fs::remove_dir_all(Path::new(DIRECTORY).join(instance.as_str())) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The other process, to see its end.

@@ -1,5 +1,6 @@
 //! One `steer` between clients and an endpoint, the traffic through it, and what it leaves in the kernel.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -204,9 +205,11 @@ impl<'n> Bed<'n> {
 pub(crate) struct Kernel {
     programs: Vec<(String, usize)>,
     qdiscs: String,
-    reserved_ports: String,
     sockets: usize,
-    pins: bool,
+    /// The instance's pins, and its directory of sockets.
+    directories: [bool; 2],
+    /// Of `net.ipv4` and `net.core`, by path.
+    sysctls: BTreeMap<PathBuf, String>,
 }
 
 impl Kernel {
@@ -216,25 +219,43 @@ impl Kernel {
             (device.to_owned(), of(TcAttachType::Ingress) + of(TcAttachType::Egress))
         };
         let look = || {
-            let reserved = fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports");
+            let mut sysctls = BTreeMap::new();
+            for tree in ["/proc/sys/net/ipv4", "/proc/sys/net/core"] {
+                read_sysctls(Path::new(tree), &mut sysctls);
+            }
             // The kernel forgets connections that are over by itself.
             let owned = |socket: &sockets::Tuple| socket.state != sockets::State::Unowned;
             (
                 DEVICES.map(attached).to_vec(),
-                reserved,
+                sysctls,
                 sockets::tcp().unwrap().into_iter().filter(owned).count(),
             )
         };
-        let (programs, reserved_ports, sockets) = topology.proxy.run(look).unwrap();
+        let (programs, sysctls, sockets) = topology.proxy.run(look).unwrap();
         let mut qdiscs = Command::new("tc");
         qdiscs.args(["qdisc", "show"]);
         topology.proxy.enter(&mut qdiscs).unwrap();
         Self {
             programs,
             qdiscs: String::from_utf8(qdiscs.output().unwrap().stdout).unwrap(),
-            reserved_ports: reserved_ports.unwrap(),
             sockets,
-            pins: pins.exists(),
+            directories: [
+                pins.exists(),
+                Path::new(instance::SOCKETS).join(pins.file_name().unwrap()).exists(),
+            ],
+            sysctls,
+        }
+    }
+}
+
+/// What can be read of a tree of settings.
+fn read_sysctls(tree: &Path, found: &mut BTreeMap<PathBuf, String>) {
+    for entry in fs::read_dir(tree).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_sysctls(&path, found);
+        } else if let Ok(value) = fs::read_to_string(&path) {
+            found.insert(path, value);
         }
     }
 }

@@ -22,6 +22,8 @@ use crate::traffic::read_head;
 /// A prime, so that no power of two of bytes can be missing unnoticed.
 const PERIOD: usize = 65_521;
 const CHUNK: usize = 16 * 1024;
+/// How often one that does not read looks whether the stream is over.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What an end does until it is told to stop; then it writes no more, and reads what is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +112,8 @@ pub(crate) struct Pair {
     /// The client's address.
     pub(crate) address: SocketAddr,
     stop: AtomicBool,
+    /// Whether the client has got its 101.
+    opened: AtomicBool,
     /// Whether the endpoint has given it.
     accepted: AtomicBool,
     /// The client first.
@@ -126,6 +130,10 @@ impl Pair {
         let begun = [true, self.accepted.load(Ordering::Acquire)];
         let named = ["client", "endpoint"].into_iter().zip(&self.sides);
         named.zip(begun).filter_map(|(side, begun)| begun.then_some(side))
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.opened.load(Ordering::Acquire)
     }
 
     /// Has both ends write no more. The stream is intact if each then reads what the other one has written, and its FIN.
@@ -181,6 +189,7 @@ impl Pairs {
             kind,
             address: stream.local_addr().unwrap(),
             stop: AtomicBool::new(false),
+            opened: AtomicBool::new(false),
             accepted: AtomicBool::new(false),
             sides: Default::default(),
         });
@@ -214,6 +223,7 @@ async fn client(stream: std::net::TcpStream, pair: &Pair) -> io::Result<()> {
     if !head.starts_with("HTTP/1.1 101 ") {
         return Err(io::Error::other(head));
     }
+    pair.opened.store(true, Ordering::Release);
     run(stream, pair, 0).await;
     Ok(())
 }
@@ -269,9 +279,18 @@ async fn read(
     pattern: &[u8],
 ) -> io::Result<()> {
     while !does.reads && !pair.is_stopped() {
-        let broken = timeout(Duration::from_millis(20), reader.ready(Interest::ERROR)).await;
-        if broken.is_ok() {
+        sleep(LOOK).await;
+        let Ok(ready) = timeout(LOOK, reader.ready(Interest::READABLE | Interest::ERROR)).await else {
+            continue;
+        };
+        let ready = ready?;
+        if ready.is_error() {
             return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        // Before the other end was told to finish, so by nobody but Steer. What is before it was not read.
+        if ready.is_read_closed() && !pair.is_stopped() {
+            side.end(End::Fin(0));
+            return Ok(());
         }
     }
     let (mut buffer, mut position) = (vec![0; CHUNK], 0);

@@ -209,9 +209,8 @@ impl<'n> Mortal<'n> {
             }
             let what = format!("{step}, {round:?}, {:?} of {}, state {state:?}", pair.kind, pair.address);
             let (end, slowest) = self.ended(pair, died, &what);
-            // One of the others may still have been HTTP.
-            let is_victim = state.is_some() || matches!(round, Round::Alone(..));
-            assert!(end == End::Reset || !is_victim, "{what}: {end:?}");
+            // Without its 101 it was none yet.
+            assert!(end == End::Reset || !pair.is_open(), "{what}: {end:?}");
             tally.ended += 1;
             tally.slowest = tally.slowest.max(slowest);
         }

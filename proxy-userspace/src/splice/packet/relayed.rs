@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::task::coop;
 use tokio::time::{Instant, timeout_at};
 
 use super::lanes::{Fin, Lanes};
 use crate::config::SpliceMode;
-use crate::splice::relay::{self, Broken};
+use crate::splice::relay::Broken;
 use crate::splice::{End, Session};
 use crate::telemetry::flows::FlowGuard;
 use crate::upstream::ports::Lease;
@@ -25,11 +24,6 @@ impl From<Session> for Relayed {
     fn from(session: Session) -> Self {
         let Session { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow } =
             session;
-        for socket in [&downstream, &upstream] {
-            // If this task is cut short, or the process, a FIN would be a lie: bytes may wait in either socket. (Closing
-            // silently does not mind.)
-            relay::reset_on_close(socket);
-        }
         let lanes = Lanes {
             sockets: [downstream, upstream],
             held: [to_upstream, to_downstream],
@@ -47,9 +41,6 @@ impl From<Relayed> for Session {
     fn from(relayed: Relayed) -> Self {
         let Relayed { lanes, source, flow, mode, idle_timeout } = relayed;
         let Lanes { sockets: [downstream, upstream], held: [to_upstream, to_downstream], .. } = lanes;
-        for socket in [&downstream, &upstream] {
-            let _broken_already = SockRef::from(socket).set_linger(None);
-        }
         Self { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow }
     }
 }
