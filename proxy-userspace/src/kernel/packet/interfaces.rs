@@ -1,6 +1,8 @@
 //! Attaches the programs to interfaces, and notices when an interface goes away.
 //!
-//! Where the instance has pins, its links are among them, as `IFINDEX-ingress` and `IFINDEX-egress`.
+//! Where the instance has pins, its links are among them, as `IFINDEX-ingress` and `IFINDEX-egress`; and the programs, as
+//! `program-BUILD-ingress` and `program-BUILD-egress`. To verify them takes the kernel half a second; a process that is started
+//! again after a crash finds its own and is spared that.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -89,7 +91,7 @@ pub(super) struct Interfaces {
 }
 
 struct Attached {
-    programs: Ebpf,
+    programs: Programs,
     monitor: LinkMonitor,
     /// By index. Dropping a link detaches the program, unless it is pinned.
     links: HashMap<u32, [SchedClassifierLink; 2]>,
@@ -100,19 +102,77 @@ struct Attached {
 const PROGRAMS: [(&str, TcAttachType); 2] =
     [(abi::PROG_PACKET_INGRESS, TcAttachType::Ingress), (abi::PROG_PACKET_EGRESS, TcAttachType::Egress)];
 
-/// Gives the programs to the kernel, which needs all maps to be open.
-pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), LoadError> {
-    for (name, _) in PROGRAMS {
-        let program: &mut SchedClassifier = loader::program(programs, name)?;
-        program.load().map_err(|error| loader::not_verified(name, error))?;
-    }
-    Ok(())
+/// The two programs, verified.
+pub(super) struct Programs {
+    /// In the order of [`PROGRAMS`].
+    handles: [SchedClassifier; 2],
 }
 
+impl Programs {
+    /// Those of `ebpf`, given to the kernel, which needs all maps to be open.
+    ///
+    /// In `pins`, where they are pinned, there may be those of an earlier process. They are used in their place if they are of
+    /// the same `build`: of the same object, with the same globals. The maps that they use have to be those of this directory.
+    pub(super) fn load(ebpf: &mut Ebpf, build: u64, pins: Option<&Path>) -> Result<Self, LoadError> {
+        if let Some(pins) = pins {
+            let [ingress, egress] = PROGRAMS.map(|(_, direction)| program_path(pins, build, direction));
+            if let (Ok(ingress), Ok(egress)) =
+                (SchedClassifier::from_pin(ingress), SchedClassifier::from_pin(egress))
+            {
+                tracing::debug!("the programs of the earlier process are the same");
+                return Ok(Self { handles: [ingress, egress] });
+            }
+            remove_programs(pins).map_err(|error| LoadError::refused("the earlier programs", error))?;
+        }
+        let [ingress, egress] = PROGRAMS;
+        Ok(Self { handles: [verify(ebpf, ingress, build, pins)?, verify(ebpf, egress, build, pins)?] })
+    }
+
+    fn get(&mut self, name: &str) -> &mut SchedClassifier {
+        let [ingress, egress] = &mut self.handles;
+        if name == abi::PROG_PACKET_INGRESS { ingress } else { egress }
+    }
+}
+
+/// Gives a program to the kernel, and pins it if there is a place for that.
+fn verify(
+    ebpf: &mut Ebpf,
+    (name, direction): (&'static str, TcAttachType),
+    build: u64,
+    pins: Option<&Path>,
+) -> Result<SchedClassifier, LoadError> {
+    let program: &mut SchedClassifier = loader::program(ebpf, name)?;
+    program.load().map_err(|error| loader::not_verified(name, error))?;
+    if let Some(pins) = pins {
+        // What cannot be pinned is verified again the next time.
+        if let Err(error) = program.pin(program_path(pins, build, direction)) {
+            tracing::debug!(program = name, error = &error as &dyn std::error::Error, "not pinned");
+        }
+    }
+    let info = program.info().map_err(|error| LoadError::refused(name, error))?;
+    let again = SchedClassifier::from_program_info(info, name.into());
+    again.map_err(|error| LoadError::refused(name, error))
+}
+
+fn program_path(pins: &Path, build: u64, direction: TcAttachType) -> PathBuf {
+    pins.join(format!("{PROGRAM}{build:016x}-{}", name_of(direction)))
+}
+
+/// Those of other builds.
+fn remove_programs(pins: &Path) -> io::Result<()> {
+    let names = pins::names(pins)?;
+    names
+        .iter()
+        .filter(|name| name.starts_with(PROGRAM))
+        .try_for_each(|name| fs::remove_file(pins.join(name)))
+}
+
+/// Begins the names of their pins.
+const PROGRAM: &str = "program-";
+
 impl Interfaces {
-    /// `programs` have gone through [`load_programs`]. The links that are pinned in `pins` get them in the place of those
-    /// that they have.
-    pub(super) fn new(programs: Ebpf, hook: Hook, pins: Option<PathBuf>) -> Result<Self, LoadError> {
+    /// The links that are pinned in `pins` get `programs` in the place of those that they have.
+    pub(super) fn new(programs: Programs, hook: Hook, pins: Option<PathBuf>) -> Result<Self, LoadError> {
         let monitor = LinkMonitor::new().map_err(|error| LoadError::refused("watching interfaces", error))?;
         let mut attached = Attached { programs, monitor, links: HashMap::new(), pins };
         attached.adopt(hook).map_err(|error| LoadError::refused("the pinned links", error))?;
@@ -169,7 +229,7 @@ impl Attached {
             add_clsact(interface).map_err(|error| refused("the qdisc clsact")(error.into()))?;
         }
         let mut attach = |(name, direction)| {
-            let program: &mut SchedClassifier = self.programs.program_mut(name).expect(LOADED).try_into()?;
+            let program = self.programs.get(name);
             let link = program.attach_with_options(interface, direction, hook.options())?;
             program.take_link(link)
         };
@@ -220,7 +280,7 @@ impl Attached {
             if !attached.iter().any(|other| other.id() == program) {
                 return Err(AdoptError::Elsewhere);
             }
-            let program: &mut SchedClassifier = self.programs.program_mut(name).expect(LOADED).try_into()?;
+            let program = self.programs.get(name);
             let link = program.attach_to_link(link.try_into()?)?;
             Ok(program.take_link(link)?)
         };
@@ -281,8 +341,11 @@ pub(super) fn pinned(names: &[String]) -> HashSet<u32> {
 }
 
 fn path_of(pins: &Path, ifindex: u32, direction: TcAttachType) -> PathBuf {
-    let direction = if direction == TcAttachType::Ingress { "ingress" } else { "egress" };
-    pins.join(format!("{ifindex}-{direction}"))
+    pins.join(format!("{ifindex}-{}", name_of(direction)))
+}
+
+const fn name_of(direction: TcAttachType) -> &'static str {
+    if matches!(direction, TcAttachType::Ingress) { "ingress" } else { "egress" }
 }
 
 fn pin(link: SchedClassifierLink, path: &Path) -> Result<SchedClassifierLink, PinError> {
@@ -291,8 +354,6 @@ fn pin(link: SchedClassifierLink, path: &Path) -> Result<SchedClassifierLink, Pi
     let pinned = FdLink::from(link.pin(path)?);
     Ok(SchedClassifierLink::try_from(pinned).expect("what it was before"))
 }
-
-const LOADED: &str = "the program was there when it was loaded";
 
 fn add_clsact(interface: &str) -> Result<(), TcError> {
     match tc::qdisc_add_clsact(interface) {

@@ -139,7 +139,11 @@ impl PacketKernel {
             }
         }
         let mut ebpf = loader::load_object(&mut loader, &NEEDED)?;
-        interfaces::load_programs(&mut ebpf)?;
+        let programs = interfaces::Programs::load(
+            &mut ebpf,
+            loader::build(mark),
+            place.as_ref().map(|place| place.path.as_path()),
+        )?;
 
         let mut take = |name| loader::take(&mut ebpf, name);
         let flows4 = FlowMap::new(take(abi::MAP_FLOWS4)?, abi::MAP_FLOWS4)?;
@@ -154,7 +158,7 @@ impl PacketKernel {
         if let Some(place) = &mut place {
             place.complete(&mut about)?;
         }
-        let interfaces = Interfaces::new(ebpf, hook, place.map(|place| place.path))?;
+        let interfaces = Interfaces::new(programs, hook, place.map(|place| place.path))?;
         let about = Mutex::new(about);
         Ok((Self { flows4, flows6, conns, stats, about, interfaces, mark, pins }, events))
     }
