@@ -12,6 +12,7 @@ use proxy_common::reason::Reason;
 use proxy_common::sock::SockEvent;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use xxhash_rust::xxh64::xxh64;
 
 use super::events::Events;
 use super::maps::{Handles, SockMaps, Sockets};
@@ -128,6 +129,11 @@ pub(super) fn load_object(loader: &mut EbpfLoader<'_>, needed: &[Capability]) ->
     let mut ebpf = loader.load(OBJECT).map_err(not_loaded)?;
     start_program_log(&mut ebpf);
     Ok(ebpf)
+}
+
+/// Tells programs of this object apart from those of others, or with another mark.
+pub(super) fn build(mark: u32) -> u64 {
+    xxh64(OBJECT, mark.into())
 }
 
 fn attach(ebpf: &mut Ebpf, source: &SockMapFd) -> Result<(), LoadError> {

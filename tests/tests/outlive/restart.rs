@@ -1,10 +1,14 @@
 //! Streams go on while the process is killed, or stopped, and started again.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::programs::{ProgramInfo, SchedClassifier};
 use steer_tests::require;
 use steer_tests::topology::Topology;
 
@@ -105,4 +109,45 @@ fn streams_end_while_no_process_lives() {
     assert_eq!(bed.metric("steer_streams_adopted_total", &[]), 0.0, "they were over");
     bed.under_traffic(10, |_, _| {});
     bed.expect_no_stream();
+}
+
+/// The kernel needs long to verify them.
+#[test]
+fn a_process_of_the_same_build_uses_the_programs_that_are_there() {
+    if !require::root() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    let mut bed = Bed::start(&topology, &[]);
+    bed.under_traffic(20, |bed, _| {
+        let first = programs(&bed.maps());
+        assert_eq!(first.len(), 2);
+        bed.steer.restart(libc::SIGKILL).unwrap();
+        assert_eq!(programs(&bed.maps()), first);
+        // Both, or none.
+        let (path, _) = first.first_key_value().unwrap();
+        fs::remove_file(path).unwrap();
+        bed.steer.restart(libc::SIGKILL).unwrap();
+        let second = programs(&bed.maps());
+        assert!(second.keys().eq(first.keys()), "{second:?}");
+        assert!(second.values().all(|id| first.values().all(|old| old != id)), "{first:?} {second:?}");
+        // One that uses other maps.
+        let other = Topology::new(1).unwrap();
+        let others = Bed::start(&other, &[]);
+        for (mine, foreign) in second.keys().zip(programs(&others.maps()).keys()) {
+            fs::remove_file(mine).unwrap();
+            SchedClassifier::from_pin(foreign).unwrap().pin(mine).unwrap();
+        }
+        bed.steer.restart(libc::SIGKILL).unwrap();
+        let third = programs(&bed.maps());
+        assert!(third.values().all(|id| !programs(&others.maps()).values().any(|theirs| theirs == id)));
+    });
+    bed.expect_no_stream();
+}
+
+/// What is pinned there, with the kernel's numbers.
+fn programs(maps: &Path) -> BTreeMap<PathBuf, u32> {
+    let paths = fs::read_dir(maps).unwrap().map(|entry| entry.unwrap().path());
+    let is_program = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("program-");
+    paths.filter(is_program).map(|path| (path.clone(), ProgramInfo::from_pin(path).unwrap().id())).collect()
 }

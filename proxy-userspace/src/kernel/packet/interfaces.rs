@@ -7,19 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
-use aya::Ebpf;
 use aya::pin::PinError;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
-use proxy_common::abi;
 use proxy_common::reason::Reason;
 
+use super::programs::{PROGRAMS, Programs, name_of};
 use crate::failpoint;
 use crate::kernel::host::{self, InterfaceKind};
 use crate::kernel::links;
-use crate::kernel::loader::{self, LoadError};
+use crate::kernel::loader::LoadError;
 use crate::kernel::netlink::LinkMonitor;
 use crate::kernel::pins;
 
@@ -91,7 +90,7 @@ pub(super) struct Interfaces {
 }
 
 struct Attached {
-    programs: Ebpf,
+    programs: Programs,
     monitor: LinkMonitor,
     /// By index. Dropping a link detaches the program, unless it is pinned.
     links: HashMap<u32, [SchedClassifierLink; 2]>,
@@ -99,22 +98,9 @@ struct Attached {
     pins: Option<PathBuf>,
 }
 
-const PROGRAMS: [(&str, TcAttachType); 2] =
-    [(abi::PROG_PACKET_INGRESS, TcAttachType::Ingress), (abi::PROG_PACKET_EGRESS, TcAttachType::Egress)];
-
-/// Gives the programs to the kernel, which needs all maps to be open.
-pub(super) fn load_programs(programs: &mut Ebpf) -> Result<(), LoadError> {
-    for (name, _) in PROGRAMS {
-        let program: &mut SchedClassifier = loader::program(programs, name)?;
-        program.load().map_err(|error| loader::not_verified(name, error))?;
-    }
-    Ok(())
-}
-
 impl Interfaces {
-    /// `programs` have gone through [`load_programs`]. The links that are pinned in `pins` get them in the place of those
-    /// that they have.
-    pub(super) fn new(programs: Ebpf, hook: Hook, pins: Option<PathBuf>) -> Result<Self, LoadError> {
+    /// The links that are pinned in `pins` get `programs` in the place of those that they have.
+    pub(super) fn new(programs: Programs, hook: Hook, pins: Option<PathBuf>) -> Result<Self, LoadError> {
         let monitor = LinkMonitor::new().map_err(|error| LoadError::refused("watching interfaces", error))?;
         let mut attached = Attached { programs, monitor, links: HashMap::new(), pins };
         attached.adopt(hook).map_err(|error| LoadError::refused("the pinned links", error))?;
@@ -171,7 +157,7 @@ impl Attached {
             add_clsact(interface).map_err(|error| refused("the qdisc clsact")(error.into()))?;
         }
         let mut attach = |(name, direction)| {
-            let program: &mut SchedClassifier = self.programs.program_mut(name).expect(LOADED).try_into()?;
+            let program = self.programs.get(name);
             let link = program.attach_with_options(interface, direction, hook.options())?;
             program.take_link(link)
         };
@@ -223,7 +209,7 @@ impl Attached {
             if !attached.iter().any(|other| other.id() == program) {
                 return Err(AdoptError::Elsewhere);
             }
-            let program: &mut SchedClassifier = self.programs.program_mut(name).expect(LOADED).try_into()?;
+            let program = self.programs.get(name);
             let link = program.attach_to_link(link.try_into()?)?;
             Ok(program.take_link(link)?)
         };
@@ -313,8 +299,7 @@ pub(super) fn move_pins(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn path_of(pins: &Path, ifindex: u32, direction: TcAttachType) -> PathBuf {
-    let direction = if direction == TcAttachType::Ingress { "ingress" } else { "egress" };
-    pins.join(format!("{ifindex}-{direction}"))
+    pins.join(format!("{ifindex}-{}", name_of(direction)))
 }
 
 fn pin(link: SchedClassifierLink, path: &Path) -> Result<SchedClassifierLink, PinError> {
@@ -323,8 +308,6 @@ fn pin(link: SchedClassifierLink, path: &Path) -> Result<SchedClassifierLink, Pi
     let pinned = FdLink::from(link.pin(path)?);
     Ok(SchedClassifierLink::try_from(pinned).expect("what it was before"))
 }
-
-const LOADED: &str = "the program was there when it was loaded";
 
 fn add_clsact(interface: &str) -> Result<(), TcError> {
     match tc::qdisc_add_clsact(interface) {

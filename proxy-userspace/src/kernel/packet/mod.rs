@@ -10,6 +10,7 @@ mod interfaces;
 mod key;
 mod migrate;
 pub mod pinned;
+mod programs;
 mod records;
 
 use std::fmt;
@@ -40,6 +41,7 @@ use ageing::Heart;
 use interfaces::Interfaces;
 use migrate::Goal;
 use pinned::{PinnedError, Place};
+use programs::Programs;
 
 /// All maps of the packet splice.
 pub(super) const MAPS: [&str; 9] = [
@@ -152,7 +154,8 @@ impl PacketKernel {
             }
         }
         let mut ebpf = loader::load_object(&mut loader, &NEEDED)?;
-        interfaces::load_programs(&mut ebpf)?;
+        let programs =
+            Programs::load(&mut ebpf, loader::build(mark), place.as_ref().map(|place| place.path.as_path()))?;
         // Before anything is read that the kernel might be changing.
         let heart = loader::typed(loader::take(&mut ebpf, abi::MAP_AGEING)?, abi::MAP_AGEING)?;
         let heart = Heart::begin(heart).map_err(|error| LoadError::refused(abi::MAP_AGEING, error))?;
@@ -181,7 +184,7 @@ impl PacketKernel {
             place.fill(&Goal { conns: &conns, flows4: &flows4, flows6: &flows6 })?;
             place.complete(&mut about, &mut layout, &conns)?;
         }
-        let interfaces = Interfaces::new(ebpf, hook, place.as_ref().map(|place| place.path.clone()))?;
+        let interfaces = Interfaces::new(programs, hook, place.as_ref().map(|place| place.path.clone()))?;
         let are_new = place.as_ref().is_none_or(|place| !place.adopts);
         if let Some(place) = place {
             place.settle(&conns);
