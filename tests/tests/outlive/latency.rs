@@ -1,41 +1,64 @@
-//! How long echoes take around restarts, and in between.
+//! How long echoes take in the seconds of restarts, and in those between.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// The part of the time between two restarts that belongs to the earlier one; the rest is compared with it.
-const AT: Duration = Duration::from_secs(1);
+/// Echoes of so long a time are looked at together.
+const WINDOW: Duration = Duration::from_secs(1);
 
-/// When echoes came, and how long after their messages.
+/// How long after its message each echo came, of one second.
+type Window = Vec<Duration>;
+
+/// Of many seconds.
 #[derive(Debug, Default)]
 pub(crate) struct Echoes {
-    at_restarts: Vec<Duration>,
-    between: Vec<Duration>,
+    at_restarts: Vec<Window>,
+    between: Vec<Window>,
 }
 
 impl Echoes {
-    /// Adds those that came after the restart that began at `restart`, and before the next one.
+    /// Adds those that came after the restart that began at `restart`, and before the next one: when, and how long after their
+    /// messages.
     pub(crate) fn add(&mut self, restart: Instant, echoes: &[(Instant, Duration)]) {
+        let mut windows: Vec<Window> = Vec::new();
         for (came, took) in echoes {
-            let times = if *came < restart + AT { &mut self.at_restarts } else { &mut self.between };
-            times.push(*took);
+            let index = (came.saturating_duration_since(restart).as_nanos() / WINDOW.as_nanos()) as usize;
+            windows.resize_with(windows.len().max(index + 1), Window::new);
+            windows[index].push(*took);
         }
+        let mut windows = windows.into_iter();
+        self.at_restarts.extend(windows.next());
+        self.between.extend(windows);
     }
 }
 
 impl fmt::Display for Echoes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "echoes                       number      p50      p99    p99.9      max, ms")?;
-        for (name, times) in
-            [("in the second of a restart", &self.at_restarts), ("in between", &self.between)]
+        writeln!(f, "{:<20}{:>28}{:>26}", "echoes, in ms", "", "p99 of single seconds")?;
+        writeln!(f, "{:<20} number    p50    p99  p99.9    max   lowest  median highest", "")?;
+        for (name, windows) in [("seconds of restarts", &self.at_restarts), ("those between", &self.between)]
         {
-            let mut sorted = times.clone();
-            sorted.sort_unstable();
-            let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|quantile| at(&sorted, quantile));
-            writeln!(f, "{name:<26} {:>8} {p50:>8.2} {p99:>8.2} {p999:>8.2} {max:>8.2}", sorted.len())?;
+            let mut all = windows.concat();
+            all.sort_unstable();
+            let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|quantile| at(&all, quantile));
+            let mut seconds: Vec<_> = windows.iter().map(|window| p99_of(window)).collect();
+            seconds.sort_by(f64::total_cmp);
+            let [lowest, median, highest] = [0, seconds.len() / 2, seconds.len().saturating_sub(1)]
+                .map(|index| seconds.get(index).copied());
+            write!(f, "{name:<20} {:>6} {p50:>6.2} {p99:>6.2} {p999:>6.2} {max:>6.2} ", all.len())?;
+            for figure in [lowest, median, highest] {
+                write!(f, " {:>7.2}", figure.unwrap_or_default())?;
+            }
+            writeln!(f)?;
         }
         Ok(())
     }
+}
+
+fn p99_of(window: &Window) -> f64 {
+    let mut sorted = window.clone();
+    sorted.sort_unstable();
+    at(&sorted, 0.99)
 }
 
 /// In milliseconds.
