@@ -248,6 +248,17 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// Waits until it is so again: the kernel detaches a program somewhat after its link has gone.
+    pub(crate) fn expect(&self, topology: &Topology, pins: &Path) {
+        let is_so = eventually("the kernel as it was", HANG, || {
+            Ok((Self::now(topology, pins) == *self).then_some(()))
+        });
+        // For what differs.
+        is_so.unwrap_or_else(|_| assert_eq!(Self::now(topology, pins), *self));
+    }
+}
+
 /// What can be read of a tree of settings.
 fn read_sysctls(tree: &Path, found: &mut BTreeMap<PathBuf, String>) {
     for entry in fs::read_dir(tree).unwrap() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use steer_tests::require;
 use steer_tests::topology::Topology;
 
-use crate::bed::{Bed, HANG, endpoint, front};
+use crate::bed::{Bed, HANG, Kernel, endpoint, front};
 
 /// Within this both peers are to know.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);
@@ -95,6 +95,10 @@ fn a_stream_in_its_hand_over_is_reset_on_both_sides_when_the_process_dies() {
     for starts_again in [false, true] {
         let listener = topology.endpoints[0].run(|| TcpListener::bind(endpoint()).unwrap()).unwrap();
         let mut bed = Bed::start(&topology, &["hand_over_within: 1s"]);
+        let pins = bed.pins();
+        bed.steer.stop(libc::SIGTERM).unwrap();
+        let before = Kernel::now(&topology, &pins);
+        bed.steer.start_again().unwrap();
         let (mut client, mut backend) = stuck(&bed, &listener);
         bed.steer.stop(libc::SIGKILL).unwrap();
         if starts_again {
@@ -107,6 +111,10 @@ fn a_stream_in_its_hand_over_is_reset_on_both_sides_when_the_process_dies() {
         }
         if starts_again {
             bed.expect_no_stream();
+            bed.steer.stop(libc::SIGTERM).unwrap();
+        } else {
+            bed.cli_text(&["cleanup"]);
         }
+        before.expect(&topology, &pins);
     }
 }
