@@ -30,9 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const REST_WITHIN: Duration = Duration::from_secs(10);
 /// Descriptors that steer may hold at rest, whatever the number of streams.
 const DESCRIPTORS_AT_REST: usize = 100;
-/// Bytes that a stream may cost in all: steer's memory and its share of the maps. 746 were measured; what the allocator holds
-/// beyond what it was asked for varies from run to run.
-const BYTES_PER_STREAM: u64 = 850;
+/// Bytes that a stream may cost in all: steer's memory and its share of the maps. 745 were measured in most runs and up to 857 in
+/// some, of the same binary: what the allocator holds beyond what it was asked for varies.
+const BYTES_PER_STREAM: u64 = 950;
 
 #[test]
 fn fifty_thousand_spliced_websockets_echo_and_cost_next_to_nothing() -> Result<()> {

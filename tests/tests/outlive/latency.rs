@@ -41,7 +41,7 @@ impl fmt::Display for Echoes {
             let mut all = windows.concat();
             all.sort_unstable();
             let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|quantile| at(&all, quantile));
-            let mut seconds: Vec<_> = windows.iter().map(|window| p99_of(window)).collect();
+            let mut seconds: Vec<_> = windows.iter().map(p99_of).collect();
             seconds.sort_by(f64::total_cmp);
             let [lowest, median, highest] = [0, seconds.len() / 2, seconds.len().saturating_sub(1)]
                 .map(|index| seconds.get(index).copied());
