@@ -246,9 +246,7 @@ impl Kernel {
             sysctls,
         }
     }
-}
 
-impl Kernel {
     /// Waits until it is so again: the kernel detaches a program somewhat after its link has gone.
     pub(crate) fn expect(&self, topology: &Topology, pins: &Path) {
         let is_so = eventually("the kernel as it was", HANG, || {
