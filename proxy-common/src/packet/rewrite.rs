@@ -67,13 +67,19 @@ pub fn window_less(window: u16, bytes: u32, fixed: &DirFixed) -> u16 {
 }
 
 /// How the timestamps of one packet are translated.
-#[derive(Debug, Clone, Copy)]
+///
+/// Plain words, all of them initialised: the program copies the value from its stack to a map, and verifiers before Linux
+/// 6.3 refuse to read a byte of the stack that nothing was written to, as those of padding or of a `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
 pub struct Timestamps {
-    /// Whether the TSval is `value + number`, or `number` itself.
-    fixed: bool,
+    /// 1: the TSval is `value + number`. 0: it is `number` itself.
+    fixed: u32,
     number: u32,
-    /// Subtracted from the TSecr, if it is known.
-    echo: Option<u32>,
+    /// 1: `echo` is known. 0: no TSecr is sent.
+    echo_known: u32,
+    /// Subtracted from the TSecr.
+    echo: u32,
 }
 
 impl Timestamps {
@@ -84,23 +90,20 @@ impl Timestamps {
     pub fn of(flow: &Flow, other: &Flow, clock_ms: impl FnOnce() -> u32) -> Self {
         let fixed = flow.live.ts_state == ts_state::FIXED;
         let number = if fixed { flow.fixed.ts_delta } else { clock_ms().wrapping_add(flow.fixed.ts_offset) };
-        let echo = (other.live.ts_state != ts_state::UNKNOWN).then_some(other.fixed.ts_delta);
-        Self { fixed, number, echo }
+        let echo_known = u32::from(other.live.ts_state != ts_state::UNKNOWN);
+        Self { fixed: u32::from(fixed), number, echo_known, echo: other.fixed.ts_delta }
     }
 
     /// The TSval that leaves (host order).
     #[inline(always)]
     pub fn value(&self, value: u32) -> u32 {
-        if self.fixed { value.wrapping_add(self.number) } else { self.number }
+        if self.fixed == 1 { value.wrapping_add(self.number) } else { self.number }
     }
 
     /// The TSecr that leaves (host order). Zero, which Linux takes for none, while the other direction's delta is unknown.
     #[inline(always)]
     pub fn echo(&self, echo: u32) -> u32 {
-        match self.echo {
-            Some(delta) => echo.wrapping_sub(delta),
-            None => 0,
-        }
+        if self.echo_known == 1 { echo.wrapping_sub(self.echo) } else { 0 }
     }
 
     /// Keeps what a believed packet of `flow` with this TSval has shown, in this state of the session. (A forged one must
@@ -112,7 +115,7 @@ impl Timestamps {
     #[inline(always)]
     pub fn note(&self, flow: &mut Flow, session_state: u32, value: u32) {
         flow.live.ts_value = value;
-        if !self.fixed {
+        if self.fixed == 0 {
             let delta = self.number.wrapping_sub(value);
             if flow.live.ts_state == ts_state::UNKNOWN || after(delta, flow.fixed.ts_delta) {
                 flow.fixed.ts_delta = delta;

@@ -87,10 +87,18 @@ pub(super) fn is_for_us(ctx: &TcContext) -> bool {
     kind == PACKET_HOST && vlan == 0
 }
 
-/// `len`, if it is in the range, in a way that convinces the verifier too: the compiler can neither move the check to
-/// where the number came from, nor leave it out because of what it knows about that.
+/// `len`, if it is in the range, in a way that convinces every verifier.
+///
+/// The number that is compared is the number that is used, and there is one comparison. Of two, LLVM makes one of a copy
+/// (`len - start < size`), and verifiers before Linux 6.18 do not carry what the copy tells over to `len`: they see a
+/// helper called with a length without a bound. So the subtraction is done first, where `black_box` keeps LLVM from
+/// knowing what became of it, and taken back after the comparison.
 #[inline(always)]
 pub(super) fn checked(len: u32, range: RangeInclusive<u32>) -> Option<u32> {
-    let len = black_box(len);
-    (*range.start() <= len && len <= *range.end()).then_some(len)
+    let (start, end) = range.into_inner();
+    let above = black_box(len.wrapping_sub(start));
+    if above > end - start {
+        return None;
+    }
+    Some(above + start)
 }

@@ -119,8 +119,8 @@ fn give_up(session: &Session, session_state: u32) -> bool {
     for direction in Direction::BOTH {
         let flow = FlowRef::new(session.flow.conn(), direction);
         had_keys |= match conn.family {
-            4 => forget_own::<Ipv4>(&conn.key4(direction), flow),
-            _ => forget_own::<Ipv6>(&conn.key6(direction), flow),
+            4 => forget_own::<Ipv4>(&Ipv4::key_of(conn, direction), flow),
+            _ => forget_own::<Ipv6>(&Ipv6::key_of(conn, direction), flow),
         };
     }
     if !had_keys && session_state == state::DEAD {

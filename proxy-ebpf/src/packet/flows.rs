@@ -9,6 +9,8 @@ use crate::maps::{STEER_CONNS, STEER_FLOWS4, STEER_FLOWS6};
 pub(super) trait Flows: Ip {
     fn find(key: &Self::Key) -> Option<FlowRef>;
     fn forget(key: &Self::Key);
+    /// That of a record's flow.
+    fn key_of(conn: &Conn, direction: Direction) -> Self::Key;
 }
 
 impl Flows for Ipv4 {
@@ -23,6 +25,11 @@ impl Flows for Ipv4 {
         // Gone already: userspace was quicker.
         let _ = STEER_FLOWS4.remove(key);
     }
+
+    #[inline(always)]
+    fn key_of(conn: &Conn, direction: Direction) -> FlowKey4 {
+        conn.key4(direction)
+    }
 }
 
 impl Flows for Ipv6 {
@@ -35,6 +42,11 @@ impl Flows for Ipv6 {
     #[inline(always)]
     fn forget(key: &FlowKey6) {
         let _ = STEER_FLOWS6.remove(key);
+    }
+
+    #[inline(always)]
+    fn key_of(conn: &Conn, direction: Direction) -> FlowKey6 {
+        conn.key6(direction)
     }
 }
 
