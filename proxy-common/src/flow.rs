@@ -106,8 +106,18 @@ pub mod flags {
     pub const STRIP_ECN: u32 = 1 << 3;
     /// Steer has ended the session, or died in its hand-over. In RESET its packets pass to the local stack then, which
     /// knows no such connection, and answers each with a RST of the very number that its sender expects. Written by
-    /// userspace, and by the program for a process that has died.
+    /// userspace, and by the program for a process that has died or a packet that it cannot carry.
     pub const GIVEN_UP: u32 = 1 << 4;
+    /// With GIVEN_UP: a packet of the client came to the local stack, since the programs could not carry it. Written by the
+    /// program.
+    pub const NOT_CARRIED_UP: u32 = 1 << 5;
+    /// The same of the endpoint.
+    pub const NOT_CARRIED_DOWN: u32 = 1 << 6;
+
+    /// Of the direction whose packet it was.
+    pub const fn not_carried(direction: super::Direction) -> u32 {
+        NOT_CARRIED_UP << direction as u32
+    }
 }
 
 /// Values of [`DirFixed::output`].

@@ -53,6 +53,8 @@ labelled! {
         TcpFeature = 22, "tcp_feature";
         /// Another process has taken over and has the maps; this one ends when its own streams have ended.
         TakenOver = 23, "taken_over";
+        /// Packets of a peer could not be carried lately, and a stream of it was given up for that.
+        NotCarried = 24, "not_carried";
     }
 }
 

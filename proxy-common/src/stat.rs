@@ -12,8 +12,7 @@ labelled! {
         PassOff = 1, "pass_off";
         /// Of a flow whose tuple a new connection has taken: passed to the local stack.
         PassDead = 2, "pass_dead";
-        /// A known flow, but a shape that is not rewritten (cut header, VLAN tag, for another host): passed. IP options and
-        /// fragments pass too, uncounted: the flow is not known then.
+        /// A known flow, but a shape that is not rewritten (cut header, VLAN tag, for another host): passed.
         PassShape = 3, "pass_shape";
         /// A SYN took the tuple of a flow that was over.
         Reused = 4, "reused";
@@ -52,6 +51,16 @@ labelled! {
         /// Not a packet but a stream that the kernel gave up, since no process looked after it: its peers were silent for
         /// `orphan_timeout`, or it was in a hand-over.
         Aged = 21, "aged";
+        /// Of an odd shape (IP options, extension headers, a priority tag): made plain, and then spliced.
+        MadePlain = 22, "made_plain";
+        /// A fragment, first or later, was sent on to the other peer.
+        Fragment = 23, "fragment";
+        /// A later fragment that came before the first of its packet: passed, since its flow is not known.
+        FragmentEarly = 24, "fragment_early";
+        /// A RST or FIN with a wrong checksum: sent on as it is, but it changes nothing.
+        BadChecksum = 25, "bad_checksum";
+        /// Not a packet but a stream that was given up: a packet of it came to the local stack, which cannot carry it.
+        GivenUp = 26, "given_up";
     }
 }
 

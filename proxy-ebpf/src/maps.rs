@@ -5,15 +5,18 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
 use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use proxy_common::abi::{DEFAULT_MAX_CONNS, FLOW_EVENTS_BYTES, SOCK_ENTRIES, SOCK_EVENTS_BYTES};
 use proxy_common::about::About;
 use proxy_common::ageing::Ageing;
 use proxy_common::flow::{Conn, FlowKey4, FlowKey6, FlowRef};
 use proxy_common::layout::{ENTRY_COUNT, Entry};
 use proxy_common::packet::options::Walk;
+use proxy_common::packet::shape::{FirstPiece, PieceKey};
 use proxy_common::sock::{SockCredit, SockFlow};
 use proxy_common::stat::Stat;
+
+use crate::packet::Chunk;
 
 /// Tuple of a packet that arrives -> its flow. Two entries for each session.
 /// Never an LRU map: an eviction would reset a living stream.
@@ -71,6 +74,15 @@ pub(crate) struct Timer {
 /// the next.
 #[map]
 pub(crate) static STEER_OPTIONS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
+
+/// What the first piece of a packet has told, for the pieces after it. An LRU map: an entry is needed for as long as the pieces
+/// of a packet are under way, and without one they are lost, and repeated. Only `packet_ingress` uses it.
+#[map]
+pub(crate) static STEER_PIECES: LruHashMap<PieceKey, FirstPiece> = LruHashMap::with_max_entries(2048, 0);
+
+/// Room for pieces of a segment whose checksum is verified. Only `packet_ingress` uses it, from one packet to the next.
+#[map]
+pub(crate) static STEER_CHUNK: PerCpuArray<Chunk> = PerCpuArray::with_max_entries(1, 0);
 
 /// Cookie of a source socket -> its *peer* socket. No program is attached here, so that being a
 /// target does not make a socket a source.

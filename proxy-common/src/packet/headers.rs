@@ -164,6 +164,9 @@ pub trait Ip: Pod {
     /// Whether TCP follows at once: no options or extension headers, not a fragment.
     fn is_plain_tcp(&self) -> bool;
 
+    /// Whether this header says that the packet is a fragment. (IPv6 says so in a header of its own.)
+    fn is_piece(&self) -> bool;
+
     /// Bytes of TCP header and payload, if the packet has `len` bytes from the IP header on, padding included (BIG TCP
     /// says zero in the header). May be nonsense for a packet that is.
     fn segment_len(&self, len: u32) -> u32;
@@ -171,7 +174,7 @@ pub trait Ip: Pod {
     /// What a change does to the sum over the whole packet, TCP's checksum having made up for [`HeaderChange::pseudo`].
     fn of_whole_packet(change: &HeaderChange) -> Difference;
 
-    /// Shortens the packet to a segment of `len` bytes.
+    /// Shortens the packet to a segment of `len` bytes, which is no piece of anything.
     fn set_segment_len(&mut self, len: u16) -> HeaderChange;
 
     /// Of the flow to which the packet belongs if it arrives.
@@ -199,9 +202,14 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn is_plain_tcp(&self) -> bool {
+        self.version_and_length == 0x45 && self.protocol == protocol::TCP && !self.is_piece()
+    }
+
+    #[inline(always)]
+    fn is_piece(&self) -> bool {
         /// More fragments, or an offset.
         const FRAGMENT: u16 = 0x3fff_u16.to_be();
-        self.version_and_length == 0x45 && self.protocol == protocol::TCP && self.fragment & FRAGMENT == 0
+        self.fragment & FRAGMENT != 0
     }
 
     #[inline(always)]
@@ -221,10 +229,13 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn set_segment_len(&mut self, len: u16) -> HeaderChange {
-        let old = self.total_length;
+        const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
+        let old = *self;
         self.total_length = (Self::LEN as u16 + len).to_be();
+        self.fragment &= DONT_FRAGMENT;
         let mut change = Difference::default();
-        change.replace(old.into(), self.total_length.into());
+        change.replace(old.total_length.into(), self.total_length.into());
+        change.replace(old.fragment.into(), self.fragment.into());
         self.check = change.apply(self.check);
         HeaderChange::default()
     }
@@ -285,6 +296,11 @@ impl Ip for Ipv6 {
     fn is_plain_tcp(&self) -> bool {
         const VERSION: u32 = 0xf000_0000_u32.to_be();
         self.next_header == protocol::TCP && self.version_class_label & VERSION == 0x6000_0000_u32.to_be()
+    }
+
+    #[inline(always)]
+    fn is_piece(&self) -> bool {
+        false
     }
 
     #[inline(always)]

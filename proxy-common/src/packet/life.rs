@@ -42,6 +42,12 @@ impl Segment {
         self.flags & flags != 0
     }
 
+    /// Whether the segment ends the stream, or its direction of it.
+    #[inline(always)]
+    pub const fn is_an_end(&self) -> bool {
+        self.has(tcp_flags::FIN | tcp_flags::RST)
+    }
+
     #[inline(always)]
     const fn data_end(&self) -> u32 {
         self.seq.wrapping_add(self.payload)
@@ -145,6 +151,17 @@ fn observe_reset(
         return Observed { believed, ..Observed::BELIEVED };
     }
     Observed { believed, state: Some(state::RESET), event: Some(event::RESET), stat: None }
+}
+
+/// Whether a RST of the local stack for the peer of `flow` answers a packet of that peer, not of somebody who has guessed the
+/// tuple. Such a packet was not carried, and what it says is lost.
+///
+/// The stack answers a packet of a connection that it does not know with the number which that packet acknowledges (RFC 9293,
+/// section 3.10.7.1). The peer acknowledges what it last acknowledged, or all that was sent to it.
+#[inline(always)]
+pub fn answers_the_peer(reset_flags: u8, seq: u32, flow: &Flow, other: &Flow) -> bool {
+    let sent = other.live.seq_end.wrapping_add(other.fixed.seq_delta);
+    reset_flags & tcp_flags::ACK == 0 && (seq == flow.live.ack_end || seq == sent)
 }
 
 const fn is_open(session_state: u32) -> bool {

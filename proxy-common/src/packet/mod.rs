@@ -9,6 +9,7 @@ pub mod life;
 pub mod options;
 pub mod rewrite;
 pub mod seq;
+pub mod shape;
 
 #[cfg(test)]
 mod testing;

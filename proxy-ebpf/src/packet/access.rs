@@ -3,6 +3,7 @@
 use core::hint::black_box;
 use core::ops::RangeInclusive;
 
+use aya_ebpf::helpers::bpf_skb_vlan_pop;
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
@@ -85,6 +86,17 @@ pub(super) fn is_for_us(ctx: &TcContext) -> bool {
     // SAFETY: as above.
     let vlan = unsafe { (*ctx.skb.skb).vlan_present };
     kind == PACKET_HOST && vlan == 0
+}
+
+/// Takes a priority tag (IEEE 802.1Q with VLAN 0) off, which makes a packet no VLAN's; whether the packet is
+/// [for us](is_for_us) then. Moves the packet.
+#[inline(always)]
+pub(super) fn untag(ctx: &TcContext) -> bool {
+    const VLAN: u32 = 0x0fff;
+    // SAFETY: as above.
+    let tag = unsafe { (*ctx.skb.skb).vlan_tci };
+    // SAFETY: the context is that of the running program. Without a tag the helper does nothing.
+    tag & VLAN == 0 && unsafe { bpf_skb_vlan_pop(ctx.skb.skb) } == 0 && is_for_us(ctx)
 }
 
 /// `len`, if it is in the range, in a way that convinces every verifier.

@@ -101,7 +101,7 @@ impl Session {
         unsafe { (*self.conn).flags }
     }
 
-    /// For a session whose process has died: nobody else writes flags then.
+    /// For a session that ends by it, in a hand-over or after: userspace adds flags only before, or to one that has ended.
     #[inline(always)]
     pub(super) fn add_flags(&self, flags: u32) {
         // SAFETY: as above.

@@ -18,36 +18,34 @@ use crate::packet::access::{self, at, tcp_offset, view};
 use crate::packet::copy;
 use crate::packet::flows::{Flows, Session};
 use crate::packet::stats::{count, report};
-use crate::packet::{DROP, PASS, options};
+use crate::packet::{DROP, PASS, options, verify};
 
-/// The verdict on a TCP packet that arrives, to whose IP header `ip` points.
+/// The flow of a plain TCP packet that arrives, to whose IP header `ip` points.
 #[inline(always)]
-pub(super) fn packet<I: Flows>(ctx: &TcContext, ip: &I) -> i32 {
-    if !ip.is_plain_tcp() {
-        return PASS;
-    }
-    let Some(tcp) = view::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
-    match I::find(&ip.key(tcp.ports)) {
-        Some(flow) => known::<I>(ctx, flow),
-        None => PASS,
-    }
+pub(super) fn flow<I: Flows>(ctx: &TcContext, ip: &I) -> Option<FlowRef> {
+    let tcp = view::<Tcp>(ctx, tcp_offset::<I>())?;
+    I::find(&ip.key(tcp.ports))
 }
 
-/// The same, if a session has the flow. A function of its own in the program, as the others that [`packet_ingress`] calls:
+/// The verdict on a plain packet of a flow. A function of its own in the program, as the others that [`packet_ingress`] calls:
 /// they need not share their stack then, and what is none of ours does not pay for it.
 ///
 /// [`packet_ingress`]: crate::packet::packet_ingress
 #[inline(never)]
-fn known<I: Flows>(ctx: &TcContext, flow: FlowRef) -> i32 {
-    let Some(ip) = view::<I>(ctx, Ethernet::LEN) else { return PASS };
-    let Some(tcp) = view::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
+pub(super) fn packet<I: Flows>(ctx: &TcContext, flow: FlowRef) -> i32 {
     let Some(session) = Session::of(flow) else { return PASS };
     let session_state = session.state();
     match session_state {
-        state::OFF => pass(Stat::PassOff),
-        state::DEAD => pass(Stat::PassDead),
-        _ => forward::<I>(ctx, &session, session_state, ip, tcp),
+        state::OFF => return pass(Stat::PassOff),
+        state::DEAD => return pass(Stat::PassDead),
+        _ => {}
     }
+    if !access::is_for_us(ctx) && !access::untag(ctx) {
+        return pass(Stat::PassShape);
+    }
+    let Some(ip) = view::<I>(ctx, Ethernet::LEN) else { return PASS };
+    let Some(tcp) = view::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
+    forward::<I>(ctx, &session, session_state, ip, tcp)
 }
 
 #[inline(always)]
@@ -68,7 +66,7 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
     let frame_len = ctx.len();
     let segment_len = ip.segment_len(frame_len - Ethernet::LEN as u32);
     let complete = segment_len <= frame_len.wrapping_sub(tcp_offset::<I>() as u32);
-    let Some(segment) = Segment::new(tcp, segment_len).filter(|_| complete && access::is_for_us(ctx)) else {
+    let Some(segment) = Segment::new(tcp, segment_len).filter(|_| complete) else {
         return pass(Stat::PassShape);
     };
     if life::takes_tuple(session_state, session.flow.direction(), tcp.flags) {
@@ -85,7 +83,7 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
     if ctx.data() + header_end > ctx.data_end() && ctx.pull_data(header_end as u32).is_err() {
         return pass(Stat::PassShape);
     }
-    let believed = observe(session, session_state, &segment);
+    let believed = observe::<I>(ctx, session, session_state, &segment);
     match rewrite::<I>(ctx, session, session_state, header_len, believed) {
         Some(()) => {
             count(Stat::Spliced);
@@ -97,7 +95,7 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
 
 /// The verdict on a SYN that takes the tuple of a session that is over.
 ///
-/// A function of its own in the program, so that its key needs no room on the stack of [`known`]: the frames of a chain of calls,
+/// A function of its own in the program, so that its key needs no room on the stack of [`packet`]: the frames of a chain of calls,
 /// each rounded up to 32 bytes, may have 512 together, and before Linux 6.9 all chains count alike. The key comes from the
 /// record. With the context for an argument LLVM would hand over the packet's two pointers, and the verifier takes those for
 /// numbers there.
@@ -112,7 +110,11 @@ fn reused<I: Flows>(flow: FlowRef) -> i32 {
 
 /// Lets the record know of the segment; returns whether it is believed.
 #[inline(always)]
-fn observe(session: &Session, session_state: u32, segment: &Segment) -> bool {
+fn observe<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, segment: &Segment) -> bool {
+    if segment.is_an_end() && verify::is_damaged::<I>(ctx) {
+        count(Stat::BadChecksum);
+        return false;
+    }
     let clock = Clock { tick: jiffies(), now_ns: coarse_ns };
     let observed = life::observe(session_state, segment, session.arriving(), session.other(), clock);
     if let Some(next) = observed.state {

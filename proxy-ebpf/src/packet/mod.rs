@@ -7,17 +7,21 @@ mod copy;
 mod flows;
 mod forward;
 mod icmp;
+mod odd;
 mod options;
 mod own;
 mod stats;
+mod verify;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::packet::headers::{Ip, Ipv4, Ipv6, protocol};
 use proxy_common::packet::icmp::IcmpIp;
+use proxy_common::packet::shape::ShapedIp;
 
 use crate::packet::flows::Flows;
+pub(crate) use crate::packet::verify::Chunk;
 
 /// Not for us: another program of the hook decides, and if there is none the packet goes on.
 pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
@@ -34,13 +38,36 @@ fn packet_ingress(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn arrival<I: Flows + IcmpIp>(ctx: &TcContext) -> i32 {
-    let Some(ip) = access::linear_ip::<I>(ctx) else { return PASS };
-    match ip.protocol() {
-        protocol::TCP if copy::is_copy(ctx) => copy::deliver::<I>(ctx),
-        protocol::TCP => forward::packet::<I>(ctx, ip),
-        other if other == I::ICMP => icmp::packet::<I>(ctx),
-        _ => PASS,
+fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> i32 {
+    let mut flow = None;
+    let mut is_odd = true;
+    if let Some(ip) = access::linear_ip::<I>(ctx) {
+        if ip.protocol() == protocol::TCP && copy::is_copy(ctx) {
+            return copy::deliver::<I>(ctx);
+        }
+        if ip.is_plain_tcp() {
+            flow = forward::flow::<I>(ctx, ip);
+            is_odd = false;
+        } else if ip.protocol() == I::ICMP {
+            return icmp::packet::<I>(ctx);
+        } else if !ip.may_be_odd() {
+            return PASS;
+        }
+    }
+    let mut piece = None;
+    if is_odd {
+        let made = odd::packet::<I>(ctx);
+        if let Some(verdict) = made.as_verdict() {
+            return verdict;
+        }
+        piece = made.as_first_piece();
+        flow = access::linear_ip::<I>(ctx).and_then(|ip| forward::flow::<I>(ctx, ip));
+    }
+    let Some(flow) = flow else { return PASS };
+    let verdict = forward::packet::<I>(ctx, flow);
+    match piece {
+        Some(id) if odd::put_back::<I>(ctx, id) == 0 => DROP,
+        _ => verdict,
     }
 }
 

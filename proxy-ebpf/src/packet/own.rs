@@ -5,6 +5,7 @@ use proxy_common::flow::{event, flags, state};
 use proxy_common::packet::checksum::Difference;
 use proxy_common::packet::copy;
 use proxy_common::packet::headers::{Ethernet, Tcp, tcp_flags};
+use proxy_common::packet::life;
 use proxy_common::packet::options::TimestampsOption;
 use proxy_common::stat::Stat;
 
@@ -43,9 +44,15 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
         return PASS;
     }
     if is_reset {
-        // The stack knows no socket, or only one that is being closed, but the stream lives. (Who ends a session takes
-        // its state further before the RST.)
-        return drop(Stat::DropStackRst);
+        // The stream lives. (Who ends a session takes its state further before the RST.) The RST is of a socket that is being
+        // closed, or the stack knows no socket.
+        let reset_seq = u32::from_be(tcp.seq);
+        let is_peers = life::answers_the_peer(tcp.flags, reset_seq, session.arriving(), session.other());
+        if is_own || session_state != state::SPLICED || !is_peers {
+            return drop(Stat::DropStackRst);
+        }
+        give_up(&session);
+        return PASS;
     }
     match freshen::<I>(ctx, &session, &tcp) {
         Some(()) => PASS,
@@ -71,6 +78,17 @@ fn last_word<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, t
     let offset = tcp_offset::<I>();
     ctx.store(offset + core::mem::offset_of!(Tcp, seq), &seq, 0).ok()?;
     ctx.l4_csum_replace(offset + Tcp::CHECK, 0, change.folded().into(), 0).ok()
+}
+
+/// A packet came to the local stack that the ingress program cannot carry, or has not seen. The stream would stand still, and
+/// nobody would be told; so it ends. This peer learns of it by the stack's RST, whose number is exact, the other one by
+/// userspace or by the next thing that it says.
+#[inline(always)]
+fn give_up(session: &Session) {
+    session.add_flags(flags::GIVEN_UP | flags::not_carried(session.flow.direction()));
+    session.advance(state::RESET);
+    report(session, event::RESET);
+    count(Stat::GivenUp);
 }
 
 #[inline(always)]

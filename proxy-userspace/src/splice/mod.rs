@@ -214,6 +214,9 @@ const fn fix(reason: Reason) -> Option<&'static str> {
         }
         Reason::NoSourcePort => "give the cluster more source_addresses, or widen packet_splice.source_ports",
         Reason::MapFull => "raise packet_splice.max_streams",
+        Reason::NotCarried => {
+            "see docs/splice.md, `Odd packets`: a network in between changes the packets of this peer"
+        }
         Reason::Interface => "only Ethernet and loopback are spliced; splice: relay says that you know",
         _ => return None,
     })
@@ -247,16 +250,19 @@ pub enum End {
     /// One side reset, or vanished; the other was reset too.
     Reset,
     IdleTimeout,
+    /// A packet of it came that the packet splice cannot carry; both sides were reset.
+    NotCarried,
 }
 
 impl End {
-    pub const ALL: [Self; 3] = [Self::Finished, Self::Reset, Self::IdleTimeout];
+    pub const ALL: [Self; 4] = [Self::Finished, Self::Reset, Self::IdleTimeout, Self::NotCarried];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Finished => "finished",
             Self::Reset => "reset",
             Self::IdleTimeout => "idle_timeout",
+            Self::NotCarried => "not_carried",
         }
     }
 }

@@ -7,6 +7,7 @@ mod ends;
 mod forward;
 mod hand_over;
 mod icmp;
+mod odd;
 mod options;
 mod passed;
 mod plausible;

@@ -136,18 +136,6 @@ fn shapes_that_are_not_looked_at() {
 const OTHERS: &[Row] = &[
     Row { name: "a TCP header that is cut", input: |i| cut_tcp(i, 19), ..IGNORED },
     Row { name: "no TCP header at all", input: |i| cut_tcp(i, 0), ..IGNORED },
-    Row {
-        name: "IP options",
-        packet: |p, s| if s.conn.family == 4 { p.ip_options = vec![1; 4] } else { p.fragment = 1 },
-        ..IGNORED
-    },
-    Row {
-        name: "a first fragment",
-        packet: |p, s| p.fragment = if s.conn.family == 4 { 0x2000 } else { 1 },
-        ..IGNORED
-    },
-    Row { name: "a later fragment", packet: |p, _| p.fragment = 0x0010, ..IGNORED },
-    Row { name: "the last fragment", packet: |p, _| p.fragment = 0x0008, ..IGNORED },
     Row { name: "UDP", input: |i| if is_v4(i) { i.frame[23] = 17 } else { i.frame[20] = 17 }, ..IGNORED },
     Row { name: "another version of IP", input: |i| i.frame[14] ^= 0x20, ..IGNORED },
     Row {

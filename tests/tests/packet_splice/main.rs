@@ -15,6 +15,7 @@ mod injection;
 mod local;
 mod maps;
 mod net;
+mod odd;
 mod path_mtu;
 mod ports;
 mod reuse;

@@ -15,14 +15,14 @@ const NARROW: u32 = 1300;
 const BULK: usize = 8 << 20;
 
 /// A host behind one of the hosts next to the proxy, which becomes a router with a narrow way there.
-struct FarHost {
-    netns: NetNs,
+pub(crate) struct FarHost {
+    pub(crate) netns: NetNs,
     address: IpAddr,
 }
 
 impl FarHost {
     /// `link` numbers the networks; `next_hop` is the router as the proxy sees it.
-    fn behind(router: &NetNs, proxy: &NetNs, next_hop: IpAddr, link: u8) -> Self {
+    pub(crate) fn behind(router: &NetNs, proxy: &NetNs, next_hop: IpAddr, link: u8) -> Self {
         let netns = NetNs::new("steer-t", &format!("far{link}")).unwrap();
         let ([network, near, address], bits) = match next_hop {
             IpAddr::V4(_) => ([0, 1, 2].map(|host| v4(link, host)), 24),

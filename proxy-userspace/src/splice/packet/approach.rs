@@ -242,7 +242,11 @@ fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
     // The socket itself does not tell of more than what it announces to the endpoint.
     let endpoint_mss = source.endpoint_mss().map_or(0, u32::from);
     upstream.send_mss = upstream.send_mss.max(endpoint_mss.saturating_sub(options));
-    let plan = decide(&survey.host(), &survey.leg(downstream)?, &upstream)?;
+    let downstream = survey.leg(downstream)?;
+    if [&downstream, &upstream].into_iter().any(|leg| splice.records.unfit.has(leg.peer.ip())) {
+        return Err(Reason::NotCarried);
+    }
+    let plan = decide(&survey.host(), &downstream, &upstream)?;
     for ifindex in plan.arrive_on {
         splice.records.kernel.attach(ifindex).map_err(|error| {
             let reason = error.reason();

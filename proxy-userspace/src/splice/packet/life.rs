@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use proxy_common::flow::{Conn, Direction, bits, state};
+use proxy_common::flow::{Conn, Direction, bits, flags, state};
 
 use crate::config;
 use crate::splice::End;
@@ -32,6 +32,8 @@ pub(super) struct Look {
     last_packet_ns: [u64; 2],
     /// Both FINs were acknowledged.
     finished: bool,
+    /// A packet came to the local stack, and the program has ended the stream.
+    not_carried: bool,
 }
 
 impl From<&Conn> for Look {
@@ -43,6 +45,7 @@ impl From<&Conn> for Look {
             last_payload_ns: up.last_payload_ns.max(down.last_payload_ns),
             last_packet_ns: [up.last_packet_ns, down.last_packet_ns],
             finished: up.bits & down.bits & bits::FIN_ACKED != 0,
+            not_carried: record.flags & (flags::NOT_CARRIED_UP | flags::NOT_CARRIED_DOWN) != 0,
         }
     }
 }
@@ -102,6 +105,7 @@ impl Life {
         };
         match look.state {
             state::FINISHED => return self.over(now_ns, End::Finished, limits.linger),
+            state::RESET if look.not_carried => return self.abort(now_ns, End::NotCarried),
             // Its number may not be the one that the other peer expects, if something was under way to it.
             state::RESET => return self.abort(now_ns, End::Reset),
             // Somebody has taken the tuple: the program does that to streams which are over only. Or the kernel has given the
@@ -187,6 +191,7 @@ mod tests {
             last_payload_ns: 1000 * SECOND,
             last_packet_ns: [1000 * SECOND; 2],
             finished: false,
+            not_carried: false,
         }
     }
 
@@ -215,6 +220,14 @@ mod tests {
         assert_eq!(next(&mut life, 1002, look(state::RESET)), Step::ResetAgain);
         assert_eq!(next(&mut life, 1002, look(state::RESET)), wait(1003));
         assert_eq!(next(&mut life, 1003, look(state::RESET)), Step::Remove);
+    }
+
+    #[test]
+    fn a_stream_of_which_a_packet_was_not_carried_says_so_at_its_end() {
+        let mut life = Life::new();
+        let look = Look { not_carried: true, ..look(state::RESET) };
+        assert_eq!(next(&mut life, 1001, look), Step::Abort(End::NotCarried));
+        assert_eq!(next(&mut life, 1002, look), Step::ResetAgain);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! and how, from what `survey` found · `approach` prepares a session and switches it · `hand_over` is what happens until the
 //! sockets are closed · `record` is a stream's place in the kernel's maps, which are this process' by `gate` · `adopt` takes over those of an earlier process ·
 //! `table` holds the streams, `reap` looks after them, by the rules of `life`, `detach` ends those of a stopped process · `segments`
-//! are those that Steer sends in the name of a peer.
+//! are those that Steer sends in the name of a peer · `unfit` remembers peers whose packets cannot be carried.
 
 mod adopt;
 mod approach;
@@ -22,6 +22,7 @@ mod relayed;
 mod segments;
 mod survey;
 mod table;
+mod unfit;
 
 use std::fs::File;
 use std::io;

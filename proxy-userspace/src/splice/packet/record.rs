@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 
 use super::gate::Gate;
 use super::segments;
-use crate::kernel::packet::{Conns, FlowKey, PacketKernel};
+use super::unfit::Unfit;
+use crate::kernel::packet::{Conns, Ends, FlowKey, PacketKernel};
 use crate::kernel::raw::{RawSender, Segment};
 use crate::telemetry::flows::KernelBytes;
 
@@ -26,6 +27,7 @@ pub(super) struct Records {
     pub(super) changed: Notify,
     /// Closed: another process has the maps now, and those who are left here leave them as they are.
     pub(super) gate: Gate,
+    pub(super) unfit: Unfit,
 }
 
 impl Records {
@@ -39,6 +41,7 @@ impl Records {
             retired: Mutex::default(),
             changed: Notify::new(),
             gate: Gate::default(),
+            unfit: Unfit::default(),
         }))
     }
 
@@ -139,6 +142,16 @@ impl Record {
     /// Ends the stream, unless a new connection has its tuple: a RST for each peer.
     pub(super) fn abort(&self) {
         abort(self.records.kernel.conns(), &self.records.raw, self.conn);
+    }
+
+    /// Remembers the peers of whom the program could not carry a packet.
+    pub(super) fn note_unfit(&self) {
+        let content = self.snapshot();
+        for from in Direction::BOTH {
+            if content.flags & flags::not_carried(from) != 0 {
+                self.records.unfit.note(Ends::of(&content, from).peer.ip());
+            }
+        }
     }
 
     /// See [`abort_again`].

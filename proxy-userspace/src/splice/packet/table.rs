@@ -66,6 +66,9 @@ impl Stream {
                 Step::Probe(direction) => self.record.probe(direction),
                 Step::Ended(end) => later.ended.extend(self.open.take().map(|open| (open, end))),
                 Step::Abort(end) => {
+                    if end == End::NotCarried {
+                        self.record.note_unfit();
+                    }
                     self.record.abort();
                     later.ended.extend(self.open.take().map(|open| (open, end)));
                 }

@@ -1,0 +1,294 @@
+//! Packets of legal shapes that are not plain: what stands between the IP header and TCP, and pieces of a packet.
+//!
+//! A packet is *plain* if TCP follows the IP header at once ([`Ip::is_plain_tcp`]). The programs rewrite plain packets only, so
+//! another one is made plain first: what stands between is taken out, as the local stack would, for which all of that was
+//! meant (RFC 791, section 3.1; RFC 8200, section 4). A fragment is rewritten as it is. What remains is left to the local
+//! stack, which answers with a RST that ends the stream.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::checksum::{self, Difference};
+use super::headers::{Ip, Ipv4, Ipv6, protocol};
+use super::seq;
+use crate::flow::{DirLive, FlowRef};
+
+/// Next-header values of IPv6 that are not of an upper layer.
+mod next_header {
+    pub(super) const HOP_BY_HOP: u8 = 0;
+    pub(super) const ROUTING: u8 = 43;
+    pub(super) const FRAGMENT: u8 = 44;
+    pub(super) const DESTINATION: u8 = 60;
+}
+
+/// How many extension headers a packet may have. Senders send one or two.
+const MAX_EXTENSIONS: usize = 6;
+
+/// The first eight bytes of an extension header; all of a fragment header (RFC 8200, section 4.5). Wire order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Extension {
+    pub next_header: u8,
+    /// In units of eight bytes, without the first; reserved in a fragment header.
+    pub length: u8,
+    /// Fragment: as [`Piece::place`]. Routing: type, and how many segments are left.
+    pub place: u16,
+    /// Fragment: identification.
+    pub id: u32,
+}
+
+impl Extension {
+    pub const LEN: usize = size_of::<Self>();
+
+    #[inline(always)]
+    const fn len(&self) -> u32 {
+        (self.length as u32 + 1) * 8
+    }
+
+    /// A fragment header in front of TCP.
+    #[inline(always)]
+    pub const fn of_piece(piece: &Piece) -> Self {
+        let place = (piece.offset as u16 | piece.more as u16).to_be();
+        Self { next_header: protocol::TCP, length: 0, place, id: piece.id }
+    }
+}
+
+/// Where in its packet a fragment belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Identification, as it stands in the packet. (IPv4: in the first half of the word.)
+    pub id: u32,
+    /// Bytes in front of this piece; a multiple of eight.
+    pub offset: u32,
+    /// Whether others follow: 1 or 0.
+    pub more: u32,
+}
+
+impl Piece {
+    /// From the field that both versions of IP have, in host order: IPv6's has the offset where IPv4's counts in eights.
+    #[inline(always)]
+    const fn of(id: u32, offset: u32, more: bool) -> Option<Self> {
+        if offset == 0 && !more { None } else { Some(Self { id, offset, more: more as u32 }) }
+    }
+
+    /// Whether it begins with the TCP header.
+    #[inline(always)]
+    pub const fn is_first(&self) -> bool {
+        self.offset == 0
+    }
+}
+
+/// The shape of a packet that ends in TCP, or in a piece of it. All in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// What stands directly behind the IP header and can be taken out.
+    pub surplus: u32,
+    /// `None`: the packet is whole.
+    pub piece: Option<Piece>,
+}
+
+/// What the programs need of shapes of both versions of IP.
+pub trait ShapedIp: Ip {
+    /// Bytes of a fragment header, which stays in the packet.
+    const PIECE_LEN: u32;
+
+    /// Whether a packet with such a header may be of a TCP connection, though not plain: a quick answer for all the others.
+    fn may_be_odd(&self) -> bool;
+
+    /// `None`: not TCP, or a shape that is left alone. `read` returns what stands so many bytes after the IP header.
+    fn shape(&self, read: impl FnMut(u32) -> Option<Extension>) -> Option<Shape>;
+
+    /// The header of the same packet without `surplus` bytes that stood directly behind it. With `is_piece` a fragment header
+    /// (of [`Self::PIECE_LEN`]) follows then, else TCP.
+    #[must_use]
+    fn without(&self, surplus: u32, is_piece: bool) -> Self;
+
+    /// Bytes behind the header, and the fragment header, that a piece without surplus has.
+    fn piece_len(&self) -> u32;
+
+    /// Gives a piece another identification (as [`Piece::id`]), if it stands in this header.
+    fn set_id(&mut self, id: u32);
+
+    /// Source and destination as in [`PieceKey`].
+    fn addresses(&self) -> ([u32; 4], [u32; 4]);
+}
+
+impl ShapedIp for Ipv4 {
+    const PIECE_LEN: u32 = 0;
+
+    #[inline(always)]
+    fn may_be_odd(&self) -> bool {
+        self.protocol == protocol::TCP && self.version_and_length >> 4 == 4
+    }
+
+    #[inline(always)]
+    fn shape(&self, _read: impl FnMut(u32) -> Option<Extension>) -> Option<Shape> {
+        const MORE: u16 = 0x2000;
+        const OFFSET: u16 = 0x1fff;
+        let words = u32::from(self.version_and_length & 0xf);
+        if !self.may_be_odd() || words < 5 {
+            return None;
+        }
+        let place = u16::from_be(self.fragment);
+        let piece = Piece::of(self.identification.into(), u32::from(place & OFFSET) * 8, place & MORE != 0);
+        Some(Shape { surplus: words * 4 - Self::LEN as u32, piece })
+    }
+
+    #[inline(always)]
+    fn without(&self, surplus: u32, _is_piece: bool) -> Self {
+        let mut header = *self;
+        header.version_and_length = 0x45;
+        header.total_length = shorter(self.total_length, surplus);
+        header.check = 0;
+        header.check = checksum::finish(header.sum());
+        header
+    }
+
+    #[inline(always)]
+    fn piece_len(&self) -> u32 {
+        u32::from(u16::from_be(self.total_length)).wrapping_sub(u32::from(self.version_and_length & 0xf) * 4)
+    }
+
+    #[inline(always)]
+    fn set_id(&mut self, id: u32) {
+        let mut change = Difference::default();
+        change.replace(self.identification.into(), id & 0xffff);
+        self.identification = id as u16;
+        self.check = change.apply(self.check);
+    }
+
+    #[inline(always)]
+    fn addresses(&self) -> ([u32; 4], [u32; 4]) {
+        ([self.source, 0, 0, 0], [self.destination, 0, 0, 0])
+    }
+}
+
+impl Ipv4 {
+    /// Of all words, as they stand in the packet.
+    #[inline(always)]
+    fn sum(&self) -> u64 {
+        let word = |low: u8, high: u8| u64::from(u16::from_ne_bytes([low, high]));
+        word(self.version_and_length, self.traffic_class)
+            + u64::from(self.total_length)
+            + u64::from(self.identification)
+            + u64::from(self.fragment)
+            + word(self.ttl, self.protocol)
+            + u64::from(self.check)
+            + u64::from(self.source)
+            + u64::from(self.destination)
+    }
+}
+
+impl ShapedIp for Ipv6 {
+    const PIECE_LEN: u32 = Extension::LEN as u32;
+
+    #[inline(always)]
+    fn may_be_odd(&self) -> bool {
+        use next_header::{DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
+        matches!(self.next_header, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION | protocol::TCP)
+    }
+
+    #[inline(always)]
+    fn shape(&self, mut read: impl FnMut(u32) -> Option<Extension>) -> Option<Shape> {
+        let (mut kind, mut surplus) = (self.next_header, 0);
+        for _ in 0..MAX_EXTENSIONS {
+            if kind == protocol::TCP {
+                return Some(Shape { surplus, piece: None });
+            }
+            let extension = read(surplus)?;
+            match kind {
+                next_header::HOP_BY_HOP | next_header::DESTINATION => {}
+                // With segments left the packet is not for this host.
+                next_header::ROUTING if extension.place.to_be() & 0xff == 0 => {}
+                next_header::FRAGMENT => {
+                    let place = u32::from(u16::from_be(extension.place));
+                    match Piece::of(extension.id, place & 0xfff8, place & 1 != 0) {
+                        // What stands in the first piece behind the fragment header cannot be taken out.
+                        Some(piece) => {
+                            let is_tcp = extension.next_header == protocol::TCP;
+                            return is_tcp.then_some(Shape { surplus, piece: Some(piece) });
+                        }
+                        None => {
+                            surplus += Extension::LEN as u32;
+                            kind = extension.next_header;
+                            continue;
+                        }
+                    }
+                }
+                _ => return None,
+            }
+            surplus += extension.len();
+            kind = extension.next_header;
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn without(&self, surplus: u32, is_piece: bool) -> Self {
+        let next_header = if is_piece { next_header::FRAGMENT } else { protocol::TCP };
+        Self { payload_length: shorter(self.payload_length, surplus), next_header, ..*self }
+    }
+
+    #[inline(always)]
+    fn piece_len(&self) -> u32 {
+        u32::from(u16::from_be(self.payload_length)).wrapping_sub(Self::PIECE_LEN)
+    }
+
+    #[inline(always)]
+    fn set_id(&mut self, _id: u32) {}
+
+    #[inline(always)]
+    fn addresses(&self) -> ([u32; 4], [u32; 4]) {
+        (self.source, self.destination)
+    }
+}
+
+/// A length (wire) less some bytes. Zero stays: it stands for a length that the field does not hold (BIG TCP).
+#[inline(always)]
+fn shorter(length: u16, bytes: u32) -> u16 {
+    match u16::from_be(length) {
+        0 => 0,
+        length => length.wrapping_sub(bytes as u16).to_be(),
+    }
+}
+
+/// What tells the pieces of one packet from others; all wire order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PieceKey {
+    /// IPv4 in the first word.
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+    /// [`Piece::id`].
+    pub id: u32,
+}
+
+/// What the first piece of a packet tells of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FirstPiece {
+    /// The flow that it is of, or [`Self::NOT_YET`].
+    pub flow: FlowRef,
+    /// [`Piece::id`] under which the pieces leave: two clients may choose the same, but have one source then.
+    pub id: u32,
+    /// Host order: the sequence number of the packet's first byte, were the TCP header payload too.
+    pub base: u32,
+}
+
+impl FirstPiece {
+    /// In `flow`: a later piece came, and the first has not yet.
+    pub const NOT_YET: FlowRef = FlowRef(u32::MAX);
+}
+
+/// Takes the last piece of a packet in, whose payload ends with `end`: the first piece has told less.
+#[inline(always)]
+pub fn last_piece(live: &mut DirLive, end: u32) {
+    let more = end.wrapping_sub(live.seq_end);
+    // What does not follow at once was sent again, or was not believed.
+    if seq::after(end, live.seq_end) && more <= 1 << 16 {
+        live.bytes = live.bytes.wrapping_add(more.into());
+        live.seq_end = end;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! Packets that are not plain: makes them plain, or carries the pieces of one, as [`proxy_common::packet::shape`] says.
+
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_NET;
+use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::programs::TcContext;
+use proxy_common::flow::{FlowRef, flags, state};
+use proxy_common::packet::headers::{Ethernet, Tcp};
+use proxy_common::packet::shape::{Extension, FirstPiece, Piece, PieceKey, ShapedIp, last_piece};
+use proxy_common::stat::Stat;
+
+use crate::maps::STEER_PIECES;
+use crate::packet::access::tcp_offset;
+use crate::packet::flows::{Flows, Session};
+use crate::packet::forward;
+use crate::packet::stats::count;
+use crate::packet::{DROP, PASS};
+
+/// What became of an odd packet, in one register: the upper half says what the lower half is.
+#[derive(Clone, Copy)]
+pub(super) struct Made(u64);
+
+impl Made {
+    /// The packet is plain now.
+    const PLAIN: Self = Self(1 << 32);
+    const FIRST_PIECE: u64 = 2 << 32;
+    const LEFT_ALONE: Self = Self::verdict(PASS);
+
+    /// The lower half is the verdict.
+    #[inline(always)]
+    const fn verdict(verdict: i32) -> Self {
+        Self(verdict as u32 as u64)
+    }
+
+    /// The packet is plain, but was the first piece of one: its fragment header, with this identification, has to be
+    /// [put back](put_back).
+    #[inline(always)]
+    const fn first_piece(id: u32) -> Self {
+        Self(Self::FIRST_PIECE | id as u64)
+    }
+
+    #[inline(always)]
+    pub(super) const fn as_verdict(self) -> Option<i32> {
+        if self.0 >> 32 == 0 { Some(self.0 as i32) } else { None }
+    }
+
+    #[inline(always)]
+    pub(super) const fn as_first_piece(self) -> Option<u32> {
+        if self.0 >> 32 == Self::FIRST_PIECE >> 32 { Some(self.0 as u32) } else { None }
+    }
+}
+
+/// Looks for a living session's packet behind options and extension headers, and makes it plain. A function of its own in the
+/// program, for its own stack.
+#[inline(never)]
+pub(super) fn packet<I: Flows + ShapedIp>(ctx: &TcContext) -> Made {
+    make::<I>(ctx).unwrap_or(Made::LEFT_ALONE)
+}
+
+/// `None`: left alone.
+#[inline(always)]
+fn make<I: Flows + ShapedIp>(ctx: &TcContext) -> Option<Made> {
+    let ip: I = ctx.load(Ethernet::LEN).ok()?;
+    let behind = Ethernet::LEN + I::LEN;
+    let shape = ip.shape(|bytes| ctx.load(behind + bytes as usize).ok())?;
+    let surplus = shape.surplus;
+    match shape.piece {
+        None if surplus == 0 => None,
+        None => {
+            session::<I>(ctx, &ip, behind + surplus as usize)?;
+            take_out(ctx, &ip, surplus, false)?;
+            count(Stat::MadePlain);
+            Some(Made::PLAIN)
+        }
+        Some(piece) if piece.is_first() => first::<I>(ctx, &ip, surplus, &piece),
+        Some(piece) => later::<I>(ctx, &ip, surplus, &piece),
+    }
+}
+
+/// The session of the packet whose TCP header begins at `offset`, if its packets are forwarded.
+#[inline(always)]
+fn session<I: Flows>(ctx: &TcContext, ip: &I, offset: usize) -> Option<FlowRef> {
+    let flow = I::find(&ip.key(ctx.load(offset).ok()?))?;
+    is_active(flow).then_some(flow)
+}
+
+#[inline(always)]
+fn is_active(flow: FlowRef) -> bool {
+    let Some(session) = Session::of(flow) else { return false };
+    let given_up = session.flags() & flags::GIVEN_UP != 0;
+    match session.state() {
+        state::OFF | state::DEAD => false,
+        state::RESET => !given_up,
+        _ => true,
+    }
+}
+
+/// Takes `surplus` bytes out from behind the IP header, which says so then. `None`: the kernel refused, or the packet is in
+/// pieces, which the checksum of its IP header or the lack of a TCP header then tells the local stack.
+#[inline(always)]
+fn take_out<I: ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, is_piece: bool) -> Option<I> {
+    let plain = ip.without(surplus, is_piece);
+    if surplus > 0 {
+        resize(ctx, -(surplus as i32))?;
+        ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).ok()?;
+    }
+    Some(plain)
+}
+
+/// Changes the room behind the IP header by so many bytes. Segments of a super-packet keep their size.
+#[inline(always)]
+fn resize(ctx: &TcContext, bytes: i32) -> Option<()> {
+    let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+    ctx.adjust_room(bytes, BPF_ADJ_ROOM_NET, flags).ok()
+}
+
+/// The first piece of a packet: has the TCP header, and tells of what flow the others are.
+#[inline(always)]
+fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Piece) -> Option<Made> {
+    let key = key(ip, piece);
+    let offset = Ethernet::LEN + I::LEN + (surplus + I::PIECE_LEN) as usize;
+    let Some(flow) = session::<I>(ctx, ip, offset) else {
+        // The identification may have been another flow's before.
+        let _ = STEER_PIECES.remove(&key);
+        return None;
+    };
+    let tcp: Tcp = ctx.load(offset).ok()?;
+    let seq = u32::from_be(tcp.seq);
+    if came_too_late(&key, flow, seq) {
+        return None;
+    }
+    let mut plain = take_out(ctx, ip, surplus, true)?;
+    if tcp.header_len() > plain.piece_len() {
+        return None;
+    }
+    // SAFETY: the helper has no conditions.
+    let id = if I::PIECE_LEN == 0 { (unsafe { bpf_get_prandom_u32() }) & 0xffff } else { piece.id };
+    let told = FirstPiece { flow, id, base: seq.wrapping_sub(tcp.header_len()) };
+    STEER_PIECES.insert(&key, &told, 0).ok()?;
+    count(Stat::Fragment);
+    if I::PIECE_LEN == 0 {
+        plain.set_id(id);
+        ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).ok()?;
+        return Some(Made::PLAIN);
+    }
+    take_out(ctx, &plain, I::PIECE_LEN, false)?;
+    Some(Made::first_piece(id))
+}
+
+#[inline(always)]
+fn key<I: ShapedIp>(ip: &I, piece: &Piece) -> PieceKey {
+    let (source, destination) = ip.addresses();
+    PieceKey { source, destination, id: piece.id }
+}
+
+/// Whether pieces of the packet had come before the first one and went to the local stack, for the second time with this
+/// sequence number. Once the packet is lost by that, and the sender repeats it. If the pieces come in this order again, they
+/// always will, and no packet would ever arrive: all pieces together make the local stack end the stream.
+#[inline(always)]
+fn came_too_late(key: &PieceKey, flow: FlowRef, seq: u32) -> bool {
+    // SAFETY: the value is copied at once, and an element is freed after the programs that see it.
+    let early = unsafe { STEER_PIECES.get(key) }.is_some_and(|first| first.flow == FirstPiece::NOT_YET);
+    if !early {
+        return false;
+    }
+    // No packet's key: the first word of an address is not the number of a flow in a key without a destination.
+    let of_flow = PieceKey { source: [flow.0, 0, 0, 0], destination: [0; 4], id: 0 };
+    // SAFETY: as above.
+    let again = unsafe { STEER_PIECES.get(&of_flow) }.is_some_and(|before| before.base == seq);
+    let _ = STEER_PIECES.insert(&of_flow, &FirstPiece { flow, id: 0, base: seq }, 0);
+    again
+}
+
+/// A later piece: no TCP header, only addresses.
+#[inline(always)]
+fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Piece) -> Option<Made> {
+    let key = key(ip, piece);
+    // SAFETY: as above.
+    let Some(first) =
+        unsafe { STEER_PIECES.get(&key) }.copied().filter(|first| first.flow != FirstPiece::NOT_YET)
+    else {
+        count(Stat::FragmentEarly);
+        let _ = STEER_PIECES.insert(&key, &FirstPiece { flow: FirstPiece::NOT_YET, id: 0, base: 0 }, 0);
+        return None;
+    };
+    if !is_active(first.flow) {
+        return None;
+    }
+    let session = Session::of(first.flow)?;
+    let mut plain = take_out(ctx, ip, surplus, true)?;
+    let flow = session.arriving();
+    flow.live.packets = flow.live.packets.wrapping_add(1);
+    if piece.more == 0 {
+        last_piece(&mut flow.live, first.base.wrapping_add(piece.offset).wrapping_add(plain.piece_len()));
+    }
+    plain.readdress(&flow.fixed, session.flags() & flags::STRIP_ECN != 0);
+    plain.set_id(first.id);
+    if ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).is_err() {
+        count(Stat::DropRewrite);
+        return Some(Made::verdict(DROP));
+    }
+    count(Stat::Fragment);
+    Some(Made::verdict(forward::leave(ctx, &flow.fixed)))
+}
+
+/// Gives the first piece of a packet its fragment header back. `None`: the packet is in pieces.
+#[inline(never)]
+pub(super) fn put_back<I: ShapedIp>(ctx: &TcContext, id: u32) -> i32 {
+    let piece = Piece { id, offset: 0, more: 1 };
+    let put = || {
+        let ip: I = ctx.load(Ethernet::LEN).ok()?;
+        resize(ctx, I::PIECE_LEN as i32)?;
+        let ip = ip.without(I::PIECE_LEN.wrapping_neg(), true);
+        ctx.store(Ethernet::LEN, &ip, BPF_F_RECOMPUTE_CSUM.into()).ok()?;
+        let header = Extension::of_piece(&piece);
+        ctx.store(tcp_offset::<I>(), &header, BPF_F_RECOMPUTE_CSUM.into()).ok()
+    };
+    if put().is_some() { 1 } else { 0 }
+}

@@ -1,0 +1,143 @@
+//! Ordinary hosts whose packets are not plain: the stream goes on; and hosts whose packets cannot be spliced: both peers learn
+//! of the end at once, and the next stream is relayed.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
+
+use steer_tests::netns::NetNs;
+use steer_tests::require;
+use steer_tests::topology::Topology;
+
+use crate::net::{Family, Net, Path, Setup, at_once, on};
+use crate::path_mtu::FarHost;
+use crate::stream::{HANG, Learned, Stream, learned};
+
+/// How soon a stream that cannot go on must end.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(2);
+const BULK: usize = 2 << 20;
+
+fn ip(netns: &NetNs, line: &str) {
+    netns.ip(&line.split(' ').collect::<Vec<_>>()).unwrap();
+}
+
+/// What the socket sends from now on carries these options (IPv4) or this destination options header (IPv6).
+fn set_ip_options(socket: &TcpStream) {
+    let (level, name, bytes): (_, _, &[u8]) = if socket.local_addr().unwrap().is_ipv4() {
+        (libc::IPPROTO_IP, libc::IP_OPTIONS, &[1, 1, 1, 0])
+    } else {
+        (libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &[0, 0, 1, 4, 0, 0, 0, 0])
+    };
+    // SAFETY: `bytes` is as long as is said, and the socket is open.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            bytes.as_ptr().cast(),
+            bytes.len() as libc::socklen_t,
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// On both families, each on a network of its own.
+fn on_both_families(scenario: impl Fn(&mut Net<'_>) + Sync) {
+    at_once(Family::BOTH, |family| on(Setup::new(Path::Packet, family), &scenario));
+}
+
+fn goes_on(net: &Net<'_>, stream: &mut Stream) {
+    for _ in 0..20 {
+        stream.echo();
+    }
+    stream.bulk(BULK);
+    net.expect_path(stream, Path::Packet);
+    assert_eq!(net.packets("given_up"), 0);
+}
+
+#[test]
+fn options_and_extension_headers_do_not_stop_a_stream() {
+    on_both_families(|net| {
+        let mut stream = net.carried();
+        set_ip_options(&stream.client);
+        goes_on(net, &mut stream);
+        let client_only = net.packets("made_plain");
+        assert!(client_only > 20, "{client_only}");
+        if net.setup.front.is_ipv4() {
+            // Not over IPv6, where Linux does not make the segments of a connection smaller for a header that is new.
+            set_ip_options(&stream.backend);
+            goes_on(net, &mut stream);
+            assert!(net.packets("made_plain") > client_only + 20);
+        }
+        drop(stream.client);
+        assert_eq!(learned(&mut stream.backend, HANG), Learned::Fin);
+    });
+}
+
+#[test]
+fn options_from_the_first_packet_on_do_not_hinder_the_hand_over() {
+    on_both_families(|net| {
+        for _ in 0..10 {
+            let mut stream = net.open();
+            set_ip_options(&stream.client);
+            stream.echo();
+            net.expect_path(&stream, Path::Packet);
+            goes_on(net, &mut stream);
+        }
+    });
+}
+
+/// A client that lets routers fragment what it sends, behind one that does.
+#[test]
+fn fragments_do_not_stop_a_stream() {
+    if !require::root() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    let router = &topology.clients;
+    let client = FarHost::behind(router, &topology.proxy, Topology::CLIENTS.into(), 1);
+    client.netns.sysctl("net.ipv4.ip_no_pmtu_disc", "1").unwrap();
+    ip(router, &format!("route add {}/32 dev eth0 mtu lock 1000", Topology::PROXY));
+    let net =
+        Net::between(&topology, Setup::new(Path::Packet, Family::V4), &client.netns, &topology.endpoints[0]);
+    let mut stream = net.carried();
+    goes_on(&net, &mut stream);
+    let fragments = net.packets("fragment");
+    assert!(fragments > 1000, "{fragments}");
+    drop(stream.client);
+    assert_eq!(learned(&mut stream.backend, HANG), Learned::Fin);
+}
+
+/// A way in that does not lead back: the packets of the client come by an interface to which no stream of it goes. Only the local
+/// stack sees them.
+#[test]
+fn a_stream_whose_packets_come_another_way_is_given_up() {
+    on_both_families(|net| {
+        let (clients, proxy) = (&net.topology.clients, &net.topology.proxy);
+        let mut stream = net.carried();
+        const MAC: &str = "02:00:00:00:00:02";
+        let pair = format!("link add other type veth peer name other address {MAC} netns {}", proxy.name());
+        ip(clients, &pair);
+        ip(proxy, "link set other up");
+        ip(clients, "link set other up");
+        for setting in ["all", "other"] {
+            proxy.sysctl(&format!("net.ipv4.conf.{setting}.rp_filter"), "0").unwrap();
+        }
+        let front = net.setup.front.ip();
+        ip(clients, &format!("neighbour replace {front} lladdr {MAC} dev other"));
+        let bits = if front.is_ipv4() { 32 } else { 128 };
+        ip(clients, &format!("route replace {front}/{bits} dev other"));
+        let begin = Instant::now();
+        stream.client.write_all(b"x").unwrap();
+        assert_eq!(learned(&mut stream.client, HANG), Learned::Reset);
+        assert_eq!(learned(&mut stream.backend, HANG), Learned::Reset);
+        assert!(begin.elapsed() < VISIBLE_WITHIN, "{:?}", begin.elapsed());
+        assert_eq!((net.packets("given_up"), net.ended("not_carried")), (1, 1));
+        net.expect_nothing_left();
+        let mut next = net.open();
+        net.expect_relayed(&next, "not_carried");
+        next.echo();
+        next.bulk(BULK);
+    });
+}
