@@ -130,6 +130,9 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
         if suites.iter().any(|suite| matches!(&*suite.name, "outlive" | "takeover")) {
             setup::steers_of_outlive()?;
         }
+        if suites.iter().any(|suite| suite.name == "kernels") {
+            environment.push(("STEER_KERNELS", setup::kernels(long)?.display().to_string()));
+        }
     }
     setup::lint_tools()?;
     Ok(environment)
