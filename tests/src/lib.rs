@@ -22,4 +22,5 @@ pub mod require;
 pub mod socketio;
 pub mod sockets;
 pub mod steer;
+pub mod streams;
 pub mod topology;

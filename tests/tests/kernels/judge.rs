@@ -87,6 +87,29 @@ impl<'f> Found<'f> {
         wrong.0
     }
 
+    /// What is wrong with streams between the guest's card and the host, which has opened them.
+    pub(crate) fn check_wire(&self) -> Vec<String> {
+        let mut wrong = Wrong::default();
+        let phase = "wire";
+        wrong.equals(
+            "what carries them",
+            &self.of(phase, "opened")["carried"],
+            &json!({ "packet": STREAMS }),
+        );
+        let queues = &self.of(phase, "ready")["queues"];
+        wrong.unless("queues of the card, both ways", queues, queues.as_u64() >= Some(4));
+        let counted = self.of(phase, "counted");
+        wrong.equals("packets that were dropped", &counted["dropped"], &json!(0.0));
+        wrong.equals("bad checksums", &counted["bad_checksums"], &json!(0));
+        wrong.left(self, phase);
+        wrong.0
+    }
+
+    /// The packets that the programs have spliced in the phase `wire`.
+    pub(crate) fn spliced(&self) -> f64 {
+        self.of("wire", "counted")["spliced"].as_f64().unwrap_or_default()
+    }
+
     /// What is wrong with streams whose process was killed, and with the next process. With clsact, nothing is promised.
     pub(crate) fn check_killed(&self) -> Vec<String> {
         let mut wrong = Wrong::default();

@@ -8,12 +8,14 @@ mod boot;
 mod initramfs;
 mod judge;
 mod page;
+mod wire;
 
 use std::time::Instant;
 
 use steer_tests::kernels;
 use steer_tests::require;
 
+use crate::boot::Guest;
 use crate::judge::Found;
 
 #[test]
@@ -23,7 +25,8 @@ fn steer_runs_on_stock_kernels() {
     let (mut rows, mut wrong) = (Vec::new(), Vec::new());
     for kernel in kernels::of_form(long) {
         let begin = Instant::now();
-        let findings = boot::run(&directory, kernel, if long { "auto,sockmap,kill" } else { "auto" });
+        let phases = if long { "auto,sockmap,kill" } else { "auto" };
+        let findings = Guest::boot(&directory, kernel, phases, None, &[]).and_then(Guest::finish);
         let findings = findings.unwrap_or_else(|error| panic!("the kernel of {}: {error:#}", kernel.debian));
         println!("{}: {:.0} s", kernel.debian, begin.elapsed().as_secs_f64());
         findings.iter().for_each(|finding| println!("    {finding}"));

@@ -71,17 +71,31 @@ fn count(command: libc::c_int) -> Result<usize> {
     }
 }
 
-/// The filters at the devices of `netns`, one a line.
-pub(crate) fn filters(netns: &NetNs, devices: &[&str]) -> Result<Vec<String>> {
+/// The filters at the devices of `netns`, or of where the caller is, one a line.
+pub(crate) fn filters(netns: Option<&NetNs>, devices: &[&str]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for device in devices {
         for hook in ["ingress", "egress"] {
-            let args = ["-n", netns.name(), "filter", "show", "dev", device, hook];
-            let output = Command::new("tc").args(args).output().context("cannot run tc")?;
+            let mut command = Command::new("tc");
+            if let Some(netns) = netns {
+                command.args(["-n", netns.name()]);
+            }
+            command.args(["filter", "show", "dev", device, hook]);
+            let output = command.output().context("cannot run tc")?;
             let text = String::from_utf8_lossy(&output.stdout);
             // The first line of each filter names its number.
             found.extend(text.lines().filter(|line| line.contains(" handle ")).map(str::to_owned));
         }
     }
     Ok(found)
+}
+
+/// A counter of the kernel's TCP, as `InCsumErrors`.
+pub(crate) fn tcp_counter(name: &str) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/net/snmp").context("cannot read the counters of TCP")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let value = pairs.find(|(known, _)| *known == name).and_then(|(_, value)| value.parse().ok());
+    value.with_context(|| format!("TCP has no counter {name}"))
 }

@@ -2,11 +2,11 @@
 //! with streams through it of which every byte is compared. Each finding is a line of JSON, for the test on the host, which
 //! judges it.
 //!
-//! `steer-guest REPORT PHASES`: REPORT is the file that the findings go to; PHASES are names with commas between.
+//! `steer-guest REPORT PHASES`: REPORT is the file that the findings go to; PHASES are names with commas between, or `wire`.
 
 mod kernel;
 mod phases;
-mod streams;
+mod wire;
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -28,6 +28,9 @@ fn main() -> Result<()> {
 
 fn run(report: &mut Report, phases: &str) -> Result<()> {
     report.say("kernel", json!({ "release": kernel::release()? }))?;
+    if phases == "wire" {
+        return wire::carry(report);
+    }
     let topology = Topology::new(2)?;
     // Endpoints stay until the end, so each phase has others.
     for (port, phase) in (3000..).zip(phases.split(',')) {

@@ -2,21 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::{Value, json};
 use steer_tests::eventually::eventually;
+use steer_tests::netns::NetNs;
 use steer_tests::sockets::State;
 use steer_tests::steer::Steer;
+use steer_tests::streams::{self, Client, Tally};
 use steer_tests::topology::Topology;
 use steer_tests::{instance, socketio, sockets};
 
 use crate::Report;
 use crate::kernel::{self, Objects};
-use crate::streams::{self, Client, Tally};
 
 const FRONT_PORT: u16 = 8080;
 const DEVICES: [&str; 3] = ["clients", "endpoint0", "endpoint1"];
@@ -38,7 +38,7 @@ const SHORT: Duration = Duration::from_secs(15);
 /// of the endpoints.
 pub(crate) fn carry(report: &mut Report, topology: &Topology, mode: &'static str, port: u16) -> Result<()> {
     let mut bed = Bed::start(report, topology, mode, mode, port)?;
-    let (mut clients, faults) = bed.open(0..STREAMS, PATIENCE);
+    let (mut clients, faults) = streams::open(&topology.clients, front(), 0..STREAMS, PATIENCE);
     bed.say_opened("opened", clients.len(), &faults)?;
     bed.say_tally("echo", &streams::talk(&mut clients, MESSAGES))?;
     let some = clients.len().min(BULK_STREAMS);
@@ -50,7 +50,7 @@ pub(crate) fn carry(report: &mut Report, topology: &Topology, mode: &'static str
 /// Streams that outlive a process which is killed, as far as the kernel has what that takes; and the next process.
 pub(crate) fn kill(report: &mut Report, topology: &Topology, port: u16) -> Result<()> {
     let mut bed = Bed::start(report, topology, "kill", "auto", port)?;
-    let (mut clients, faults) = bed.open(0..STREAMS, SHORT);
+    let (mut clients, faults) = streams::open(&topology.clients, front(), 0..STREAMS, SHORT);
     bed.say_opened("opened", clients.len(), &faults)?;
     bed.steer.stop(libc::SIGKILL)?;
     bed.say_tally("orphaned", &streams::talk(&mut clients, FEW))?;
@@ -62,7 +62,7 @@ pub(crate) fn kill(report: &mut Report, topology: &Topology, port: u16) -> Resul
     bed.say("adopted", json!({ "streams": adopted }))?;
     bed.say_tally("outlived", &streams::talk(&mut clients, FEW))?;
     clients.retain(Client::is_good);
-    let (mut more, faults) = bed.open(STREAMS..STREAMS + MORE, SHORT);
+    let (mut more, faults) = streams::open(&topology.clients, front(), STREAMS..STREAMS + MORE, SHORT);
     bed.say_opened("reopened", more.len(), &faults)?;
     bed.say_tally("echo", &streams::talk(&mut more, FEW))?;
     clients.append(&mut more);
@@ -71,13 +71,16 @@ pub(crate) fn kill(report: &mut Report, topology: &Topology, port: u16) -> Resul
 }
 
 /// A Steer, and what there was before it.
-struct Bed<'r, 'n> {
+pub(crate) struct Bed<'r, 'n> {
     report: &'r mut Report,
-    topology: &'n Topology,
+    /// Where Steer is; `None` for where this program is.
+    netns: Option<&'n NetNs>,
+    /// Those of it that streams come over.
+    devices: &'static [&'static str],
     phase: &'static str,
     endpoints: Vec<SocketAddr>,
     before: Objects,
-    steer: Steer<'n>,
+    pub(crate) steer: Steer<'n>,
 }
 
 impl<'r, 'n> Bed<'r, 'n> {
@@ -86,28 +89,38 @@ impl<'r, 'n> Bed<'r, 'n> {
         report: &'r mut Report,
         topology: &'n Topology,
         phase: &'static str,
-        mode: &str,
+        mode: &'static str,
         port: u16,
     ) -> Result<Self> {
         let endpoints = topology.endpoint_addresses(port);
         for (netns, address) in topology.endpoints.iter().zip(&endpoints) {
             streams::serve(netns, *address)?;
         }
+        Self::start_in(report, (Some(&topology.proxy), &DEVICES), [phase, mode], front(), endpoints)
+    }
+
+    /// Starts a Steer at `front` with `splice: MODE`.
+    pub(crate) fn start_in(
+        report: &'r mut Report,
+        place: (Option<&'n NetNs>, &'static [&'static str]),
+        [phase, mode]: [&'static str; 2],
+        front: SocketAddr,
+        endpoints: Vec<SocketAddr>,
+    ) -> Result<Self> {
+        let (netns, devices) = place;
         let before = Objects::now()?;
-        let config = format!(
-            "splice: {mode}\npacket_splice:\n  linger: 1s\n{}",
-            socketio::config(front(), &endpoints)
-        );
+        let config =
+            format!("splice: {mode}\npacket_splice:\n  linger: 1s\n{}", socketio::config(front, &endpoints));
         let begin = Instant::now();
-        let steer = Steer::start(&config, Some(&topology.proxy), &[])?;
+        let steer = Steer::start(&config, netns, &[])?;
         let seconds = begin.elapsed().as_secs_f64();
-        let mut bed = Self { report, topology, phase, endpoints, before, steer };
+        let mut bed = Self { report, netns, devices, phase, endpoints, before, steer };
         let warnings = warnings(&bed.steer.said()?);
         bed.say("start", json!({ "seconds": seconds, "warnings": warnings }))?;
         Ok(bed)
     }
 
-    fn say(&mut self, kind: &str, mut finding: Value) -> Result<()> {
+    pub(crate) fn say(&mut self, kind: &str, mut finding: Value) -> Result<()> {
         finding["phase"] = self.phase.into();
         self.report.say(kind, finding)
     }
@@ -118,7 +131,7 @@ impl<'r, 'n> Bed<'r, 'n> {
     }
 
     /// Reports how many streams were opened, what carries all that there are, and what the kernel has for that.
-    fn say_opened(&mut self, kind: &str, streams: usize, faults: &[String]) -> Result<()> {
+    pub(crate) fn say_opened(&mut self, kind: &str, streams: usize, faults: &[String]) -> Result<()> {
         let carried = self.settled()?;
         let objects = self.objects()?;
         let finding = json!({ "streams": streams, "faults": faults, "carried": carried, "objects": objects });
@@ -132,20 +145,8 @@ impl<'r, 'n> Bed<'r, 'n> {
             "programs": now.programs.saturating_sub(before.programs),
             "maps": now.maps.saturating_sub(before.maps),
             "links": now.links.saturating_sub(before.links),
-            "filters": kernel::filters(&self.topology.proxy, &DEVICES)?.len(),
+            "filters": kernel::filters(self.netns, self.devices)?.len(),
         }))
-    }
-
-    /// Opens a stream for each id, one after the other; returns those that were opened, and why others were not.
-    fn open(&self, ids: Range<u64>, patience: Duration) -> (Vec<Client>, Vec<String>) {
-        let (mut clients, mut faults) = (Vec::new(), Vec::new());
-        for id in ids {
-            match Client::open(&self.topology.clients, front(), id, patience) {
-                Ok(client) => clients.push(client),
-                Err(error) => faults.push(format!("stream {id}: {error:#}")),
-            }
-        }
-        (clients, faults)
     }
 
     /// Waits until it is decided of all streams what carries them, and returns how many are carried by what, with the
@@ -154,7 +155,8 @@ impl<'r, 'n> Bed<'r, 'n> {
         let look = || {
             let rows = self.steer.flows()?;
             let relayed = rows.iter().filter(|row| row["path"] != "packet").count();
-            let sockets = self.topology.proxy.run(sockets::tcp)??;
+            let sockets =
+                self.netns.map_or_else(|| Ok(sockets::tcp()), |netns| netns.run(sockets::tcp))??;
             let held = sockets.iter().filter(|socket| {
                 socket.state == State::Connection && self.endpoints.contains(&socket.remote)
             });
@@ -177,7 +179,7 @@ impl<'r, 'n> Bed<'r, 'n> {
     }
 
     /// Waits until no stream is left, ends the process by SIGTERM, and reports what it leaves.
-    fn end(mut self) -> Result<()> {
+    pub(crate) fn end(mut self) -> Result<()> {
         let gone = eventually("end of all streams", PATIENCE, || {
             let used = ["steer_packet_streams", "steer_source_ports"]
                 .map(|metric| self.steer.metric(metric, &[("kind", "used")]));

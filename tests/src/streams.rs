@@ -1,12 +1,14 @@
-//! Streams after an upgrade, both ends of which are here: endpoints that echo, and clients that compare.
+//! Streams after an upgrade, both ends of which are here: endpoints that echo, and clients that compare. For machines that
+//! have nothing but a program of this package; plain threads.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 
+use crate::netns::NetNs;
 use anyhow::{Context as _, Result, ensure};
-use steer_tests::netns::NetNs;
 
 const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
       sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
@@ -15,7 +17,10 @@ const CHUNK: usize = 16 * 1024;
 const LONGEST: u64 = 30_000;
 
 /// Answers every upgrade at `address` in `netns`, and echoes, until the process ends.
-pub(crate) fn serve(netns: &NetNs, address: SocketAddr) -> Result<()> {
+///
+/// # Errors
+/// The address cannot be had.
+pub fn serve(netns: &NetNs, address: SocketAddr) -> Result<()> {
     let listener = netns.run(|| TcpListener::bind(address))?;
     let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
     thread::spawn(move || {
@@ -56,7 +61,7 @@ fn read_head(stream: &mut TcpStream) -> io::Result<String> {
 
 /// A client's end.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     id: u64,
     stream: TcpStream,
     random: Random,
@@ -66,7 +71,10 @@ pub(crate) struct Client {
 impl Client {
     /// Opens a stream from `netns` through the Steer at `front`, and returns when its 101 has come. Different `id`s may be
     /// sent to different endpoints. Whatever it waits for it waits for `patience` at most.
-    pub(crate) fn open(netns: &NetNs, front: SocketAddr, id: u64, patience: Duration) -> Result<Self> {
+    ///
+    /// # Errors
+    /// The stream cannot be opened.
+    pub fn open(netns: &NetNs, front: SocketAddr, id: u64, patience: Duration) -> Result<Self> {
         let mut stream = netns.run(|| TcpStream::connect(front))?.context("cannot connect")?;
         stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
         stream.set_read_timeout(Some(patience)).context("cannot set a time limit")?;
@@ -82,7 +90,7 @@ impl Client {
     }
 
     /// Whether all has gone well with it.
-    pub(crate) fn is_good(&self) -> bool {
+    pub fn is_good(&self) -> bool {
         self.is_good
     }
 
@@ -134,25 +142,46 @@ impl Client {
     }
 }
 
-/// What became of something that clients did at the same time.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    /// Streams that did all of it.
-    pub(crate) good: usize,
-    /// That came back as they were sent.
-    pub(crate) bytes: u64,
-    pub(crate) faults: Vec<String>,
+/// Opens a stream for each id, one after the other; returns those that were opened, and why others were not.
+pub fn open(
+    netns: &NetNs,
+    front: SocketAddr,
+    ids: Range<u64>,
+    patience: Duration,
+) -> (Vec<Client>, Vec<String>) {
+    let (mut clients, mut faults) = (Vec::new(), Vec::new());
+    for id in ids {
+        match Client::open(netns, front, id, patience) {
+            Ok(client) => clients.push(client),
+            Err(error) => faults.push(format!("stream {id}: {error:#}")),
+        }
+    }
+    (clients, faults)
 }
 
-pub(crate) fn talk(clients: &mut [Client], messages: u32) -> Tally {
+/// What became of something that clients did at the same time.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// How many streams that did all of it.
+    pub good: usize,
+    /// That came back as they were sent.
+    pub bytes: u64,
+    /// Of the others.
+    pub faults: Vec<String>,
+}
+
+/// Has each client send `messages` of 1 to 30,000 bytes, each after the echo of the one before.
+pub fn talk(clients: &mut [Client], messages: u32) -> Tally {
     at_once(clients, |client| client.talk(messages))
 }
 
-pub(crate) fn flow(clients: &mut [Client], bytes: usize) -> Tally {
+/// Has each client send that many bytes as fast as they are taken, and compare what comes back at the same time.
+pub fn flow(clients: &mut [Client], bytes: usize) -> Tally {
     at_once(clients, |client| client.flow(bytes))
 }
 
-pub(crate) fn close(clients: &mut [Client]) -> Tally {
+/// Has each client close its stream, and wait for the endpoint's FIN.
+pub fn close(clients: &mut [Client]) -> Tally {
     at_once(clients, Client::close)
 }
 
