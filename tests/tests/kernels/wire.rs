@@ -4,18 +4,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use steer_tests::kernels::{self, Has};
+use steer_tests::kernels::{self, BULK_BYTES, BULK_STREAMS, Has, STREAMS};
 use steer_tests::netns::NetNs;
 use steer_tests::{require, streams};
 
 use crate::boot::Guest;
 use crate::judge::Found;
 
-const STREAMS: u64 = 20;
 const MESSAGES: u32 = 20;
-const BULK_STREAMS: usize = 8;
-/// Each way.
-const BULK_BYTES: usize = 5_000_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Of a packet without offloads, in bytes: an MTU of 1,500, less the headers of IPv4 and of TCP with timestamps.
 const PAYLOAD: f64 = 1448.0;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::{Value, json};
 use steer_tests::eventually::eventually;
+use steer_tests::kernels::{BULK_BYTES, BULK_STREAMS, MORE, STREAMS};
 use steer_tests::netns::NetNs;
 use steer_tests::sockets::State;
 use steer_tests::steer::Steer;
@@ -20,15 +21,9 @@ use crate::kernel::{self, Objects};
 
 const FRONT_PORT: u16 = 8080;
 const DEVICES: [&str; 3] = ["clients", "endpoint0", "endpoint1"];
-const STREAMS: u64 = 20;
-/// Opened after a restart.
-const MORE: u64 = 5;
 const MESSAGES: u32 = 20;
 /// Of those that live on without a process: enough to tell that they do.
 const FEW: u32 = 3;
-const BULK_STREAMS: usize = 4;
-/// Each way.
-const BULK_BYTES: usize = 5_000_000;
 /// For an emulated machine whose host is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// For what may not come at all.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use steer_tests::eventually::eventually;
+use steer_tests::kernels::STREAMS;
 use steer_tests::netns::{self, NetNs};
 use steer_tests::streams;
 
@@ -15,8 +16,6 @@ use crate::phases::Bed;
 
 /// The card, and the way to the endpoint that is on this machine.
 const DEVICES: [&str; 2] = ["eth0", "behind"];
-/// As in `tests/tests/kernels/wire.rs`.
-const STREAMS: usize = 20;
 /// For the host to open its streams, and for it to close them.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -39,8 +38,9 @@ pub(crate) fn carry(report: &mut Report) -> Result<()> {
     let front = address("10.77.0.2:8080")?;
     let mut bed = Bed::start_in(report, (None, &DEVICES), ["wire", "auto"], front, endpoints)?;
     bed.say("ready", json!({ "queues": queues }))?;
-    eventually("streams of the host", PATIENCE, || Ok((bed.steer.flows()?.len() == STREAMS).then_some(())))?;
-    bed.say_opened("opened", STREAMS, &[])?;
+    let streams = usize::try_from(STREAMS).context("a number of streams")?;
+    eventually("streams of the host", PATIENCE, || Ok((bed.steer.flows()?.len() == streams).then_some(())))?;
+    bed.say_opened("opened", streams, &[])?;
     eventually("end of the host's streams", PATIENCE, || Ok(bed.steer.flows()?.is_empty().then_some(())))?;
     let count = |what: &str| bed.steer.metric("steer_packet_total", &[("what", what)]);
     let counted = json!({
