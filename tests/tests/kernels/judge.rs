@@ -42,7 +42,7 @@ impl<'f> Found<'f> {
     /// What is wrong for all phases.
     pub(crate) fn check(&self) -> Vec<String> {
         let mut wrong = Wrong::default();
-        wrong.unless("no error", self.alone("error"), self.alone("error").is_null());
+        wrong.unless("an error", self.alone("error"), self.alone("error").is_null());
         let series = self.kernel.series.is_none_or(|series| series == self.series());
         wrong.unless("the kernel", &json!(self.release()), series);
         wrong.equals("the kernel's log", &self.alone("log")["complaints"], &json!([]));
@@ -79,7 +79,7 @@ impl<'f> Found<'f> {
         wrong.equals("streams that closed", &self.of(phase, "closed")["streams"], &json!(STREAMS));
         wrong.faults(self, phase, &["opened", "echo", "bulk", "closed"]);
         wrong.left(self, phase);
-        wrong.0
+        wrong.0.into_iter().map(|wrong| format!("{phase}: {wrong}")).collect()
     }
 
     /// What is wrong with streams between the guest's card and the host, which has opened them.
