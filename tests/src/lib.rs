@@ -9,10 +9,12 @@
 //! A test whose needs are not met says `SKIP`, or fails if `STEER_TESTS_REQUIRE=1`: see [`require`].
 
 pub mod counters;
+pub mod cpio;
 pub mod eventually;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod instance;
+pub mod kernels;
 pub mod netns;
 pub mod peers;
 pub mod process;
@@ -20,4 +22,5 @@ pub mod require;
 pub mod socketio;
 pub mod sockets;
 pub mod steer;
+pub mod streams;
 pub mod topology;

@@ -5,6 +5,7 @@
 //! ways are known, and tried in this order: a rustc with a `core` built for BPF (Debian has one), or
 //! a rustup nightly with `rust-src`, which compiles `core` itself. Both link with bpf-linker.
 
+mod stack;
 mod toolchain;
 mod verify;
 

@@ -2,6 +2,8 @@
 //! step looks first, says what it does, and is safe to repeat. What is not Debian's is put under
 //! `target/` (the packages of `tests/apps` beside their `package.json`, as npm wants it).
 
+mod kernels;
+
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -10,6 +12,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+pub(crate) use self::kernels::kernels;
 use crate::exec::{answer, cargo, root, run, run_quietly, step, target};
 
 /// The Envoy that Steer's choice of an endpoint is compared with.

@@ -15,6 +15,9 @@ use crate::setup;
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 const LIMIT_LONG: Duration = Duration::from_secs(60 * 60);
 
+/// The suite that runs in virtual machines.
+const KERNELS: &str = "kernels";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// The long forms of the tests that have one
@@ -118,17 +121,22 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
              sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask test\n\
              (without root: cargo xtask test --only fmt --only clippy --only unit)"
         );
-        let steer = setup::steer()?;
-        setup::socketio()?;
-        let peers = setup::peers()?;
-        let bench = setup::bench()?;
-        environment.push(("STEER_BIN", steer.display().to_string()));
-        environment.push(("STEER_ENVOY_BIN", peers.envoy.display().to_string()));
-        environment.push(("STEER_WSTEST", peers.wstest.display().to_string()));
-        environment.push(("STEER_BENCH_BIN", bench.binary.display().to_string()));
+        environment.push(("STEER_BIN", setup::steer()?.display().to_string()));
         environment.push(("STEER_TESTS_REQUIRE", "1".to_owned()));
+        // Guests have their own peers.
+        if suites.iter().any(|suite| suite.needs_setup && suite.name != KERNELS) {
+            setup::socketio()?;
+            let peers = setup::peers()?;
+            let bench = setup::bench()?;
+            environment.push(("STEER_ENVOY_BIN", peers.envoy.display().to_string()));
+            environment.push(("STEER_WSTEST", peers.wstest.display().to_string()));
+            environment.push(("STEER_BENCH_BIN", bench.binary.display().to_string()));
+        }
         if suites.iter().any(|suite| matches!(&*suite.name, "outlive" | "takeover")) {
             setup::steers_of_outlive()?;
+        }
+        if suites.iter().any(|suite| suite.name == KERNELS) {
+            environment.push(("STEER_KERNELS", setup::kernels(long)?.display().to_string()));
         }
     }
     setup::lint_tools()?;

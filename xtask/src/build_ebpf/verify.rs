@@ -1,10 +1,13 @@
 //! What must be in the object besides code: bpf-linker leaves BTF out without a word when a crate
-//! was built without debug info, and the kernel refuses most helpers to a program without licence.
+//! was built without debug info, and the kernel refuses most helpers to a program without licence. Nor may the programs
+//! take more stack than the verifier of any kernel allows.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use object::{Object as _, ObjectSection as _};
+
+use super::stack;
 
 const LICENSE: &[u8] = b"Dual MIT/GPL\0";
 
@@ -30,7 +33,10 @@ fn check_bytes(bytes: &[u8], programs: &[&str]) -> Result<()> {
         section(name)?;
     }
     ensure!(section("license")? == LICENSE, "its licence is not {LICENSE:?}");
-    Ok(())
+    let usages = stack::usages(&file).context("its stack cannot be measured")?;
+    ensure!(!usages.is_empty(), "it has no program");
+    usages.iter().for_each(|usage| eprintln!("build-ebpf: {usage}"));
+    usages.iter().try_for_each(stack::Usage::check)
 }
 
 #[cfg(test)]

@@ -1,0 +1,54 @@
+//! Steer in a machine's own network namespace, on a card with queues and offloads; the clients are on the host.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use steer_tests::eventually::eventually;
+use steer_tests::kernels::STREAMS;
+use steer_tests::netns::{self, NetNs};
+use steer_tests::streams;
+
+use crate::Report;
+use crate::kernel;
+use crate::phases::Bed;
+
+/// The card, and the way to the endpoint that is on this machine.
+const DEVICES: [&str; 2] = ["eth0", "behind"];
+/// For the host to open its streams, and for it to close them.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Carries what the host opens, until it has closed all of it.
+pub(crate) fn carry(report: &mut Report) -> Result<()> {
+    netns::ip(&["address", "add", "10.77.0.2/24", "dev", "eth0"])?;
+    netns::ip(&["link", "set", "eth0", "up"])?;
+    let behind = NetNs::new("steer-t", "behind")?;
+    netns::ip(&["link", "add", "behind", "type", "veth", "peer", "name", "eth0", "netns", behind.name()])?;
+    netns::ip(&["address", "add", "10.78.0.1/24", "dev", "behind"])?;
+    netns::ip(&["link", "set", "behind", "up"])?;
+    behind.ip(&["address", "add", "10.78.0.2/24", "dev", "eth0"])?;
+    behind.ip(&["link", "set", "eth0", "up"])?;
+    let address = |text: &str| text.parse::<SocketAddr>().with_context(|| format!("{text} is no address"));
+    // The second one is behind the card, as the clients are.
+    let endpoints = vec![address("10.78.0.2:3000")?, address("10.77.0.1:3000")?];
+    streams::serve(&behind, endpoints[0])?;
+    let queues = std::fs::read_dir("/sys/class/net/eth0/queues").context("eth0 has no queues")?.count();
+
+    let front = address("10.77.0.2:8080")?;
+    let mut bed = Bed::start_in(report, (None, &DEVICES), ["wire", "auto"], front, endpoints)?;
+    bed.say("ready", json!({ "queues": queues }))?;
+    let streams = usize::try_from(STREAMS).context("a number of streams")?;
+    eventually("streams of the host", PATIENCE, || Ok((bed.steer.flows()?.len() == streams).then_some(())))?;
+    bed.say_opened("opened", streams, &[])?;
+    eventually("end of the host's streams", PATIENCE, || Ok(bed.steer.flows()?.is_empty().then_some(())))?;
+    let count = |what: &str| bed.steer.metric("steer_packet_total", &[("what", what)]);
+    let counted = json!({
+        "spliced": count("spliced")?,
+        "dropped": count("drop_rewrite")?,
+        "bad_checksums": kernel::tcp_counter("InCsumErrors")?,
+    });
+    bed.say("counted", counted)?;
+    bed.end()?;
+    report.say("log", json!({ "complaints": kernel::complaints()? }))
+}

@@ -1,0 +1,48 @@
+//! Steer on stock kernels, in QEMU. What runs in the guest is `steer-guest` of this package; it reports what it finds, and
+//! here it is judged.
+//!
+//! The short form tries the kernels of Debian's stable suites; the long form the whole matrix, with the socket splice and
+//! deaths of the process, and compares what it finds with the table of docs/kernels.md.
+
+mod boot;
+mod initramfs;
+mod judge;
+mod page;
+mod wire;
+
+use std::time::Instant;
+
+use steer_tests::kernels;
+use steer_tests::require;
+
+use crate::boot::Guest;
+use crate::judge::Found;
+
+#[test]
+fn steer_runs_on_stock_kernels() {
+    let Some(directory) = kernels::directory() else { return };
+    let long = require::long();
+    let (mut rows, mut wrong) = (Vec::new(), Vec::new());
+    for kernel in kernels::of_form(long) {
+        let begin = Instant::now();
+        let findings =
+            Guest::boot(&directory, kernel, kernel.phases(long), None, &[]).and_then(Guest::finish);
+        let findings = findings.unwrap_or_else(|error| panic!("the kernel of {}: {error:#}", kernel.debian));
+        println!("{}: {:.0} s", kernel.debian, begin.elapsed().as_secs_f64());
+        findings.iter().for_each(|finding| println!("    {finding}"));
+        let found = Found::new(kernel, &findings);
+        let mut faults = [found.check(), found.check_carried("auto")].concat();
+        if long {
+            faults.extend(found.check_killed());
+            if kernel.tries_sockmap {
+                faults.extend(found.check_carried("sockmap"));
+            }
+            rows.push(found.row());
+        }
+        wrong.extend(faults.into_iter().map(|fault| format!("{}: {fault}", kernel.debian)));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    if long {
+        page::compare(&rows).unwrap();
+    }
+}
