@@ -49,6 +49,8 @@ pub struct Pins {
     path: PathBuf,
     /// `None` once it was [given away](Pins::give_away).
     lock: Mutex<Option<File>>,
+    /// Whether another process has given it, and may want it back.
+    is_given: bool,
 }
 
 impl Pins {
@@ -99,14 +101,14 @@ impl Pins {
     pub fn take_over(instance: &Instance, lock: File) -> Result<Self, PinsError> {
         let path = path_of(instance);
         match is_of(&lock, &path) {
-            Ok(true) => Ok(Self::of_lock(instance, path, lock)),
+            Ok(true) => Ok(Self { is_given: true, ..Self::of_lock(instance, path, lock) }),
             Ok(false) => Err(PinsError::at(&path)(io::ErrorKind::NotFound.into())),
             Err(error) => Err(PinsError::at(&path)(error)),
         }
     }
 
     fn of_lock(instance: &Instance, path: PathBuf, lock: File) -> Self {
-        Self { instance: instance.clone(), path, lock: Mutex::new(Some(lock)) }
+        Self { instance: instance.clone(), path, lock: Mutex::new(Some(lock)), is_given: false }
     }
 
     /// The lock, to be passed on to the instance's next owner: the instance stays taken until all who have it have
@@ -130,6 +132,18 @@ impl Pins {
     /// It cannot be read.
     pub fn versions(&self) -> io::Result<Vec<String>> {
         names(&self.path)
+    }
+
+    /// Removes the directory, which is empty, unless another process may want it back.
+    ///
+    /// # Errors
+    /// It is not empty, or the file system refuses.
+    pub(super) fn leave(&self) -> io::Result<()> {
+        if !self.is_given {
+            fs::remove_dir(&self.path)?;
+            let _others_are_in_it = fs::remove_dir(DIRECTORY);
+        }
+        Ok(())
     }
 
     /// Removes all pins, and with them what nobody else holds. The instance stays taken.

@@ -16,7 +16,7 @@ use crate::traffic;
 const PORTS: &str = "source_ports: [20000-20999, 40000-40999]";
 
 /// Streams that do not move, as their clients have them.
-fn open(topology: &Topology, streams: usize) -> Vec<TcpStream> {
+pub(crate) fn open(topology: &Topology, streams: usize) -> Vec<TcpStream> {
     let clients = || {
         runtime().block_on(async {
             let mut all = Vec::new();
@@ -32,7 +32,7 @@ fn open(topology: &Topology, streams: usize) -> Vec<TcpStream> {
 }
 
 /// Runs `work` while an endpoint answers. Returns how its connections ended: `true` for a reset.
-fn with_endpoint<T: Send>(
+pub(crate) fn with_endpoint<T: Send>(
     topology: &Topology,
     streams: usize,
     work: impl FnOnce() -> T + Send,
@@ -67,12 +67,12 @@ fn answer(socket: &mut TcpStream) {
     socket.write_all(ANSWER).unwrap();
 }
 
-fn is_reset(mut socket: TcpStream) -> bool {
+pub(crate) fn is_reset(mut socket: TcpStream) -> bool {
     socket.set_read_timeout(Some(HANG)).unwrap();
     matches!(socket.read(&mut [0]), Err(error) if error.kind() == ErrorKind::ConnectionReset)
 }
 
-fn expect_spliced(bed: &Bed<'_>, streams: usize) {
+pub(crate) fn expect_spliced(bed: &Bed<'_>, streams: usize) {
     eventually("spliced streams", HANG, || Ok((bed.spliced() == streams).then_some(()))).unwrap();
 }
 

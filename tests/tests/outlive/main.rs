@@ -6,6 +6,7 @@
 
 mod ageing;
 mod bed;
+mod capabilities;
 mod death;
 mod latency;
 mod layout;

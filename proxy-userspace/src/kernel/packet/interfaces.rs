@@ -10,7 +10,7 @@ use std::{fs, io};
 use aya::pin::PinError;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError, TcAttachType};
 use aya::util::KernelVersion;
 use proxy_common::reason::Reason;
 
@@ -21,6 +21,7 @@ use crate::kernel::links;
 use crate::kernel::loader::LoadError;
 use crate::kernel::netlink::LinkMonitor;
 use crate::kernel::pins;
+use crate::kernel::refusal;
 
 /// How programs are attached to an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +61,7 @@ pub enum AttachError {
     Kind { name: String },
     #[error("cannot ask the kernel for its interfaces")]
     Unknown(#[source] io::Error),
-    #[error("cannot attach {program} to {name}")]
+    #[error("cannot attach {program} to {name}{}", refusal::wanted(source))]
     Refused {
         program: &'static str,
         name: String,
@@ -156,8 +157,9 @@ impl Attached {
         if hook == Hook::Clsact {
             add_clsact(interface).map_err(|error| refused("the qdisc clsact")(error.into()))?;
         }
-        let mut attach = |(name, direction)| {
-            let program = self.programs.get(name);
+        let mut attach = |program: (&'static str, TcAttachType)| {
+            let (_, direction) = program;
+            let program = self.programs.get(program)?;
             let link = program.attach_with_options(interface, direction, hook.options())?;
             program.take_link(link)
         };
@@ -200,16 +202,17 @@ impl Attached {
     }
 
     fn adopt_links(&mut self, pins: &Path, ifindex: u32) -> Result<[SchedClassifierLink; 2], AdoptError> {
-        let interface = host::interface(ifindex).map_err(AdoptError::Interface)?.name;
-        let mut adopt = |(name, direction)| {
-            let link = FdLink::from(PinnedLink::from_pin(path_of(pins, ifindex, direction))?);
-            // The index may have been given to another interface, or this one come from another namespace.
-            let (_, attached) = SchedClassifier::query_tcx(&interface, direction)?;
-            let program = link.info()?.program_id();
-            if !attached.iter().any(|other| other.id() == program) {
+        // The index may have been given to another interface, or this one come from another namespace.
+        host::interface(ifindex).map_err(AdoptError::Interface)?;
+        let mut adopt = |program: (&'static str, TcAttachType)| {
+            let (_, direction) = program;
+            let pin = path_of(pins, ifindex, direction);
+            let attached = links::attached_to(ifindex, direction).map_err(AdoptError::Unknown)?;
+            if !attached.contains(&links::id(&pin).map_err(AdoptError::Unknown)?) {
                 return Err(AdoptError::Elsewhere);
             }
-            let program = self.programs.get(name);
+            let link = FdLink::from(PinnedLink::from_pin(pin)?);
+            let program = self.programs.get(program)?;
             let link = program.attach_to_link(link.try_into()?)?;
             Ok(program.take_link(link)?)
         };
@@ -256,6 +259,8 @@ impl Attached {
 enum AdoptError {
     #[error("the interface cannot be found")]
     Interface(#[source] io::Error),
+    #[error("the kernel does not tell what is attached to the interface")]
+    Unknown(#[source] io::Error),
     #[error("they are not those of this interface")]
     Elsewhere,
     #[error(transparent)]
