@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod conntrack;
 pub mod events;
+mod filters;
 pub mod grace;
 pub mod hold;
 pub mod host;

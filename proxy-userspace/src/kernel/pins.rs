@@ -18,6 +18,8 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// BPF_FS_MAGIC (include/uapi/linux/magic.h).
 const BPFFS_MAGIC: u32 = 0xcafe_4a11;
 const DIRECTORY: &str = "/sys/fs/bpf/steer";
+/// A directory that tells that the file system was mounted in a namespace of mounts that may end with its processes.
+const PRIVATE: &str = "/sys/fs/bpf/steer-private";
 
 /// The directory of an instance cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +119,11 @@ impl Pins {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Whether the file system may be gone, and everything that is pinned with it, when this process has ended.
+    pub fn is_private(&self) -> bool {
+        Path::new(PRIVATE).exists()
+    }
+
     pub fn instance(&self) -> &Instance {
         &self.instance
     }
@@ -209,13 +216,27 @@ fn mount_once() -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("bpf", BPFFS, "bpf", flags, c"mode=0700")?;
     tracing::info!(at = BPFFS, "mounted the BPF file system");
-    let own_mounts = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    if own_mounts("self") != own_mounts("1") {
+    if mounts_are_private() {
+        fs::create_dir(PRIVATE)?;
         tracing::warn!(
             at = BPFFS,
-            "mounted in a namespace of mounts that may end with this process, and streams with it: mount the BPF file \
+            "mounted in a namespace of mounts that may end with this process, so streams end with it: mount the BPF file \
              system on the host, and let it be seen here"
         );
     }
     Ok(())
+}
+
+/// Whether a process above this one has other mounts, as the shell does in which `ip netns exec` was called. One that does not let
+/// itself be looked at counts as having the same.
+fn mounts_are_private() -> bool {
+    let mounts = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let parent = |process: &str| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().to_owned();
+        (parent != "0").then_some(parent)
+    };
+    let own = mounts("self");
+    std::iter::successors(parent("self"), |process| parent(process))
+        .any(|process| mounts(&process).is_some_and(|others| Some(others) != own))
 }

@@ -7,6 +7,7 @@
 mod ageing;
 mod bed;
 mod capabilities;
+mod clsact;
 mod death;
 mod latency;
 mod layout;

@@ -30,7 +30,7 @@ use proxy_common::reason::Reason;
 use proxy_common::stat::Stat;
 
 pub use conns::Conns;
-pub use interfaces::{AttachError, Hook};
+pub use interfaces::{AttachError, Hook, Orphans};
 pub use key::{Ends, FlowKey, wire_address, wire_ports};
 
 use super::events::Events;
@@ -161,6 +161,9 @@ impl PacketKernel {
         mark: u32,
         mut place: Option<Place>,
     ) -> Result<(Self, FlowEvents), LoadError> {
+        if hook == Hook::Clsact {
+            remove_orphans();
+        }
         let max_conns = place.as_ref().map_or(max_conns, |place| place.capacity);
         let mut loader = EbpfLoader::new();
         loader::shrink(&mut loader, &maps::MAPS);
@@ -226,9 +229,14 @@ impl PacketKernel {
         self.are_new
     }
 
-    /// Whether the streams go on when the process ends.
+    /// Whether the streams can go on when the process ends.
     pub fn outlives(&self) -> bool {
         self.pins.is_some()
+    }
+
+    /// Whether a stop has to end the streams, since nobody could take them over after it.
+    pub fn ends_with_process(&self) -> bool {
+        self.pins.as_ref().is_none_or(Pins::is_private)
     }
 
     /// The lock of the instance, for the process that takes it over. `None`: there are no pins.
@@ -384,6 +392,22 @@ impl<K: Pod> FlowMap<K> {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
+    }
+}
+
+/// What is left of a crash goes before there are new streams, whose answers it would take.
+fn remove_orphans() {
+    let removed = Orphans::find().and_then(|orphans| {
+        let interfaces = orphans.interfaces();
+        orphans.remove().map(|()| interfaces)
+    });
+    match removed {
+        Ok(0) => {}
+        Ok(interfaces) => tracing::info!(
+            interfaces,
+            "removed the filters of a process that has died; its streams end with a reset"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot remove the filters of a process that has died"),
     }
 }
 

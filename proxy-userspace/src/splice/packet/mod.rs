@@ -230,7 +230,7 @@ impl PacketSplice {
         let _the_others_are_reset = timeout(COMPLETE_WITHIN, none_left(&self.handing_over)).await;
         self.reaper.abort();
         let kernel = &self.records.kernel;
-        if !kernel.outlives() {
+        if kernel.ends_with_process() {
             self.table.end_all();
         } else {
             let streams = self.table.leave_all();
