@@ -1,5 +1,5 @@
-//! Places at which the process dies if a test says so, by the variable `STEER_DIE_AT`. Without the feature `failpoints`,
-//! nothing of this is in the binary.
+//! Places at which the process dies if a test says so, by the variable `STEER_DIE_AT`, and what it does besides, by
+//! `STEER_ALSO`. Without the feature `failpoints`, nothing of this is in the binary.
 
 /// Ends the process as SIGKILL does, if this is the place.
 #[cfg(feature = "failpoints")]
@@ -13,3 +13,15 @@ pub(crate) fn reached(place: &str) {
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub(crate) fn reached(_place: &str) {}
+
+/// Whether a test wants this done, too.
+#[cfg(feature = "failpoints")]
+pub(crate) fn is_asked(deed: &str) -> bool {
+    std::env::var_os("STEER_ALSO").is_some_and(|chosen| chosen == deed)
+}
+
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub(crate) fn is_asked(_deed: &str) -> bool {
+    false
+}

@@ -66,6 +66,8 @@ pub struct Steer<'n> {
 /// How the process is started, again and again.
 #[derive(Debug)]
 struct Launch {
+    /// A command that the binary and its arguments are given to; none if it is empty.
+    wrapper: Vec<String>,
     binary: PathBuf,
     directory: PathBuf,
     config: PathBuf,
@@ -77,8 +79,31 @@ struct Launch {
 }
 
 impl Launch {
+    fn new(
+        binary: &Path,
+        directory: &Path,
+        config: &str,
+        netns: Option<&NetNs>,
+        args: &[&str],
+        orphan: Orphan,
+    ) -> Result<Self> {
+        let file = directory.join("steer.yaml");
+        fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(Self {
+            wrapper: Vec::new(),
+            binary: binary.to_owned(),
+            directory: directory.to_owned(),
+            config: file,
+            admin: inside(netns, free_address)??,
+            dies_at: None,
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            orphan,
+            times: 0,
+        })
+    }
+
     fn start(&mut self, instance: &str, netns: Option<&NetNs>, more: &[&str]) -> Result<Process> {
-        let mut command = quiet(&self.binary);
+        let mut command = wrapped(&self.wrapper, &self.binary);
         command.args(["run", "-c"]).arg(&self.config).arg("--admin").arg(self.admin.to_string());
         command.args(["--instance", instance]).args(&self.args).args(more);
         if let Some(place) = self.dies_at.take() {
@@ -102,6 +127,16 @@ impl<'n> Steer<'n> {
         Ok(steer)
     }
 
+    /// The same through `wrapper`, a command that runs what follows it in its own place, as `setpriv` and `unshare` do; so is
+    /// each later process.
+    pub fn start_wrapped(wrapper: &[String], config: &str, netns: Option<&'n NetNs>) -> Result<Self> {
+        let directory = tempfile::tempdir().context("cannot make a directory")?;
+        let launch = Launch::new(&binary()?, directory.path(), config, netns, &[], Orphan::Dies)?;
+        let mut steer = Self::launch(Launch { wrapper: wrapper.to_vec(), ..launch }, netns)?;
+        steer._directory = Some(directory);
+        Ok(steer)
+    }
+
     /// The same with this binary, and with the config file and the logs in `directory`.
     pub fn start_at(
         binary: &Path,
@@ -111,18 +146,11 @@ impl<'n> Steer<'n> {
         args: &[&str],
         orphan: Orphan,
     ) -> Result<Self> {
-        let file = directory.join("steer.yaml");
-        fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-        let mut launch = Box::new(Launch {
-            binary: binary.to_owned(),
-            directory: directory.to_owned(),
-            config: file,
-            admin: inside(netns, free_address)??,
-            dies_at: None,
-            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-            orphan,
-            times: 0,
-        });
+        Self::launch(Launch::new(binary, directory, config, netns, args, orphan)?, netns)
+    }
+
+    fn launch(launch: Launch, netns: Option<&'n NetNs>) -> Result<Self> {
+        let mut launch = Box::new(launch);
         let instance = Instance::new()?;
         let process = launch.start(instance.name(), netns, &[])?;
         let mut steer = Self { process, instance, launch, netns, _directory: None };
@@ -251,6 +279,14 @@ impl<'n> Steer<'n> {
     pub fn metric(&self, metric: &str, labels: &[(&str, &str)]) -> Result<f64> {
         Ok(sum_of(&self.admin_get("/metrics")?.body, metric, labels))
     }
+}
+
+/// `program`, run by `wrapper` if there is one.
+pub fn wrapped(wrapper: &[String], program: &Path) -> Command {
+    let Some((first, more)) = wrapper.split_first() else { return quiet(program) };
+    let mut command = quiet(first);
+    command.args(more).arg(program);
+    command
 }
 
 /// What `steer route -c CONFIG --batch -` answers to `requests`, in order.

@@ -90,9 +90,10 @@ impl Network {
         tc.args(["filter", "show", "dev", interface, hook]);
         self.near.enter(&mut tc).unwrap();
         let filters = String::from_utf8(tc.output().unwrap().stdout).unwrap();
-        // A filter's line says `handle 0x1 NAME direct-action`, and may say the name again.
+        // A filter's line says `handle 0x1 NAME/TOKEN direct-action`, and may say the name again.
         let words: Vec<_> = filters.split_whitespace().collect();
-        let named = words.windows(3).filter(|words| words[0] == "handle").map(|words| words[2].to_owned());
+        let named = words.windows(3).filter(|words| words[0] == "handle");
+        let named = named.map(|words| words[2].split('/').next().unwrap().to_owned());
         names.extend(named);
         names
     }

@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::config::Instance;
+use crate::kernel::packet::Orphans;
 use crate::kernel::packet::pinned::{self, Pinned};
 use crate::kernel::pins::{self, Pins, PinsError};
 use crate::splice::packet::detach;
@@ -48,11 +49,24 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             verdicts.push((instance, verdict));
         }
     }
+    let orphaned = orphans(args.dry_run)?;
     if args.json {
-        let objects: Vec<_> =
+        let mut objects: Vec<_> =
             verdicts.iter().map(|(instance, verdict)| object(instance, verdict, args)).collect();
+        if orphaned > 0 {
+            let why = said_of_orphans(orphaned, args.dry_run);
+            objects.push(json!({ "instance": null, "removed": true, "why": why, "dry_run": args.dry_run }));
+        }
         println!("{}", Value::from(objects));
-    } else if verdicts.is_empty() {
+        return Ok(());
+    }
+    if orphaned > 0 {
+        println!("{}", said_of_orphans(orphaned, args.dry_run));
+    }
+    if verdicts.is_empty() {
+        if orphaned > 0 {
+            return Ok(());
+        }
         println!("nothing was left{}", args.instance.as_ref().map_or(String::new(), others));
     } else {
         let removed = if args.dry_run { "would be removed" } else { "removed" };
@@ -113,6 +127,24 @@ fn clean(instance: &Instance, args: &Args) -> anyhow::Result<Option<Verdict>> {
         pins.remove()?;
     }
     Ok(Some(verdict))
+}
+
+/// Removes the filters that processes in this network namespace have left which have died, unless it is a `dry_run`. Returns on
+/// how many interfaces there are such.
+pub(super) fn orphans(dry_run: bool) -> anyhow::Result<usize> {
+    let orphans = Orphans::find().context("cannot list the filters of interfaces; run as root")?;
+    let interfaces = orphans.interfaces();
+    if !dry_run {
+        orphans
+            .remove()
+            .context("cannot remove the filters of a process that has died; run as root (CAP_NET_ADMIN)")?;
+    }
+    Ok(interfaces)
+}
+
+pub(super) fn said_of_orphans(interfaces: usize, dry_run: bool) -> String {
+    let removed = if dry_run { "would be removed" } else { "removed" };
+    format!("filters of a process that has died, on {interfaces} interfaces: {removed}")
 }
 
 /// For who has misspelt an instance that has left nothing: those that have.

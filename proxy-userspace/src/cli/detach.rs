@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::cleanup::others;
+use super::cleanup::{orphans, others, said_of_orphans};
 use crate::config::Instance;
 use crate::kernel::packet::pinned::{self, Pinned};
 use crate::kernel::pins::{Pins, PinsError};
@@ -56,14 +56,23 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             pins.remove()?;
         }
     }
+    let orphaned = orphans(args.dry_run)?;
     if args.json {
         let dry_run = args.dry_run;
         let line = json!({
             "instance": instance.as_str(), "streams": streams, "interfaces": interfaces, "dry_run": dry_run,
+            "orphaned_interfaces": orphaned,
         });
         println!("{line}");
-    } else if found.is_none() {
-        println!("instance {instance}: nothing was left{}", others(instance));
+        return Ok(());
+    }
+    if orphaned > 0 {
+        println!("{}", said_of_orphans(orphaned, args.dry_run));
+    }
+    if found.is_none() {
+        if orphaned == 0 {
+            println!("instance {instance}: nothing was left{}", others(instance));
+        }
     } else if args.dry_run {
         println!("instance {instance}: would reset {streams} streams and leave {interfaces} interfaces");
         println!("next: the same without --dry-run");

@@ -17,6 +17,7 @@ use xxhash_rust::xxh64::xxh64;
 use super::events::Events;
 use super::maps::{Handles, SockMaps, Sockets};
 use super::packet::pinned::PinnedError;
+use super::refusal;
 
 /// Built by `cargo xtask build-ebpf`; empty if that had not been run before this was compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer-ebpf.o"));
@@ -27,12 +28,17 @@ pub enum LoadError {
     #[error("built without the BPF object; run cargo xtask build-ebpf and build again")]
     NoObject,
     #[error(
-        "{missing} is missing; run as root, or give the process {needed} (systemd: AmbientCapabilities=)"
+        "{missing} is missing; the process needs {needed} (systemd: in CapabilityBoundingSet=), and to be root for \
+         /sys/fs/bpf and /run/steer"
     )]
     NoCapability { missing: &'static str, needed: String },
-    #[error("the kernel refused {what}; run with --log-level debug to see the verifier's log")]
+    #[error("the kernel refused {program} {why} (--log-level debug shows all of the verifier's log)")]
+    NotVerified { program: &'static str, why: String },
+    #[error("the kernel refused {what}{wanted}")]
     Refused {
         what: &'static str,
+        /// What helps, if that is known.
+        wanted: String,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -48,7 +54,7 @@ impl LoadError {
         match self {
             Self::NoObject | Self::Incomplete { .. } => Reason::NoObject,
             Self::NoCapability { .. } => Reason::NoCapability,
-            Self::Refused { .. } | Self::Pinned(_) => Reason::KernelRefused,
+            Self::NotVerified { .. } | Self::Refused { .. } | Self::Pinned(_) => Reason::KernelRefused,
         }
     }
 
@@ -56,7 +62,8 @@ impl LoadError {
         what: &'static str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self::Refused { what, source: source.into() }
+        let source = source.into();
+        Self::Refused { what, wanted: refusal::wanted(&*source), source }
     }
 }
 
@@ -156,7 +163,7 @@ where
 pub(super) fn not_verified(program: &'static str, error: ProgramError) -> LoadError {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         tracing::debug!(program, %verifier_log, "the verifier refused a program");
-        LoadError::refused(program, io_error)
+        LoadError::NotVerified { program, why: refusal::of_verifier(&io_error, &verifier_log.to_string()) }
     } else {
         LoadError::refused(program, error)
     }
@@ -250,7 +257,9 @@ mod tests {
     fn errors_name_the_next_step() {
         let missing =
             LoadError::NoCapability { missing: "CAP_BPF", needed: "CAP_BPF, CAP_NET_ADMIN".to_owned() };
-        assert!(missing.to_string().starts_with("CAP_BPF is missing; run as root"));
+        assert!(
+            missing.to_string().starts_with("CAP_BPF is missing; the process needs CAP_BPF, CAP_NET_ADMIN")
+        );
         assert_eq!(missing.reason(), Reason::NoCapability);
         assert!(LoadError::NoObject.to_string().contains("cargo xtask build-ebpf"));
     }

@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod conntrack;
 pub mod events;
+mod filters;
 pub mod grace;
 pub mod hold;
 pub mod host;
@@ -17,6 +18,7 @@ pub mod packet;
 pub mod pins;
 pub mod probe;
 pub mod raw;
+mod refusal;
 pub mod repair;
 pub mod route;
 pub mod tcp_info;

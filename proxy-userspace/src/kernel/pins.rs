@@ -18,6 +18,8 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// BPF_FS_MAGIC (include/uapi/linux/magic.h).
 const BPFFS_MAGIC: u32 = 0xcafe_4a11;
 const DIRECTORY: &str = "/sys/fs/bpf/steer";
+/// A directory that tells that the file system was mounted in a namespace of mounts that may end with its processes.
+const PRIVATE: &str = "/sys/fs/bpf/steer-private";
 
 /// The directory of an instance cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,8 @@ pub struct Pins {
     path: PathBuf,
     /// `None` once it was [given away](Pins::give_away).
     lock: Mutex<Option<File>>,
+    /// Whether another process has given it, and may want it back.
+    is_given: bool,
 }
 
 impl Pins {
@@ -99,20 +103,25 @@ impl Pins {
     pub fn take_over(instance: &Instance, lock: File) -> Result<Self, PinsError> {
         let path = path_of(instance);
         match is_of(&lock, &path) {
-            Ok(true) => Ok(Self::of_lock(instance, path, lock)),
+            Ok(true) => Ok(Self { is_given: true, ..Self::of_lock(instance, path, lock) }),
             Ok(false) => Err(PinsError::at(&path)(io::ErrorKind::NotFound.into())),
             Err(error) => Err(PinsError::at(&path)(error)),
         }
     }
 
     fn of_lock(instance: &Instance, path: PathBuf, lock: File) -> Self {
-        Self { instance: instance.clone(), path, lock: Mutex::new(Some(lock)) }
+        Self { instance: instance.clone(), path, lock: Mutex::new(Some(lock)), is_given: false }
     }
 
     /// The lock, to be passed on to the instance's next owner: the instance stays taken until all who have it have
     /// closed it. `None` if it was given away before.
     pub fn give_away(&self) -> Option<File> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether the file system may be gone, and everything that is pinned with it, when this process has ended.
+    pub fn is_private(&self) -> bool {
+        Path::new(PRIVATE).exists()
     }
 
     pub fn instance(&self) -> &Instance {
@@ -130,6 +139,18 @@ impl Pins {
     /// It cannot be read.
     pub fn versions(&self) -> io::Result<Vec<String>> {
         names(&self.path)
+    }
+
+    /// Removes the directory, which is empty, unless another process may want it back.
+    ///
+    /// # Errors
+    /// It is not empty, or the file system refuses.
+    pub(super) fn leave(&self) -> io::Result<()> {
+        if !self.is_given {
+            fs::remove_dir(&self.path)?;
+            let _others_are_in_it = fs::remove_dir(DIRECTORY);
+        }
+        Ok(())
     }
 
     /// Removes all pins, and with them what nobody else holds. The instance stays taken.
@@ -195,13 +216,27 @@ fn mount_once() -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("bpf", BPFFS, "bpf", flags, c"mode=0700")?;
     tracing::info!(at = BPFFS, "mounted the BPF file system");
-    let own_mounts = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    if own_mounts("self") != own_mounts("1") {
+    if mounts_are_private() {
+        fs::create_dir(PRIVATE)?;
         tracing::warn!(
             at = BPFFS,
-            "mounted in a namespace of mounts that may end with this process, and streams with it: mount the BPF file \
+            "mounted in a namespace of mounts that may end with this process, so streams end with it: mount the BPF file \
              system on the host, and let it be seen here"
         );
     }
     Ok(())
+}
+
+/// Whether a process above this one has other mounts, as the shell does in which `ip netns exec` was called. One that does not let
+/// itself be looked at counts as having the same.
+fn mounts_are_private() -> bool {
+    let mounts = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let parent = |process: &str| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().to_owned();
+        (parent != "0").then_some(parent)
+    };
+    let own = mounts("self");
+    std::iter::successors(parent("self"), |process| parent(process))
+        .any(|process| mounts(&process).is_some_and(|others| Some(others) != own))
 }

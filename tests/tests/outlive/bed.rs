@@ -14,7 +14,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::abi;
 use serde_json::Value;
 use steer_tests::eventually::eventually;
-use steer_tests::steer::{Steer, binary};
+use steer_tests::steer::{Steer, binary, wrapped};
 use steer_tests::topology::Topology;
 use steer_tests::{instance, socketio, sockets};
 use tokio::net::TcpListener;
@@ -64,6 +64,8 @@ pub(crate) struct Bed<'n> {
     pub(crate) steer: Steer<'n>,
     pub(crate) front: SocketAddr,
     endpoint: SocketAddr,
+    /// See [`Steer::start_wrapped`].
+    wrapper: Vec<String>,
 }
 
 impl<'n> Bed<'n> {
@@ -87,7 +89,13 @@ impl<'n> Bed<'n> {
     /// With this whole configuration.
     pub(crate) fn start_with(topology: &'n Topology, config: &str) -> Self {
         let steer = Steer::start(config, Some(&topology.proxy), &[]).unwrap();
-        Self { topology, steer, front: front(), endpoint: endpoint() }
+        Self { topology, steer, front: front(), endpoint: endpoint(), wrapper: Vec::new() }
+    }
+
+    /// Each process of Steer, and each command of [`cli`](Self::cli), is run by this one (see [`Steer::start_wrapped`]).
+    pub(crate) fn start_wrapped(topology: &'n Topology, wrapper: Vec<String>) -> Self {
+        let steer = Steer::start_wrapped(&wrapper, &config(&[]), Some(&topology.proxy)).unwrap();
+        Self { topology, steer, front: front(), endpoint: endpoint(), wrapper }
     }
 
     /// Writes another configuration of the packet splice, for the next start.
@@ -186,7 +194,7 @@ impl<'n> Bed<'n> {
 
     /// What `steer ARGS --instance ...` says, in the proxy's namespace.
     pub(crate) fn cli(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(binary().unwrap());
+        let mut command = wrapped(&self.wrapper, &binary().unwrap());
         command.args(args).args(["--instance", self.steer.instance()]);
         self.topology.proxy.enter(&mut command).unwrap();
         command.output().unwrap()

@@ -16,7 +16,7 @@ use crate::traffic;
 const PORTS: &str = "source_ports: [20000-20999, 40000-40999]";
 
 /// Streams that do not move, as their clients have them.
-fn open(topology: &Topology, streams: usize) -> Vec<TcpStream> {
+pub(crate) fn open(topology: &Topology, streams: usize) -> Vec<TcpStream> {
     let clients = || {
         runtime().block_on(async {
             let mut all = Vec::new();
@@ -32,7 +32,7 @@ fn open(topology: &Topology, streams: usize) -> Vec<TcpStream> {
 }
 
 /// Runs `work` while an endpoint answers. Returns how its connections ended: `true` for a reset.
-fn with_endpoint<T: Send>(
+pub(crate) fn with_endpoint<T: Send>(
     topology: &Topology,
     streams: usize,
     work: impl FnOnce() -> T + Send,
@@ -58,7 +58,7 @@ fn with_endpoint<T: Send>(
     })
 }
 
-fn answer(socket: &mut TcpStream) {
+pub(crate) fn answer(socket: &mut TcpStream) {
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") {
         socket.read_exact(&mut byte).unwrap();
@@ -67,12 +67,12 @@ fn answer(socket: &mut TcpStream) {
     socket.write_all(ANSWER).unwrap();
 }
 
-fn is_reset(mut socket: TcpStream) -> bool {
+pub(crate) fn is_reset(mut socket: TcpStream) -> bool {
     socket.set_read_timeout(Some(HANG)).unwrap();
     matches!(socket.read(&mut [0]), Err(error) if error.kind() == ErrorKind::ConnectionReset)
 }
 
-fn expect_spliced(bed: &Bed<'_>, streams: usize) {
+pub(crate) fn expect_spliced(bed: &Bed<'_>, streams: usize) {
     eventually("spliced streams", HANG, || Ok((bed.spliced() == streams).then_some(()))).unwrap();
 }
 
@@ -133,4 +133,26 @@ fn a_stop_without_streams_leaves_nothing_and_cleanup_takes_what_a_crash_leaves()
     bed.steer.stop(libc::SIGTERM).unwrap();
     before.expect(&topology, &pins);
     assert!(bed.cli_text(&["cleanup"]).contains("nothing was left"));
+}
+
+/// With the mounts of `ip netns exec`, for example, what is pinned may go with the process.
+#[test]
+fn a_stop_resets_streams_where_the_bpf_file_system_is_private() {
+    if !require::root() {
+        return;
+    }
+    const STREAMS: usize = 10;
+    let topology = Topology::new(1).unwrap();
+    let script = "while umount /sys/fs/bpf 2>/dev/null; do :; done; exec \"$@\"";
+    let private = ["unshare", "--mount", "sh", "-c", script, "sh"].map(str::to_owned);
+    let mut bed = Bed::start_wrapped(&topology, private.into());
+    assert!(bed.steer.said().unwrap().contains("streams end with it"));
+    assert!(!bed.pins().exists(), "it is seen from outside");
+    let (clients, endpoints) = with_endpoint(&topology, STREAMS, || {
+        let streams = open(&topology, STREAMS);
+        expect_spliced(&bed, STREAMS);
+        bed.steer.stop(libc::SIGTERM).unwrap();
+        streams.into_iter().map(is_reset).collect::<Vec<_>>()
+    });
+    assert_eq!((clients, endpoints), (vec![true; STREAMS], vec![true; STREAMS]));
 }

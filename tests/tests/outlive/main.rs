@@ -6,6 +6,8 @@
 
 mod ageing;
 mod bed;
+mod capabilities;
+mod clsact;
 mod death;
 mod latency;
 mod layout;

@@ -107,6 +107,8 @@ pub(super) fn start_timer(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     program.load().map_err(|error| loader::not_verified(name, error))?;
     let run = TestRunOptions { data_in: Some(&FRAME), ..TestRunOptions::new() };
     let result = program.test_run(run).map_err(|error| LoadError::refused(name, error))?;
+    // The timer has it now.
+    program.unload().map_err(|error| LoadError::refused(name, error))?;
     match result.return_value.cast_signed() {
         0 => Ok(()),
         error => Err(LoadError::refused("the timer", io::Error::from_raw_os_error(-error))),

@@ -3,51 +3,47 @@
 //! Where the instance has pins, its links are among them, as `IFINDEX-ingress` and `IFINDEX-egress`.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
 use aya::pin::PinError;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions, TcError};
+use aya::programs::{LinkOrder, ProgramError, TcAttachType};
 use aya::util::KernelVersion;
 use proxy_common::reason::Reason;
 
 use super::programs::{PROGRAMS, Programs, name_of};
 use crate::failpoint;
+use crate::kernel::filters::{self, Filter, Mark};
 use crate::kernel::host::{self, InterfaceKind};
 use crate::kernel::links;
 use crate::kernel::loader::LoadError;
 use crate::kernel::netlink::LinkMonitor;
 use crate::kernel::pins;
+use crate::kernel::refusal;
 
 /// How programs are attached to an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
     /// Links (Linux 6.6): the kernel detaches them when the process ends, however it ends.
     Tcx,
-    /// Filters of the qdisc clsact: a process that is killed leaves them behind. The qdisc, which others may be
-    /// using by then, is left in any case.
+    /// Filters of the qdisc clsact: a process that is killed leaves them behind, and the next one removes them. The qdisc goes
+    /// with them if it was made for them and nobody else uses it by then.
     Clsact,
 }
 
 impl Hook {
     /// Links where there are any.
     pub fn of_this_kernel() -> Self {
+        if failpoint::is_asked("attach filters") {
+            return Self::Clsact;
+        }
         // A kernel that does not tell its version is an odd one; what is older works everywhere.
         let version = KernelVersion::current().ok();
         if version >= Some(KernelVersion::new(6, 6, 0)) { Self::Tcx } else { Self::Clsact }
-    }
-
-    /// Before all others: a program that lets a packet of a spliced flow go on to the local stack would
-    /// have it answered with a RST.
-    fn options(self) -> TcAttachOptions {
-        match self {
-            Self::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
-            // Without a priority, the kernel chooses one before those that are there.
-            Self::Clsact => TcAttachOptions::Netlink(NlOptions::default()),
-        }
     }
 }
 
@@ -60,7 +56,7 @@ pub enum AttachError {
     Kind { name: String },
     #[error("cannot ask the kernel for its interfaces")]
     Unknown(#[source] io::Error),
-    #[error("cannot attach {program} to {name}")]
+    #[error("cannot attach {program} to {name}{}", refusal::wanted(source))]
     Refused {
         program: &'static str,
         name: String,
@@ -92,18 +88,39 @@ pub(super) struct Interfaces {
 struct Attached {
     programs: Programs,
     monitor: LinkMonitor,
-    /// By index. Dropping a link detaches the program, unless it is pinned.
-    links: HashMap<u32, [SchedClassifierLink; 2]>,
+    /// By index.
+    links: HashMap<u32, [Attachment; 2]>,
     /// Where links are pinned, if they are.
     pins: Option<PathBuf>,
+    /// Of the hook clsact.
+    mark: Option<Mark>,
+}
+
+/// Dropping it detaches the program, unless it is a link that is pinned.
+#[expect(dead_code, reason = "what is in it is held")]
+enum Attachment {
+    Link(SchedClassifierLink),
+    Filter(AttachedFilter),
+}
+
+struct AttachedFilter(Filter);
+
+impl Drop for AttachedFilter {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.detach() {
+            tracing::warn!(%error, "cannot remove a filter of the packet splice; `steer cleanup` does");
+        }
+    }
 }
 
 impl Interfaces {
     /// The links that are pinned in `pins` get `programs` in the place of those that they have.
     pub(super) fn new(programs: Programs, hook: Hook, pins: Option<PathBuf>) -> Result<Self, LoadError> {
         let monitor = LinkMonitor::new().map_err(|error| LoadError::refused("watching interfaces", error))?;
-        let mut attached = Attached { programs, monitor, links: HashMap::new(), pins };
-        attached.adopt(hook).map_err(|error| LoadError::refused("the pinned links", error))?;
+        let mark = (hook == Hook::Clsact).then(Mark::new).transpose();
+        let mark = mark.map_err(|error| LoadError::refused("a socket that marks its filters", error))?;
+        let mut attached = Attached { programs, monitor, links: HashMap::new(), pins, mark };
+        attached.adopt().map_err(|error| LoadError::refused("the pinned links", error))?;
         Ok(Self { hook, attached: Mutex::new(attached) })
     }
 
@@ -122,7 +139,7 @@ impl Interfaces {
         if interface.kind == InterfaceKind::Other {
             return Err(AttachError::Kind { name: interface.name });
         }
-        let links = attached.attach(ifindex, &interface.name, self.hook)?;
+        let links = attached.attach(ifindex, &interface.name)?;
         tracing::info!(interface = interface.name, ifindex, hook = ?self.hook, "attached the packet splice");
         attached.links.insert(ifindex, links);
         Ok(())
@@ -145,33 +162,43 @@ impl Attached {
         Ok(())
     }
 
-    fn attach(
-        &mut self,
-        ifindex: u32,
-        interface: &str,
-        hook: Hook,
-    ) -> Result<[SchedClassifierLink; 2], AttachError> {
+    fn attach(&mut self, ifindex: u32, interface: &str) -> Result<[Attachment; 2], AttachError> {
         let refused =
             |program| move |source| AttachError::Refused { program, name: interface.to_owned(), source };
-        if hook == Hook::Clsact {
-            add_clsact(interface).map_err(|error| refused("the qdisc clsact")(error.into()))?;
+        if let Some(mark) = &self.mark {
+            let of_io = |error| ProgramError::from(TcError::IoError(error));
+            let made_qdisc =
+                filters::make_qdisc(ifindex).map_err(|error| refused("the qdisc clsact")(of_io(error)))?;
+            let mut attach = |program: (&'static str, TcAttachType)| {
+                let (name, direction) = program;
+                let fd = self.programs.get(program)?.fd()?;
+                let filter = Filter::attach(ifindex, direction, (name, fd.as_fd()), mark, made_qdisc);
+                Ok(Attachment::Filter(AttachedFilter(filter.map_err(of_io)?)))
+            };
+            let [ingress, egress] = PROGRAMS;
+            return Ok([
+                attach(ingress).map_err(refused(ingress.0))?,
+                attach(egress).map_err(refused(egress.0))?,
+            ]);
         }
-        let mut attach = |(name, direction)| {
-            let program = self.programs.get(name);
-            let link = program.attach_with_options(interface, direction, hook.options())?;
+        let mut attach = |program: (&'static str, TcAttachType)| {
+            let (_, direction) = program;
+            let program = self.programs.get(program)?;
+            // Before all others: a program that lets a packet of a spliced flow go on to the local stack would have it
+            // answered with a RST.
+            let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+            let link = program.attach_with_options(interface, direction, first)?;
             program.take_link(link)
         };
         let [ingress, egress] = PROGRAMS;
         let links =
             [attach(ingress).map_err(refused(ingress.0))?, attach(egress).map_err(refused(egress.0))?];
-        let Some(pins) = &self.pins else { return Ok(links) };
+        let Some(pins) = &self.pins else { return Ok(links.map(Attachment::Link)) };
         let [one, other] = links;
         let pin = |link, (program, direction)| {
-            pin(link, &path_of(pins, ifindex, direction)).map_err(|source| AttachError::NotPinned {
-                program,
-                name: interface.to_owned(),
-                source,
-            })
+            pin(link, &path_of(pins, ifindex, direction))
+                .map(Attachment::Link)
+                .map_err(|source| AttachError::NotPinned { program, name: interface.to_owned(), source })
         };
         let pinned = pin(one, ingress).and_then(|one| Ok([one, pin(other, egress)?]));
         // One alone would be in the way of the next attempt.
@@ -180,7 +207,7 @@ impl Attached {
 
     /// Gives the pinned links of a process that has ended the programs of this one. The kernel does that at once: no packet
     /// passes in between.
-    fn adopt(&mut self, hook: Hook) -> io::Result<()> {
+    fn adopt(&mut self) -> io::Result<()> {
         let Some(pins) = self.pins.clone() else { return Ok(()) };
         for ifindex in pinned(&pins::names(&pins)?) {
             match self.adopt_links(&pins, ifindex) {
@@ -192,33 +219,34 @@ impl Attached {
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(ifindex, error, "cannot take over the links of an interface");
-                    self.replace(&pins, ifindex, hook);
+                    self.replace(&pins, ifindex);
                 }
             }
         }
         Ok(())
     }
 
-    fn adopt_links(&mut self, pins: &Path, ifindex: u32) -> Result<[SchedClassifierLink; 2], AdoptError> {
-        let interface = host::interface(ifindex).map_err(AdoptError::Interface)?.name;
-        let mut adopt = |(name, direction)| {
-            let link = FdLink::from(PinnedLink::from_pin(path_of(pins, ifindex, direction))?);
-            // The index may have been given to another interface, or this one come from another namespace.
-            let (_, attached) = SchedClassifier::query_tcx(&interface, direction)?;
-            let program = link.info()?.program_id();
-            if !attached.iter().any(|other| other.id() == program) {
+    fn adopt_links(&mut self, pins: &Path, ifindex: u32) -> Result<[Attachment; 2], AdoptError> {
+        // The index may have been given to another interface, or this one come from another namespace.
+        host::interface(ifindex).map_err(AdoptError::Interface)?;
+        let mut adopt = |program: (&'static str, TcAttachType)| {
+            let (_, direction) = program;
+            let pin = path_of(pins, ifindex, direction);
+            let attached = links::attached_to(ifindex, direction).map_err(AdoptError::Unknown)?;
+            if !attached.contains(&links::id(&pin).map_err(AdoptError::Unknown)?) {
                 return Err(AdoptError::Elsewhere);
             }
-            let program = self.programs.get(name);
+            let link = FdLink::from(PinnedLink::from_pin(pin)?);
+            let program = self.programs.get(program)?;
             let link = program.attach_to_link(link.try_into()?)?;
-            Ok(program.take_link(link)?)
+            Ok(Attachment::Link(program.take_link(link)?))
         };
         let [ingress, egress] = PROGRAMS;
         Ok([adopt(ingress)?, adopt(egress)?])
     }
 
     /// Attaches the programs anew, before the links that cannot be used go.
-    fn replace(&mut self, pins: &Path, ifindex: u32, hook: Hook) {
+    fn replace(&mut self, pins: &Path, ifindex: u32) {
         let old: Vec<_> = PROGRAMS
             .iter()
             .filter_map(|(_, direction)| PinnedLink::from_pin(path_of(pins, ifindex, *direction)).ok())
@@ -227,7 +255,7 @@ impl Attached {
         if let Ok(interface) = host::interface(ifindex)
             && interface.kind != InterfaceKind::Other
         {
-            match self.attach(ifindex, &interface.name, hook) {
+            match self.attach(ifindex, &interface.name) {
                 Ok(links) => drop(self.links.insert(ifindex, links)),
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
@@ -256,6 +284,8 @@ impl Attached {
 enum AdoptError {
     #[error("the interface cannot be found")]
     Interface(#[source] io::Error),
+    #[error("the kernel does not tell what is attached to the interface")]
+    Unknown(#[source] io::Error),
     #[error("they are not those of this interface")]
     Elsewhere,
     #[error(transparent)]
@@ -309,10 +339,38 @@ fn pin(link: SchedClassifierLink, path: &Path) -> Result<SchedClassifierLink, Pi
     Ok(SchedClassifierLink::try_from(pinned).expect("what it was before"))
 }
 
-fn add_clsact(interface: &str) -> Result<(), TcError> {
-    match tc::qdisc_add_clsact(interface) {
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        result => result,
+/// Filters of the programs in the caller's network namespace whose process has died: what is left of a crash where there are no
+/// links. Nobody looks after their streams, and new ones that get the same source ports would not come about.
+#[derive(Debug)]
+pub struct Orphans(Vec<Filter>);
+
+impl Orphans {
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn find() -> io::Result<Self> {
+        filters::orphans(&PROGRAMS.map(|(name, _)| name)).map(Self)
+    }
+
+    /// On how many interfaces they are.
+    pub fn interfaces(&self) -> usize {
+        filters::count_interfaces(&self.0)
+    }
+
+    /// Removes them, and with them their programs and maps. Their streams end: the local stack answers each peer that says
+    /// something with a RST.
+    ///
+    /// # Errors
+    /// CAP_NET_ADMIN is missing.
+    pub fn remove(self) -> io::Result<()> {
+        self.0.iter().try_for_each(|filter| match filter.detach() {
+            // With its interface, or by somebody else.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)) =>
+            {
+                Ok(())
+            }
+            removed => removed,
+        })
     }
 }
 

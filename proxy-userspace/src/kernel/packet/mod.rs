@@ -30,7 +30,7 @@ use proxy_common::reason::Reason;
 use proxy_common::stat::Stat;
 
 pub use conns::Conns;
-pub use interfaces::{AttachError, Hook};
+pub use interfaces::{AttachError, Hook, Orphans};
 pub use key::{Ends, FlowKey, wire_address, wire_ports};
 
 use super::events::Events;
@@ -139,7 +139,31 @@ impl PacketKernel {
         mark: u32,
         pins: Option<Pins>,
     ) -> Result<(Self, FlowEvents), LoadError> {
-        let mut place = pins.as_ref().map(|pins| Place::find(pins, max_conns)).transpose()?;
+        let Some(pins) = pins else { return Self::load_at(hook, max_conns, mark, None) };
+        let place = Place::find(&pins, max_conns)?;
+        let is_new = place.is_new();
+        match Self::load_at(hook, max_conns, mark, Some(place)) {
+            Ok((kernel, events)) => Ok((Self { pins: Some(pins), ..kernel }, events)),
+            Err(error) => {
+                if let Err(error) = pinned::remove_refused(&pins, is_new) {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "what was pinned for the packet splice stays");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The same, with maps and links pinned at `place`. The pins of the result are the caller's to add.
+    fn load_at(
+        hook: Hook,
+        max_conns: u32,
+        mark: u32,
+        mut place: Option<Place>,
+    ) -> Result<(Self, FlowEvents), LoadError> {
+        if hook == Hook::Clsact {
+            remove_orphans();
+        }
         let max_conns = place.as_ref().map_or(max_conns, |place| place.capacity);
         let mut loader = EbpfLoader::new();
         loader::shrink(&mut loader, &maps::MAPS);
@@ -154,7 +178,7 @@ impl PacketKernel {
             }
         }
         let mut ebpf = loader::load_object(&mut loader, &NEEDED)?;
-        let programs =
+        let earlier =
             Programs::load(&mut ebpf, loader::build(mark), place.as_ref().map(|place| place.path.as_path()))?;
         // Before anything is read that the kernel might be changing.
         let heart = loader::typed(loader::take(&mut ebpf, abi::MAP_AGEING)?, abi::MAP_AGEING)?;
@@ -184,13 +208,19 @@ impl PacketKernel {
             place.fill(&Goal { conns: &conns, flows4: &flows4, flows6: &flows6 })?;
             place.complete(&mut about, &mut layout, &conns)?;
         }
+        // Those of the socket splice, which is loaded by itself.
+        maps::MAPS.iter().for_each(|name| drop(ebpf.take_map(name)));
+        let programs = Programs::new(ebpf, earlier);
         let interfaces = Interfaces::new(programs, hook, place.as_ref().map(|place| place.path.clone()))?;
         let are_new = place.as_ref().is_none_or(|place| !place.adopts);
         if let Some(place) = place {
             place.settle(&conns);
         }
         let about = Mutex::new(about);
-        Ok((Self { flows4, flows6, conns, stats, about, heart, interfaces, mark, pins, are_new }, events))
+        Ok((
+            Self { flows4, flows6, conns, stats, about, heart, interfaces, mark, pins: None, are_new },
+            events,
+        ))
     }
 
     /// Whether these maps are not those of an earlier process, even if its streams are in them: it can do nothing for them
@@ -199,9 +229,14 @@ impl PacketKernel {
         self.are_new
     }
 
-    /// Whether the streams go on when the process ends.
+    /// Whether the streams can go on when the process ends.
     pub fn outlives(&self) -> bool {
         self.pins.is_some()
+    }
+
+    /// Whether a stop has to end the streams, since nobody could take them over after it.
+    pub fn ends_with_process(&self) -> bool {
+        self.pins.as_ref().is_none_or(Pins::is_private)
     }
 
     /// The lock of the instance, for the process that takes it over. `None`: there are no pins.
@@ -357,6 +392,22 @@ impl<K: Pod> FlowMap<K> {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
+    }
+}
+
+/// What is left of a crash goes before there are new streams, whose answers it would take.
+fn remove_orphans() {
+    let removed = Orphans::find().and_then(|orphans| {
+        let interfaces = orphans.interfaces();
+        orphans.remove().map(|()| interfaces)
+    });
+    match removed {
+        Ok(0) => {}
+        Ok(interfaces) => tracing::info!(
+            interfaces,
+            "removed the filters of a process that has died; its streams end with a reset"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot remove the filters of a process that has died"),
     }
 }
 

@@ -300,6 +300,11 @@ impl Place {
         }
     }
 
+    /// Whether no stream is here, nor in other maps.
+    pub(super) fn is_new(&self) -> bool {
+        !self.adopts && self.migration.is_none()
+    }
+
     /// Brings the streams that are in other maps.
     pub(super) fn fill(&mut self, goal: &Goal<'_>) -> Result<(), PinnedError> {
         match &mut self.migration {
@@ -354,6 +359,19 @@ fn remove_unused(pins: &Pins) -> Result<(), PinnedError> {
         fs::remove_dir_all(&path).map_err(|source| PinnedError::io(&path, source))?;
     }
     Ok(())
+}
+
+/// Removes what was pinned by a start that the kernel has refused: everything if the place `is_new`, else what does not count yet.
+pub(super) fn remove_refused(pins: &Pins, is_new: bool) -> Result<(), PinnedError> {
+    if !is_new {
+        return remove_unused(pins);
+    }
+    let names = pins.versions().map_err(|source| PinnedError::io(pins.path(), source))?;
+    for name in names {
+        let path = pins.path().join(name);
+        fs::remove_dir_all(&path).map_err(|source| PinnedError::io(&path, source))?;
+    }
+    pins.leave().map_err(|source| PinnedError::io(pins.path(), source))
 }
 
 /// Removes what was about a network namespace that is gone, and with it the interfaces that had the programs.

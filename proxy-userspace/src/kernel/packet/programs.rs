@@ -8,9 +8,10 @@ use std::{fs, io};
 
 use aya::Ebpf;
 use aya::maps::Map;
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use proxy_common::abi;
 
+use crate::failpoint;
 use crate::kernel::loader::{self, LoadError};
 use crate::kernel::pins;
 
@@ -22,30 +23,21 @@ pub(super) const PROGRAMS: [(&str, TcAttachType); 2] =
 const PROGRAM: &str = "program-";
 
 /// The two programs, verified.
+///
+/// Those of this process stay in the object that they were loaded from: to open a program again by its number takes
+/// CAP_SYS_ADMIN.
 pub(super) struct Programs {
-    /// In the order of [`PROGRAMS`].
-    handles: [SchedClassifier; 2],
+    ebpf: Ebpf,
+    earlier: Option<Earlier>,
 }
 
-impl Programs {
-    /// Those of `ebpf`, given to the kernel, which needs all maps to be open.
-    ///
-    /// In `pins`, where they are pinned, there may be those of an earlier process. They are used in their place if they are of
-    /// the same `build`: of the same object, with the same globals.
-    pub(super) fn load(ebpf: &mut Ebpf, build: u64, pins: Option<&Path>) -> Result<Self, LoadError> {
-        if let Some(pins) = pins {
-            if let Some(earlier) = Self::earlier(ebpf, build, pins) {
-                tracing::debug!("the programs of the earlier process are the same");
-                return Ok(earlier);
-            }
-            remove_programs(pins).map_err(|error| LoadError::refused("the earlier programs", error))?;
-        }
-        let [ingress, egress] = PROGRAMS;
-        Ok(Self { handles: [verify(ebpf, ingress, build, pins)?, verify(ebpf, egress, build, pins)?] })
-    }
+/// The two of an earlier process, in the order of [`PROGRAMS`].
+pub(super) struct Earlier([SchedClassifier; 2]);
 
-    /// Those that are pinned, if they are of this build and use the maps of `ebpf`.
-    fn earlier(ebpf: &Ebpf, build: u64, pins: &Path) -> Option<Self> {
+impl Earlier {
+    /// Those that are pinned in `pins`, if they can be used in the place of those of `ebpf`: if they are of the same `build`, of
+    /// the same object with the same globals, and use its maps.
+    fn find(ebpf: &Ebpf, build: u64, pins: &Path) -> Option<Self> {
         let Map::Array(conns) = ebpf.map(abi::MAP_CONNS)? else { return None };
         let conns = conns.info().ok()?.id();
         let open = |direction| {
@@ -53,12 +45,49 @@ impl Programs {
             program.info().ok()?.map_ids().ok()??.contains(&conns).then_some(program)
         };
         let [(_, ingress), (_, egress)] = PROGRAMS;
-        Some(Self { handles: [open(ingress)?, open(egress)?] })
+        Some(Self([open(ingress)?, open(egress)?]))
+    }
+}
+
+impl Programs {
+    /// Gives those of `ebpf` to the kernel, which needs all maps to be open, unless there are the same of an earlier process,
+    /// which are returned. `pins` is where they are pinned.
+    pub(super) fn load(
+        ebpf: &mut Ebpf,
+        build: u64,
+        pins: Option<&Path>,
+    ) -> Result<Option<Earlier>, LoadError> {
+        if let Some(pins) = pins {
+            if let Some(earlier) = Earlier::find(ebpf, build, pins) {
+                tracing::debug!("the programs of the earlier process are the same");
+                return Ok(Some(earlier));
+            }
+            remove_programs(pins).map_err(|error| LoadError::refused("the earlier programs", error))?;
+        }
+        PROGRAMS.into_iter().try_for_each(|program| verify(ebpf, program, build, pins))?;
+        Ok(None)
     }
 
-    pub(super) fn get(&mut self, name: &str) -> &mut SchedClassifier {
-        let [ingress, egress] = &mut self.handles;
-        if name == abi::PROG_PACKET_INGRESS { ingress } else { egress }
+    /// What [`load`](Self::load) has returned, and the object that it was called with.
+    pub(super) fn new(ebpf: Ebpf, earlier: Option<Earlier>) -> Self {
+        Self { ebpf, earlier }
+    }
+
+    /// One of [`PROGRAMS`].
+    ///
+    /// # Errors
+    /// The object has no such program.
+    pub(super) fn get(
+        &mut self,
+        (name, direction): (&'static str, TcAttachType),
+    ) -> Result<&mut SchedClassifier, ProgramError> {
+        match &mut self.earlier {
+            Some(Earlier([ingress, egress])) => Ok(match direction {
+                TcAttachType::Ingress => ingress,
+                _ => egress,
+            }),
+            None => self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into(),
+        }
     }
 }
 
@@ -68,7 +97,7 @@ fn verify(
     (name, direction): (&'static str, TcAttachType),
     build: u64,
     pins: Option<&Path>,
-) -> Result<SchedClassifier, LoadError> {
+) -> Result<(), LoadError> {
     let program: &mut SchedClassifier = loader::program(ebpf, name)?;
     program.load().map_err(|error| loader::not_verified(name, error))?;
     if let Some(pins) = pins {
@@ -77,9 +106,11 @@ fn verify(
             tracing::debug!(program = name, error = &error as &dyn std::error::Error, "not pinned");
         }
     }
-    let info = program.info().map_err(|error| LoadError::refused(name, error))?;
-    let again = SchedClassifier::from_program_info(info, name.into());
-    again.map_err(|error| LoadError::refused(name, error))
+    if failpoint::is_asked("open a program by its number") {
+        let opened = program.info().and_then(|info| info.fd());
+        opened.map_err(|error| LoadError::refused(name, error))?;
+    }
+    Ok(())
 }
 
 fn program_path(pins: &Path, build: u64, direction: TcAttachType) -> PathBuf {

@@ -231,7 +231,7 @@ impl PacketSplice {
         let _the_others_are_reset = timeout(COMPLETE_WITHIN, none_left(&self.handing_over)).await;
         self.reaper.abort();
         let kernel = &self.records.kernel;
-        if !kernel.outlives() {
+        if kernel.ends_with_process() {
             self.table.end_all();
         } else {
             let streams = self.table.leave_all();
@@ -302,15 +302,27 @@ fn load(config: &Config, before: Before) -> Result<(PacketKernel, FlowEvents), S
     let (instance, settings) = (&config.instance, &config.packet_splice);
     let pins = match Hook::of_this_kernel() {
         Hook::Tcx => take(instance, before)?,
-        Hook::Clsact => {
-            tracing::warn!("streams end with this process: to outlive it they need Linux 6.6");
-            None
-        }
+        Hook::Clsact => Err(None),
     };
-    PacketKernel::load(settings.max_streams, settings.mark, pins).map_err(|error| match error {
-        LoadError::Pinned(_) => StartError::Foreign { instance: instance.clone(), source: error },
-        error => error.into(),
-    })
+    let (pins, no_pins) = match pins {
+        Ok(pins) => (Some(pins), None),
+        Err(why) => (None, Some(why)),
+    };
+    let loaded =
+        PacketKernel::load(settings.max_streams, settings.mark, pins).map_err(|error| match error {
+            LoadError::Pinned(_) => StartError::Foreign { instance: instance.clone(), source: error },
+            error => error.into(),
+        })?;
+    // Not of a splice that does not come about.
+    match no_pins {
+        Some(Some(error)) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "streams end with this process");
+        }
+        Some(None) => tracing::warn!("streams end with this process: to outlive it they need Linux 6.6"),
+        None => {}
+    }
+    Ok(loaded)
 }
 
 /// Leaves nothing in the kernel that would stay when the process ends.
@@ -320,18 +332,13 @@ fn clear_up(kernel: &PacketKernel) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// `None`: there can be no pins, and streams end with the process.
-fn take(instance: &Instance, before: Before) -> Result<Option<Pins>, StartError> {
+/// The inner error: there can be no pins, for this reason, and streams end with the process.
+fn take(instance: &Instance, before: Before) -> Result<Result<Pins, Option<PinsError>>, StartError> {
     if let Before::GoesOn(lock) = before {
-        return Pins::take_over(instance, lock).map(Some).map_err(StartError::Given);
+        return Pins::take_over(instance, lock).map(Ok).map_err(StartError::Given);
     }
     match Pins::take(instance) {
-        Ok(pins) => Ok(Some(pins)),
         Err(PinsError::Owned(_)) => Err(StartError::Owned(pinned::owner(instance))),
-        Err(error) => {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "streams end with this process");
-            Ok(None)
-        }
+        taken => Ok(taken.map_err(Some)),
     }
 }
