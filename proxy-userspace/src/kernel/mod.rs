@@ -17,6 +17,7 @@ pub mod packet;
 pub mod pins;
 pub mod probe;
 pub mod raw;
+pub mod receive;
 pub mod repair;
 pub mod route;
 pub mod tcp_info;

@@ -18,8 +18,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::mss::{self, ClientMss};
 use super::ports::{Lease, SourcePorts};
 use crate::config;
-use crate::kernel::repair;
 use crate::kernel::tcp_info::TcpInfo;
+use crate::kernel::{receive, repair};
 use crate::telemetry::Telemetry;
 
 /// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.
@@ -272,9 +272,10 @@ fn warn_if_absent(cluster: &str, source: IpAddr) {
     }
 }
 
-/// What both sides' connections have in common: no delay for small writes, and a peer that has vanished
-/// is noticed in two minutes of silence. A listener's are those of the connections that it accepts.
+/// What both sides' connections have in common: no delay for small writes, urgent bytes stay in line, and a peer that
+/// has vanished is noticed in two minutes of silence. A listener's are those of the connections that it accepts.
 pub fn prepare(socket: impl AsFd) -> io::Result<()> {
+    receive::prepare(&socket)?;
     let socket = SockRef::from(&socket);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()

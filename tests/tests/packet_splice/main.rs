@@ -20,3 +20,4 @@ mod ports;
 mod reuse;
 mod silence;
 mod stream;
+mod urgent;
