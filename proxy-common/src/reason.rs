@@ -53,6 +53,9 @@ labelled! {
         TcpFeature = 22, "tcp_feature";
         /// Another process has taken over and has the maps; this one ends when its own streams have ended.
         TakenOver = 23, "taken_over";
+        /// A peer's window is so small that little or nothing of it can be said in the units that the other connection
+        /// counts windows in.
+        Window = 24, "window";
     }
 }
 

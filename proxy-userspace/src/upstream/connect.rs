@@ -15,7 +15,7 @@ use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::mss::{self, ClientMss};
+use super::mss::{self, ClientTcp};
 use super::ports::{Lease, SourcePorts};
 use crate::config;
 use crate::kernel::tcp_info::TcpInfo;
@@ -24,6 +24,9 @@ use crate::telemetry::Telemetry;
 
 /// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.
 pub const MAX_BUFFER: usize = 64 * 1024;
+
+/// Of windows (RFC 7323).
+const MAX_SCALE: u8 = 14;
 
 /// Source ports that are tried for one connection, should somebody else on this host use them.
 const PORT_TRIES: usize = 8;
@@ -95,11 +98,11 @@ impl Connector {
 
     /// A new connection for a stream, [prepared](prepare). Where streams have source ports of their own it has
     /// one, as long as there are any, and the endpoint is told to send no larger segments than the client
-    /// accepts.
+    /// accepts, and windows in units that are no larger than the client's.
     pub async fn connect_stream(
         &self,
         endpoint: SocketAddr,
-        client: Option<ClientMss>,
+        client: Option<ClientTcp>,
     ) -> Result<Connected, ConnectError> {
         let endpoint = canonical(endpoint);
         let mut source = None;
@@ -109,8 +112,7 @@ impl Connector {
                 if let Some(client) = client {
                     self.learn_mss(&lease, endpoint, client).await;
                 }
-                let mss = client.map(|client| client.accepts);
-                match connect_from(lease.address(), endpoint, mss).await? {
+                match connect_from(lease.address(), endpoint, client).await? {
                     Some(socket) => {
                         source = Some(lease);
                         return Ok(socket);
@@ -127,7 +129,7 @@ impl Connector {
     /// A socket that is to tell its peer of a small MSS (TCP_MAXSEG) does not let on whether the peer accepts
     /// more than that itself. That must be known of the endpoint if the client may send more; so it is asked
     /// once, on a connection of no further use.
-    async fn learn_mss(&self, lease: &Lease, endpoint: SocketAddr, client: ClientMss) {
+    async fn learn_mss(&self, lease: &Lease, endpoint: SocketAddr, client: ClientTcp) {
         if client.accepts < client.told
             && lease.endpoint_mss().is_none()
             && let Ok(socket) = self.connect_from_any_port(endpoint).await
@@ -221,15 +223,23 @@ impl Connector {
 async fn connect_from(
     source: SocketAddr,
     endpoint: SocketAddr,
-    mss: Option<u16>,
+    client: Option<ClientTcp>,
 ) -> io::Result<Option<TcpStream>> {
     let socket = socket_for(endpoint)?;
     // Without the capability for it no stream is spliced, either.
     let _without_it = repair::select_send_queue(&socket);
     socket.set_reuseaddr(true)?;
     // An endpoint cannot be told of more, nor does it need to be: loopback alone has such large segments.
-    if let Some(mss) = mss.filter(|mss| mss <= config::MSS.end()) {
+    let mss = client.map(|client| client.accepts).filter(|mss| mss <= config::MSS.end());
+    if let Some(mss) = mss {
         SockRef::from(&socket).set_tcp_mss(mss.max(*config::MSS.start()).into())?;
+    }
+    if let Some(client) = client {
+        // Windows of the client are passed on in this connection's units, which must not be larger than its own. The kernel
+        // announces the scale that the largest window asks for (tcp_select_initial_window): none larger than the client's
+        // own can be.
+        let largest = u32::from(u16::MAX) << client.window_scale.min(MAX_SCALE);
+        let _as_the_host_has_it = repair::clamp_window(&socket, largest);
     }
     let connected = match socket.bind(source) {
         Ok(()) => socket.connect(endpoint).await,

@@ -21,3 +21,4 @@ mod reuse;
 mod silence;
 mod stream;
 mod urgent;
+mod windows;
