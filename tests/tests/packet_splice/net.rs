@@ -81,7 +81,7 @@ impl Setup {
         self
     }
 
-    fn config(&self) -> String {
+    pub(crate) fn config(&self) -> String {
         let mut config = format!("splice: {}\n", self.path.as_str());
         if self.path == Path::Packet {
             config += &format!("packet_splice:\n  linger: {}s\n", LINGER.as_secs());
@@ -148,7 +148,11 @@ impl<'n> Net<'n> {
 
     /// The same with a client's socket that is prepared before it connects.
     pub(crate) fn open_with(&self, prepare: impl FnOnce(&Socket) + Send) -> Stream {
-        let front = self.setup.front;
+        self.open_at(self.setup.front, prepare)
+    }
+
+    /// The same by way of another Steer, which listens at `front` and has the same endpoint.
+    pub(crate) fn open_at(&self, front: SocketAddr, prepare: impl FnOnce(&Socket) + Send) -> Stream {
         let connect = || {
             let socket = Socket::new(Domain::for_address(front), Type::STREAM, Some(Protocol::TCP)).unwrap();
             prepare(&socket);
