@@ -18,6 +18,7 @@ pub mod packet;
 pub mod pins;
 pub mod probe;
 pub mod raw;
+pub mod receive;
 mod refusal;
 pub mod repair;
 pub mod route;

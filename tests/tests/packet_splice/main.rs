@@ -23,3 +23,5 @@ mod reuse;
 mod shapes;
 mod silence;
 mod stream;
+mod urgent;
+mod windows;

@@ -81,7 +81,7 @@ impl Setup {
         self
     }
 
-    fn config(&self) -> String {
+    pub(crate) fn config(&self) -> String {
         let mut config = format!("splice: {}\n", self.path.as_str());
         if self.path == Path::Packet {
             config += &format!("packet_splice:\n  linger: {}s\n", LINGER.as_secs());
@@ -137,14 +137,25 @@ impl<'n> Net<'n> {
 
     /// The same from this address of the client.
     pub(crate) fn open_from(&self, local: Option<SocketAddr>) -> Stream {
-        let front = self.setup.front;
-        let connect = || {
-            let socket = Socket::new(Domain::for_address(front), Type::STREAM, Some(Protocol::TCP)).unwrap();
+        self.open_with(|socket| {
             // Whoever wants the port again must have said so the first time too.
             socket.set_reuse_address(true).unwrap();
             if let Some(local) = local {
                 socket.bind(&local.into()).unwrap();
             }
+        })
+    }
+
+    /// The same with a client's socket that is prepared before it connects.
+    pub(crate) fn open_with(&self, prepare: impl FnOnce(&Socket) + Send) -> Stream {
+        self.open_at(self.setup.front, prepare)
+    }
+
+    /// The same by way of another Steer, which listens at `front` and has the same endpoint.
+    pub(crate) fn open_at(&self, front: SocketAddr, prepare: impl FnOnce(&Socket) + Send) -> Stream {
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(front), Type::STREAM, Some(Protocol::TCP)).unwrap();
+            prepare(&socket);
             socket.connect_timeout(&front.into(), HANG).unwrap();
             TcpStream::from(socket)
         };

@@ -21,7 +21,7 @@ use proxy_common::layout::{ENTRIES, Entry, LAYOUT, fingerprint};
 
 use super::super::host;
 use super::super::maps::into_io;
-use super::super::pins::{self, Pins};
+use super::super::pins::{self, Pins, PinsError};
 use super::conns::Conns;
 use super::convert::{Conversion, Unreadable};
 use super::interfaces;
@@ -81,6 +81,32 @@ pub fn owner(instance: &Instance) -> String {
         Some(pid) => format!("instance `{instance}` (process {pid})"),
         None => format!("instance `{instance}`"),
     }
+}
+
+/// Another instance whose programs see the packets of this network namespace.
+pub struct Neighbour {
+    /// As [`owner`] names it.
+    pub name: String,
+    /// The ports that it has added to those which the kernel gives nobody; none if it needed none.
+    pub reserved: Vec<RangeInclusive<u16>>,
+}
+
+/// The instances but for `own` that have pins for this network namespace, whether a process runs them or has left streams.
+///
+/// # Errors
+/// The pins cannot be listed.
+pub fn neighbours(own: &Instance) -> Result<Vec<Neighbour>, PinsError> {
+    let Ok(here) = netns() else { return Ok(Vec::new()) };
+    let mut instances = pins::instances()?;
+    instances.retain(|instance| instance != own);
+    let neighbour = |instance: &Instance| {
+        // What cannot be read is gone, or of a build that is too different to be told from nothing.
+        let directories = used_directories(&pins::path_of(instance)).unwrap_or_default();
+        let mut about = directories.iter().rev().filter_map(|path| open_about(path).ok());
+        let about = about.find(|about| read(about).is_ok_and(|about| about.netns == here))?;
+        Some(Neighbour { name: owner(instance), reserved: noted_reserved(&about).unwrap_or_default() })
+    };
+    Ok(instances.iter().filter_map(neighbour).collect())
 }
 
 /// What was found of an instance.
