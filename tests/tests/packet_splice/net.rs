@@ -1,5 +1,6 @@
 //! One `steer` between a client's host and an endpoint's, and what can be seen of it from outside.
 
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -252,12 +253,22 @@ impl<'n> Net<'n> {
     }
 }
 
+/// Waits for an earlier listener of the address to be gone: a process that another case starts holds it for a moment, between
+/// fork and exec.
 fn listen(address: SocketAddr) -> TcpListener {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&address.into()).unwrap();
-    socket.listen(1024).unwrap();
-    socket.into()
+    let free = || match try_listen(address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+        result => Ok(Some(result?)),
+    };
+    eventually("a free address to listen at", HANG, free).unwrap()
+}
+
+fn try_listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    Ok(socket.into())
 }
 
 /// By packets over IPv4 and IPv6, and through the relay.

@@ -263,11 +263,17 @@ async fn idle_timeout_counts_from_the_last_byte() {
     assert_eq!(rig.end().await, (End::IdleTimeout, [2, 2]));
 }
 
+/// Bytes: the maximum of `tcp_rmem` or `tcp_wmem` (32 MiB since Linux 6.17, 4 to 6 MiB before).
+fn largest_buffer(setting: &str) -> usize {
+    let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{setting}")).unwrap();
+    text.split_whitespace().next_back().unwrap().parse().unwrap()
+}
+
 /// A stalled reader holds back the sender; what is in between is bounded, and arrives in the end.
 #[tokio::test]
 async fn stalled_reader_holds_back_the_sender() {
-    // Four socket buffers, each at most the larger of tcp_rmem's and tcp_wmem's default maxima.
-    let sockets = 4 * 6 * MIB;
+    // Two connections, each with a buffer for sending and one for receiving.
+    let sockets = 2 * (largest_buffer("tcp_rmem") + largest_buffer("tcp_wmem"));
     for (pipes, in_relay) in [(0, SCRATCH_BYTES), (2, MIB)] {
         let mut rig = Rig::start(Options { pipes, ..Options::default() }).await;
         let sent = write_until_stalled(&mut rig.client).await;
