@@ -155,7 +155,7 @@ impl<'f> Found<'f> {
         };
         let cells = [
             self.series(),
-            self.kernel.debian.to_owned(),
+            format!("{:?} {}", self.kernel.distribution, self.kernel.suite.trim_end_matches("-updates")),
             self.carried("auto"),
             attached.to_owned(),
             self.carried("sockmap"),

@@ -1,5 +1,5 @@
 //! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to. The programs
-//! need Linux 5.17 (bpf_loop).
+//! need Linux 5.15.
 
 mod ageing;
 mod catch_up;
@@ -165,13 +165,15 @@ impl PacketKernel {
             remove_orphans();
         }
         let max_conns = place.as_ref().map_or(max_conns, |place| place.capacity);
+        let has_loop = u32::from(loader::has_loop());
         let mut loader = EbpfLoader::new();
         loader::shrink(&mut loader, &maps::MAPS);
         loader
             .map_max_entries(abi::MAP_CONNS, max_conns)
             .map_max_entries(abi::MAP_FLOWS4, max_conns.saturating_mul(2))
             .map_max_entries(abi::MAP_FLOWS6, max_conns.saturating_mul(2))
-            .override_global(abi::GLOBAL_MARK, &mark, true);
+            .override_global(abi::GLOBAL_MARK, &mark, true)
+            .override_global(abi::GLOBAL_HAS_LOOP, &has_loop, true);
         if let Some(place) = &place {
             for name in MAPS {
                 loader.map_pin_path(name, place.path.join(name));
