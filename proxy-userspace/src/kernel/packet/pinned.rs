@@ -1,5 +1,5 @@
 //! What an instance has pinned: the maps by their names, in a directory that carries the version of their layout, and
-//! beside them the links (see [`super::interfaces`]).
+//! beside them the links, or notes of interfaces that have filters (see [`super::interfaces`]).
 //!
 //! The directory gets its name when everything in it is in place, so there is no such thing as half of one. Only while streams are
 //! on their way from maps to others ([`super::migrate`]) there are several; if they are of one version, the later ones have a
@@ -21,7 +21,8 @@ use proxy_common::layout::{ENTRIES, Entry, LAYOUT, fingerprint};
 
 use super::super::host;
 use super::super::maps::into_io;
-use super::super::pins::{self, Pins};
+use super::super::pins::{self, Pins, PinsError};
+use super::clsact;
 use super::conns::Conns;
 use super::convert::{Conversion, Unreadable};
 use super::interfaces;
@@ -49,6 +50,10 @@ pub enum PinnedError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot remove its filters from interfaces; run as root (CAP_NET_ADMIN)")]
+    Filters(#[source] io::Error),
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     #[error("cannot use {}", path.display())]
     Io {
         path: PathBuf,
@@ -81,6 +86,17 @@ pub fn owner(instance: &Instance) -> String {
         Some(pid) => format!("instance `{instance}` (process {pid})"),
         None => format!("instance `{instance}`"),
     }
+}
+
+/// Whether an instance has a note that an interface of the caller's network namespace has its filters.
+pub(super) fn has_note_of(instance: &Instance, ifindex: u32) -> Result<bool, PinnedError> {
+    let here = netns()?;
+    for path in used_directories(&pins::path_of(instance))? {
+        if clsact::note_of(&path, ifindex).exists() && read(&open_about(&path)?)?.netns == here {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What was found of an instance.
@@ -252,6 +268,8 @@ impl PinnedError {
 /// Where a process that starts pins what it has.
 #[derive(Debug)]
 pub(super) struct Place {
+    /// Whose it is.
+    pub(super) instance: Instance,
     /// Where maps are now, or shall be.
     pub(super) path: PathBuf,
     /// For how many streams they have, or shall have, room.
@@ -292,12 +310,12 @@ impl Place {
         let fits = |maps: &Left| maps.capacity() == capacity || is_interrupted && maps.capacity() >= needed;
         let own = left.iter().rposition(|maps| maps.is_own() && fits(maps)).map(|index| left.remove(index));
         let migration = (!left.is_empty()).then(|| Migration::new(left));
-        match own {
-            Some(Left { path, records, .. }) => {
-                Ok(Self { path, capacity: records.count(), adopts: true, before, migration })
-            }
-            None => Ok(Self { path: fresh(pins)?, capacity, adopts: false, before, migration }),
-        }
+        let adopts = own.is_some();
+        let (path, capacity) = match own {
+            Some(Left { path, records, .. }) => (path, records.count()),
+            None => (fresh(pins)?, capacity),
+        };
+        Ok(Self { instance: pins.instance().clone(), path, capacity, adopts, before, migration })
     }
 
     /// Whether no stream is here, nor in other maps.
