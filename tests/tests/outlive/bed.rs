@@ -209,11 +209,11 @@ impl<'n> Bed<'n> {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What `steer ARGS` prints, which must succeed.
-    pub(crate) fn cli_alone(&self, args: &[&str]) -> String {
+    /// What `steer ARGS` prints in the proxy's namespace of this topology. It must succeed.
+    pub(crate) fn cli_in(&self, topology: &Topology, args: &[&str]) -> String {
         let mut command = Command::new(self.binary());
         command.args(args);
-        self.topology.proxy.enter(&mut command).unwrap();
+        topology.proxy.enter(&mut command).unwrap();
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()

@@ -25,7 +25,7 @@ fn filters(topology: &Topology) -> (usize, usize) {
 }
 
 /// Runs `work` while an endpoint answers, which keeps its connections until then.
-fn with_endpoint(topology: &Topology, work: impl FnOnce()) {
+pub(crate) fn with_endpoint(topology: &Topology, work: impl FnOnce()) {
     let listener = topology.endpoints[0].run(|| TcpListener::bind(endpoint()).unwrap()).unwrap();
     listener.set_nonblocking(true).unwrap();
     let stop = AtomicBool::new(false);
@@ -139,7 +139,7 @@ fn a_process_takes_the_place_of_the_one_before_and_spares_what_is_not_its_own() 
             let lives = format!("{} streams live", (round + 1) * STREAMS);
             assert!(bed.cli_text(&["cleanup"]).contains(&lives));
             let other = ["detach", "--instance", "another"];
-            assert!(bed.cli_alone(&other).contains("nothing was left"));
+            assert!(bed.cli_in(&topology, &other).contains("nothing was left"));
             bed.steer.start_again().unwrap();
             assert_eq!(["clients", "endpoint0"].map(|device| places(&topology, device)), first);
             assert_ne!(tc(&topology, &["filter", "show", "dev", "clients", "egress"]), shown);
