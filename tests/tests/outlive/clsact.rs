@@ -4,16 +4,16 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use steer_tests::eventually::eventually;
 use steer_tests::require;
 use steer_tests::steer::{Attach, binary_with_failpoints};
 use steer_tests::topology::Topology;
 
-use crate::bed::{Bed, endpoint, filters_of, tc};
+use crate::bed::{Bed, HANG, endpoint, filters_of, tc};
 use crate::leaving::{answer, expect_spliced, is_reset, open};
 
 const STREAMS: usize = 5;
@@ -153,7 +153,30 @@ fn a_process_takes_the_place_of_the_one_before_and_spares_what_is_not_its_own() 
     });
     assert_eq!(filters(&topology), (0, 1));
     assert!(tc(&topology, &["filter", "show", "dev", "clients", "ingress"]).contains("pref 60000"));
-    assert!(!Path::new(&bed.pins()).exists());
+    assert!(!bed.pins().exists());
+}
+
+/// The old process takes the filters back.
+#[test]
+fn a_stop_after_a_takeover_that_failed_leaves_nothing() {
+    if !require::root() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    let Some(mut bed) = start(&topology) else { return };
+    bed.under_traffic(20, |bed, _| {
+        let binary = bed.binary();
+        let mut successor = bed.steer.successor(Some(("take_adopted", &binary))).unwrap();
+        assert!(!successor.wait(HANG).unwrap().success(), "{}", successor.tail());
+        let says = || Ok(bed.steer.said()?.contains("it has not taken over").then_some(()));
+        eventually("word of the old process", HANG, says).unwrap();
+        assert!(bed.cli_text(&["cleanup"]).contains("kept"));
+    });
+    bed.expect_no_stream();
+    assert_eq!(filters(&topology), (4, 2));
+    assert!(bed.steer.stop(libc::SIGTERM).unwrap().success());
+    assert_eq!(filters(&topology), (0, 0));
+    assert!(!bed.pins().exists());
 }
 
 #[test]

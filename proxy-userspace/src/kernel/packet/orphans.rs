@@ -2,11 +2,12 @@
 
 use std::io;
 
+use super::clsact;
 use super::pinned::{self, PinnedError};
 use super::programs::PROGRAMS;
 use crate::config::Instance;
 use crate::kernel::filters::{self, Filter};
-use crate::kernel::pins::Pins;
+use crate::kernel::pins::{self, Pins};
 
 /// Filters of the programs in the caller's network namespace whose process has died, and whose instance has no pins that lead to
 /// them: what is left of a crash where there are no links and nothing could be pinned. Nobody looks after their streams, and new
@@ -47,7 +48,24 @@ impl Orphans {
 /// Whether the instance's next process will find the filters on an interface by its pins.
 fn is_kept(instance: Option<&Instance>, ifindex: u32) -> bool {
     // What cannot be read may lead to them.
-    instance.is_some_and(|instance| pinned::has_note_of(instance, ifindex).unwrap_or(true))
+    instance.is_some_and(|instance| has_note_of(instance, ifindex).unwrap_or(true))
+}
+
+/// Whether an instance has a note that an interface of the caller's network namespace has its filters.
+fn has_note_of(instance: &Instance, ifindex: u32) -> Result<bool, PinnedError> {
+    let here = pinned::netns()?;
+    let look = || -> Result<bool, PinnedError> {
+        for path in pinned::used_directories(&pins::path_of(instance))? {
+            if clsact::note_of(&path, ifindex).exists()
+                && pinned::read(&pinned::open_about(&path)?)?.netns == here
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    // Its process may have moved the note to a directory that was looked at before.
+    Ok(look()? || look()?)
 }
 
 /// What is left of a crash goes before there are new streams, whose answers it would take.

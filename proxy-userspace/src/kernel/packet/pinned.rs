@@ -22,7 +22,6 @@ use proxy_common::layout::{ENTRIES, Entry, LAYOUT, fingerprint};
 use super::super::host;
 use super::super::maps::into_io;
 use super::super::pins::{self, Pins, PinsError};
-use super::clsact;
 use super::conns::Conns;
 use super::convert::{Conversion, Unreadable};
 use super::interfaces;
@@ -71,7 +70,7 @@ fn version() -> String {
 const UNUSED: &str = "-unused";
 
 /// The directories of an instance whose maps are used, sorted.
-fn used_directories(path: &Path) -> Result<Vec<PathBuf>, PinnedError> {
+pub(super) fn used_directories(path: &Path) -> Result<Vec<PathBuf>, PinnedError> {
     let mut names = pins::names(path).map_err(|source| PinnedError::io(path, source))?;
     names.retain(|name| !name.ends_with(UNUSED));
     names.sort();
@@ -86,17 +85,6 @@ pub fn owner(instance: &Instance) -> String {
         Some(pid) => format!("instance `{instance}` (process {pid})"),
         None => format!("instance `{instance}`"),
     }
-}
-
-/// Whether an instance has a note that an interface of the caller's network namespace has its filters.
-pub(super) fn has_note_of(instance: &Instance, ifindex: u32) -> Result<bool, PinnedError> {
-    let here = netns()?;
-    for path in used_directories(&pins::path_of(instance))? {
-        if clsact::note_of(&path, ifindex).exists() && read(&open_about(&path)?)?.netns == here {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// What was found of an instance.
@@ -427,7 +415,7 @@ fn free_name(path: &Path) -> PathBuf {
     free.expect("numbers do not end")
 }
 
-fn netns() -> Result<u64, PinnedError> {
+pub(super) fn netns() -> Result<u64, PinnedError> {
     host::netns_cookie().map_err(PinnedError::damaged("the network namespace's cookie"))
 }
 
@@ -437,13 +425,13 @@ fn read_layout(path: &Path) -> io::Result<Vec<Entry>> {
     map.iter().collect::<Result<_, _>>().map_err(into_io)
 }
 
-fn open_about(path: &Path) -> Result<Array<MapData, About>, PinnedError> {
+pub(super) fn open_about(path: &Path) -> Result<Array<MapData, About>, PinnedError> {
     let map = MapData::from_pin(path.join(abi::MAP_ABOUT)).and_then(Map::from_map_data);
     let about = map.and_then(Array::try_from).map_err(into_io);
     about.map_err(PinnedError::damaged(abi::MAP_ABOUT))
 }
 
-fn read(about: &Array<MapData, About>) -> Result<About, PinnedError> {
+pub(super) fn read(about: &Array<MapData, About>) -> Result<About, PinnedError> {
     about.get(&0, 0).map_err(into_io).map_err(PinnedError::damaged(abi::MAP_ABOUT))
 }
 
