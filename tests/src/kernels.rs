@@ -75,9 +75,9 @@ impl Kernel {
 /// What carries streams with `splice: auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Has {
-    /// The packet splice with tcx links: streams outlive the process.
+    /// The packet splice with tcx links.
     Tcx,
-    /// The packet splice with filters of the qdisc clsact.
+    /// The same with filters of the qdisc clsact.
     Clsact,
     /// The relay, since the verifier refuses the packet splice.
     Relay,

@@ -16,6 +16,7 @@ pub mod maps;
 mod netlink;
 pub mod packet;
 pub mod pins;
+mod presence;
 pub mod probe;
 pub mod raw;
 pub mod receive;
