@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use steer_tests::netns::NetNs;
 use steer_tests::require;
 use steer_tests::topology::Topology;
@@ -107,8 +108,13 @@ fn fragments_do_not_stop_a_stream() {
     goes_on(&net, &mut stream);
     let fragments = net.packets("fragment");
     assert!(fragments > 1000, "{fragments}");
+    // In one packet with the FIN.
+    SockRef::from(&stream.client).send_with_flags(&[7; 1300], libc::MSG_MORE).unwrap();
     drop(stream.client);
     assert_eq!(learned(&mut stream.backend, HANG), Learned::Fin);
+    drop(stream.backend);
+    net.expect_nothing_left();
+    assert_eq!((net.ended("finished"), net.packets("bad_checksum")), (1, 0));
 }
 
 /// A way in that does not lead back: the packets of the client come by an interface to which no stream of it goes. Only the local
