@@ -4,7 +4,7 @@ use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_NET;
 use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{FlowRef, event, flags, state};
+use proxy_common::flow::{FlowRef, event, flags, output, state};
 use proxy_common::packet::headers::{Ethernet, Tcp, tcp_flags};
 use proxy_common::packet::life::{self, Segment};
 use proxy_common::packet::shape::{Extension, FirstPiece, Piece, PieceKey, ShapedIp};
@@ -121,7 +121,7 @@ fn resize(ctx: &TcContext, bytes: i32) -> Option<()> {
 fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Piece) -> Option<Made> {
     let key = key(ip, piece);
     let offset = Ethernet::LEN + I::LEN + (surplus + I::PIECE_LEN) as usize;
-    let Some(flow) = session::<I>(ctx, ip, offset) else {
+    let Some(flow) = session::<I>(ctx, ip, offset).filter(|flow| takes_pieces(*flow)) else {
         // The identification may have been another flow's before.
         let _ = STEER_PIECES.remove(&key);
         return None;
@@ -169,6 +169,17 @@ fn tell(flow: FlowRef, id: u32, segment: &Segment, header_len: u32) -> Option<Fi
         generation: session.generation(),
         believed: believed.into(),
         flags: segment.flags.into(),
+    })
+}
+
+/// Whether the pieces of a packet get to the other peer. What stays on this host under loopback's or its own addresses does so
+/// only as a whole: the local stack looks for the socket of a packet before it asks for the packet's way, but not for that of a
+/// piece, which it discards as one that has no business here. The local stack ends the stream instead.
+#[inline(always)]
+fn takes_pieces(flow: FlowRef) -> bool {
+    Session::of(flow).is_some_and(|session| {
+        let output = session.arriving().fixed.output;
+        output != output::IN_PLACE && output != output::LOOPBACK
     })
 }
 
