@@ -11,7 +11,7 @@ use proxy_common::packet::shape::{Extension, FirstPiece, Piece, PieceKey, Shaped
 use proxy_common::stat::Stat;
 
 use crate::maps::STEER_PIECES;
-use crate::packet::access::tcp_offset;
+use crate::packet::access::{self, tcp_offset};
 use crate::packet::flows::{Flows, Session};
 use crate::packet::forward;
 use crate::packet::stats::{count, report};
@@ -132,13 +132,11 @@ fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     }
     let mut plain = take_out(ctx, ip, surplus, true)?;
     let segment = Segment::new(&tcp, plain.piece_len())?;
-    // SAFETY: the helper has no conditions.
-    let id = if I::PIECE_LEN == 0 { (unsafe { bpf_get_prandom_u32() }) & 0xffff } else { piece.id };
-    let told = tell(flow, id, &segment, tcp.header_len())?;
+    let told = tell(flow, &key, &segment, tcp.header_len())?;
     STEER_PIECES.insert(&key, &told, 0).ok()?;
     count(Stat::Fragment);
     if I::PIECE_LEN == 0 {
-        plain.set_id(id);
+        plain.set_id(told.id);
         ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).ok()?;
     } else {
         take_out(ctx, &plain, I::PIECE_LEN, false)?;
@@ -148,7 +146,7 @@ fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     if has_fin {
         set_flags::<I>(ctx, tcp.flags & !tcp_flags::FIN)?;
     }
-    Some(Made::first_piece(id, has_fin))
+    Some(Made::first_piece(told.id, has_fin))
 }
 
 /// Sets the TCP flags of a plain packet; not the checksum.
@@ -159,17 +157,20 @@ fn set_flags<I: ShapedIp>(ctx: &TcContext, flags: u8) -> Option<()> {
 
 /// What the first piece of a packet tells of the others; its part of the packet is `segment`.
 #[inline(always)]
-fn tell(flow: FlowRef, id: u32, segment: &Segment, header_len: u32) -> Option<FirstPiece> {
+fn tell(flow: FlowRef, key: &PieceKey, segment: &Segment, header_len: u32) -> Option<FirstPiece> {
     let session = Session::of(flow)?;
+    let (base, generation) = (segment.seq.wrapping_sub(header_len), session.generation());
+    // The first piece may come twice, with others between: one packet has one identification.
+    // SAFETY: the value is copied at once, and an element is freed after the programs that see it.
+    let same = unsafe { STEER_PIECES.get(key) }
+        .filter(|told| told.flow == flow && told.generation == generation && told.base == base);
+    let id = match same {
+        Some(told) => told.id,
+        // SAFETY: the helper has no conditions.
+        None => unsafe { bpf_get_prandom_u32() },
+    };
     let believed = life::is_believed(session.state(), segment, session.arriving(), session.other());
-    Some(FirstPiece {
-        flow,
-        id,
-        base: segment.seq.wrapping_sub(header_len),
-        generation: session.generation(),
-        believed: believed.into(),
-        flags: segment.flags.into(),
-    })
+    Some(FirstPiece { flow, id, base, generation, believed: believed.into(), flags: segment.flags.into() })
 }
 
 /// Whether the pieces of a packet get to the other peer. What stays on this host under loopback's or its own addresses does so
@@ -223,6 +224,9 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     if !is_active(first.flow) {
         return None;
     }
+    if !access::is_for_us(ctx) && !access::untag(ctx) {
+        return None;
+    }
     let mut plain = take_out(ctx, ip, surplus, true)?;
     let flow = session.arriving();
     flow.live.packets = flow.live.packets.wrapping_add(1);
@@ -234,12 +238,24 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     }
     plain.readdress(&flow.fixed, session.flags() & flags::STRIP_ECN != 0);
     plain.set_id(first.id);
-    if ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).is_err() {
+    if rename::<I>(ctx, first.id).is_none()
+        || ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).is_err()
+    {
         count(Stat::DropRewrite);
         return Some(Made::verdict(DROP));
     }
     count(Stat::Fragment);
     Some(Made::verdict(forward::leave(ctx, &flow.fixed)))
+}
+
+/// Gives a piece another identification, if it stands in a fragment header (which then follows the IP header).
+#[inline(always)]
+fn rename<I: ShapedIp>(ctx: &TcContext, id: u32) -> Option<()> {
+    if I::PIECE_LEN == 0 {
+        return Some(());
+    }
+    let at = tcp_offset::<I>() + core::mem::offset_of!(Extension, id);
+    ctx.store(at, &id, BPF_F_RECOMPUTE_CSUM.into()).ok()
 }
 
 /// Gives the first piece of a packet back what it had to lack to be plain. 0: the packet is in pieces.

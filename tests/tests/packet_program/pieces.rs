@@ -107,6 +107,31 @@ fn the_pieces_of_a_packet_are_forwarded_and_fit_together() {
     });
 }
 
+/// Hosts count their packets, so two may choose the same identification; their packets leave with one source.
+#[test]
+fn packets_of_one_identification_leave_with_two_and_a_repeated_piece_with_its_own() {
+    each(|lab, family, direction| {
+        let session = Session::new(family);
+        let packet = Packet { fragment: 0, ..data(&session, direction) };
+        let id = |frame: &[u8]| match family {
+            Family::V4 => frame[ETHERNET + 4..ETHERNET + 6].to_vec(),
+            Family::V6 => frame[ETHERNET + 44..ETHERNET + 48].to_vec(),
+        };
+        open(lab, &session);
+        let arriving = pieces(&packet.to_bytes(), 248, 7);
+        let ids: Vec<_> =
+            run_all(lab, &arriving, &[0, 1, 0, 2, 1]).iter().map(|output| id(&output.frame)).collect();
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+        // One of 65,536 may be the same by chance, but not three times.
+        let is_other = (1..4).any(|packets| {
+            let next = Packet { seq: packet.seq.wrapping_add(packets * 700), ..packet.clone() };
+            let output = &run_all(lab, &pieces(&next.to_bytes(), 248, 7), &[0])[0];
+            id(&output.frame) != ids[0]
+        });
+        assert!(is_other, "{ids:?}");
+    });
+}
+
 /// The whole packet has a checksum, and an end; its first piece alone has neither.
 #[test]
 fn a_fin_in_pieces_counts_when_the_last_piece_has_come() {
