@@ -106,12 +106,7 @@ pub fn observe(
     clock: Clock<impl FnOnce() -> u64>,
 ) -> Observed {
     flow.live.packets = flow.live.packets.wrapping_add(1);
-    if session_state == state::HAND_OVER {
-        // What the local socket towards the other peer was given came from this one, whether the program saw it or not.
-        let given = other.live.own_end.wrapping_add(other.fixed.ack_delta);
-        flow.live.seq_end = later(flow.live.seq_end, given);
-    }
-    let believed = is_plausible(session_state, segment, flow, other);
+    let believed = is_believed(session_state, segment, flow, other);
     if segment.has(tcp_flags::RST) {
         return observe_reset(session_state, segment, flow, other, believed);
     }
@@ -130,6 +125,28 @@ pub fn observe(
         return Observed { state: Some(state::FINISHED), event: Some(event::FINISHED), ..Observed::BELIEVED };
     }
     Observed { event: first_fin.then_some(event::FIN), ..Observed::BELIEVED }
+}
+
+/// Whether a segment of `flow` is the peer's, as far as can be told.
+#[inline(always)]
+pub fn is_believed(session_state: u32, segment: &Segment, flow: &mut Flow, other: &Flow) -> bool {
+    if session_state == state::HAND_OVER {
+        // What the local socket towards the other peer was given came from this one, whether the program saw it or not.
+        let given = other.live.own_end.wrapping_add(other.fixed.ack_delta);
+        flow.live.seq_end = later(flow.live.seq_end, given);
+    }
+    is_plausible(session_state, segment, flow, other)
+}
+
+/// Takes in the last piece of a believed packet with these TCP flags, whose payload ends with `end`: the first piece has told
+/// less. Returns whether it has the direction's first FIN.
+#[inline(always)]
+pub fn last_piece(live: &mut DirLive, end: u32, flags: u8) -> bool {
+    // What does not follow at once was sent again.
+    if end.wrapping_sub(live.seq_end) > 1 << 16 {
+        return false;
+    }
+    advance(live, &Segment { seq: end, ack: 0, payload: 0, window: 0, flags })
 }
 
 /// A RST ends the session only with the very number that its receiver expects, or the last one that was seen. Its

@@ -9,8 +9,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::checksum::{self, Difference};
 use super::headers::{Ip, Ipv4, Ipv6, protocol};
-use super::seq;
-use crate::flow::{DirLive, FlowRef};
+use crate::flow::FlowRef;
 
 /// Next-header values of IPv6 that are not of an upper layer.
 mod next_header {
@@ -272,21 +271,22 @@ pub struct FirstPiece {
     pub id: u32,
     /// Host order: the sequence number of the packet's first byte, were the TCP header payload too.
     pub base: u32,
+    /// [`crate::flow::Conn::generation`] of the flow's session: its record may be another session's since.
+    pub generation: u32,
+    /// 1: the packet is the peer's, as far as can be told. 0: it changes nothing.
+    pub believed: u32,
+    /// The TCP header's, as in [`super::life::Segment`].
+    pub flags: u32,
 }
 
 impl FirstPiece {
     /// In `flow`: a later piece came, and the first has not yet.
     pub const NOT_YET: FlowRef = FlowRef(u32::MAX);
-}
 
-/// Takes the last piece of a packet in, whose payload ends with `end`: the first piece has told less.
-#[inline(always)]
-pub fn last_piece(live: &mut DirLive, end: u32) {
-    let more = end.wrapping_sub(live.seq_end);
-    // What does not follow at once was sent again, or was not believed.
-    if seq::after(end, live.seq_end) && more <= 1 << 16 {
-        live.bytes = live.bytes.wrapping_add(more.into());
-        live.seq_end = end;
+    /// That a later piece came early.
+    #[must_use]
+    pub fn not_yet() -> Self {
+        Self { flow: Self::NOT_YET, ..Self::zeroed() }
     }
 }
 

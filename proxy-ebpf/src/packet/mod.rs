@@ -21,6 +21,7 @@ use proxy_common::packet::icmp::IcmpIp;
 use proxy_common::packet::shape::ShapedIp;
 
 use crate::packet::flows::Flows;
+use crate::packet::odd::Made;
 pub(crate) use crate::packet::verify::Chunk;
 
 /// Not for us: another program of the hook decides, and if there is none the packet goes on.
@@ -54,21 +55,17 @@ fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> i32 {
             return PASS;
         }
     }
-    let mut piece = None;
+    let mut made = Made::PLAIN;
     if is_odd {
-        let made = odd::packet::<I>(ctx);
+        made = odd::packet::<I>(ctx);
         if let Some(verdict) = made.as_verdict() {
             return verdict;
         }
-        piece = made.as_first_piece();
         flow = access::linear_ip::<I>(ctx).and_then(|ip| forward::flow::<I>(ctx, ip));
     }
     let Some(flow) = flow else { return PASS };
     let verdict = forward::packet::<I>(ctx, flow);
-    match piece {
-        Some(id) if odd::put_back::<I>(ctx, id) == 0 => DROP,
-        _ => verdict,
-    }
+    if made.is_first_piece() && odd::put_back::<I>(ctx, made) == 0 { DROP } else { verdict }
 }
 
 /// For what leaves: looks after what the local stack sends on a session's connections. Forwarded packets pass here too.

@@ -4,16 +4,17 @@ use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_NET;
 use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{FlowRef, flags, state};
-use proxy_common::packet::headers::{Ethernet, Tcp};
-use proxy_common::packet::shape::{Extension, FirstPiece, Piece, PieceKey, ShapedIp, last_piece};
+use proxy_common::flow::{FlowRef, event, flags, output, state};
+use proxy_common::packet::headers::{Ethernet, Tcp, tcp_flags};
+use proxy_common::packet::life::{self, Segment};
+use proxy_common::packet::shape::{Extension, FirstPiece, Piece, PieceKey, ShapedIp};
 use proxy_common::stat::Stat;
 
 use crate::maps::STEER_PIECES;
-use crate::packet::access::tcp_offset;
+use crate::packet::access::{self, tcp_offset};
 use crate::packet::flows::{Flows, Session};
 use crate::packet::forward;
-use crate::packet::stats::count;
+use crate::packet::stats::{count, report};
 use crate::packet::{DROP, PASS};
 
 /// What became of an odd packet, in one register: the upper half says what the lower half is.
@@ -22,8 +23,9 @@ pub(super) struct Made(u64);
 
 impl Made {
     /// The packet is plain now.
-    const PLAIN: Self = Self(1 << 32);
+    pub(super) const PLAIN: Self = Self(1 << 32);
     const FIRST_PIECE: u64 = 2 << 32;
+    const HAS_FIN: u64 = 4 << 32;
     const LEFT_ALONE: Self = Self::verdict(PASS);
 
     /// The lower half is the verdict.
@@ -32,11 +34,11 @@ impl Made {
         Self(verdict as u32 as u64)
     }
 
-    /// The packet is plain, but was the first piece of one: its fragment header, with this identification, has to be
-    /// [put back](put_back).
+    /// The packet is plain, but was the first piece of one: its fragment header (IPv6), with this identification, and its FIN,
+    /// if it had one, have to be [put back](put_back).
     #[inline(always)]
-    const fn first_piece(id: u32) -> Self {
-        Self(Self::FIRST_PIECE | id as u64)
+    const fn first_piece(id: u32, has_fin: bool) -> Self {
+        Self(Self::FIRST_PIECE | if has_fin { Self::HAS_FIN } else { 0 } | id as u64)
     }
 
     #[inline(always)]
@@ -45,8 +47,8 @@ impl Made {
     }
 
     #[inline(always)]
-    pub(super) const fn as_first_piece(self) -> Option<u32> {
-        if self.0 >> 32 == Self::FIRST_PIECE >> 32 { Some(self.0 as u32) } else { None }
+    pub(super) const fn is_first_piece(self) -> bool {
+        self.0 & Self::FIRST_PIECE != 0
     }
 }
 
@@ -119,32 +121,67 @@ fn resize(ctx: &TcContext, bytes: i32) -> Option<()> {
 fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Piece) -> Option<Made> {
     let key = key(ip, piece);
     let offset = Ethernet::LEN + I::LEN + (surplus + I::PIECE_LEN) as usize;
-    let Some(flow) = session::<I>(ctx, ip, offset) else {
+    let Some(flow) = session::<I>(ctx, ip, offset).filter(|flow| takes_pieces(*flow)) else {
         // The identification may have been another flow's before.
         let _ = STEER_PIECES.remove(&key);
         return None;
     };
     let tcp: Tcp = ctx.load(offset).ok()?;
-    let seq = u32::from_be(tcp.seq);
-    if came_too_late(&key, flow, seq) {
+    if came_too_late(&key, flow, u32::from_be(tcp.seq)) {
         return None;
     }
     let mut plain = take_out(ctx, ip, surplus, true)?;
-    if tcp.header_len() > plain.piece_len() {
-        return None;
-    }
-    // SAFETY: the helper has no conditions.
-    let id = if I::PIECE_LEN == 0 { (unsafe { bpf_get_prandom_u32() }) & 0xffff } else { piece.id };
-    let told = FirstPiece { flow, id, base: seq.wrapping_sub(tcp.header_len()) };
+    let segment = Segment::new(&tcp, plain.piece_len())?;
+    let told = tell(flow, &key, &segment, tcp.header_len())?;
     STEER_PIECES.insert(&key, &told, 0).ok()?;
     count(Stat::Fragment);
     if I::PIECE_LEN == 0 {
-        plain.set_id(id);
+        plain.set_id(told.id);
         ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).ok()?;
-        return Some(Made::PLAIN);
+    } else {
+        take_out(ctx, &plain, I::PIECE_LEN, false)?;
     }
-    take_out(ctx, &plain, I::PIECE_LEN, false)?;
-    Some(Made::first_piece(id))
+    // There are bytes behind this piece, and the FIN stands behind them: it counts with the last piece.
+    let has_fin = tcp.flags & tcp_flags::FIN != 0;
+    if has_fin {
+        set_flags::<I>(ctx, tcp.flags & !tcp_flags::FIN)?;
+    }
+    Some(Made::first_piece(told.id, has_fin))
+}
+
+/// Sets the TCP flags of a plain packet; not the checksum.
+#[inline(always)]
+fn set_flags<I: ShapedIp>(ctx: &TcContext, flags: u8) -> Option<()> {
+    ctx.store(tcp_offset::<I>() + core::mem::offset_of!(Tcp, flags), &flags, 0).ok()
+}
+
+/// What the first piece of a packet tells of the others; its part of the packet is `segment`.
+#[inline(always)]
+fn tell(flow: FlowRef, key: &PieceKey, segment: &Segment, header_len: u32) -> Option<FirstPiece> {
+    let session = Session::of(flow)?;
+    let (base, generation) = (segment.seq.wrapping_sub(header_len), session.generation());
+    // The first piece may come twice, with others between: one packet has one identification.
+    // SAFETY: the value is copied at once, and an element is freed after the programs that see it.
+    let same = unsafe { STEER_PIECES.get(key) }
+        .filter(|told| told.flow == flow && told.generation == generation && told.base == base);
+    let id = match same {
+        Some(told) => told.id,
+        // SAFETY: the helper has no conditions.
+        None => unsafe { bpf_get_prandom_u32() },
+    };
+    let believed = life::is_believed(session.state(), segment, session.arriving(), session.other());
+    Some(FirstPiece { flow, id, base, generation, believed: believed.into(), flags: segment.flags.into() })
+}
+
+/// Whether the pieces of a packet get to the other peer. What stays on this host under loopback's or its own addresses does so
+/// only as a whole: the local stack looks for the socket of a packet before it asks for the packet's way, but not for that of a
+/// piece, which it discards as one that has no business here. The local stack ends the stream instead.
+#[inline(always)]
+fn takes_pieces(flow: FlowRef) -> bool {
+    Session::of(flow).is_some_and(|session| {
+        let output = session.arriving().fixed.output;
+        output != output::IN_PLACE && output != output::LOOPBACK
+    })
 }
 
 #[inline(always)]
@@ -167,7 +204,7 @@ fn came_too_late(key: &PieceKey, flow: FlowRef, seq: u32) -> bool {
     let of_flow = PieceKey { source: [flow.0, 0, 0, 0], destination: [0; 4], id: 0 };
     // SAFETY: as above.
     let again = unsafe { STEER_PIECES.get(&of_flow) }.is_some_and(|before| before.base == seq);
-    let _ = STEER_PIECES.insert(&of_flow, &FirstPiece { flow, id: 0, base: seq }, 0);
+    let _ = STEER_PIECES.insert(&of_flow, &FirstPiece { flow, base: seq, ..FirstPiece::not_yet() }, 0);
     again
 }
 
@@ -180,22 +217,30 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
         unsafe { STEER_PIECES.get(&key) }.copied().filter(|first| first.flow != FirstPiece::NOT_YET)
     else {
         count(Stat::FragmentEarly);
-        let _ = STEER_PIECES.insert(&key, &FirstPiece { flow: FirstPiece::NOT_YET, id: 0, base: 0 }, 0);
+        let _ = STEER_PIECES.insert(&key, &FirstPiece::not_yet(), 0);
         return None;
     };
+    let session = Session::of(first.flow).filter(|session| session.generation() == first.generation)?;
     if !is_active(first.flow) {
         return None;
     }
-    let session = Session::of(first.flow)?;
+    if !access::is_for_us(ctx) && !access::untag(ctx) {
+        return None;
+    }
     let mut plain = take_out(ctx, ip, surplus, true)?;
     let flow = session.arriving();
     flow.live.packets = flow.live.packets.wrapping_add(1);
-    if piece.more == 0 {
-        last_piece(&mut flow.live, first.base.wrapping_add(piece.offset).wrapping_add(plain.piece_len()));
+    if piece.more == 0 && first.believed == 1 {
+        let end = first.base.wrapping_add(piece.offset).wrapping_add(plain.piece_len());
+        if life::last_piece(&mut flow.live, end, first.flags as u8) {
+            report(&session, event::FIN);
+        }
     }
     plain.readdress(&flow.fixed, session.flags() & flags::STRIP_ECN != 0);
     plain.set_id(first.id);
-    if ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).is_err() {
+    if rename::<I>(ctx, first.id).is_none()
+        || ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).is_err()
+    {
         count(Stat::DropRewrite);
         return Some(Made::verdict(DROP));
     }
@@ -203,11 +248,28 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     Some(Made::verdict(forward::leave(ctx, &flow.fixed)))
 }
 
-/// Gives the first piece of a packet its fragment header back. `None`: the packet is in pieces.
+/// Gives a piece another identification, if it stands in a fragment header (which then follows the IP header).
+#[inline(always)]
+fn rename<I: ShapedIp>(ctx: &TcContext, id: u32) -> Option<()> {
+    if I::PIECE_LEN == 0 {
+        return Some(());
+    }
+    let at = tcp_offset::<I>() + core::mem::offset_of!(Extension, id);
+    ctx.store(at, &id, BPF_F_RECOMPUTE_CSUM.into()).ok()
+}
+
+/// Gives the first piece of a packet back what it had to lack to be plain. 0: the packet is in pieces.
 #[inline(never)]
-pub(super) fn put_back<I: ShapedIp>(ctx: &TcContext, id: u32) -> i32 {
-    let piece = Piece { id, offset: 0, more: 1 };
+pub(super) fn put_back<I: ShapedIp>(ctx: &TcContext, made: Made) -> i32 {
+    let piece = Piece { id: made.0 as u32, offset: 0, more: 1 };
     let put = || {
+        if made.0 & Made::HAS_FIN != 0 {
+            let tcp: Tcp = ctx.load(tcp_offset::<I>()).ok()?;
+            set_flags::<I>(ctx, tcp.flags | tcp_flags::FIN)?;
+        }
+        if I::PIECE_LEN == 0 {
+            return Some(());
+        }
         let ip: I = ctx.load(Ethernet::LEN).ok()?;
         resize(ctx, I::PIECE_LEN as i32)?;
         let ip = ip.without(I::PIECE_LEN.wrapping_neg(), true);

@@ -10,6 +10,7 @@ mod icmp;
 mod odd;
 mod options;
 mod passed;
+mod pieces;
 mod plausible;
 mod random;
 mod support;

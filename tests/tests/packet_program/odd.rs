@@ -1,32 +1,32 @@
-//! Packets that are not plain: with IP options or extension headers, and in pieces. Also ends with wrong checksums.
+//! Packets that are not plain: with IP options or extension headers. Also ends with wrong checksums.
 
 use proxy_common::flow::{Direction, event, flags, state};
 use proxy_common::stat::Stat;
 
-use crate::support::lab::{Hook, Input, Lab, MARK, Output, Verdict, in_namespace};
+use crate::support::lab::{Hook, Input, Lab, MARK, Verdict, in_namespace};
 use crate::support::packet::{ACK, ETHERNET, FIN, Packet, RST, checksum, options, u16_at};
 use crate::support::session::{Family, Session};
 use crate::table::{believed, check_counts, check_record};
 
 /// Next-header values.
-const HOP_BY_HOP: u8 = 0;
-const TCP: u8 = 6;
+pub(crate) const HOP_BY_HOP: u8 = 0;
+pub(crate) const TCP: u8 = 6;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(crate) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
 
-fn is_v4(frame: &[u8]) -> bool {
+pub(crate) fn is_v4(frame: &[u8]) -> bool {
     frame[12..14] == [8, 0]
 }
 
 /// Where TCP begins in a plain frame.
-fn tcp(frame: &[u8]) -> usize {
+pub(crate) fn tcp(frame: &[u8]) -> usize {
     ETHERNET + if is_v4(frame) { 20 } else { 40 }
 }
 
 /// Puts bytes behind the IP header of a plain frame, and says so in it. (IPv6: the bytes begin with a header of kind `first`.)
-fn with_extra(frame: &[u8], first: u8, extra: &[u8]) -> Vec<u8> {
+pub(crate) fn with_extra(frame: &[u8], first: u8, extra: &[u8]) -> Vec<u8> {
     let at = tcp(frame);
     let mut odd = [&frame[..at], extra, &frame[at..]].concat();
     let ip = &mut odd[ETHERNET..];
@@ -44,7 +44,7 @@ fn with_extra(frame: &[u8], first: u8, extra: &[u8]) -> Vec<u8> {
 }
 
 /// Makes the checksum of an IPv4 header right.
-fn sum_up_v4(frame: &mut [u8]) {
+pub(crate) fn sum_up_v4(frame: &mut [u8]) {
     if is_v4(frame) {
         let ip = &mut frame[ETHERNET..];
         let len = usize::from(ip[0] & 0xf) * 4;
@@ -55,7 +55,7 @@ fn sum_up_v4(frame: &mut [u8]) {
 }
 
 /// An extension header of `words` eight bytes, with `next` behind it.
-fn extension(next: u8, words: u8, type_and_left: [u8; 2]) -> Vec<u8> {
+pub(crate) fn extension(next: u8, words: u8, type_and_left: [u8; 2]) -> Vec<u8> {
     let mut header = vec![1; usize::from(words) * 8];
     header[..4].copy_from_slice(&[next, words - 1, type_and_left[0], type_and_left[1]]);
     header
@@ -78,7 +78,7 @@ fn carried(family: Family) -> Vec<(u8, Vec<u8>)> {
     }
 }
 
-fn data(session: &Session, direction: Direction) -> Packet {
+pub(crate) fn data(session: &Session, direction: Direction) -> Packet {
     Packet {
         payload: (0..700).map(|i| i as u8).collect(),
         options: options::timestamps(1, 2),
@@ -86,11 +86,11 @@ fn data(session: &Session, direction: Direction) -> Packet {
     }
 }
 
-fn input(frame: &[u8]) -> Input {
+pub(crate) fn input(frame: &[u8]) -> Input {
     Input { frame: frame.to_vec(), ..Input::default() }
 }
 
-fn each(mut test: impl FnMut(&mut Lab, Family, Direction) + Send) {
+pub(crate) fn each(mut test: impl FnMut(&mut Lab, Family, Direction) + Send) {
     in_namespace(|lab| {
         for family in Family::BOTH {
             for direction in Direction::BOTH {
@@ -101,7 +101,7 @@ fn each(mut test: impl FnMut(&mut Lab, Family, Direction) + Send) {
     });
 }
 
-fn open(lab: &mut Lab, session: &Session) -> Vec<u64> {
+pub(crate) fn open(lab: &mut Lab, session: &Session) -> Vec<u64> {
     lab.clear();
     lab.open(session);
     lab.stats()
@@ -190,173 +190,6 @@ fn odd_packets_of_strangers_and_of_other_states_pass_untouched() {
             let output = lab.run(Hook::Ingress, &input(&odd));
             assert_eq!((output.verdict, &output.frame), (Verdict::Pass, &odd));
         }
-    });
-}
-
-/// The pieces of a plain frame, with so many bytes of TCP in each but the last (a multiple of eight).
-fn pieces(frame: &[u8], size: usize, id: u32) -> Vec<Vec<u8>> {
-    let (head, segment) = frame.split_at(tcp(frame));
-    let count = segment.len().div_ceil(size);
-    let piece = |(index, part): (usize, &[u8])| {
-        let (offset, more) = (index * size, index + 1 < count);
-        let mut piece = [head, part].concat();
-        if is_v4(frame) {
-            let place = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
-            piece[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&(20 + part.len() as u16).to_be_bytes());
-            piece[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&(id as u16).to_be_bytes());
-            piece[ETHERNET + 6..ETHERNET + 8].copy_from_slice(&place.to_be_bytes());
-            sum_up_v4(&mut piece);
-            piece
-        } else {
-            piece[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&(part.len() as u16).to_be_bytes());
-            let place = offset as u16 | u16::from(more);
-            let header = [&[TCP, 0], &place.to_be_bytes()[..], &id.to_be_bytes()].concat();
-            with_extra(&piece, FRAGMENT, &header)
-        }
-    };
-    segment.chunks(size).enumerate().map(piece).collect()
-}
-
-/// Puts pieces together, in order; asserts that they fit, and have right IP checksums and one identification.
-fn whole(pieces: &[Vec<u8>]) -> Vec<u8> {
-    let v4 = is_v4(&pieces[0]);
-    let header = if v4 { 20 } else { 48 };
-    let mut segment = Vec::new();
-    let mut ids = Vec::new();
-    for (index, piece) in pieces.iter().enumerate() {
-        let ip = &piece[ETHERNET..];
-        let (offset, more) = if v4 {
-            assert_eq!((ip[0], checksum(&ip[..20])), (0x45, 0));
-            ids.push(u32::from(u16_at(ip, 4)));
-            (usize::from(u16_at(ip, 6) & 0x1fff) * 8, ip[6] & 0x20 != 0)
-        } else {
-            assert_eq!((ip[6], ip[40], ip[41]), (FRAGMENT, TCP, 0));
-            ids.push(u32::from_be_bytes(ip[44..48].try_into().unwrap()));
-            (usize::from(u16_at(ip, 42) & 0xfff8), ip[43] & 1 == 1)
-        };
-        let length = usize::from(if v4 { u16_at(ip, 2) } else { u16_at(ip, 4) + 40 });
-        assert_eq!((offset, more, length), (segment.len(), index + 1 < pieces.len(), ip.len()));
-        segment.extend(&ip[header..]);
-    }
-    assert!(ids.windows(2).all(|pair| pair[0] == pair[1]), "{ids:?}");
-    let mut frame = [&pieces[0][..tcp(&pieces[0])], &segment].concat();
-    let ip = &mut frame[ETHERNET..];
-    if v4 {
-        ip[6..8].fill(0);
-        ip[2..4].copy_from_slice(&(20 + segment.len() as u16).to_be_bytes());
-        sum_up_v4(&mut frame);
-    } else {
-        ip[6] = TCP;
-        ip[4..6].copy_from_slice(&(segment.len() as u16).to_be_bytes());
-    }
-    frame
-}
-
-/// As the pieces of one packet become, when they arrive in the order of their indices.
-fn run_all(lab: &Lab, frames: &[Vec<u8>], order: &[usize]) -> Vec<Output> {
-    order.iter().map(|index| lab.run_summed(Hook::Ingress, &input(&frames[*index])).unwrap()).collect()
-}
-
-#[test]
-fn the_pieces_of_a_packet_are_forwarded_and_fit_together() {
-    each(|lab, family, direction| {
-        for size in [64, 248, 400] {
-            for state in [state::SPLICED, state::HAND_OVER, state::FINISHED] {
-                let mut session = Session::new(family);
-                session.conn.state = state;
-                let packet = Packet { fragment: 0, ..data(&session, direction) };
-                let arriving = pieces(&packet.to_bytes(), size, 0x0102_0304);
-                let mut order: Vec<_> = (0..arriving.len()).collect();
-                // Later ones may overtake each other.
-                order[1..].reverse();
-                let before = open(lab, &session);
-                let outputs = run_all(lab, &arriving, &order);
-                assert!(outputs.iter().all(|output| output.verdict == Verdict::Redirect));
-                let mut left: Vec<_> = outputs.into_iter().map(|output| output.frame).collect();
-                left[1..].reverse();
-                let found = Packet::parse(&whole(&left));
-                let expected = session.rewritten(direction, &packet);
-                assert_eq!(found, Packet { id: found.id, ..expected });
-                let mut counts = vec![Stat::Fragment; arriving.len()];
-                counts.push(Stat::Spliced);
-                check_counts(lab, &before, &counts);
-                let live = lab.conn(session.index).flows[direction as usize].live;
-                let before = session.conn.flows[direction as usize].live;
-                assert_eq!(live.seq_end, before.seq_end.wrapping_add(packet.payload.len() as u32));
-                assert_eq!(live.bytes, packet.payload.len() as u64);
-            }
-        }
-    });
-}
-
-#[test]
-fn pieces_with_options_are_forwarded_without_them() {
-    each(|lab, family, direction| {
-        let session = Session::new(family);
-        let packet = Packet { fragment: 0, ..data(&session, direction) };
-        let arriving = pieces(&packet.to_bytes(), 248, 77);
-        let with_options = |piece: &Vec<u8>| match family {
-            Family::V4 => with_extra(piece, TCP, &[1; 8]),
-            // In front of the fragment header.
-            Family::V6 => with_extra(piece, HOP_BY_HOP, &extension(FRAGMENT, 1, [1, 4])),
-        };
-        let odd: Vec<_> = arriving.iter().map(with_options).collect();
-        open(lab, &session);
-        let order: Vec<_> = (0..odd.len()).collect();
-        let left: Vec<_> = run_all(lab, &odd, &order).into_iter().map(|output| output.frame).collect();
-        let found = Packet::parse(&whole(&left));
-        assert_eq!(found, Packet { id: found.id, ..session.rewritten(direction, &packet) });
-    });
-}
-
-#[test]
-fn a_piece_before_the_first_is_lost_once_and_the_second_time_all_come_to_the_stack() {
-    each(|lab, family, direction| {
-        let session = Session::new(family);
-        let mut packet = Packet { fragment: 0, ..data(&session, direction) };
-        // The programs remember the last one.
-        packet.seq = packet.seq.wrapping_add(if family == Family::V4 { 0 } else { 1 });
-        open(lab, &session);
-        // The sender repeats the packet, under another identification.
-        for (id, first) in [(501, Verdict::Redirect), (502, Verdict::Pass)] {
-            let before = lab.stats();
-            let arriving = pieces(&packet.to_bytes(), 400, id);
-            let outputs = run_all(lab, &arriving, &[1, 0]);
-            assert_eq!((outputs[0].verdict, &outputs[0].frame), (Verdict::Pass, &arriving[1]));
-            assert_eq!(outputs[1].verdict, first);
-            let forwarded: &[_] = &[Stat::FragmentEarly, Stat::Fragment, Stat::Spliced];
-            check_counts(lab, &before, if first == Verdict::Redirect { forwarded } else { &forwarded[..1] });
-        }
-        // In order the same packet passes all the time.
-        let arriving = pieces(&packet.to_bytes(), 400, 503);
-        let outputs = run_all(lab, &arriving, &[0, 1]);
-        assert!(outputs.iter().all(|output| output.verdict == Verdict::Redirect));
-    });
-}
-
-#[test]
-fn pieces_of_others_pass_untouched() {
-    each(|lab, family, direction| {
-        let session = Session::new(family);
-        let mut stranger = Packet { fragment: 0, ..data(&session, direction) };
-        stranger.source.set_port(1);
-        open(lab, &session);
-        let arriving = pieces(&stranger.to_bytes(), 248, 900);
-        for piece in &arriving {
-            let output = lab.run(Hook::Ingress, &input(piece));
-            assert_eq!((output.verdict, &output.frame), (Verdict::Pass, piece));
-        }
-        // The same identification, used by a stream before.
-        let own = pieces(&Packet { fragment: 0, ..data(&session, direction) }.to_bytes(), 248, 901);
-        run_all(lab, &own, &[0, 1]);
-        for piece in &pieces(&stranger.to_bytes(), 248, 901) {
-            let output = lab.run(Hook::Ingress, &input(piece));
-            assert_eq!((output.verdict, &output.frame), (Verdict::Pass, piece));
-        }
-        // A first piece that ends within the TCP header.
-        let tiny = pieces(&Packet { fragment: 0, ..data(&session, direction) }.to_bytes(), 24, 902);
-        let output = lab.run(Hook::Ingress, &input(&tiny[0]));
-        assert_eq!((output.verdict, &output.frame), (Verdict::Pass, &tiny[0]));
     });
 }
 

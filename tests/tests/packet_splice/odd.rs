@@ -2,10 +2,11 @@
 //! of the end at once, and the next stream is relayed.
 
 use std::io::Write as _;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use steer_tests::netns::NetNs;
 use steer_tests::require;
 use steer_tests::topology::Topology;
@@ -90,9 +91,9 @@ fn options_from_the_first_packet_on_do_not_hinder_the_hand_over() {
     });
 }
 
-/// A client that lets routers fragment what it sends, behind one that does.
-#[test]
-fn fragments_do_not_stop_a_stream() {
+/// A client that lets routers fragment what it sends, behind one that does. It has an endpoint next to the proxy, or one on the
+/// proxy's own host.
+fn with_a_fragmented_client(endpoint: Option<IpAddr>, scenario: impl Fn(&Net<'_>)) {
     if !require::root() {
         return;
     }
@@ -101,14 +102,49 @@ fn fragments_do_not_stop_a_stream() {
     let client = FarHost::behind(router, &topology.proxy, Topology::CLIENTS.into(), 1);
     client.netns.sysctl("net.ipv4.ip_no_pmtu_disc", "1").unwrap();
     ip(router, &format!("route add {}/32 dev eth0 mtu lock 1000", Topology::PROXY));
-    let net =
-        Net::between(&topology, Setup::new(Path::Packet, Family::V4), &client.netns, &topology.endpoints[0]);
-    let mut stream = net.carried();
-    goes_on(&net, &mut stream);
-    let fragments = net.packets("fragment");
-    assert!(fragments > 1000, "{fragments}");
-    drop(stream.client);
-    assert_eq!(learned(&mut stream.backend, HANG), Learned::Fin);
+    let mut setup = Setup::new(Path::Packet, Family::V4);
+    let mut host = &topology.endpoints[0];
+    if let Some(own) = endpoint {
+        setup.endpoint.set_ip(own);
+        host = &topology.proxy;
+    }
+    scenario(&Net::between(&topology, setup, &client.netns, host));
+}
+
+#[test]
+fn fragments_do_not_stop_a_stream() {
+    with_a_fragmented_client(None, |net| {
+        let mut stream = net.carried();
+        goes_on(net, &mut stream);
+        let fragments = net.packets("fragment");
+        assert!(fragments > 1000, "{fragments}");
+        // In one packet with the FIN.
+        SockRef::from(&stream.client).send_with_flags(&[7; 1300], libc::MSG_MORE).unwrap();
+        drop(stream.client);
+        assert_eq!(learned(&mut stream.backend, HANG), Learned::Fin);
+        drop(stream.backend);
+        net.expect_nothing_left();
+        assert_eq!((net.ended("finished"), net.packets("bad_checksum")), (1, 0));
+    });
+}
+
+/// Whole packets from one address of loopback to another get there, since their sockets are known. Pieces do not.
+#[test]
+fn fragments_for_an_endpoint_on_loopback_give_the_stream_up() {
+    with_a_fragmented_client(Some([127, 0, 0, 1].into()), |net| {
+        let mut stream = net.carried();
+        let begin = Instant::now();
+        stream.client.write_all(&[7; 1300]).unwrap();
+        assert_eq!(learned(&mut stream.client, HANG), Learned::Reset);
+        assert_eq!(learned(&mut stream.backend, HANG), Learned::Reset);
+        assert!(begin.elapsed() < VISIBLE_WITHIN, "{:?}", begin.elapsed());
+        assert_eq!((net.packets("given_up"), net.ended("not_carried")), (1, 1));
+        net.expect_nothing_left();
+        let mut next = net.open();
+        net.expect_relayed(&next, "not_carried");
+        next.echo();
+        next.bulk(BULK);
+    });
 }
 
 /// A way in that does not lead back: the packets of the client come by an interface to which no stream of it goes. Only the local

@@ -261,3 +261,22 @@ fn headers_that_lie_are_no_segments() {
     assert_eq!(Segment::new(&header(6 << 4), 24).map(|segment| segment.payload), Some(0));
     assert_eq!(Segment::new(&header(15 << 4), 61).map(|segment| segment.payload), Some(1));
 }
+
+#[test]
+fn the_last_piece_tells_how_far_a_packet_goes_and_whether_it_has_a_fin() {
+    const FIN: u8 = tcp_flags::FIN | tcp_flags::ACK;
+    let before = DirLive { seq_end: 0xffff_ff00, bytes: 5, ..DirLive::zeroed() };
+    for (end, bytes) in [(0x100, 0x205), (0xffff_fe00, 5), (0x0002_0000, 5), (0xffff_ff00, 5)] {
+        let mut live = before;
+        assert!(!last_piece(&mut live, end, tcp_flags::ACK));
+        assert_eq!(live.bytes, bytes, "{end:x}");
+    }
+    let mut live = before;
+    for is_first in [true, false] {
+        assert_eq!(last_piece(&mut live, 0x100, FIN), is_first);
+        assert_eq!(
+            (live.seq_end, live.fin_end, live.bits, live.bytes),
+            (0x101, 0x101, bits::FIN_SEEN, 0x205)
+        );
+    }
+}

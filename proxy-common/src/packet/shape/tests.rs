@@ -80,13 +80,3 @@ fn options_of_ipv4_are_surplus() {
     renamed.set_id(0xbeef);
     assert_eq!((renamed.identification, finish(renamed.sum())), (0xbeef, 0));
 }
-
-#[test]
-fn only_the_next_bytes_are_taken_in() {
-    let live = DirLive { seq_end: 0xffff_ff00, bytes: 5, ..DirLive::zeroed() };
-    for (end, bytes) in [(0x100, 0x205), (0xffff_fe00, 5), (0x0002_0000, 5), (0xffff_ff00, 5)] {
-        let mut live = live;
-        last_piece(&mut live, end);
-        assert_eq!(live.bytes, bytes, "{end:x}");
-    }
-}
