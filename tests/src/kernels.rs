@@ -24,6 +24,9 @@ pub enum Distribution {
 /// The variable that names a mirror of Ubuntu, as apt's sources do.
 pub const UBUNTU_MIRROR: &str = "STEER_UBUNTU_MIRROR";
 
+/// The variable with a part of the name of a kernel: the others are not tried.
+pub const ONLY: &str = "STEER_KERNELS_ONLY";
+
 /// A stock kernel, and what Steer has there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernel {
@@ -110,7 +113,10 @@ pub const ALL: [Kernel; 7] = [
 pub fn of_form(long: bool) -> impl Iterator<Item = Kernel> {
     let has_ubuntu = std::env::var_os(UBUNTU_MIRROR).is_some();
     let can_be_had = move |kernel: &Kernel| has_ubuntu || kernel.distribution != Distribution::Ubuntu;
-    ALL.into_iter().filter(can_be_had).filter(move |kernel| long || kernel.is_in_short)
+    let only = std::env::var(ONLY).unwrap_or_default();
+    ALL.into_iter().filter(can_be_had).filter(move |kernel| {
+        if only.is_empty() { long || kernel.is_in_short } else { kernel.name().contains(&only) }
+    })
 }
 
 /// Where `cargo xtask test` has put the kernels: `STEER_KERNELS`.

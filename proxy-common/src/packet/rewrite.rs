@@ -15,17 +15,23 @@ pub struct TcpChange {
 
 /// Ports, seq, ack, window and (on request) the ECN bits; not the checksum.
 ///
-/// In a hand-over nothing below `received` is acknowledged ([`DirFixed::received`] of the opposite direction): that is what
+/// In a hand-over (by `session_state`) nothing below `received` is acknowledged ([`DirFixed::received`] of the opposite direction): that is what
 /// the local socket has acknowledged already, and Linux discards data with an acknowledgement that is a window old.
 #[inline(always)]
-pub fn tcp(header: &mut Tcp, fixed: &DirFixed, strip_ecn: bool, received: Option<u32>) -> TcpChange {
+pub fn tcp(
+    header: &mut Tcp,
+    fixed: &DirFixed,
+    strip_ecn: bool,
+    session_state: u32,
+    received: u32,
+) -> TcpChange {
     let old = *header;
     header.ports = fixed.to_ports;
     header.seq = u32::from_be(old.seq).wrapping_add(fixed.seq_delta).to_be();
     let mut taken = 0;
     if old.flags & tcp_flags::ACK != 0 {
         let ack = u32::from_be(old.ack).wrapping_add(fixed.ack_delta);
-        let raised = seq::later(ack, received.unwrap_or(ack));
+        let raised = if session_state == state::HAND_OVER { seq::later(ack, received) } else { ack };
         taken = raised.wrapping_sub(ack);
         header.ack = raised.to_be();
     }

@@ -63,10 +63,19 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// A whole packet.
+    pub const WHOLE: Self = Self { id: 0, offset: 0, more: 0 };
+
     /// From the field that both versions of IP have, in host order: IPv6's has the offset where IPv4's counts in eights.
     #[inline(always)]
-    const fn of(id: u32, offset: u32, more: bool) -> Option<Self> {
-        if offset == 0 && !more { None } else { Some(Self { id, offset, more: more as u32 }) }
+    const fn of(id: u32, offset: u32, more: bool) -> Self {
+        Self { id, offset, more: more as u32 }
+    }
+
+    /// Whether it is the whole packet, and no piece of one.
+    #[inline(always)]
+    pub const fn is_whole(&self) -> bool {
+        self.offset == 0 && self.more == 0
     }
 
     /// Whether it begins with the TCP header.
@@ -77,12 +86,14 @@ impl Piece {
 }
 
 /// The shape of a packet that ends in TCP, or in a piece of it. All in bytes.
+///
+/// No `Option`: LLVM would copy what a `None` does not have, and verifiers before Linux 6.3 refuse to read a byte of the stack that
+/// nothing was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// What stands directly behind the IP header and can be taken out.
     pub surplus: u32,
-    /// `None`: the packet is whole.
-    pub piece: Option<Piece>,
+    pub piece: Piece,
 }
 
 /// What the programs need of shapes of both versions of IP.
@@ -191,7 +202,7 @@ impl ShapedIp for Ipv6 {
         let (mut kind, mut surplus) = (self.next_header, 0);
         for _ in 0..MAX_EXTENSIONS {
             if kind == protocol::TCP {
-                return Some(Shape { surplus, piece: None });
+                return Some(Shape { surplus, piece: Piece::WHOLE });
             }
             let extension = read(surplus)?;
             match kind {
@@ -200,18 +211,15 @@ impl ShapedIp for Ipv6 {
                 next_header::ROUTING if extension.place.to_be() & 0xff == 0 => {}
                 next_header::FRAGMENT => {
                     let place = u32::from(u16::from_be(extension.place));
-                    match Piece::of(extension.id, place & 0xfff8, place & 1 != 0) {
+                    let piece = Piece::of(extension.id, place & 0xfff8, place & 1 != 0);
+                    if !piece.is_whole() {
                         // What stands in the first piece behind the fragment header cannot be taken out.
-                        Some(piece) => {
-                            let is_tcp = extension.next_header == protocol::TCP;
-                            return is_tcp.then_some(Shape { surplus, piece: Some(piece) });
-                        }
-                        None => {
-                            surplus += Extension::LEN as u32;
-                            kind = extension.next_header;
-                            continue;
-                        }
+                        let is_tcp = extension.next_header == protocol::TCP;
+                        return if is_tcp { Some(Shape { surplus, piece }) } else { None };
                     }
+                    surplus += Extension::LEN as u32;
+                    kind = extension.next_header;
+                    continue;
                 }
                 _ => return None,
             }

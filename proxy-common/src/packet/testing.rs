@@ -185,7 +185,7 @@ pub(super) fn forward<I: TestIp>(conn: &Conn, packet: &mut Packet<I>) {
     let strip_ecn = conn.flags & flags::STRIP_ECN != 0;
     let mut change = translate_options(&mut packet.options, &to).0;
     change.add(packet.ip.readdress(&conn.flows[0].fixed, strip_ecn).pseudo);
-    change.add(rewrite::tcp(&mut packet.tcp, &conn.flows[0].fixed, strip_ecn, None).fields);
+    change.add(rewrite::tcp(&mut packet.tcp, &conn.flows[0].fixed, strip_ecn, state::SPLICED, 0).fields);
     packet.tcp.check = change.apply(packet.tcp.check);
 }
 

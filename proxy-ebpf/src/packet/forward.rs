@@ -164,18 +164,25 @@ fn rewrite<I: Ip>(
     if let (Some(value), true) = (options.ts_value, believed) {
         to.timestamps.note(session.arriving(), session_state, value);
     }
-    let received =
-        if session_state == state::HAND_OVER { Some(session.other().fixed.received) } else { None };
-    headers::<I>(ctx, &session.arriving().fixed, to.has(flags::STRIP_ECN), received, options.change)
+    let received = session.other().fixed.received;
+    headers::<I>(
+        ctx,
+        &session.arriving().fixed,
+        to.has(flags::STRIP_ECN),
+        session_state,
+        received,
+        options.change,
+    )
 }
 
-/// Rewrites all headers and checksums; `options` is what the TCP options have changed.
+/// Rewrites all headers and checksums; `received` is for [`rewrite::tcp`], `options` is what the TCP options have changed.
 #[inline(always)]
 fn headers<I: Ip>(
     ctx: &TcContext,
     fixed: &DirFixed,
     strip_ecn: bool,
-    received: Option<u32>,
+    session_state: u32,
+    received: u32,
     options: Difference,
 ) -> Option<()> {
     let ip = at::<I>(ctx, Ethernet::LEN)?;
@@ -185,7 +192,7 @@ fn headers<I: Ip>(
     let tcp = at::<Tcp>(ctx, tcp_offset::<I>())?;
     // SAFETY: as above; it does not overlap the IP header.
     let tcp = unsafe { &mut *tcp };
-    let tcp_change = rewrite::tcp(tcp, fixed, strip_ecn, received);
+    let tcp_change = rewrite::tcp(tcp, fixed, strip_ecn, session_state, received);
     if change.ecn_stripped || tcp_change.ecn_stripped {
         count(Stat::EcnStripped);
     }

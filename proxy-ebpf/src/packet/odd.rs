@@ -7,7 +7,7 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::flow::{FlowRef, event, flags, output, state};
 use proxy_common::packet::headers::{Ethernet, Tcp, tcp_flags};
 use proxy_common::packet::life::{self, Segment};
-use proxy_common::packet::shape::{Extension, FirstPiece, Piece, PieceKey, ShapedIp};
+use proxy_common::packet::shape::{Extension, FirstPiece, Piece, PieceKey, Shape, ShapedIp};
 use proxy_common::stat::Stat;
 
 use crate::maps::STEER_PIECES;
@@ -65,18 +65,21 @@ fn make<I: Flows + ShapedIp>(ctx: &TcContext) -> Option<Made> {
     let ip: I = ctx.load(Ethernet::LEN).ok()?;
     let behind = Ethernet::LEN + I::LEN;
     let shape = ip.shape(|bytes| ctx.load(behind + bytes as usize).ok())?;
-    let surplus = shape.surplus;
-    match shape.piece {
-        None if surplus == 0 => None,
-        None => {
-            session::<I>(ctx, &ip, behind + surplus as usize)?;
-            take_out(ctx, &ip, surplus, false)?;
-            count(Stat::MadePlain);
-            Some(Made::PLAIN)
-        }
-        Some(piece) if piece.is_first() => first::<I>(ctx, &ip, surplus, &piece),
-        Some(piece) => later::<I>(ctx, &ip, surplus, &piece),
+    let Shape { surplus, piece } = shape;
+    if !piece.is_whole() {
+        return if piece.is_first() {
+            first::<I>(ctx, &ip, surplus, &piece)
+        } else {
+            later::<I>(ctx, &ip, surplus, &piece)
+        };
     }
+    if surplus == 0 {
+        return None;
+    }
+    session::<I>(ctx, &ip, behind + surplus as usize)?;
+    take_out(ctx, &ip, surplus, false)?;
+    count(Stat::MadePlain);
+    Some(Made::PLAIN)
 }
 
 /// The session of the packet whose TCP header begins at `offset`, if its packets are forwarded.
