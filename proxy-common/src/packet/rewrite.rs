@@ -15,8 +15,9 @@ pub struct TcpChange {
 
 /// Ports, seq, ack, window and (on request) the ECN bits; not the checksum.
 ///
-/// In a hand-over (by `session_state`) nothing below `received` is acknowledged ([`DirFixed::received`] of the opposite direction): that is what
-/// the local socket has acknowledged already, and Linux discards data with an acknowledgement that is a window old.
+/// In a hand-over (by `session_state`) nothing below `received` is acknowledged ([`DirFixed::received`] of the opposite
+/// direction): that is what the local socket has acknowledged already, and Linux discards data with an acknowledgement that is
+/// a window old.
 #[inline(always)]
 pub fn tcp(
     header: &mut Tcp,
@@ -93,7 +94,7 @@ pub struct Timestamps {
     /// 1: the TSval is `value + number`. 0: it is `number` itself.
     fixed: u32,
     number: u32,
-    /// 1: `echo` is known. 0: no TSecr is sent.
+    /// 1: `echo` is known. 0: the TSecr is zero.
     echo_known: u32,
     /// Subtracted from the TSecr.
     echo: u32,

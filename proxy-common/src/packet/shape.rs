@@ -20,7 +20,7 @@ mod next_header {
 }
 
 /// How many extension headers a packet may have. Senders send one or two.
-const MAX_EXTENSIONS: usize = 6;
+const MAX_EXTENSIONS: usize = 5;
 
 /// The first eight bytes of an extension header; all of a fragment header (RFC 8200, section 4.5). Wire order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -200,7 +200,8 @@ impl ShapedIp for Ipv6 {
     #[inline(always)]
     fn shape(&self, mut read: impl FnMut(u32) -> Option<Extension>) -> Option<Shape> {
         let (mut kind, mut surplus) = (self.next_header, 0);
-        for _ in 0..MAX_EXTENSIONS {
+        // One round more: that of TCP.
+        for _ in 0..MAX_EXTENSIONS + 1 {
             if kind == protocol::TCP {
                 return Some(Shape { surplus, piece: Piece::WHOLE });
             }

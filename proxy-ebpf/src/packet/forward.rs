@@ -96,7 +96,7 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
 /// The verdict on a SYN that takes the tuple of a session that is over.
 ///
 /// A function of its own in the program, so that its key needs no room on the stack of [`packet`]: the frames of a chain of calls,
-/// each rounded up to 32 bytes, may have 512 together, and before Linux 6.9 all chains count alike. The key comes from the
+/// each rounded up to 32 bytes, may have 512 together. (Linux 6.8 refused 544, which 6.12 took.) The key comes from the
 /// record. With the context for an argument LLVM would hand over the packet's two pointers, and the verifier takes those for
 /// numbers there.
 #[inline(never)]

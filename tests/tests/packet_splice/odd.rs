@@ -59,6 +59,22 @@ fn goes_on(net: &Net<'_>, stream: &mut Stream) {
     assert_eq!(net.packets("given_up"), 0);
 }
 
+/// Both peers of a stream learn at once that it cannot go on, nothing of the stream is left, and the next one is relayed without
+/// trouble. What cannot be spliced was sent at `begin`.
+fn is_given_up(net: &Net<'_>, mut stream: Stream, begin: Instant) {
+    assert_eq!(learned(&mut stream.client, HANG), Learned::Reset);
+    assert_eq!(learned(&mut stream.backend, HANG), Learned::Reset);
+    let took = begin.elapsed();
+    eprintln!("given up after {took:?}");
+    assert!(took < VISIBLE_WITHIN, "{took:?}");
+    assert_eq!((net.packets("given_up"), net.ended("not_carried")), (1, 1));
+    net.expect_nothing_left();
+    let mut next = net.open();
+    net.expect_relayed(&next, "not_carried");
+    next.echo();
+    next.bulk(BULK);
+}
+
 #[test]
 fn options_and_extension_headers_do_not_stop_a_stream() {
     on_both_families(|net| {
@@ -135,15 +151,7 @@ fn fragments_for_an_endpoint_on_loopback_give_the_stream_up() {
         let mut stream = net.carried();
         let begin = Instant::now();
         stream.client.write_all(&[7; 1300]).unwrap();
-        assert_eq!(learned(&mut stream.client, HANG), Learned::Reset);
-        assert_eq!(learned(&mut stream.backend, HANG), Learned::Reset);
-        assert!(begin.elapsed() < VISIBLE_WITHIN, "{:?}", begin.elapsed());
-        assert_eq!((net.packets("given_up"), net.ended("not_carried")), (1, 1));
-        net.expect_nothing_left();
-        let mut next = net.open();
-        net.expect_relayed(&next, "not_carried");
-        next.echo();
-        next.bulk(BULK);
+        is_given_up(net, stream, begin);
     });
 }
 
@@ -168,15 +176,7 @@ fn a_stream_whose_packets_come_another_way_is_given_up() {
         ip(clients, &format!("route replace {front}/{bits} dev other"));
         let begin = Instant::now();
         stream.client.write_all(b"x").unwrap();
-        assert_eq!(learned(&mut stream.client, HANG), Learned::Reset);
-        assert_eq!(learned(&mut stream.backend, HANG), Learned::Reset);
-        assert!(begin.elapsed() < VISIBLE_WITHIN, "{:?}", begin.elapsed());
-        assert_eq!((net.packets("given_up"), net.ended("not_carried")), (1, 1));
-        net.expect_nothing_left();
-        let mut next = net.open();
-        net.expect_relayed(&next, "not_carried");
-        next.echo();
-        next.bulk(BULK);
+        is_given_up(net, stream, begin);
     });
 }
 
@@ -250,17 +250,8 @@ fn a_stream_of_a_shape_that_cannot_be_spliced_is_given_up() {
             client.send(shape);
             let begin = Instant::now();
             stream.client.write_all(&[7; 5000]).unwrap();
-            assert_eq!(learned(&mut stream.client, HANG), Learned::Reset, "{shape:?}");
-            assert_eq!(learned(&mut stream.backend, HANG), Learned::Reset, "{shape:?}");
-            eprintln!("{family:?} {shape:?}: given up after {:?}", begin.elapsed());
-            assert!(begin.elapsed() < VISIBLE_WITHIN, "{shape:?}: {:?}", begin.elapsed());
-            assert_eq!((net.packets("given_up"), net.ended("not_carried")), (1, 1), "{shape:?}");
-            net.expect_nothing_left();
-            // The relay has no trouble with it.
-            let mut next = net.open();
-            net.expect_relayed(&next, "not_carried");
-            next.echo();
-            next.bulk(BULK / 8);
+            eprintln!("{family:?} {shape:?}");
+            is_given_up(net, stream, begin);
         });
     });
 }
