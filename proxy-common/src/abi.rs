@@ -28,6 +28,8 @@ pub const MAP_LAYOUT: &str = "STEER_LAYOUT";
 /// A global of the object: the mark (`SO_MARK`) of the proxy's own sockets during a hand-over. The mark plus one is
 /// that of copied acknowledgements.
 pub const GLOBAL_MARK: &str = "MARK";
+/// A global of the object: whether (1) the kernel has bpf_loop.
+pub const GLOBAL_HAS_LOOP: &str = "HAS_LOOP";
 pub const DEFAULT_MARK: u32 = 0x5b11_ce00;
 
 /// Sessions that the packet splice has room for, unless userspace sets another size when it loads the

@@ -53,8 +53,11 @@ labelled! {
         TcpFeature = 22, "tcp_feature";
         /// Another process has taken over and has the maps; this one ends when its own streams have ended.
         TakenOver = 23, "taken_over";
+        /// A peer's window is so small that little or nothing of it can be said in the units that the other connection
+        /// counts windows in.
+        Window = 24, "window";
         /// Packets of a peer could not be carried lately, and a stream of it was given up for that.
-        NotCarried = 24, "not_carried";
+        NotCarried = 25, "not_carried";
     }
 }
 

@@ -16,6 +16,20 @@ mod sock_splice;
 #[unsafe(no_mangle)]
 static MARK: u32 = proxy_common::abi::DEFAULT_MARK;
 
+/// 1 if the kernel has the helper bpf_loop (Linux 5.17), else 0; set by userspace when it loads the programs
+/// ([`proxy_common::abi::GLOBAL_HAS_LOOP`]). The verifier leaves out what is not reached with this value.
+#[cfg(target_arch = "bpf")]
+#[unsafe(no_mangle)]
+static HAS_LOOP: u32 = 1;
+
+/// Whether bpf_loop may be called.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn has_loop() -> bool {
+    // SAFETY: a constant, but one that userspace sets after the compiler has seen it.
+    unsafe { (&raw const HAS_LOOP).read_volatile() == 1 }
+}
+
 /// Helpers such as `bpf_sk_redirect_hash` are for programs under a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]
 #[unsafe(no_mangle)]

@@ -13,11 +13,25 @@ pub const BULK_STREAMS: usize = 4;
 /// What each of these carries, each way, in bytes.
 pub const BULK_BYTES: usize = 5_000_000;
 
-/// A kernel of Debian, in its package for virtual machines, and what Steer has there.
+/// Where a kernel comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distribution {
+    Debian,
+    /// From the mirror that [`UBUNTU_MIRROR`] names; without it, its kernels are not tried.
+    Ubuntu,
+}
+
+/// The variable that names a mirror of Ubuntu, as apt's sources do.
+pub const UBUNTU_MIRROR: &str = "STEER_UBUNTU_MIRROR";
+
+/// A stock kernel, and what Steer has there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernel {
-    /// The suite of Debian whose kernel it is, by the name that apt knows.
-    pub debian: &'static str,
+    pub distribution: Distribution,
+    /// The suite of the distribution whose kernel it is, by the name that apt knows.
+    pub suite: &'static str,
+    /// The package that depends on the suite's newest kernel.
+    pub package: &'static str,
     /// The version that is expected; `None` for whatever is newest.
     pub series: Option<&'static str>,
     pub has: Has,
@@ -30,6 +44,24 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    const DEBIAN: Self = Self {
+        distribution: Distribution::Debian,
+        suite: "",
+        package: "linux-image-cloud-amd64",
+        series: None,
+        has: Has::Tcx,
+        tries_sockmap: false,
+        cpus: 2,
+        is_in_short: false,
+    };
+    const UBUNTU: Self =
+        Self { distribution: Distribution::Ubuntu, package: "linux-image-generic", ..Self::DEBIAN };
+
+    /// What tells it from the others: the name of its directory.
+    pub fn name(&self) -> String {
+        format!("{:?}-{}-{}", self.distribution, self.suite, self.package)
+    }
+
     /// The phases of `steer-guest` in the long form, or in the short one.
     pub fn phases(&self, long: bool) -> &'static str {
         match (long, self.tries_sockmap) {
@@ -43,54 +75,42 @@ impl Kernel {
 /// What carries streams with `splice: auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Has {
-    /// The packet splice with tcx links: streams outlive the process.
+    /// The packet splice with tcx links.
     Tcx,
-    /// The packet splice with filters of the qdisc clsact.
+    /// The same with filters of the qdisc clsact.
     Clsact,
     /// The relay, since the verifier refuses the packet splice.
     Relay,
 }
 
 /// The whole matrix, oldest first.
-pub const ALL: [Kernel; 4] = [
+pub const ALL: [Kernel; 7] = [
+    Kernel { suite: "bullseye", series: Some("5.10"), has: Has::Relay, ..Kernel::DEBIAN },
+    Kernel { suite: "jammy-updates", series: Some("5.15"), has: Has::Clsact, ..Kernel::UBUNTU },
+    Kernel { suite: "bookworm", series: Some("6.1"), has: Has::Clsact, is_in_short: true, ..Kernel::DEBIAN },
+    Kernel { suite: "noble-updates", series: Some("6.8"), ..Kernel::UBUNTU },
     Kernel {
-        debian: "bullseye",
-        series: Some("5.10"),
-        has: Has::Relay,
-        tries_sockmap: false,
-        cpus: 2,
-        is_in_short: false,
-    },
-    Kernel {
-        debian: "bookworm",
-        series: Some("6.1"),
-        has: Has::Clsact,
-        tries_sockmap: false,
-        cpus: 2,
-        is_in_short: true,
-    },
-    Kernel {
-        debian: "trixie",
+        suite: "trixie",
         series: Some("6.12"),
-        has: Has::Tcx,
         tries_sockmap: true,
-        cpus: 2,
         is_in_short: true,
+        ..Kernel::DEBIAN
+    },
+    Kernel {
+        suite: "noble-updates",
+        package: "linux-image-generic-hwe-24.04",
+        tries_sockmap: true,
+        ..Kernel::UBUNTU
     },
     // One CPU: with more, QEMU 7.2 without KVM is not a match for how these kernels change their own code.
-    Kernel {
-        debian: "trixie-backports",
-        series: None,
-        has: Has::Tcx,
-        tries_sockmap: true,
-        cpus: 1,
-        is_in_short: false,
-    },
+    Kernel { suite: "trixie-backports", tries_sockmap: true, cpus: 1, ..Kernel::DEBIAN },
 ];
 
 /// Those that are tried in the long form, or in the short one.
 pub fn of_form(long: bool) -> impl Iterator<Item = Kernel> {
-    ALL.into_iter().filter(move |kernel| long || kernel.is_in_short)
+    let has_ubuntu = std::env::var_os(UBUNTU_MIRROR).is_some();
+    let can_be_had = move |kernel: &Kernel| has_ubuntu || kernel.distribution != Distribution::Ubuntu;
+    ALL.into_iter().filter(can_be_had).filter(move |kernel| long || kernel.is_in_short)
 }
 
 /// Where `cargo xtask test` has put the kernels: `STEER_KERNELS`.

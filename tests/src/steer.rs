@@ -15,6 +15,7 @@ use crate::eventually::eventually;
 use crate::instance::Instance;
 use crate::netns::NetNs;
 use crate::process::{Orphan, Process, quiet};
+use crate::require::skip;
 
 /// From start to `/readyz` saying 200. Generous: large rings are built on a shared machine.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -51,6 +52,34 @@ pub fn binary_with_other_layout() -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
+/// What the programs of the packet splice are attached by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// What Steer takes on this kernel: links.
+    Links,
+    /// Filters of the qdisc clsact, as before Linux 6.6. Only a Steer with fail points can be told so.
+    Filters,
+}
+
+impl Attach {
+    /// Those that the tests can have: both, if there is a Steer with fail points.
+    pub fn all() -> Vec<Self> {
+        let filters = binary_with_failpoints().map(|_| Self::Filters);
+        if filters.is_none() {
+            skip("filters of clsact need a steer with fail points, which `cargo xtask test` builds");
+        }
+        std::iter::once(Self::Links).chain(filters).collect()
+    }
+
+    /// The binary under test.
+    pub fn binary(self) -> Result<PathBuf> {
+        match self {
+            Self::Links => binary(),
+            Self::Filters => binary_with_failpoints().context("there is no steer with fail points"),
+        }
+    }
+}
+
 /// `steer run`, from readiness until the guard is dropped. It has an instance of its own, so that none of the others of
 /// this machine meets its pins.
 #[derive(Debug)]
@@ -74,6 +103,7 @@ struct Launch {
     admin: SocketAddr,
     args: Vec<String>,
     dies_at: Option<String>,
+    attach: Attach,
     orphan: Orphan,
     times: u32,
 }
@@ -96,6 +126,7 @@ impl Launch {
             config: file,
             admin: inside(netns, free_address)??,
             dies_at: None,
+            attach: Attach::Links,
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             orphan,
             times: 0,
@@ -109,6 +140,9 @@ impl Launch {
         if let Some(place) = self.dies_at.take() {
             command.env("STEER_DIE_AT", place);
         }
+        if self.attach == Attach::Filters {
+            command.env("STEER_ALSO", "attach filters");
+        }
         self.times += 1;
         let name = if self.times == 1 { "steer".to_owned() } else { format!("steer-{}", self.times) };
         Process::start(&name, command, &self.directory, netns, self.orphan)
@@ -121,8 +155,19 @@ impl<'n> Steer<'n> {
     ///
     /// Call it from the test's own thread: see [`Orphan::Dies`].
     pub fn start(config: &str, netns: Option<&'n NetNs>, args: &[&str]) -> Result<Self> {
+        Self::start_attaching(Attach::Links, config, netns, args)
+    }
+
+    /// The same, with programs that are attached by these; so does each later process.
+    pub fn start_attaching(
+        attach: Attach,
+        config: &str,
+        netns: Option<&'n NetNs>,
+        args: &[&str],
+    ) -> Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a directory")?;
-        let mut steer = Self::start_at(&binary()?, directory.path(), config, netns, args, Orphan::Dies)?;
+        let launch = Launch::new(&attach.binary()?, directory.path(), config, netns, args, Orphan::Dies)?;
+        let mut steer = Self::launch(Launch { attach, ..launch }, netns)?;
         steer._directory = Some(directory);
         Ok(steer)
     }
@@ -237,6 +282,11 @@ impl<'n> Steer<'n> {
     /// What the process has logged.
     pub fn said(&self) -> Result<String> {
         self.process.stderr()
+    }
+
+    /// What its programs are attached by.
+    pub fn attach(&self) -> Attach {
+        self.launch.attach
     }
 
     /// The name of its instance.

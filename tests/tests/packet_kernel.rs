@@ -14,7 +14,9 @@ use proxy_common::flow::{Conn, Direction, FlowEvent, FlowRef, event, state};
 use proxy_common::stat::Stat;
 use socket2::{Domain, SockRef, Socket, Type};
 use steer::kernel::host::LOOPBACK_IFINDEX;
-use steer::kernel::packet::{AttachError, FlowEvents, FlowKey, Hook, InsertError, PacketKernel};
+use steer::kernel::packet::{
+    AttachError, FlowEvents, FlowKey, Hook, InsertError, PacketKernel, wire_address, wire_ports,
+};
 use steer_tests::netns::NetNs;
 use steer_tests::require;
 use tokio::runtime::{Builder, Runtime};
@@ -126,6 +128,19 @@ fn index_of(interface: &str) -> u32 {
 
 fn key() -> FlowKey {
     FlowKey::new(FAR.parse().unwrap(), NEAR.parse().unwrap())
+}
+
+/// A session whose packets to upstream come with [`key`].
+fn record() -> Conn {
+    let [far, near]: [SocketAddr; 2] = [FAR, NEAR].map(|address| address.parse().unwrap());
+    let mut record = Conn { family: 4, ..Conn::zeroed() };
+    // They come on the connection on which those to downstream leave.
+    let fixed = &mut record.flows[Direction::ToDownstream as usize].fixed;
+    fixed.to_source = wire_address(near.ip());
+    fixed.to_destination = wire_address(far.ip());
+    fixed.to_ports = wire_ports(near.port(), far.port());
+    assert_eq!(FlowKey::of(&record, Direction::ToUpstream), key());
+    record
 }
 
 fn count(kernel: &PacketKernel, stat: Stat) -> u64 {
@@ -264,7 +279,7 @@ fn a_new_connection_takes_the_tuple_of_a_finished_one() {
         network.with_programs(hook, |kernel, mut reader| {
             let conns = kernel.conns();
             let conn = conns.allocate().unwrap();
-            let generation = conns.prepare(conn, Conn { family: 4, ..Conn::zeroed() });
+            let generation = conns.prepare(conn, record());
             let flow = FlowRef::new(conn, Direction::ToUpstream);
             kernel.insert(&key(), flow).unwrap();
             conns.set_state(conn, state::FINISHED);

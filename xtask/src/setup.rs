@@ -40,7 +40,7 @@ pub(crate) fn steers_of_outlive() -> Result<()> {
     let xtask = std::env::current_exe().context("cannot find xtask")?;
     run_quietly(Command::new(xtask).args(["build-ebpf", "--other-layout"]))?;
     let built = target().join("failpoints/debug/steer");
-    build_for_tests("other-layout")?;
+    build_for_tests("other-layout,failpoints")?;
     let kept = target().join("failpoints/steer-other-layout");
     fs::copy(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
     build_for_tests("failpoints")

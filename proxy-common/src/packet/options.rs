@@ -201,6 +201,13 @@ impl Walk {
         self.blanked = false;
     }
 
+    /// Replaces all options by NOPs, as if none could be translated.
+    #[inline(always)]
+    pub fn blank_all(&mut self) {
+        self.words = [u32::from_ne_bytes([kind::NOP; 4]); MAX_LEN / 4];
+        self.blanked = true;
+    }
+
     /// Handles byte `i`, which is one more than in the step before; returns whether the walk goes on.
     #[inline(always)]
     pub fn step(&mut self, i: usize) -> bool {

@@ -53,17 +53,28 @@ fn flags_and_window(header: &Tcp) -> u32 {
     u32::from(u16::from_ne_bytes([header.offset, header.flags])) + (u32::from(header.window) << 16)
 }
 
-/// From the peer's scale to that of the outgoing connection (host order). Rounds down, as TCP itself does.
+/// From the peer's scale to that of the outgoing connection (host order). Rounds down, as TCP itself does, but never to
+/// nothing: see [`window_less`].
 #[inline(always)]
 pub fn window(window: u16, fixed: &DirFixed) -> u16 {
     window_less(window, 0, fixed)
 }
 
 /// What is left of a window when bytes of it are taken by others.
+///
+/// What is less than one unit of the outgoing scale becomes one unit. As zero it could stay so for ever: a receiver that
+/// waits for the rest of a message, for which it has just room, opens its window no further. A sender that is told too much
+/// may send up to one unit beyond the window. The receiver takes what fits and discards the rest, or (Linux since 6.17, if
+/// something waits to be read) discards the whole segment; either way it answers with the window that it has, and the
+/// sender repeats the rest when its timer says so, in the rhythm of a probe. So nothing is lost. But it is slow, and a
+/// stream whose windows are always so small is not spliced (`Reason::Window`).
 #[inline(always)]
 pub fn window_less(window: u16, bytes: u32, fixed: &DirFixed) -> u16 {
     let left = (u32::from(window) << (fixed.window_left & 15)).saturating_sub(bytes);
     let scaled = left >> (fixed.window_right & 15);
+    if scaled == 0 && left > 0 {
+        return 1;
+    }
     if scaled > 0xffff { 0xffff } else { scaled as u16 }
 }
 

@@ -13,6 +13,7 @@ use proxy_common::flow::{Conn, Direction, FlowRef, state};
 use proxy_common::packet::headers::{Ipv4, Ipv6};
 use proxy_common::stat::Stat;
 
+use crate::has_loop;
 use crate::maps::{STEER_AGEING, STEER_TIMER, Timer};
 use crate::packet::flows::{Flows, Session};
 use crate::packet::stats::count;
@@ -23,6 +24,10 @@ const CLOCK_MONOTONIC: u64 = 1;
 /// when it starts. Returns 0 or the negative number of an error.
 #[classifier]
 fn packet_age(_ctx: TcContext) -> i32 {
+    const ENOSYS: i32 = 38;
+    if !has_loop() {
+        return -ENOSYS;
+    }
     let Some(timer) = STEER_TIMER.get_ptr_mut(0) else { return 0 };
     let map = (&raw const STEER_TIMER).cast_mut().cast();
     // SAFETY: `timer` is in a value of `map`. It fails if an earlier process has done it, which is as well.

@@ -11,6 +11,7 @@ use proxy_common::packet::headers::{Ip, Tcp};
 use proxy_common::packet::options::{MAX_LEN, SackBlock, SackHead, TimestampsOption, Translation, Walk};
 use proxy_common::stat::Stat;
 
+use crate::has_loop;
 use crate::maps::STEER_OPTIONS;
 use crate::packet::access::{at, checked, read, tcp_offset};
 use crate::packet::stats::count;
@@ -98,8 +99,9 @@ fn sack(ctx: &TcContext, offset: usize, len: u32, to: &Translation) -> Option<Di
     Some(change)
 }
 
-/// Translates any other layout: the `len` bytes of options from `offset` on, in a copy. A function of its own in the
-/// program, as it is long and rarely called.
+/// Translates any other layout: the `len` bytes of options from `offset` on, in a copy. (Before Linux 5.17, which has no
+/// bpf_loop, all of them become NOPs: the verifier gives up on any other loop over them.) A function of its own in the program, as
+/// it is long and rarely called.
 #[inline(never)]
 fn unusual(ctx: &TcContext, offset: usize, len: u32, to: &Translation) -> Option<Translated> {
     let len = checked(len, 1..=MAX_LEN as u32)?;
@@ -114,9 +116,13 @@ fn unusual(ctx: &TcContext, offset: usize, len: u32, to: &Translation) -> Option
     }
     let mut change = Difference::default();
     walk.words.iter().for_each(|word| change.replace(*word, 0));
-    let mut argument = &raw mut *walk;
-    // SAFETY: `step` takes what it is given here, and is not called after this.
-    unsafe { bpf_loop(len, step as *mut c_void, (&raw mut argument).cast(), 0) };
+    if has_loop() {
+        let mut argument = &raw mut *walk;
+        // SAFETY: `step` takes what it is given here, and is not called after this.
+        unsafe { bpf_loop(len, step as *mut c_void, (&raw mut argument).cast(), 0) };
+    } else {
+        walk.blank_all();
+    }
     if to.only_looks() {
         return Some(Translated { change: Difference::default(), ts_value: walk.ts_value });
     }

@@ -4,8 +4,8 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::config::Instance;
-use crate::kernel::packet::Orphans;
 use crate::kernel::packet::pinned::{self, Pinned};
+use crate::kernel::packet::{Orphans, remove_pinned};
 use crate::kernel::pins::{self, Pins, PinsError};
 use crate::splice::packet::detach;
 use crate::takeover;
@@ -124,7 +124,7 @@ fn clean(instance: &Instance, args: &Args) -> anyhow::Result<Option<Verdict>> {
             ports::unreserve(&found.reserved()?)?;
         }
         takeover::remove_left(instance).context("cannot remove its socket in /run/steer")?;
-        pins.remove()?;
+        remove_pinned(&pins)?;
     }
     Ok(Some(verdict))
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::cleanup::{orphans, others, said_of_orphans};
 use crate::config::Instance;
 use crate::kernel::packet::pinned::{self, Pinned};
+use crate::kernel::packet::remove_pinned;
 use crate::kernel::pins::{Pins, PinsError};
 use crate::splice::packet::detach;
 use crate::takeover;
@@ -53,7 +54,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             streams = detach::reset_all(found).context("cannot send resets; run as root (CAP_NET_RAW)")?;
             ports::unreserve(&found.reserved()?).context("cannot give the reserved ports back")?;
             takeover::remove_left(instance).context("cannot remove its socket in /run/steer")?;
-            pins.remove()?;
+            remove_pinned(pins)?;
         }
     }
     let orphaned = orphans(args.dry_run)?;

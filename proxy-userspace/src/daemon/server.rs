@@ -13,9 +13,10 @@ use tokio::time::sleep;
 
 use super::sockets::Sockets;
 use crate::admin::Admin;
-use crate::config::{Config, Listener, SpliceMode};
+use crate::config::{Config, Instance, Listener, SpliceMode};
 use crate::failpoint;
 use crate::http::{self, Phase, Shared, Worker};
+use crate::kernel::packet::pinned;
 use crate::routing;
 use crate::splice::Splicer;
 use crate::splice::packet::Before;
@@ -72,6 +73,7 @@ impl Server {
         }
         let splicer = Arc::new(Splicer::start(Arc::clone(&telemetry), &config, before)?);
         let ports = if splicer.needs_source_ports() { source_ports(&config, &telemetry)? } else { None };
+        ports.iter().for_each(|ports| warn_of_neighbours(ports, &config.instance));
         // From here on nothing may fail: what is dropped with the streams would end them.
         if splicer.needs_source_ports() {
             splicer.adopt(ports.as_ref(), &config, goes_on);
@@ -249,6 +251,26 @@ impl Server {
                 }
                 Err(error) => tracing::warn!(listener = listener.name, mss, %error, "cannot limit the MSS"),
             }
+        }
+    }
+}
+
+/// Says which other Steers may use the same source ports. Where their endpoints are the same, too, each takes packets of the
+/// other one's connections for its own streams'.
+fn warn_of_neighbours(ports: &SourcePorts, own: &Instance) {
+    match pinned::neighbours(own) {
+        Ok(neighbours) => {
+            for other in neighbours.iter().filter(|other| ports.may_meet(&other.reserved)) {
+                tracing::warn!(
+                    other = other.name,
+                    "another Steer in this network namespace may use the same source ports: if it has endpoints in common \
+                     with this one, give each packet_splice.source_ports or source_addresses of its own"
+                );
+            }
+        }
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::debug!(error, "cannot look for other instances");
         }
     }
 }

@@ -152,7 +152,7 @@ async fn switch(
     let connector = downstream.shared.pool.connector(routed.cluster);
     let method = head.method.clone();
     let request = Request::from_parts(head, Empty::<Bytes>::new());
-    let asked = upgrade::ask(connector, endpoint, downstream.client_mss, request);
+    let asked = upgrade::ask(connector, endpoint, downstream.client_tcp, request);
     match unless_failed(downstream, asked).await?? {
         Answer::Declined(response) => {
             let response = response.map(pool::Body::from);

@@ -30,7 +30,7 @@ use crate::routing;
 use crate::splice::Splicer;
 use crate::telemetry::Telemetry;
 use crate::upstream::Clusters;
-use crate::upstream::mss::ClientMss;
+use crate::upstream::mss::ClientTcp;
 use crate::upstream::pool::Pool;
 use exchange::Exchange;
 use fault::Fault;
@@ -61,7 +61,7 @@ struct Downstream {
     shared: Arc<Shared>,
     connection: routing::Connection,
     /// Of interest to the connection that a stream gets.
-    client_mss: Option<ClientMss>,
+    client_tcp: Option<ClientTcp>,
     server_name: HeaderValue,
     exchange: Arc<Exchange>,
 }

@@ -81,7 +81,7 @@ async fn serve_http(
         head_bytes: options.max_request_headers_bytes,
         headers: options.max_request_headers_count.min(MAX_HEADERS),
     };
-    let client_mss = front.shared.pool.client_mss(&client);
+    let client_tcp = front.shared.pool.client_tcp(&client);
     let guard = Guard::new(client, limits, Arc::clone(&exchange));
     let downstream = Arc::new(Downstream {
         listener: Arc::clone(&front.config),
@@ -91,7 +91,7 @@ async fn serve_http(
             local: canonical(local),
             node: front.shared.node,
         },
-        client_mss,
+        client_tcp,
         server_name: front.server_name.clone(),
         exchange: Arc::clone(&exchange),
     });

@@ -20,7 +20,7 @@ use super::forward::{connect_fault, upstream_fault};
 use crate::splice::reset_on_close;
 use crate::telemetry::flows::FlowGuard;
 use crate::upstream::connect::{Connected, Connector, MAX_BUFFER};
-use crate::upstream::mss::ClientMss;
+use crate::upstream::mss::ClientTcp;
 use crate::upstream::ports::Lease;
 
 /// The upstream half of a stream. The downstream half joins it when hyper has written the 101.
@@ -47,10 +47,10 @@ pub(super) enum Answer {
 pub(super) async fn ask(
     connector: &Connector,
     endpoint: SocketAddr,
-    client_mss: Option<ClientMss>,
+    client_tcp: Option<ClientTcp>,
     request: Request<Empty<Bytes>>,
 ) -> Result<Answer, Fault> {
-    let connected = connector.connect_stream(endpoint, client_mss).await;
+    let connected = connector.connect_stream(endpoint, client_tcp).await;
     let Connected { socket, source } = connected.map_err(|error| connect_fault(&error))?;
     let (mut sender, mut connection) = http1::Builder::new()
         .max_buf_size(MAX_BUFFER)

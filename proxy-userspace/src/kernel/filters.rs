@@ -1,8 +1,10 @@
 //! Filters of the qdisc clsact that run a BPF program, where there are no tcx links (before Linux 6.6).
 //!
 //! The kernel leaves a filter where it is when the process that made it has died. So the name of each says which process that was
-//! ([`Mark`]), and the next one can tell what nobody looks after any more.
+//! ([`Mark`]), and of which instance, if that has pins. The next process of the instance knows its filters by that, and
+//! others can tell what nobody looks after any more.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::linux::net::SocketAddrExt as _;
@@ -11,6 +13,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use aya::programs::TcAttachType;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
+
+use crate::config::Instance;
 
 /// Sizes of `struct nlmsghdr`, `struct tcmsg` and `struct nlattr` (include/uapi/linux/{netlink,rtnetlink}.h).
 const HEADER: usize = 16;
@@ -36,19 +40,21 @@ const BUFFER_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Mark {
     token: u64,
+    instance: Option<Instance>,
     _socket: UnixDatagram,
 }
 
 impl Mark {
-    /// A new one, of the caller's network namespace.
-    pub(super) fn new() -> io::Result<Self> {
+    /// A new one, of the caller's network namespace. With the `instance`, if the filters can outlive the process.
+    pub(super) fn new(instance: Option<Instance>) -> io::Result<Self> {
         let token = rand::random();
-        Ok(Self { token, _socket: UnixDatagram::bind_addr(&address(token)?)? })
+        Ok(Self { token, instance, _socket: UnixDatagram::bind_addr(&address(token)?)? })
     }
 
-    /// The name of a filter with this program: `packet_ingress/TOKEN`; with a `+` behind it if the qdisc was made for it.
+    /// The name of a filter with this program.
     fn name(&self, program: &str, made_qdisc: bool) -> String {
-        format!("{program}/{:016x}{}", self.token, if made_qdisc { "+" } else { "" })
+        let Self { token, instance, .. } = self;
+        Name { program, token: *token, instance: instance.clone(), made_qdisc }.to_string()
     }
 }
 
@@ -64,13 +70,39 @@ fn lives(token: u64) -> io::Result<bool> {
     }
 }
 
-/// What the name of a filter tells: the mark's token, and whether the qdisc was made for it. `None`: it is not one of these
-/// programs.
-fn read_name(name: &str, programs: &[&str]) -> Option<(u64, bool)> {
-    let (program, token) = name.split_once('/')?;
-    let (token, made_qdisc) = token.strip_suffix('+').map_or((token, false), |token| (token, true));
-    let token = u64::from_str_radix(token, 16).ok().filter(|_| token.len() == 16)?;
-    programs.contains(&program).then_some((token, made_qdisc))
+/// The name of a filter, as `packet_ingress/TOKEN` or `packet_ingress/TOKEN/INSTANCE`; with a `+` behind it if the qdisc was
+/// made for it.
+#[derive(Debug, PartialEq, Eq)]
+struct Name<'n> {
+    program: &'n str,
+    /// Of the process' mark.
+    token: u64,
+    instance: Option<Instance>,
+    made_qdisc: bool,
+}
+
+impl<'n> Name<'n> {
+    /// `None`: the filter is not one of Steer's.
+    fn parse(name: &'n str) -> Option<Self> {
+        let (name, made_qdisc) = name.strip_suffix('+').map_or((name, false), |name| (name, true));
+        let (program, rest) = name.split_once('/')?;
+        let (token, instance) = match rest.split_once('/') {
+            Some((token, instance)) => (token, Some(instance.parse().ok()?)),
+            None => (rest, None),
+        };
+        let token = u64::from_str_radix(token, 16).ok().filter(|_| token.len() == 16)?;
+        Some(Self { program, token, instance, made_qdisc })
+    }
+}
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{:016x}", self.program, self.token)?;
+        if let Some(instance) = &self.instance {
+            write!(f, "/{instance}")?;
+        }
+        f.write_str(if self.made_qdisc { "+" } else { "" })
+    }
 }
 
 /// A filter that is attached.
@@ -97,19 +129,50 @@ impl Filter {
         mark: &Mark,
         made_qdisc: bool,
     ) -> io::Result<Self> {
-        let parent = parent_of(direction);
         // Without a priority, the kernel chooses one before those that are there. Of all protocols.
         let info = u32::from((libc::ETH_P_ALL as u16).to_be());
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ECHO;
-        let mut request = Request::new(libc::RTM_NEWTFILTER, flags, (ifindex, 0, parent, info));
+        let at = (ifindex, 0, parent_of(direction), info);
+        Self::set(at, libc::NLM_F_CREATE | libc::NLM_F_EXCL, program, &mark.name(name, made_qdisc))
+    }
+
+    /// Gives the filter another program and mark, in its place: the kernel puts a new filter where the old one is in its list,
+    /// so each packet meets one of them.
+    ///
+    /// # Errors
+    /// The filter is gone, or CAP_NET_ADMIN is missing.
+    pub(super) fn replace(&self, (name, program): (&str, BorrowedFd<'_>), mark: &Mark) -> io::Result<Self> {
+        let Self { ifindex, parent, handle, info, .. } = *self;
+        let name = mark.name(name, self.made_qdisc());
+        Self::set((ifindex, handle, parent, info), libc::NLM_F_REPLACE, program, &name)
+    }
+
+    fn set(
+        at: (u32, u32, u32, u32),
+        flags: libc::c_int,
+        program: BorrowedFd<'_>,
+        name: &str,
+    ) -> io::Result<Self> {
+        let mut request = Request::new(libc::RTM_NEWTFILTER, flags | libc::NLM_F_ECHO, at);
         request.text(libc::TCA_KIND, "bpf");
         let options = request.begin(libc::TCA_OPTIONS);
         request.number(TCA_BPF_FD, program.as_raw_fd() as u32);
-        request.text(TCA_BPF_NAME, &mark.name(name, made_qdisc));
+        request.text(TCA_BPF_NAME, name);
         request.number(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT);
         request.end(options);
         let attached = request.send()?.iter().find_map(|message| read(message));
         attached.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Whether it is there as it was, with the same mark.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub(super) fn is_there(&self) -> io::Result<bool> {
+        all(self.ifindex).map(|filters| filters.contains(self))
+    }
+
+    fn made_qdisc(&self) -> bool {
+        self.name.ends_with('+')
     }
 
     /// Takes the program off, and the qdisc if that was made for it and nobody uses it any more.
@@ -119,7 +182,7 @@ impl Filter {
     pub(super) fn detach(&self) -> io::Result<()> {
         let Self { ifindex, parent, handle, info, .. } = *self;
         Request::new(libc::RTM_DELTFILTER, 0, (ifindex, handle, parent, info)).send()?;
-        if self.name.ends_with('+') && !has_any(ifindex)? {
+        if self.made_qdisc() && !has_any(ifindex)? {
             Request::new(libc::RTM_DELQDISC, 0, (ifindex, CLSACT, CLSACT_PARENT, 0)).send()?;
         }
         Ok(())
@@ -140,11 +203,15 @@ pub(super) fn make_qdisc(ifindex: u32) -> io::Result<bool> {
     }
 }
 
-/// The filters in the caller's network namespace with one of these programs, whose process has died.
+/// The filters in the caller's network namespace with one of these programs, whose process has died, but for those that
+/// `is_kept` says are kept, by instance and interface.
 ///
 /// # Errors
 /// The kernel does not tell.
-pub(super) fn orphans(programs: &[&str]) -> io::Result<Vec<Filter>> {
+pub(super) fn orphans(
+    programs: &[&str],
+    is_kept: impl Fn(Option<&Instance>, u32) -> bool,
+) -> io::Result<Vec<Filter>> {
     let mut found = Vec::new();
     for ifindex in interfaces()? {
         let filters = match all(ifindex) {
@@ -153,14 +220,28 @@ pub(super) fn orphans(programs: &[&str]) -> io::Result<Vec<Filter>> {
             filters => filters?,
         };
         for filter in filters {
-            if let Some((token, _)) = read_name(&filter.name, programs)
+            if let Some(Name { program, token, instance, .. }) = Name::parse(&filter.name)
+                && programs.contains(&program)
                 && !lives(token)?
+                && !is_kept(instance.as_ref(), ifindex)
             {
                 found.push(filter);
             }
         }
     }
     Ok(found)
+}
+
+/// The filters of an instance with this program on an interface of the caller's network namespace.
+///
+/// # Errors
+/// The interface is gone, or the kernel does not tell.
+pub(super) fn of_instance(instance: &Instance, ifindex: u32, program: &str) -> io::Result<Vec<Filter>> {
+    let is_its = |filter: &Filter| {
+        Name::parse(&filter.name)
+            .is_some_and(|name| name.program == program && name.instance.as_ref() == Some(instance))
+    };
+    all(ifindex).map(|filters| filters.into_iter().filter(is_its).collect())
 }
 
 /// On how many interfaces they are.
@@ -317,21 +398,25 @@ mod tests {
 
     #[test]
     fn names_tell_who_made_a_filter() {
-        let mark = Mark::new().unwrap();
-        let programs = ["packet_ingress", "packet_egress"];
-        for made_qdisc in [false, true] {
-            let name = mark.name("packet_ingress", made_qdisc);
-            assert_eq!(read_name(&name, &programs), Some((mark.token, made_qdisc)));
+        for instance in [None, Some("edge-1".parse().unwrap())] {
+            let mark = Mark::new(instance.clone()).unwrap();
+            for made_qdisc in [false, true] {
+                let name = mark.name("packet_ingress", made_qdisc);
+                let instance = instance.clone();
+                let expected = Name { program: "packet_ingress", token: mark.token, instance, made_qdisc };
+                assert_eq!(Name::parse(&name), Some(expected), "{name}");
+            }
         }
-        for other in ["packet_ingress", "packet_ingress/12", "other/0123456789abcdef", "packet_ingress/", ""]
+        let token = "0123456789abcdef";
+        for other in ["packet_ingress", "packet_ingress/12", "packet_ingress/", "", &format!("a/{token}/b c")]
         {
-            assert_eq!(read_name(other, &programs), None, "{other}");
+            assert_eq!(Name::parse(other), None, "{other}");
         }
     }
 
     #[test]
     fn a_mark_lives_as_long_as_its_socket() {
-        let mark = Mark::new().unwrap();
+        let mark = Mark::new(None).unwrap();
         let token = mark.token;
         assert!(lives(token).unwrap());
         drop(mark);

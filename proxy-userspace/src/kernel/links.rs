@@ -106,12 +106,20 @@ pub(super) fn attached_to(ifindex: u32, direction: TcAttachType) -> io::Result<V
     Ok(links.iter().copied().take(query.count as usize).collect())
 }
 
-fn info(pin: &Path) -> io::Result<TcxInfo> {
+/// What is pinned here.
+///
+/// # Errors
+/// Nothing is, or this process may not use it.
+pub(super) fn open(pin: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let mut get = Get { pathname: path.as_ptr() as u64, ..Get::zeroed() };
-    let link = bpf(BPF_OBJ_GET, &mut get)?;
+    let opened = bpf(BPF_OBJ_GET, &mut get)?;
     // SAFETY: the kernel has just made the descriptor, and nobody else knows of it.
-    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    Ok(unsafe { OwnedFd::from_raw_fd(opened) })
+}
+
+fn info(pin: &Path) -> io::Result<TcxInfo> {
+    let link = open(pin)?;
     let mut info = TcxInfo::zeroed();
     let mut get_info = GetInfo {
         bpf_fd: link.as_raw_fd() as u32,
@@ -122,7 +130,11 @@ fn info(pin: &Path) -> io::Result<TcxInfo> {
     Ok(info)
 }
 
-fn bpf(command: libc::c_int, attributes: &mut impl Pod) -> io::Result<libc::c_int> {
+/// Calls bpf(2). What the attributes refer to has to live as long as the call.
+///
+/// # Errors
+/// Those of the command.
+pub(super) fn bpf(command: libc::c_int, attributes: &mut impl Pod) -> io::Result<libc::c_int> {
     let (at, len): (*mut _, _) = (attributes, size_of_val(attributes));
     // SAFETY: the attributes are a local of that size, and what they refer to lives as long as the caller's call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, at, len) };

@@ -5,7 +5,8 @@ use std::os::fd::AsFd as _;
 
 use aya::maps::sock::SockMapFd;
 use aya::maps::{Map, MapData, MapError, RingBuf};
-use aya::programs::{Program, ProgramError, SkSkb};
+use aya::programs::{Program, ProgramError, ProgramType, SkSkb};
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use proxy_common::abi;
 use proxy_common::reason::Reason;
@@ -141,6 +142,13 @@ pub(super) fn load_object(loader: &mut EbpfLoader<'_>, needed: &[Capability]) ->
 /// Tells programs of this object apart from those of others, or with another mark.
 pub(super) fn build(mark: u32) -> u64 {
     xxh64(OBJECT, mark.into())
+}
+
+/// Whether programs of TC may call bpf_loop (Linux 5.17, and older ones that distributions have added it to). What the kernel does
+/// not tell is taken for yes: then the load does.
+pub(super) fn has_loop() -> bool {
+    let found = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_loop);
+    found.unwrap_or(true)
 }
 
 fn attach(ebpf: &mut Ebpf, source: &SockMapFd) -> Result<(), LoadError> {

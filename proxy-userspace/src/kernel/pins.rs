@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
+use super::host;
 use crate::config::Instance;
 
 /// Where systemd mounts the BPF file system, and everybody looks for it.
@@ -26,6 +27,9 @@ const PRIVATE: &str = "/sys/fs/bpf/steer-private";
 pub enum PinsError {
     #[error("there is no BPF file system on {BPFFS}, and it cannot be mounted (`mount -t bpf bpf {BPFFS}`)")]
     NoFileSystem(#[source] io::Error),
+    /// Before Linux 5.14, which is too old for the programs, too.
+    #[error("the kernel does not tell network namespaces apart (SO_NETNS_COOKIE)")]
+    NoCookie(#[source] io::Error),
     /// Somebody else holds it.
     #[error("another process runs instance `{0}`")]
     Owned(Instance),
@@ -61,6 +65,7 @@ impl Pins {
     /// # Errors
     /// Another process has it, or there is no BPF file system to be had.
     pub fn take(instance: &Instance) -> Result<Self, PinsError> {
+        host::netns_cookie().map_err(PinsError::NoCookie)?;
         mount_once().map_err(PinsError::NoFileSystem)?;
         let path = path_of(instance);
         loop {

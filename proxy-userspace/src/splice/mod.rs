@@ -214,6 +214,9 @@ const fn fix(reason: Reason) -> Option<&'static str> {
         }
         Reason::NoSourcePort => "give the cluster more source_addresses, or widen packet_splice.source_ports",
         Reason::MapFull => "raise packet_splice.max_streams",
+        Reason::Window => {
+            "give the peers larger receive buffers, or this host a smaller maximum in net.ipv4.tcp_rmem"
+        }
         Reason::NotCarried => {
             "see docs/splice.md, `Odd packets`: a network in between changes the packets of this peer"
         }

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::pipe::{Pipe, Pipes};
 use super::{End, Session};
+use crate::kernel::receive::{self, Received};
 
 /// Bytes that one read takes at most. Also bounds what a stream whose reader stalls keeps in
 /// userspace (in each direction): the part of one read that could not be written.
@@ -124,10 +125,14 @@ pub(super) async fn pump(
     moved: impl Fn(u64),
 ) -> Result<(), Broken> {
     let mut large_reads = 0;
+    // Whoever has read the socket before may have left something that its readiness does not tell of.
+    let mut unread = true;
     loop {
-        from.readable().await.map_err(Broken::From)?;
+        if !unread {
+            from.readable().await.map_err(Broken::From)?;
+        }
         coop::consume_budget().await;
-        match copy_once(from, to, &moved)? {
+        match copy_once(from, to, &mut unread, &moved)? {
             Copied::Nothing => continue,
             Copied::Fin => return Ok(()),
             Copied::All { read } => large_reads = if read >= LARGE_READ { large_reads + 1 } else { 0 },
@@ -139,10 +144,9 @@ pub(super) async fn pump(
         if large_reads >= BULK_AFTER {
             large_reads = 0;
             // Boxed, so that streams which never get here do not carry its state.
-            if let Some(pipe) = pipes.and_then(Pipes::take)
-                && Box::pin(pump_bulk(from, to, pipe, &moved)).await? == Bulk::Fin
-            {
-                return Ok(());
+            if let Some(pipe) = pipes.and_then(Pipes::take) {
+                Box::pin(pump_bulk(from, to, pipe, &moved)).await?;
+                unread = true;
             }
         }
     }
@@ -163,9 +167,14 @@ enum Copied {
 }
 
 /// Reads once and writes it at once, as far as `to` takes it.
-fn copy_once(from: &TcpStream, to: &TcpStream, moved: impl Fn(u64)) -> Result<Copied, Broken> {
+fn copy_once(
+    from: &TcpStream,
+    to: &TcpStream,
+    unread: &mut bool,
+    moved: impl Fn(u64),
+) -> Result<Copied, Broken> {
     with_scratch(|scratch| {
-        let read = match try_read(from, scratch) {
+        let read = match try_read(from, scratch, unread) {
             Ok(0) => return Ok(Copied::Fin),
             Ok(read) => read,
             Err(error) if would_block(&error) => return Ok(Copied::Nothing),
@@ -208,22 +217,15 @@ pub(super) async fn write_all(to: &TcpStream, mut bytes: &[u8], moved: impl Fn(u
     Ok(())
 }
 
-/// Why [`pump_bulk`] came back; its pipe is empty then.
-#[derive(PartialEq, Eq)]
-enum Bulk {
-    Fin,
-    /// The direction is not bulk any more.
-    Calm,
-}
-
-/// Like [`pump`], by `splice(2)`. Whether the pipe is empty says which side to wait for: an empty
-/// one is only ever filled, and any other only ever drained, so the two cannot wait for each other.
+/// Like [`pump`], by `splice(2)`, until the direction is not bulk any more; the pipe is empty then, and the socket is to
+/// be read. Whether the pipe is empty says which side to wait for: an empty one is only ever filled, and any other only
+/// ever drained, so the two cannot wait for each other.
 async fn pump_bulk(
     from: &TcpStream,
     to: &TcpStream,
     mut pipe: Pipe,
     moved: impl Fn(u64),
-) -> Result<Bulk, Broken> {
+) -> Result<(), Broken> {
     let mut small_fills = 0;
     while small_fills < CALM_AFTER {
         match timeout(PIPE_LINGER, from.readable()).await {
@@ -232,7 +234,8 @@ async fn pump_bulk(
         }
         coop::consume_budget().await;
         match pipe.fill(from) {
-            Ok(0) => return Ok(Bulk::Fin),
+            // The FIN, or an urgent byte, which `splice(2)` does not pass, and a FIN behind that: a read tells.
+            Ok(0) => break,
             Ok(filled) => small_fills = if filled < SMALL_FILL { small_fills + 1 } else { 0 },
             Err(error) if would_block(&error) => continue,
             Err(error) => return Err(Broken::From(error)),
@@ -245,19 +248,31 @@ async fn pump_bulk(
             }
         }
     }
-    Ok(Bulk::Calm)
+    Ok(())
 }
 
-/// Reads what is there. A read that does not fill `buffer` has emptied the socket, so its readiness
+/// Reads what is there. A read that does not fill `buffer` has emptied the socket as a rule, so its readiness
 /// is forgotten: epoll is edge-triggered and tells of whatever comes after the read. That saves a
 /// second read, only to be told EAGAIN, for each message.
-pub(super) fn try_read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut read = 0;
+///
+/// `unread`: there may be something that readiness does not tell of, and the next read asks the socket itself. So it is
+/// after a read that stopped at an [urgent byte](receive).
+pub(super) fn try_read(from: &TcpStream, buffer: &mut [u8], unread: &mut bool) -> io::Result<usize> {
+    if std::mem::take(unread) {
+        let got = receive::receive(from, buffer)?;
+        *unread = got.bytes == buffer.len() || got.bytes > 0 && got.more == Some(true);
+        return Ok(got.bytes);
+    }
+    let mut got = Received::default();
     let result = from.try_io(Interest::READABLE, || {
-        read = socket_read(from, buffer)?;
-        if read > 0 && read < buffer.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        got = receive::receive(from, buffer)?;
+        if got.bytes > 0 && got.bytes < buffer.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
-    if read > 0 { Ok(read) } else { result.map(|()| 0) }
+    if got.bytes == 0 {
+        return result.map(|()| 0);
+    }
+    *unread = result.is_err() && got.more == Some(true);
+    Ok(got.bytes)
 }
 
 /// Writes what `to` takes, which is at least one byte; forgets readiness as [`try_read`] does.
@@ -268,10 +283,6 @@ pub(super) fn try_write(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
         if written < bytes.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
     if written > 0 { Ok(written) } else { result.and(Err(io::ErrorKind::WriteZero.into())) }
-}
-
-fn socket_read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    io::Read::read(&mut &*socket2::SockRef::from(from), buffer)
 }
 
 pub(super) fn would_block(error: &io::Error) -> bool {

@@ -1,10 +1,12 @@
 //! Opening a TCP connection to an endpoint.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
@@ -14,19 +16,29 @@ use rand::seq::SliceRandom as _;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::sleep;
 
-use super::mss::{self, ClientMss};
+use super::mss::{self, ClientTcp};
 use super::ports::{Lease, SourcePorts};
 use crate::config;
-use crate::kernel::repair;
 use crate::kernel::tcp_info::TcpInfo;
+use crate::kernel::{receive, repair};
 use crate::telemetry::Telemetry;
 
 /// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.
 pub const MAX_BUFFER: usize = 64 * 1024;
 
+/// Of windows (RFC 7323).
+const MAX_SCALE: u8 = 14;
+
 /// Source ports that are tried for one connection, should somebody else on this host use them.
 const PORT_TRIES: usize = 8;
+
+/// If the endpoint does not answer within this time (or a quarter of the time limit), somebody else may have the port and
+/// get the answers, whom the kernel does not know: a stream of another Steer has no socket.
+const LATE_AFTER: Duration = Duration::from_secs(1);
+/// So often; the last time from a port that no stream has.
+const LATE_TRIES: u32 = 3;
 
 /// A connection that is to become a stream.
 #[derive(Debug)]
@@ -95,39 +107,56 @@ impl Connector {
 
     /// A new connection for a stream, [prepared](prepare). Where streams have source ports of their own it has
     /// one, as long as there are any, and the endpoint is told to send no larger segments than the client
-    /// accepts.
+    /// accepts, and windows in units that are no larger than the client's.
     pub async fn connect_stream(
         &self,
         endpoint: SocketAddr,
-        client: Option<ClientMss>,
+        client: Option<ClientTcp>,
     ) -> Result<Connected, ConnectError> {
         let endpoint = canonical(endpoint);
         let mut source = None;
         let socket = self.counted(endpoint, async {
-            for _ in 0..PORT_TRIES {
-                let Some(lease) = self.lease(endpoint) else { break };
-                if let Some(client) = client {
-                    self.learn_mss(&lease, endpoint, client).await;
-                }
-                let mss = client.map(|client| client.accepts);
-                match connect_from(lease.address(), endpoint, mss).await? {
-                    Some(socket) => {
-                        source = Some(lease);
-                        return Ok(socket);
+            let mut attempts: Vec<Attempt<'_>> = Vec::new();
+            let (mut tries, mut late, mut from_any_port) = (0, 0, false);
+            loop {
+                let may_lease = tries < PORT_TRIES && late < LATE_TRIES;
+                if let Some(lease) = may_lease.then(|| self.lease(endpoint)).flatten() {
+                    if let Some(client) = client {
+                        self.learn_mss(&lease, endpoint, client).await;
                     }
-                    None => lease.give_back_foreign(),
+                    attempts.push(Attempt::from_lease(lease, endpoint, client));
+                    tries += 1;
+                } else if !from_any_port {
+                    attempts.push(Attempt::from_any_port(self, endpoint));
+                    from_any_port = true;
+                }
+                tokio::select! {
+                    (lease, connected) = first(&mut attempts) => match (lease, connected?) {
+                        (lease, Some(socket)) => {
+                            source = lease;
+                            // Those that had more time.
+                            attempts.into_iter().filter_map(|other| other.lease).for_each(Lease::give_back_foreign);
+                            return Ok(socket);
+                        }
+                        (lease, None) => lease.into_iter().for_each(Lease::give_back_foreign),
+                    },
+                    () = sleep(self.patience()), if !from_any_port => late += 1,
                 }
             }
-            self.connect_from_any_port(endpoint).await
         });
         let socket = socket.await?;
         Ok(Connected { socket, source })
     }
 
+    /// After this time without an answer another port is tried. What has been tried goes on: the endpoint may only be slow.
+    fn patience(&self) -> Duration {
+        LATE_AFTER.min(self.inner.timeout / (LATE_TRIES + 1))
+    }
+
     /// A socket that is to tell its peer of a small MSS (TCP_MAXSEG) does not let on whether the peer accepts
     /// more than that itself. That must be known of the endpoint if the client may send more; so it is asked
     /// once, on a connection of no further use.
-    async fn learn_mss(&self, lease: &Lease, endpoint: SocketAddr, client: ClientMss) {
+    async fn learn_mss(&self, lease: &Lease, endpoint: SocketAddr, client: ClientTcp) {
         if client.accepts < client.told
             && lease.endpoint_mss().is_none()
             && let Ok(socket) = self.connect_from_any_port(endpoint).await
@@ -216,20 +245,60 @@ impl Connector {
     }
 }
 
+/// A connection on its way.
+struct Attempt<'a> {
+    lease: Option<Lease>,
+    /// `None`: somebody has the port.
+    connecting: Pin<Box<dyn Future<Output = io::Result<Option<TcpStream>>> + Send + 'a>>,
+}
+
+impl<'a> Attempt<'a> {
+    fn from_lease(lease: Lease, endpoint: SocketAddr, client: Option<ClientTcp>) -> Self {
+        let connecting = Box::pin(connect_from(lease.address(), endpoint, client));
+        Self { lease: Some(lease), connecting }
+    }
+
+    fn from_any_port(connector: &'a Connector, endpoint: SocketAddr) -> Self {
+        let connecting = async move { connector.connect_from_any_port(endpoint).await.map(Some) };
+        Self { lease: None, connecting: Box::pin(connecting) }
+    }
+}
+
+/// The first attempt that has come to an end, which is taken out.
+async fn first(attempts: &mut Vec<Attempt<'_>>) -> (Option<Lease>, io::Result<Option<TcpStream>>) {
+    poll_fn(|cx| {
+        for index in 0..attempts.len() {
+            if let Poll::Ready(connected) = attempts[index].connecting.as_mut().poll(cx) {
+                return Poll::Ready((attempts.swap_remove(index).lease, connected));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
 /// Connects from just this address and port, which connections to other endpoints may use, too. `None`: a
 /// listener has the port, or a connection to the same endpoint, or the address is not this host's.
 async fn connect_from(
     source: SocketAddr,
     endpoint: SocketAddr,
-    mss: Option<u16>,
+    client: Option<ClientTcp>,
 ) -> io::Result<Option<TcpStream>> {
     let socket = socket_for(endpoint)?;
     // Without the capability for it no stream is spliced, either.
     let _without_it = repair::select_send_queue(&socket);
     socket.set_reuseaddr(true)?;
     // An endpoint cannot be told of more, nor does it need to be: loopback alone has such large segments.
-    if let Some(mss) = mss.filter(|mss| mss <= config::MSS.end()) {
+    let mss = client.map(|client| client.accepts).filter(|mss| mss <= config::MSS.end());
+    if let Some(mss) = mss {
         SockRef::from(&socket).set_tcp_mss(mss.max(*config::MSS.start()).into())?;
+    }
+    if let Some(client) = client {
+        // Windows of the client are passed on in this connection's units, which must not be larger than its own. The kernel
+        // announces the scale that the largest window asks for (tcp_select_initial_window): none larger than the client's
+        // own can be.
+        let largest = u32::from(u16::MAX) << client.window_scale.min(MAX_SCALE);
+        let _as_the_host_has_it = repair::clamp_window(&socket, largest);
     }
     let connected = match socket.bind(source) {
         Ok(()) => socket.connect(endpoint).await,
@@ -272,9 +341,10 @@ fn warn_if_absent(cluster: &str, source: IpAddr) {
     }
 }
 
-/// What both sides' connections have in common: no delay for small writes, and a peer that has vanished
-/// is noticed in two minutes of silence. A listener's are those of the connections that it accepts.
+/// What both sides' connections have in common: no delay for small writes, urgent bytes stay in line, and a peer that
+/// has vanished is noticed in two minutes of silence. A listener's are those of the connections that it accepts.
 pub fn prepare(socket: impl AsFd) -> io::Result<()> {
+    receive::prepare(&socket)?;
     let socket = SockRef::from(&socket);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()

@@ -14,18 +14,21 @@ use crate::kernel::tcp_info::{TIMESTAMP_BYTES, TcpInfo};
 const IPV4_HEADERS: u32 = 40;
 const IPV6_HEADERS: u32 = 60;
 
-/// The segments of a client, in bytes of payload and TCP options.
+/// What a client's handshake has fixed, and its endpoint should agree with. Segments are in bytes of payload and TCP
+/// options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClientMss {
+pub struct ClientTcp {
     /// The largest that it accepts.
     pub accepts: u16,
     /// The largest that it may send, as we have told it.
     pub told: u16,
+    /// The scale of its windows, 0 to 14; 0 without scaling.
+    pub window_scale: u8,
 }
 
-impl ClientMss {
+impl ClientTcp {
     pub(super) fn of(info: &TcpInfo) -> Self {
-        Self { accepts: accepted_by_peer(info), told: announced(info) }
+        Self { accepts: accepted_by_peer(info), told: announced(info), window_scale: info.send_scale() }
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use self::idle::Idle;
 use self::kept::{Kept, Outgoing};
 use super::connect::{ConnectError, Connector};
-use super::mss::ClientMss;
+use super::mss::ClientTcp;
 use super::ports::SourcePorts;
 use crate::config::{ClusterIndex, Config};
 use crate::kernel::tcp_info::TcpInfo;
@@ -74,11 +74,11 @@ impl Pool {
     }
 
     /// What [`connect_stream`](Connector::connect_stream) should know of a client, if anything.
-    pub fn client_mss(&self, client: &TcpStream) -> Option<ClientMss> {
+    pub fn client_tcp(&self, client: &TcpStream) -> Option<ClientTcp> {
         if !self.own_ports {
             return None;
         }
-        TcpInfo::of(client).ok().map(|info| ClientMss::of(&info))
+        TcpInfo::of(client).ok().map(|info| ClientTcp::of(&info))
     }
 
     /// Sends a request with an origin-form target on an idle connection to `endpoint`, or on a new

@@ -44,7 +44,7 @@ impl Guest {
     ) -> Result<Self> {
         let work = tempfile::tempdir().context("cannot make a directory")?;
         let [initrd, console, report] = ["initrd", "console", "report"].map(|name| work.path().join(name));
-        let place = directory.join(kernel.debian);
+        let place = directory.join(kernel.name());
         initramfs::write(&initrd, &place.join("modules.cpio"), phases)
             .with_context(|| format!("cannot write {}", initrd.display()))?;
         let mut qemu = quiet("qemu-system-x86_64");

@@ -105,13 +105,12 @@ impl<'f> Found<'f> {
         self.of("wire", "counted")["spliced"].as_f64().unwrap_or_default()
     }
 
-    /// What is wrong with streams whose process was killed, and with the next process. With clsact, nothing is promised.
+    /// What is wrong with streams whose process was killed, and with the next process.
     pub(crate) fn check_killed(&self) -> Vec<String> {
         let mut wrong = Wrong::default();
         let living = match self.kernel.has {
-            Has::Tcx => STREAMS,
+            Has::Tcx | Has::Clsact => STREAMS,
             Has::Relay => 0,
-            Has::Clsact => return wrong.0,
         };
         let phase = "kill";
         wrong.equals("streams without a process", &self.of(phase, "orphaned")["streams"], &json!(living));
@@ -155,7 +154,7 @@ impl<'f> Found<'f> {
         };
         let cells = [
             self.series(),
-            self.kernel.debian.to_owned(),
+            format!("{:?} {}", self.kernel.distribution, self.kernel.suite.trim_end_matches("-updates")),
             self.carried("auto"),
             attached.to_owned(),
             self.carried("sockmap"),

@@ -11,6 +11,7 @@ use proxy_common::abi;
 use proxy_common::flow::{Conn, FlowKey4, FlowRef, state};
 use steer_tests::eventually::eventually;
 use steer_tests::require;
+use steer_tests::steer::Attach;
 use steer_tests::topology::Topology;
 
 use crate::bed::{Bed, HANG, front, runtime};
@@ -60,9 +61,13 @@ fn silent_streams_are_given_up_while_no_process_lives_and_no_others() {
     if !require::root() {
         return;
     }
+    Attach::all().into_iter().for_each(silent_streams_are_given_up);
+}
+
+fn silent_streams_are_given_up(attach: Attach) {
     let topology = Topology::new(1).unwrap();
     let room = format!("max_streams: {}", LIVING + SILENT);
-    let mut bed = Bed::start(&topology, &[&room, "orphan_timeout: 3s"]);
+    let mut bed = Bed::start_attaching(attach, &topology, &[&room, "orphan_timeout: 3s"]);
     let maps = bed.maps();
     bed.under_traffic(LIVING, |bed, _| {
         let silent = open(&topology, SILENT);

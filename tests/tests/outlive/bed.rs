@@ -14,7 +14,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::abi;
 use serde_json::Value;
 use steer_tests::eventually::eventually;
-use steer_tests::steer::{Steer, binary, wrapped};
+use steer_tests::steer::{Attach, Steer, wrapped};
 use steer_tests::topology::Topology;
 use steer_tests::{instance, socketio, sockets};
 use tokio::net::TcpListener;
@@ -70,25 +70,22 @@ pub(crate) struct Bed<'n> {
 
 impl<'n> Bed<'n> {
     pub(crate) fn start(topology: &'n Topology, packet_splice: &[&str]) -> Self {
-        Self::start_at(topology, front(), endpoint(), packet_splice)
+        Self::start_attaching(Attach::Links, topology, packet_splice)
+    }
+
+    pub(crate) fn start_attaching(attach: Attach, topology: &'n Topology, packet_splice: &[&str]) -> Self {
+        Self::start_with(attach, topology, &config(packet_splice))
     }
 
     pub(crate) fn start_ipv6(topology: &'n Topology, packet_splice: &[&str]) -> Self {
-        Self::start_at(topology, front6(), endpoint6(), packet_splice)
-    }
-
-    fn start_at(
-        topology: &'n Topology,
-        front: SocketAddr,
-        endpoint: SocketAddr,
-        packet_splice: &[&str],
-    ) -> Self {
-        Self { front, endpoint, ..Self::start_with(topology, &config_for(front, endpoint, packet_splice)) }
+        let (front, endpoint) = (front6(), endpoint6());
+        let config = config_for(front, endpoint, packet_splice);
+        Self { front, endpoint, ..Self::start_with(Attach::Links, topology, &config) }
     }
 
     /// With this whole configuration.
-    pub(crate) fn start_with(topology: &'n Topology, config: &str) -> Self {
-        let steer = Steer::start(config, Some(&topology.proxy), &[]).unwrap();
+    pub(crate) fn start_with(attach: Attach, topology: &'n Topology, config: &str) -> Self {
+        let steer = Steer::start_attaching(attach, config, Some(&topology.proxy), &[]).unwrap();
         Self { topology, steer, front: front(), endpoint: endpoint(), wrapper: Vec::new() }
     }
 
@@ -192,9 +189,14 @@ impl<'n> Bed<'n> {
         Path::new(instance::DIRECTORY).join(self.steer.instance())
     }
 
+    /// The binary under test.
+    pub(crate) fn binary(&self) -> PathBuf {
+        self.steer.attach().binary().unwrap()
+    }
+
     /// What `steer ARGS --instance ...` says, in the proxy's namespace.
     pub(crate) fn cli(&self, args: &[&str]) -> Output {
-        let mut command = wrapped(&self.wrapper, &binary().unwrap());
+        let mut command = wrapped(&self.wrapper, &self.binary());
         command.args(args).args(["--instance", self.steer.instance()]);
         self.topology.proxy.enter(&mut command).unwrap();
         command.output().unwrap()
@@ -206,12 +208,23 @@ impl<'n> Bed<'n> {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
+
+    /// What `steer ARGS` prints in the proxy's namespace of this topology. It must succeed.
+    pub(crate) fn cli_in(&self, topology: &Topology, args: &[&str]) -> String {
+        let mut command = Command::new(self.binary());
+        command.args(args);
+        topology.proxy.enter(&mut command).unwrap();
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
 }
 
 /// What a Steer can leave behind in a network namespace and in the BPF file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kernel {
-    programs: Vec<(String, usize)>,
+    /// By device: links, and filters.
+    programs: Vec<(String, [usize; 2])>,
     qdiscs: String,
     sockets: usize,
     /// The instance's pins, and its directory of sockets.
@@ -224,7 +237,8 @@ impl Kernel {
     pub(crate) fn now(topology: &Topology, pins: &Path) -> Self {
         let attached = |device: &str| {
             let of = |hook| SchedClassifier::query_tcx(device, hook).unwrap().1.len();
-            (device.to_owned(), of(TcAttachType::Ingress) + of(TcAttachType::Egress))
+            let links = of(TcAttachType::Ingress) + of(TcAttachType::Egress);
+            (device.to_owned(), [links, filters_of(topology, device)])
         };
         let look = || {
             let mut sysctls = BTreeMap::new();
@@ -240,12 +254,9 @@ impl Kernel {
             )
         };
         let (programs, sysctls, sockets) = topology.proxy.run(look).unwrap();
-        let mut qdiscs = Command::new("tc");
-        qdiscs.args(["qdisc", "show"]);
-        topology.proxy.enter(&mut qdiscs).unwrap();
         Self {
             programs,
-            qdiscs: String::from_utf8(qdiscs.output().unwrap().stdout).unwrap(),
+            qdiscs: tc(topology, &["qdisc", "show"]),
             sockets,
             directories: [
                 pins.exists(),
@@ -263,6 +274,20 @@ impl Kernel {
         // For what differs.
         is_so.unwrap_or_else(|_| assert_eq!(Self::now(topology, pins), *self));
     }
+}
+
+/// What `tc` says of the proxy's interfaces.
+pub(crate) fn tc(topology: &Topology, args: &[&str]) -> String {
+    let mut tc = Command::new("tc");
+    tc.args(args);
+    topology.proxy.enter(&mut tc).unwrap();
+    String::from_utf8(tc.output().unwrap().stdout).unwrap()
+}
+
+/// How many filters of Steer a device of the proxy has.
+pub(crate) fn filters_of(topology: &Topology, device: &str) -> usize {
+    let shown = ["ingress", "egress"].map(|hook| tc(topology, &["filter", "show", "dev", device, hook]));
+    shown.iter().flat_map(|shown| shown.lines()).filter(|line| line.contains(" packet_")).count()
 }
 
 /// What can be read of a tree of settings.

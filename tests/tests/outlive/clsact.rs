@@ -1,39 +1,31 @@
-//! Before Linux 6.6 there are no links: a process that is killed leaves its filters. Here a steer with fail points is told to attach
-//! such filters.
+//! Before Linux 6.6 there are no links but filters, which the kernel leaves where they are, whatever becomes of the process. Here a
+//! steer with fail points is told to attach such filters. What becomes of streams then is in the other tests, with both.
 
+use std::fs;
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use steer_tests::eventually::eventually;
 use steer_tests::require;
-use steer_tests::steer::binary_with_failpoints;
+use steer_tests::steer::{Attach, binary_with_failpoints};
 use steer_tests::topology::Topology;
 
-use crate::bed::{Bed, endpoint};
+use crate::bed::{Bed, HANG, endpoint, filters_of, tc};
 use crate::leaving::{answer, expect_spliced, is_reset, open};
 
 const STREAMS: usize = 5;
 
 /// How many filters of Steer there are, and how many qdiscs for them.
 fn filters(topology: &Topology) -> (usize, usize) {
-    let tc = |args: &[&str]| {
-        let mut tc = Command::new("tc");
-        tc.args(args);
-        topology.proxy.enter(&mut tc).unwrap();
-        String::from_utf8(tc.output().unwrap().stdout).unwrap()
-    };
-    let shown = ["clients", "endpoint0"]
-        .into_iter()
-        .flat_map(|device| ["ingress", "egress"].map(|hook| tc(&["filter", "show", "dev", device, hook])));
-    let count = shown.filter(|shown| shown.contains(" packet_")).count();
-    (count, tc(&["qdisc", "show"]).matches("clsact").count())
+    let count = ["clients", "endpoint0"].map(|device| filters_of(topology, device)).iter().sum();
+    (count, tc(topology, &["qdisc", "show"]).matches("clsact").count())
 }
 
 /// Runs `work` while an endpoint answers, which keeps its connections until then.
-fn with_endpoint(topology: &Topology, work: impl FnOnce()) {
+pub(crate) fn with_endpoint(topology: &Topology, work: impl FnOnce()) {
     let listener = topology.endpoints[0].run(|| TcpListener::bind(endpoint()).unwrap()).unwrap();
     listener.set_nonblocking(true).unwrap();
     let stop = AtomicBool::new(false);
@@ -64,26 +56,33 @@ fn is_reset_when_it_speaks(mut stream: TcpStream) -> bool {
     is_reset(stream)
 }
 
+/// `None`: there is no steer with fail points, which the test has said.
+fn start(topology: &Topology) -> Option<Bed<'_>> {
+    if binary_with_failpoints().is_none() {
+        require::skip("needs a steer with fail points: cargo xtask test builds it");
+        return None;
+    }
+    Some(Bed::start_attaching(Attach::Filters, topology, &[]))
+}
+
+/// As if the BPF file system had gone.
+fn lose_pins(bed: &Bed<'_>) {
+    fs::remove_dir_all(bed.pins()).unwrap();
+}
+
 #[test]
-fn what_a_killed_process_leaves_goes_and_new_streams_come_about() {
+fn filters_whose_pins_are_gone_go_and_new_streams_come_about() {
     if !require::root() {
         return;
     }
-    let Some(binary) = binary_with_failpoints() else {
-        require::skip("needs a steer with fail points: cargo xtask test builds it");
-        return;
-    };
     let topology = Topology::new(1).unwrap();
-    let asks = ["env", "STEER_ALSO=attach filters"].map(str::to_owned);
-    let mut bed = Bed::start_wrapped(&topology, asks.into());
-    bed.steer.stop(libc::SIGTERM).unwrap();
-    bed.steer.start_again_as(&binary).unwrap();
-    assert!(bed.steer.said().unwrap().contains("they need Linux 6.6"));
+    let Some(mut bed) = start(&topology) else { return };
     with_endpoint(&topology, || {
         let before = open(&topology, STREAMS);
         expect_spliced(&bed, STREAMS);
         assert_eq!(filters(&topology), (4, 2));
-        // What a living process has is spared.
+        // What a living process has is spared, with pins or without.
+        lose_pins(&bed);
         assert!(bed.cli_text(&["cleanup"]).contains("nothing was left"));
         assert!(bed.cli_text(&["detach"]).contains("nothing was left"));
         assert_eq!(filters(&topology), (4, 2));
@@ -99,6 +98,7 @@ fn what_a_killed_process_leaves_goes_and_new_streams_come_about() {
         let after = open(&topology, STREAMS);
         expect_spliced(&bed, STREAMS);
         bed.steer.stop(libc::SIGKILL).unwrap();
+        lose_pins(&bed);
         assert!(bed.cli_text(&["cleanup", "--dry-run"]).contains("on 2 interfaces: would be removed"));
         assert_eq!(filters(&topology), (4, 2));
         assert!(bed.cli_text(&["detach"]).contains("on 2 interfaces: removed"));
@@ -106,14 +106,103 @@ fn what_a_killed_process_leaves_goes_and_new_streams_come_about() {
         assert!(after.into_iter().all(is_reset_when_it_speaks));
         assert!(bed.cli_text(&["cleanup"]).contains("nothing was left"));
     });
-    // A qdisc that was there stays, and a stop takes the filters off.
+}
+
+/// The filters of Steer on a device, by handle and priority, without what names their process and program.
+fn places(topology: &Topology, device: &str) -> Vec<String> {
+    let shown = ["ingress", "egress"].map(|hook| tc(topology, &["filter", "show", "dev", device, hook]));
+    let lines = shown.iter().flat_map(|shown| shown.lines().filter(|line| line.contains(" packet_")));
+    lines.map(|line| line.split('/').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_process_takes_the_place_of_the_one_before_and_spares_what_is_not_its_own() {
+    if !require::root() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    let Some(mut bed) = start(&topology) else { return };
+    // A qdisc that was there stays, and so does a filter of somebody else.
     topology.proxy.tc(&["qdisc", "add", "dev", "clients", "clsact"]).unwrap();
-    bed.steer.start_again().unwrap();
+    let foreign =
+        ["filter", "add", "dev", "clients", "ingress", "prio", "60000", "bpf", "bytecode", "1,6 0 0 0,"];
+    topology.proxy.tc(&foreign).unwrap();
     with_endpoint(&topology, || {
-        let streams = open(&topology, STREAMS);
+        let mut streams = open(&topology, STREAMS);
         expect_spliced(&bed, STREAMS);
+        let first = ["clients", "endpoint0"].map(|device| places(&topology, device));
+        assert!(first.iter().all(|places| places.len() == 2), "{first:?}");
+        for (round, signal) in [libc::SIGKILL, libc::SIGTERM].into_iter().enumerate() {
+            let shown = tc(&topology, &["filter", "show", "dev", "clients", "egress"]);
+            bed.steer.stop(signal).unwrap();
+            // It is not theirs.
+            let lives = format!("{} streams live", (round + 1) * STREAMS);
+            assert!(bed.cli_text(&["cleanup"]).contains(&lives));
+            let other = ["detach", "--instance", "another"];
+            assert!(bed.cli_in(&topology, &other).contains("nothing was left"));
+            bed.steer.start_again().unwrap();
+            assert_eq!(["clients", "endpoint0"].map(|device| places(&topology, device)), first);
+            assert_ne!(tc(&topology, &["filter", "show", "dev", "clients", "egress"]), shown);
+            streams.extend(open(&topology, STREAMS));
+            expect_spliced(&bed, streams.len());
+        }
         bed.steer.stop(libc::SIGTERM).unwrap();
+        assert_eq!(filters(&topology), (4, 2));
+        assert!(bed.cli_text(&["detach"]).contains("reset 15 streams and left 2 interfaces"));
         assert!(streams.into_iter().all(is_reset));
     });
     assert_eq!(filters(&topology), (0, 1));
+    assert!(tc(&topology, &["filter", "show", "dev", "clients", "ingress"]).contains("pref 60000"));
+    assert!(!bed.pins().exists());
+}
+
+/// The old process takes the filters back.
+#[test]
+fn a_stop_after_a_takeover_that_failed_leaves_nothing() {
+    if !require::root() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    let Some(mut bed) = start(&topology) else { return };
+    bed.under_traffic(20, |bed, _| {
+        let binary = bed.binary();
+        let mut successor = bed.steer.successor(Some(("take_adopted", &binary))).unwrap();
+        assert!(!successor.wait(HANG).unwrap().success(), "{}", successor.tail());
+        let says = || Ok(bed.steer.said()?.contains("it has not taken over").then_some(()));
+        eventually("word of the old process", HANG, says).unwrap();
+        assert!(bed.cli_text(&["cleanup"]).contains("kept"));
+    });
+    bed.expect_no_stream();
+    assert_eq!(filters(&topology), (4, 2));
+    assert!(bed.steer.stop(libc::SIGTERM).unwrap().success());
+    assert_eq!(filters(&topology), (0, 0));
+    assert!(!bed.pins().exists());
+}
+
+#[test]
+fn interfaces_that_went_while_no_process_lived_are_no_trouble() {
+    if !require::root() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    let Some(mut bed) = start(&topology) else { return };
+    with_endpoint(&topology, || {
+        let streams = open(&topology, STREAMS);
+        expect_spliced(&bed, STREAMS);
+        bed.steer.stop(libc::SIGKILL).unwrap();
+        topology.proxy.ip(&["link", "del", "endpoint0"]).unwrap();
+        bed.steer.start_again().unwrap();
+        // One is gone, one is as it was.
+        assert_eq!(filters(&topology), (2, 1));
+        assert_eq!(fs::read_dir(bed.maps()).unwrap().filter(is_note).count(), 1);
+        assert_eq!(bed.metric("steer_streams_adopted_total", &[]), STREAMS as f64);
+        bed.steer.stop(libc::SIGTERM).unwrap();
+        assert!(bed.cli_text(&["detach"]).contains("left 1 interfaces"));
+        drop(streams);
+    });
+    assert_eq!(filters(&topology), (0, 0));
+}
+
+fn is_note(entry: &std::io::Result<fs::DirEntry>) -> bool {
+    entry.as_ref().unwrap().file_name().to_str().unwrap().ends_with("-filters")
 }

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 use steer_tests::eventually::eventually;
 use steer_tests::require;
-use steer_tests::steer::{binary, binary_with_failpoints, binary_with_other_layout};
+use steer_tests::steer::{Attach, binary_with_failpoints, binary_with_other_layout};
 use steer_tests::topology::Topology;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -124,7 +124,7 @@ fn expect_bytes(bed: &Bed<'_>, traffic: &Traffic, more: u64) {
 /// From one build to the other and back, again and again, under load.
 fn back_and_forth(mut bed: Bed<'_>, signal: libc::c_int) {
     let Some(other) = other_layout() else { return };
-    let own = binary().unwrap();
+    let own = bed.binary();
     let (streams, changes) = size();
     bed.under_traffic(streams, |bed, traffic| {
         let (bytes, full) = with_bulk(bed, |bed| {
@@ -148,8 +148,10 @@ fn a_build_with_another_layout_takes_over_after_a_kill_and_gives_back() {
     if !require::root() {
         return;
     }
-    let topology = Topology::new(1).unwrap();
-    back_and_forth(Bed::start(&topology, &[]), libc::SIGKILL);
+    for attach in Attach::all() {
+        let topology = Topology::new(1).unwrap();
+        back_and_forth(Bed::start_attaching(attach, &topology, &[]), libc::SIGKILL);
+    }
 }
 
 #[test]
@@ -187,20 +189,26 @@ fn a_death_in_the_middle_of_a_take_over_loses_nothing() {
     let (Some(other), Some(dies)) = (other_layout(), binary_with_failpoints()) else {
         return require::skip("needs a steer with fail points, which `cargo xtask test` builds");
     };
-    let own = binary().unwrap();
+    for attach in Attach::all() {
+        dies_at_each_step(attach, &other, &dies);
+    }
+}
+
+fn dies_at_each_step(attach: Attach, other: &Path, dies: &Path) {
     let topology = Topology::new(1).unwrap();
-    let mut bed = Bed::start(&topology, &[]);
+    let mut bed = Bed::start_attaching(attach, &topology, &[]);
+    let own = bed.binary();
     bed.under_traffic(50, |bed, traffic| {
         let (bytes, full) = with_bulk(bed, |bed| {
             for (index, step) in ["copied", "named", "first link", "switched"].into_iter().enumerate() {
                 // Who comes next is of the build that was there before, or of that which has died.
-                let both = [&other, &own];
+                let both = [other, &own];
                 let nexts = if require::long() { &both[..] } else { &both[index % 2..][..1] };
                 for next in nexts {
                     bed.steer.stop(libc::SIGKILL).unwrap();
-                    bed.steer.start_again_as(&other).unwrap();
+                    bed.steer.start_again_as(other).unwrap();
                     bed.steer.stop(libc::SIGKILL).unwrap();
-                    assert!(bed.steer.start_again_to_die_at(step, &dies).is_err(), "{step}");
+                    assert!(bed.steer.start_again_to_die_at(step, dies).is_err(), "{step}");
                     thread::sleep(Duration::from_millis(200));
                     bed.steer.start_again_as(next).unwrap();
                     expect_all_there(bed, traffic, 52);

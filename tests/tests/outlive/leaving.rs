@@ -6,6 +6,7 @@ use std::thread;
 
 use steer_tests::eventually::eventually;
 use steer_tests::require;
+use steer_tests::steer::Attach;
 use steer_tests::topology::Topology;
 
 use crate::bed::{Bed, HANG, Kernel, endpoint, front, runtime};
@@ -82,9 +83,10 @@ fn detach_resets_both_sides_and_leaves_nothing() {
         return;
     }
     const STREAMS: usize = 30;
-    for signal in [libc::SIGTERM, libc::SIGKILL] {
+    let signals = |attach| [libc::SIGTERM, libc::SIGKILL].map(|signal| (attach, signal));
+    for (attach, signal) in Attach::all().into_iter().flat_map(signals) {
         let topology = Topology::new(1).unwrap();
-        let mut bed = Bed::start(&topology, &[PORTS]);
+        let mut bed = Bed::start_attaching(attach, &topology, &[PORTS]);
         let pins = bed.pins();
         bed.steer.stop(libc::SIGTERM).unwrap();
         let before = Kernel::now(&topology, &pins);
@@ -112,8 +114,12 @@ fn a_stop_without_streams_leaves_nothing_and_cleanup_takes_what_a_crash_leaves()
     if !require::root() {
         return;
     }
+    Attach::all().into_iter().for_each(leaves_nothing);
+}
+
+fn leaves_nothing(attach: Attach) {
     let topology = Topology::new(1).unwrap();
-    let mut bed = Bed::start(&topology, &[PORTS]);
+    let mut bed = Bed::start_attaching(attach, &topology, &[PORTS]);
     let pins = bed.pins();
     assert!(pins.exists());
     bed.steer.stop(libc::SIGTERM).unwrap();

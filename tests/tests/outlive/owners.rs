@@ -12,9 +12,12 @@ use proxy_common::abi;
 use proxy_common::about::About;
 use steer_tests::eventually::eventually;
 use steer_tests::require;
+use steer_tests::steer::Attach;
 use steer_tests::topology::Topology;
 
 use crate::bed::{Bed, HANG, config};
+use crate::clsact::with_endpoint;
+use crate::leaving::{expect_spliced, open};
 
 /// What a `steer run` of this instance says that does not get to be ready.
 fn refused(bed: &Bed<'_>, splice: &str) -> String {
@@ -146,4 +149,31 @@ fn keys_and_records_that_do_not_fit_are_cleaned_and_the_others_go_on() {
         assert_eq!(records.get(&50_000, 0).unwrap()[0], 0);
     });
     bed.expect_no_stream();
+}
+
+/// The interfaces go with the namespace; here only they do.
+#[test]
+fn what_is_left_of_a_namespace_that_is_gone_is_cleaned_up_from_another() {
+    if !require::root() {
+        return;
+    }
+    for attach in Attach::all() {
+        let (gone, here) = (Topology::new(1).unwrap(), Topology::new(1).unwrap());
+        let mut bed = Bed::start_attaching(attach, &gone, &[]);
+        with_endpoint(&gone, || {
+            let streams = open(&gone, 1);
+            expect_spliced(&bed, 1);
+            bed.steer.stop(libc::SIGKILL).unwrap();
+            let cleanup = ["cleanup", "--instance", bed.steer.instance()];
+            let kept = bed.cli_in(&here, &cleanup);
+            assert!(kept.contains("another network namespace"), "{kept}");
+            for device in ["clients", "endpoint0"] {
+                gone.proxy.ip(&["link", "del", device]).unwrap();
+            }
+            let removed = bed.cli_in(&here, &cleanup);
+            assert!(removed.contains("its network namespace is gone"), "{removed}");
+            drop(streams);
+        });
+        assert!(!bed.pins().exists());
+    }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use aya::programs::{ProgramInfo, SchedClassifier};
 use steer_tests::require;
+use steer_tests::steer::Attach;
 use steer_tests::topology::Topology;
 
 use crate::bed::{Bed, front, runtime};
@@ -25,13 +26,13 @@ fn size() -> (u32, Duration) {
 /// How long each process lives: some time after its adoption is compared with the rest.
 const LIFE: Duration = Duration::from_secs(3);
 
-fn again_and_again(signal: libc::c_int) {
+fn again_and_again(attach: Attach, signal: libc::c_int) {
     if !require::root() {
         return;
     }
     let (streams, duration) = size();
     let topology = Topology::new(1).unwrap();
-    let mut bed = Bed::start(&topology, &[]);
+    let mut bed = Bed::start_attaching(attach, &topology, &[]);
     bed.under_traffic(streams, |bed, traffic| {
         let stop = AtomicBool::new(false);
         let probes = thread::scope(|scope| {
@@ -84,12 +85,14 @@ fn restarts(bed: &mut Bed<'_>, traffic: &Traffic, (signal, streams, duration): (
 
 #[test]
 fn a_killed_process_loses_no_stream_and_no_byte() {
-    again_and_again(libc::SIGKILL);
+    for attach in Attach::all() {
+        again_and_again(attach, libc::SIGKILL);
+    }
 }
 
 #[test]
 fn a_stopped_process_loses_no_stream_and_no_byte() {
-    again_and_again(libc::SIGTERM);
+    again_and_again(Attach::Links, libc::SIGTERM);
 }
 
 /// The time in which nobody lives is long, and the streams are closed in it.

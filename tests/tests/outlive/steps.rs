@@ -13,7 +13,7 @@ use proxy_common::flow::{Conn, Direction, state};
 use steer::kernel::packet::Ends;
 use steer_tests::eventually::eventually;
 use steer_tests::require;
-use steer_tests::steer::binary_with_failpoints;
+use steer_tests::steer::{Attach, binary_with_failpoints};
 use steer_tests::topology::Topology;
 use tokio::runtime::{Builder, Runtime};
 
@@ -133,8 +133,8 @@ struct Mortal<'n> {
 }
 
 impl<'n> Mortal<'n> {
-    fn new(topology: &'n Topology, binary: &Path, notice: Duration) -> Self {
-        let mut bed = Bed::start_with(topology, &config());
+    fn new(attach: Attach, topology: &'n Topology, binary: &Path, notice: Duration) -> Self {
+        let mut bed = Bed::start_with(attach, topology, &config());
         bed.steer.stop(libc::SIGTERM).unwrap();
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let pairs = Pairs::new(runtime.handle());
@@ -307,7 +307,11 @@ fn at_every_step_of_a_hand_over_a_death_is_survived_or_learned_at_once() {
             "needs `cargo build -p proxy-userspace --features failpoints --target-dir target/failpoints`",
         );
     };
-    let topology = Topology::new(1).unwrap();
     let (steps, times) = asked();
-    Mortal::new(&topology, &binary, AT_ONCE).kill_all(&steps, times);
+    for attach in Attach::all() {
+        // What attaches the programs makes a difference for the next process only.
+        let times = if attach == Attach::Filters && !require::long() { 1 } else { times };
+        let topology = Topology::new(1).unwrap();
+        Mortal::new(attach, &topology, &binary, AT_ONCE).kill_all(&steps, times);
+    }
 }

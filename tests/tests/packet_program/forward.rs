@@ -128,7 +128,7 @@ const WINDOWS: &[Row] = &[
         ..SPLICED
     },
     Row {
-        name: "to a larger scale, nothing left",
+        name: "to a larger scale, less than a unit left",
         session: |s, d| s.flow(d).fixed.window_right = 14,
         packet: |p, _| p.window = 16_383,
         ..SPLICED

@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
 
+mod bridge;
 mod eligibility;
 mod ends;
 mod flows;
@@ -19,5 +20,8 @@ mod odd;
 mod path_mtu;
 mod ports;
 mod reuse;
+mod shapes;
 mod silence;
 mod stream;
+mod urgent;
+mod windows;

@@ -1,5 +1,6 @@
 //! One `steer` between a client's host and an endpoint's, and what can be seen of it from outside.
 
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -81,7 +82,7 @@ impl Setup {
         self
     }
 
-    fn config(&self) -> String {
+    pub(crate) fn config(&self) -> String {
         let mut config = format!("splice: {}\n", self.path.as_str());
         if self.path == Path::Packet {
             config += &format!("packet_splice:\n  linger: {}s\n", LINGER.as_secs());
@@ -137,14 +138,25 @@ impl<'n> Net<'n> {
 
     /// The same from this address of the client.
     pub(crate) fn open_from(&self, local: Option<SocketAddr>) -> Stream {
-        let front = self.setup.front;
-        let connect = || {
-            let socket = Socket::new(Domain::for_address(front), Type::STREAM, Some(Protocol::TCP)).unwrap();
+        self.open_with(|socket| {
             // Whoever wants the port again must have said so the first time too.
             socket.set_reuse_address(true).unwrap();
             if let Some(local) = local {
                 socket.bind(&local.into()).unwrap();
             }
+        })
+    }
+
+    /// The same with a client's socket that is prepared before it connects.
+    pub(crate) fn open_with(&self, prepare: impl FnOnce(&Socket) + Send) -> Stream {
+        self.open_at(self.setup.front, prepare)
+    }
+
+    /// The same by way of another Steer, which listens at `front` and has the same endpoint.
+    pub(crate) fn open_at(&self, front: SocketAddr, prepare: impl FnOnce(&Socket) + Send) -> Stream {
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(front), Type::STREAM, Some(Protocol::TCP)).unwrap();
+            prepare(&socket);
             socket.connect_timeout(&front.into(), HANG).unwrap();
             TcpStream::from(socket)
         };
@@ -241,12 +253,22 @@ impl<'n> Net<'n> {
     }
 }
 
+/// Waits for an earlier listener of the address to be gone: a process that another case starts holds it for a moment, between
+/// fork and exec.
 fn listen(address: SocketAddr) -> TcpListener {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&address.into()).unwrap();
-    socket.listen(1024).unwrap();
-    socket.into()
+    let free = || match try_listen(address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+        result => Ok(Some(result?)),
+    };
+    eventually("a free address to listen at", HANG, free).unwrap()
+}
+
+fn try_listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    Ok(socket.into())
 }
 
 /// By packets over IPv4 and IPv6, and through the relay.

@@ -10,8 +10,10 @@ use steer_tests::netns::NetNs;
 use steer_tests::require;
 use steer_tests::topology::Topology;
 
+use crate::bridge::OddHost;
 use crate::net::{Family, Net, Path, Setup, at_once, on};
 use crate::path_mtu::FarHost;
+use crate::shapes::Shape;
 use crate::stream::{HANG, Learned, Stream, learned};
 
 /// How soon a stream that cannot go on must end.
@@ -139,5 +141,90 @@ fn a_stream_whose_packets_come_another_way_is_given_up() {
         net.expect_relayed(&next, "not_carried");
         next.echo();
         next.bulk(BULK);
+    });
+}
+
+/// From `STEER_SHAPES_SEED` (hex) to repeat a run.
+fn seed() -> u64 {
+    let seed = match std::env::var("STEER_SHAPES_SEED") {
+        Ok(seed) => u64::from_str_radix(&seed, 16).unwrap(),
+        Err(_) => rand::random(),
+    };
+    eprintln!("STEER_SHAPES_SEED={seed:x}");
+    seed
+}
+
+/// Runs a scenario with a client whose packets can be given other shapes.
+fn with_an_odd_client(family: Family, scenario: impl Fn(&Net<'_>, &OddHost)) {
+    if !require::root() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    let client = OddHost::beside(&topology.proxy, seed());
+    let mut setup = Setup::new(Path::Packet, family);
+    setup.front.set_ip(OddHost::front(family == Family::V4));
+    let net = Net::between(&topology, setup, &client.netns, &topology.endpoints[0]);
+    scenario(&net, &client);
+}
+
+#[test]
+fn no_legal_shape_stops_a_stream() {
+    const STREAMS: usize = 6;
+    at_once(Family::BOTH, |family| {
+        with_an_odd_client(family, |net, client| {
+            let before = [net.open(), net.open()];
+            client.send(Shape::Any);
+            // Also during the hand-over.
+            let mut streams: Vec<_> = before.into_iter().chain((0..STREAMS).map(|_| net.open())).collect();
+            for stream in &mut streams {
+                stream.echo();
+                net.expect_path(stream, Path::Packet);
+            }
+            for stream in &mut streams {
+                goes_on(net, stream);
+            }
+            let [plain, fragments] = ["made_plain", "fragment"].map(|what| net.packets(what));
+            eprintln!(
+                "{family:?}: {} of another shape, {plain} made plain, {fragments} pieces",
+                client.bent()
+            );
+            assert!(plain > 1000 && fragments > 1000, "{plain} {fragments}");
+            for stream in streams {
+                let mut backend = stream.backend;
+                drop(stream.client);
+                assert_eq!(learned(&mut backend, HANG), Learned::Fin);
+            }
+            net.expect_nothing_left();
+        });
+    });
+}
+
+#[test]
+fn a_stream_of_a_shape_that_cannot_be_spliced_is_given_up() {
+    let cases = [
+        (Family::V4, Shape::TinyPieces),
+        (Family::V4, Shape::Backwards),
+        (Family::V6, Shape::Backwards),
+        (Family::V6, Shape::ManyHeaders),
+        (Family::V6, Shape::HeaderInPieces),
+    ];
+    at_once(cases, |(family, shape)| {
+        with_an_odd_client(family, |net, client| {
+            let mut stream = net.carried();
+            client.send(shape);
+            let begin = Instant::now();
+            stream.client.write_all(&[7; 5000]).unwrap();
+            assert_eq!(learned(&mut stream.client, HANG), Learned::Reset, "{shape:?}");
+            assert_eq!(learned(&mut stream.backend, HANG), Learned::Reset, "{shape:?}");
+            eprintln!("{family:?} {shape:?}: given up after {:?}", begin.elapsed());
+            assert!(begin.elapsed() < VISIBLE_WITHIN, "{shape:?}: {:?}", begin.elapsed());
+            assert_eq!((net.packets("given_up"), net.ended("not_carried")), (1, 1), "{shape:?}");
+            net.expect_nothing_left();
+            // The relay has no trouble with it.
+            let mut next = net.open();
+            net.expect_relayed(&next, "not_carried");
+            next.echo();
+            next.bulk(BULK / 8);
+        });
     });
 }

@@ -5,9 +5,10 @@ use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use steer_tests::eventually::eventually;
+use steer_tests::steer::Steer;
 
-use crate::net::{Family, GONE_WITHIN, Net, Path, Setup, at_once, on};
-use crate::stream::{Stream, reset};
+use crate::net::{FRONT_PORT, Family, GONE_WITHIN, Net, Path, Setup, at_once, on};
+use crate::stream::{Stream, ask_upgrade, read_head, reset};
 
 /// The proxy's address towards the first endpoint, and a second one that the test gives it.
 fn sources(family: Family) -> [IpAddr; 2] {
@@ -54,6 +55,47 @@ fn when_the_ports_are_used_up_streams_are_relayed() {
             drop((streams, fifth));
             net.expect_nothing_left();
         });
+    });
+}
+
+/// Two Steers with the same endpoint and the same ports: a SYN-ACK for the second one, on a port that a stream of the first one
+/// has, goes to that one's client, since the stream has no socket.
+#[test]
+fn a_port_that_a_stream_of_another_steer_has_is_passed_over() {
+    let ports = "source_ports: [20000-20029]";
+    on(Setup::new(Path::Packet, Family::V4).with(ports), |net| {
+        let mut first: Vec<Stream> = (0..10).map(|_| net.carried()).collect();
+        let mut setup = net.setup.clone();
+        setup.front.set_port(FRONT_PORT + 1);
+        let config = setup.config() + "  connect_timeout: 2s\n";
+        let second = Steer::start(&config, Some(&net.topology.proxy), &[]).unwrap();
+        let warning = format!("other=\"instance `{}` (process {})\"", net.steer.instance(), net.steer.pid());
+        assert!(second.said().unwrap().contains(&warning), "{}", second.said().unwrap());
+        let mut streams = Vec::new();
+        let mut late = 0;
+        for _ in 0..20 {
+            let begin = Instant::now();
+            let mut stream = net.open_at(setup.front, |_| {});
+            let took = begin.elapsed();
+            assert!(took < Duration::from_secs(2), "{took:?}");
+            late += usize::from(took > Duration::from_millis(400));
+            stream.echo();
+            streams.push(stream);
+        }
+        eprintln!("{late} of 20 met a port of the other");
+        first.iter_mut().chain(&mut streams).for_each(|stream| stream.bulk(1 << 16));
+        // Twenty of thirty ports, or all but those that ten streams have.
+        let leased = second.metric("steer_source_ports", &[("kind", "used")]).unwrap();
+        assert!(late > 0 && leased >= 10.0, "{late} were late, {leased} have ports");
+        // The endpoint is simply gone: all tries together have the one time limit.
+        net.topology.endpoints[0].ip(&["link", "set", "eth0", "down"]).unwrap();
+        let begin = Instant::now();
+        let mut client = net.topology.clients.run(|| TcpStream::connect(setup.front).unwrap()).unwrap();
+        ask_upgrade(&mut client, setup.front);
+        let head = read_head(&mut client);
+        let took = begin.elapsed();
+        assert!(head.starts_with("HTTP/1.1 50"), "{head}");
+        assert!(took < Duration::from_secs(3), "{took:?}");
     });
 }
 

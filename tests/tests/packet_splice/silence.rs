@@ -1,14 +1,16 @@
 //! Peers that vanish without a word.
 
-use std::io::Write as _;
+use std::io::{self, Read as _, Write as _};
+use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use steer_tests::eventually::eventually;
+use steer_tests::sockets;
 
 use crate::net::{Family, Net, Path, Setup, at_once, on};
-use crate::stream::{HANG, Learned, Side, learned, learned_by_writing};
+use crate::stream::{HANG, Learned, Side, learned, learned_by_writing, say};
 
 /// Given up after four seconds of silence.
 const PROBED: &str = "keepalive: { time: 1s, interval: 1s, probes: 3 }";
@@ -74,6 +76,51 @@ fn peers_that_are_only_silent_are_left_alone() {
             assert_eq!(net.ended("finished"), 5);
         });
     });
+}
+
+/// A hand-over goes on for as long as a peer does not read what came before it, and ends when that peer is gone.
+#[test]
+fn a_hand_over_waits_for_a_peer_that_lives() {
+    let all = Side::BOTH.into_iter().flat_map(|side| [(side, false), (side, true)]);
+    at_once(all, |(side, vanishes)| {
+        on(Setup::new(Path::Packet, Family::V4).with(PROBED), |net| {
+            let stream = net.open();
+            let tuples = stream.proxy_tuples();
+            let has_sockets = || {
+                let all = net.topology.proxy.run(sockets::tcp).unwrap().unwrap();
+                all.iter().filter(|one| tuples.contains(&(one.local, one.remote))).count()
+            };
+            let handed_over = |how| net.steer.metric("steer_hand_overs_total", &[("how", how)]).unwrap();
+            let (mut reader, mut writer) = stream.from(side);
+            let written = write_until_full(&mut writer);
+            thread::sleep(Duration::from_secs(6));
+            assert_eq!((has_sockets(), handed_over("failed")), (2, 0.0), "the hand-over ended: {side:?}");
+            if vanishes {
+                take_away(net, side, Way::Unplugged);
+                assert_eq!(learned(&mut writer, GIVEN_UP_WITHIN), Learned::Reset, "{side:?}");
+                net.expect_nothing_left();
+                assert_eq!((handed_over("failed"), net.ended("reset")), (1.0, 1));
+            } else {
+                io::copy(&mut (&reader).take(written), &mut io::sink()).unwrap();
+                let spliced = || Ok((has_sockets() == 0).then_some(()));
+                eventually("an end of the hand-over", HANG, spliced).unwrap();
+                say(&mut reader, &mut writer, b"all of it");
+                say(&mut writer, &mut reader, b"well then");
+                assert_eq!(handed_over("busy"), 1.0);
+            }
+        });
+    });
+}
+
+/// Until nothing more is taken for half a second. Returns the number of bytes.
+fn write_until_full(socket: &mut TcpStream) -> u64 {
+    socket.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut written = 0;
+    while let Ok(more) = socket.write(&[7; 65536]) {
+        written += more as u64;
+    }
+    socket.set_write_timeout(Some(HANG)).unwrap();
+    written
 }
 
 /// The peers' own keepalives are answered by the other peer, as long as it lives.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use steer_tests::eventually::eventually;
 use steer_tests::require;
 use steer_tests::socketio;
-use steer_tests::steer::{Steer, binary, binary_with_failpoints};
+use steer_tests::steer::{Attach, Steer, binary, binary_with_failpoints};
 use steer_tests::topology::Topology;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -79,7 +79,11 @@ pub(crate) struct Bed<'n> {
 
 impl<'n> Bed<'n> {
     pub(crate) fn start(topology: &'n Topology, ends: Ends, more: &str) -> Self {
-        let steer = Steer::start(&config(ends, more), Some(&topology.proxy), &[]).unwrap();
+        Self::start_attaching(Attach::Links, topology, ends, more)
+    }
+
+    pub(crate) fn start_attaching(attach: Attach, topology: &'n Topology, ends: Ends, more: &str) -> Self {
+        let steer = Steer::start_attaching(attach, &config(ends, more), Some(&topology.proxy), &[]).unwrap();
         Self { topology, steer, ends }
     }
 

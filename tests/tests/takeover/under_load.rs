@@ -4,20 +4,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use steer_tests::require;
+use steer_tests::steer::Attach;
 use steer_tests::topology::Topology;
 
-use crate::bed::{Bed, Ends, HANG, PACKET, v4, v6};
+use crate::bed::{Bed, Ends, HANG, PACKET, failpoints, v4, v6};
 use crate::load::Size;
 
 /// 20 takeovers with 500 streams in the long form.
-fn again_and_again(ends: Ends, times: u32, streams: u32) {
+fn again_and_again(attach: Attach, ends: Ends, times: u32, streams: u32) {
     if !require::root() {
         return;
     }
     let (times, streams) = if require::long() { (20, 500) } else { (times, streams) };
     let size = Size { streams, short_streams: 4, clients: 16 };
     let topology = Topology::new(1).unwrap();
-    let mut bed = Bed::start(&topology, ends, PACKET);
+    let mut bed = Bed::start_attaching(attach, &topology, ends, PACKET);
     bed.under_load(size, |bed, load| {
         bed.expect_spliced(streams);
         thread::sleep(Duration::from_millis(500));
@@ -38,10 +39,17 @@ fn again_and_again(ends: Ends, times: u32, streams: u32) {
 
 #[test]
 fn nothing_is_refused_or_lost() {
-    again_and_again(v4(), 4, 100);
+    again_and_again(Attach::Links, v4(), 4, 100);
 }
 
 #[test]
 fn nor_with_ipv6() {
-    again_and_again(v6(), 1, 20);
+    again_and_again(Attach::Links, v6(), 1, 20);
+}
+
+#[test]
+fn nor_before_linux_6_6() {
+    if failpoints().is_some() {
+        again_and_again(Attach::Filters, v4(), 2, 50);
+    }
 }

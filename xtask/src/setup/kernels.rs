@@ -1,5 +1,5 @@
-//! Stock kernels of Debian, for the suite `kernels`. Each comes from the suite of Debian that it belongs to, by a state of
-//! apt of its own, so that the host's packages stay as they are, and is only unpacked. The mirror is the host's.
+//! Stock kernels, for the suite `kernels`. Each comes from the suite of Debian or Ubuntu that it belongs to, by a state of apt of
+//! its own, so that the host's packages stay as they are, and is only unpacked. Debian's mirror is the host's.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -8,22 +8,22 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use steer_tests::cpio::Archive;
-use steer_tests::kernels::of_form;
+use steer_tests::kernels::{Distribution, Kernel, UBUNTU_MIRROR, of_form};
 
 use super::{Package, debian_packages, text_of};
 use crate::exec::{answer, run_quietly, step, target};
 
-/// What is taken from each suite of Debian.
-const METAPACKAGE: &str = "linux-image-cloud-amd64";
 /// Of what the metapackage depends on, what makes a kernel: one package for older ones, and more for newer ones.
 const PARTS: [&str; 4] = ["linux-image-", "linux-base-", "linux-binary-", "linux-modules-"];
+/// Modules that no guest needs.
+const LEFT_OUT: &str = "linux-modules-extra-";
 /// What the guests need beyond what is built in.
 const MODULES: [&str; 5] = ["veth", "sch_ingress", "cls_bpf", "virtio_pci", "virtio_net"];
 
 /// The directory with a directory for each suite: `vmlinuz`, `modules.cpio` (to be loaded in the order of their names) and
 /// `release`.
 pub(crate) fn kernels(long: bool) -> Result<PathBuf> {
-    step("Set-up: QEMU and kernels of Debian");
+    step("Set-up: QEMU and stock kernels");
     debian_packages(&[
         ("qemu-system-x86", has_qemu as fn() -> bool),
         ("busybox-static", has_busybox),
@@ -32,23 +32,24 @@ pub(crate) fn kernels(long: bool) -> Result<PathBuf> {
         ("zstd", has_zstd),
     ] as &[Package])?;
     let directory = target().join("kernels");
-    for suite in of_form(long).map(|kernel| kernel.debian) {
-        let place = directory.join(suite);
+    for kernel in of_form(long) {
+        let name = kernel.name();
+        let place = directory.join(&name);
         match text_of(&place.join("release")) {
-            Ok(release) => println!("    {suite} has {release} already"),
-            Err(_) => prepare(suite, &place).with_context(|| format!("no kernel of Debian's {suite}"))?,
+            Ok(release) => println!("    {name} has {release} already"),
+            Err(_) => prepare(&kernel, &place).with_context(|| format!("no kernel of {name}"))?,
         }
     }
     Ok(directory)
 }
 
-fn prepare(suite: &str, place: &Path) -> Result<()> {
+fn prepare(kernel: &Kernel, place: &Path) -> Result<()> {
     let work = place.join("work");
     if work.exists() {
         fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
     }
-    let apt = Apt::of_suite(suite, &work.join("apt"))?;
-    for package in apt.packages()? {
+    let apt = Apt::of_kernel(kernel, &work.join("apt"))?;
+    for package in apt.packages(kernel.package)? {
         apt.extract(&package, &work.join("root"))?;
     }
     let root = work.join("root");
@@ -70,12 +71,20 @@ struct Apt {
 }
 
 impl Apt {
-    fn of_suite(suite: &str, directory: &Path) -> Result<Self> {
+    fn of_kernel(kernel: &Kernel, directory: &Path) -> Result<Self> {
         for part in ["state/lists/partial", "cache/archives/partial", "packages"] {
             let part = directory.join(part);
             fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
         }
-        let sources = format!("deb {} {suite} main\n", mirror()?);
+        let suite = kernel.suite;
+        let sources = match kernel.distribution {
+            Distribution::Debian => format!("deb {} {suite} main\n", mirror()?),
+            Distribution::Ubuntu => {
+                let mirror = std::env::var(UBUNTU_MIRROR).context("no mirror of Ubuntu")?;
+                // Debian does not have Ubuntu's keys. The kernel only runs in a guest without a network.
+                format!("deb [trusted=yes] {mirror} {suite} main\n")
+            }
+        };
         fs::write(directory.join("sources.list"), sources).context("cannot write the list of sources")?;
         fs::write(directory.join("apt.conf"), Self::settings(directory))
             .context("cannot write apt's settings")?;
@@ -109,22 +118,23 @@ APT::Sandbox::User \"root\";
     }
 
     /// The packages that make the newest kernel of the suite.
-    fn packages(&self) -> Result<BTreeSet<String>> {
+    fn packages(&self, metapackage: &str) -> Result<BTreeSet<String>> {
         let mut found = BTreeSet::new();
-        let mut open = vec![METAPACKAGE.to_owned()];
+        let mut open = vec![metapackage.to_owned()];
         while let Some(package) = open.pop() {
             let text = answer(self.command("apt-cache").args(["depends", "--important", &package]))
                 .with_context(|| format!("apt does not know {package}"))?;
             for name in text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")) {
                 let is_wanted = PARTS.iter().any(|prefix| name.starts_with(prefix))
                     && name.contains(|c: char| c.is_ascii_digit())
-                    && !name.starts_with('<');
+                    && !name.starts_with('<')
+                    && !name.starts_with(LEFT_OUT);
                 if is_wanted && found.insert(name.to_owned()) {
                     open.push(name.to_owned());
                 }
             }
         }
-        ensure!(!found.is_empty(), "{METAPACKAGE} names no kernel");
+        ensure!(!found.is_empty(), "{metapackage} names no kernel");
         Ok(found)
     }
 

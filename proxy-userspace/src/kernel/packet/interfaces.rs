@@ -1,6 +1,7 @@
 //! Attaches the programs to interfaces, and notices when an interface goes away.
 //!
-//! Where the instance has pins, its links are among them, as `IFINDEX-ingress` and `IFINDEX-egress`.
+//! Where the instance has pins, its links are among them, as `IFINDEX-ingress` and `IFINDEX-egress`; or, of an interface that has
+//! filters, a note, as `IFINDEX-filters`.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd as _;
@@ -8,30 +9,32 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
-use aya::pin::PinError;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions, TcError};
 use aya::programs::{LinkOrder, ProgramError, TcAttachType};
 use aya::util::KernelVersion;
 use proxy_common::reason::Reason;
 
+use super::clsact::{self, AttachedFilter, Filters};
 use super::programs::{PROGRAMS, Programs, name_of};
+use crate::config::Instance;
 use crate::failpoint;
-use crate::kernel::filters::{self, Filter, Mark};
+use crate::kernel::filters;
 use crate::kernel::host::{self, InterfaceKind};
 use crate::kernel::links;
 use crate::kernel::loader::LoadError;
 use crate::kernel::netlink::LinkMonitor;
 use crate::kernel::pins;
+use crate::kernel::presence;
 use crate::kernel::refusal;
 
 /// How programs are attached to an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// Links (Linux 6.6): the kernel detaches them when the process ends, however it ends.
+    /// Links (Linux 6.6): the kernel detaches those that are not pinned when the process ends, however it ends.
     Tcx,
-    /// Filters of the qdisc clsact: a process that is killed leaves them behind, and the next one removes them. The qdisc goes
-    /// with them if it was made for them and nobody else uses it by then.
+    /// Filters of the qdisc clsact: a process that is killed leaves them behind, and the next one of its instance takes them over,
+    /// or removes them if there are no pins. The qdisc goes with them if it was made for them and nobody else uses it by then.
     Clsact,
 }
 
@@ -68,7 +71,7 @@ pub enum AttachError {
         program: &'static str,
         name: String,
         #[source]
-        source: PinError,
+        source: io::Error,
     },
 }
 
@@ -93,34 +96,31 @@ struct Attached {
     /// Where links are pinned, if they are.
     pins: Option<PathBuf>,
     /// Of the hook clsact.
-    mark: Option<Mark>,
+    filters: Option<Filters>,
 }
 
-/// Dropping it detaches the program, unless it is a link that is pinned.
+/// Dropping it detaches the program, unless that is pinned.
 #[expect(dead_code, reason = "what is in it is held")]
 enum Attachment {
     Link(SchedClassifierLink),
     Filter(AttachedFilter),
 }
 
-struct AttachedFilter(Filter);
-
-impl Drop for AttachedFilter {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.detach() {
-            tracing::warn!(%error, "cannot remove a filter of the packet splice; `steer cleanup` does");
-        }
-    }
-}
-
 impl Interfaces {
-    /// The links that are pinned in `pins` get `programs` in the place of those that they have.
-    pub(super) fn new(programs: Programs, hook: Hook, pins: Option<PathBuf>) -> Result<Self, LoadError> {
+    /// What is attached by an earlier process of the instance, whose `pins` these are, gets `programs` in the place of those
+    /// that it has.
+    pub(super) fn new(
+        programs: Programs,
+        hook: Hook,
+        pins: Option<(Instance, PathBuf)>,
+    ) -> Result<Self, LoadError> {
+        let (instance, pins) = pins.unzip();
         let monitor = LinkMonitor::new().map_err(|error| LoadError::refused("watching interfaces", error))?;
-        let mark = (hook == Hook::Clsact).then(Mark::new).transpose();
-        let mark = mark.map_err(|error| LoadError::refused("a socket that marks its filters", error))?;
-        let mut attached = Attached { programs, monitor, links: HashMap::new(), pins, mark };
-        attached.adopt().map_err(|error| LoadError::refused("the pinned links", error))?;
+        let filters = (hook == Hook::Clsact).then(|| Filters::new(instance)).transpose();
+        let filters =
+            filters.map_err(|error| LoadError::refused("a socket that marks its filters", error))?;
+        let mut attached = Attached { programs, monitor, links: HashMap::new(), pins, filters };
+        attached.adopt().map_err(|error| LoadError::refused("what is pinned of interfaces", error))?;
         Ok(Self { hook, attached: Mutex::new(attached) })
     }
 
@@ -163,24 +163,11 @@ impl Attached {
     }
 
     fn attach(&mut self, ifindex: u32, interface: &str) -> Result<[Attachment; 2], AttachError> {
+        if self.filters.is_some() {
+            return self.attach_filters(ifindex, interface);
+        }
         let refused =
             |program| move |source| AttachError::Refused { program, name: interface.to_owned(), source };
-        if let Some(mark) = &self.mark {
-            let of_io = |error| ProgramError::from(TcError::IoError(error));
-            let made_qdisc =
-                filters::make_qdisc(ifindex).map_err(|error| refused("the qdisc clsact")(of_io(error)))?;
-            let mut attach = |program: (&'static str, TcAttachType)| {
-                let (name, direction) = program;
-                let fd = self.programs.get(program)?.fd()?;
-                let filter = Filter::attach(ifindex, direction, (name, fd.as_fd()), mark, made_qdisc);
-                Ok(Attachment::Filter(AttachedFilter(filter.map_err(of_io)?)))
-            };
-            let [ingress, egress] = PROGRAMS;
-            return Ok([
-                attach(ingress).map_err(refused(ingress.0))?,
-                attach(egress).map_err(refused(egress.0))?,
-            ]);
-        }
         let mut attach = |program: (&'static str, TcAttachType)| {
             let (_, direction) = program;
             let program = self.programs.get(program)?;
@@ -198,6 +185,7 @@ impl Attached {
         let pin = |link, (program, direction)| {
             pin(link, &path_of(pins, ifindex, direction))
                 .map(Attachment::Link)
+                .map_err(io::Error::other)
                 .map_err(|source| AttachError::NotPinned { program, name: interface.to_owned(), source })
         };
         let pinned = pin(one, ingress).and_then(|one| Ok([one, pin(other, egress)?]));
@@ -205,7 +193,43 @@ impl Attached {
         pinned.inspect_err(|_| self.remove_pins(ifindex))
     }
 
-    /// Gives the pinned links of a process that has ended the programs of this one. The kernel does that at once: no packet
+    fn attach_filters(&mut self, ifindex: u32, interface: &str) -> Result<[Attachment; 2], AttachError> {
+        let links = self.put_filters(ifindex).map_err(|(program, source)| AttachError::Refused {
+            program,
+            name: interface.to_owned(),
+            source,
+        })?;
+        // Last: what a process that dies before leaves is removed by the next one.
+        if let Some(pins) = &self.pins {
+            clsact::note(pins, ifindex).map_err(|source| AttachError::NotPinned {
+                program: PROGRAMS[0].0,
+                name: interface.to_owned(),
+                source,
+            })?;
+        }
+        Ok(links)
+    }
+
+    /// An error names what was to be attached.
+    fn put_filters(&mut self, ifindex: u32) -> Result<[Attachment; 2], (&'static str, ProgramError)> {
+        let of_io = |error| ProgramError::from(TcError::IoError(error));
+        let made_qdisc = filters::make_qdisc(ifindex).map_err(|error| ("the qdisc clsact", of_io(error)))?;
+        let note = self.pins.as_ref().map(|pins| clsact::note_of(pins, ifindex));
+        let mut put = |program: (&'static str, TcAttachType)| {
+            let (name, direction) = program;
+            let fd = self.programs.get(program)?.fd()?;
+            let filters = self.filters.as_ref().ok_or(ProgramError::NotLoaded)?;
+            let filter = filters.attach((ifindex, direction), (name, fd.as_fd()), (note.clone(), made_qdisc));
+            Ok(Attachment::Filter(filter.map_err(of_io)?))
+        };
+        let [ingress, egress] = PROGRAMS;
+        Ok([
+            put(ingress).map_err(|error| (ingress.0, error))?,
+            put(egress).map_err(|error| (egress.0, error))?,
+        ])
+    }
+
+    /// Gives the pinned links, or the filters, of an earlier process the programs of this one. The kernel does that at once: no packet
     /// passes in between.
     fn adopt(&mut self) -> io::Result<()> {
         let Some(pins) = self.pins.clone() else { return Ok(()) };
@@ -218,7 +242,7 @@ impl Attached {
                 }
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
-                    tracing::warn!(ifindex, error, "cannot take over the links of an interface");
+                    tracing::warn!(ifindex, error, "cannot take over the packet splice of an interface");
                     self.replace(&pins, ifindex);
                 }
             }
@@ -229,6 +253,12 @@ impl Attached {
     fn adopt_links(&mut self, pins: &Path, ifindex: u32) -> Result<[Attachment; 2], AdoptError> {
         // The index may have been given to another interface, or this one come from another namespace.
         host::interface(ifindex).map_err(AdoptError::Interface)?;
+        if self.filters.is_some() {
+            if !presence::is_there(&clsact::note_of(pins, ifindex)).map_err(AdoptError::Unknown)? {
+                return Err(AdoptError::Elsewhere);
+            }
+            return self.put_filters(ifindex).map_err(|(_, error)| error.into());
+        }
         let mut adopt = |program: (&'static str, TcAttachType)| {
             let (_, direction) = program;
             let pin = path_of(pins, ifindex, direction);
@@ -245,7 +275,7 @@ impl Attached {
         Ok([adopt(ingress)?, adopt(egress)?])
     }
 
-    /// Attaches the programs anew, before the links that cannot be used go.
+    /// Attaches the programs anew, before the links that cannot be used go. (Filters that are there are used in any case.)
     fn replace(&mut self, pins: &Path, ifindex: u32) {
         let old: Vec<_> = PROGRAMS
             .iter()
@@ -268,10 +298,10 @@ impl Attached {
 
     fn remove_pins(&self, ifindex: u32) {
         let Some(pins) = &self.pins else { return };
-        for (_, direction) in PROGRAMS {
-            match fs::remove_file(path_of(pins, ifindex, direction)) {
+        for path in paths_of(pins, ifindex) {
+            match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(ifindex, %error, "cannot remove a link's pin");
+                    tracing::warn!(ifindex, %error, "cannot remove what was pinned of an interface");
                 }
                 _ => {}
             }
@@ -279,14 +309,14 @@ impl Attached {
     }
 }
 
-/// The links of an interface cannot be taken over.
+/// What is attached to an interface cannot be taken over.
 #[derive(Debug, thiserror::Error)]
 enum AdoptError {
     #[error("the interface cannot be found")]
     Interface(#[source] io::Error),
     #[error("the kernel does not tell what is attached to the interface")]
     Unknown(#[source] io::Error),
-    #[error("they are not those of this interface")]
+    #[error("it is of another interface, which had the same index")]
     Elsewhere,
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -294,32 +324,32 @@ enum AdoptError {
     Program(#[from] ProgramError),
 }
 
-/// The interfaces whose links are among what these names stand for.
+/// The interfaces whose links or notes are among what these names stand for.
 pub(super) fn pinned(names: &[String]) -> HashSet<u32> {
     names.iter().filter_map(|name| name.split_once('-')?.0.parse().ok()).collect()
 }
 
-/// Whether a pinned link is still attached to an interface, of whatever network namespace. If none is, no packet of a stream
-/// is forwarded any more.
+/// Whether the programs are still attached to an interface, of whatever network namespace. If to none, no packet of a stream is
+/// forwarded any more.
 pub(super) fn any_is_attached(pins: &Path) -> io::Result<bool> {
-    let links = pinned(&pins::names(pins)?)
-        .into_iter()
-        .flat_map(|ifindex| PROGRAMS.map(|(_, direction)| path_of(pins, ifindex, direction)));
-    for link in links {
-        match links::is_attached(&link) {
-            Ok(true) => return Ok(true),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+    for ifindex in pinned(&pins::names(pins)?) {
+        let links = PROGRAMS.map(|(_, direction)| links::is_attached(&path_of(pins, ifindex, direction)));
+        let note = presence::is_there(&clsact::note_of(pins, ifindex));
+        for attached in links.into_iter().chain([note]) {
+            match attached {
+                Ok(true) => return Ok(true),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
     }
     Ok(false)
 }
 
-/// Moves the pins of links from one directory to another, unless that has such a one.
+/// Moves the pins of interfaces from one directory to another, unless that has such a one.
 pub(super) fn move_pins(from: &Path, to: &Path) -> io::Result<()> {
     for ifindex in pinned(&pins::names(from)?) {
-        for (_, direction) in PROGRAMS {
-            let (from, to) = (path_of(from, ifindex, direction), path_of(to, ifindex, direction));
+        for (from, to) in paths_of(from, ifindex).into_iter().zip(paths_of(to, ifindex)) {
             if from.exists() && !to.exists() {
                 fs::rename(from, to)?;
             }
@@ -328,50 +358,21 @@ pub(super) fn move_pins(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// All that can be pinned of an interface.
+fn paths_of(pins: &Path, ifindex: u32) -> [PathBuf; 3] {
+    let [ingress, egress] = PROGRAMS.map(|(_, direction)| path_of(pins, ifindex, direction));
+    [ingress, egress, clsact::note_of(pins, ifindex)]
+}
+
 fn path_of(pins: &Path, ifindex: u32, direction: TcAttachType) -> PathBuf {
     pins.join(format!("{ifindex}-{}", name_of(direction)))
 }
 
-fn pin(link: SchedClassifierLink, path: &Path) -> Result<SchedClassifierLink, PinError> {
+fn pin(link: SchedClassifierLink, path: &Path) -> Result<SchedClassifierLink, aya::pin::PinError> {
     // There are pins only where there are links.
     let link = FdLink::try_from(link).expect("a link of the hook tcx");
     let pinned = FdLink::from(link.pin(path)?);
     Ok(SchedClassifierLink::try_from(pinned).expect("what it was before"))
-}
-
-/// Filters of the programs in the caller's network namespace whose process has died: what is left of a crash where there are no
-/// links. Nobody looks after their streams, and new ones that get the same source ports would not come about.
-#[derive(Debug)]
-pub struct Orphans(Vec<Filter>);
-
-impl Orphans {
-    /// # Errors
-    /// The kernel does not tell.
-    pub fn find() -> io::Result<Self> {
-        filters::orphans(&PROGRAMS.map(|(name, _)| name)).map(Self)
-    }
-
-    /// On how many interfaces they are.
-    pub fn interfaces(&self) -> usize {
-        filters::count_interfaces(&self.0)
-    }
-
-    /// Removes them, and with them their programs and maps. Their streams end: the local stack answers each peer that says
-    /// something with a RST.
-    ///
-    /// # Errors
-    /// CAP_NET_ADMIN is missing.
-    pub fn remove(self) -> io::Result<()> {
-        self.0.iter().try_for_each(|filter| match filter.detach() {
-            // With its interface, or by somebody else.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)) =>
-            {
-                Ok(())
-            }
-            removed => removed,
-        })
-    }
 }
 
 #[cfg(test)]

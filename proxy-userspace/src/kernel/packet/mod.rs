@@ -1,14 +1,16 @@
 //! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to. The programs
-//! need Linux 5.17 (bpf_loop).
+//! need Linux 5.15.
 
 mod ageing;
 mod catch_up;
+mod clsact;
 mod conns;
 mod convert;
 pub mod inspect;
 mod interfaces;
 mod key;
 mod migrate;
+mod orphans;
 pub mod pinned;
 mod programs;
 mod records;
@@ -30,8 +32,9 @@ use proxy_common::reason::Reason;
 use proxy_common::stat::Stat;
 
 pub use conns::Conns;
-pub use interfaces::{AttachError, Hook, Orphans};
+pub use interfaces::{AttachError, Hook};
 pub use key::{Ends, FlowKey, wire_address, wire_ports};
+pub use orphans::{Orphans, remove_pinned};
 
 use super::events::Events;
 use super::loader::{self, Capability, LoadError};
@@ -94,7 +97,7 @@ impl InsertError {
     }
 }
 
-/// Programs, maps and links. Dropping it detaches everything, unless it is pinned: the streams that were spliced end
+/// Programs, maps, and links or filters. Dropping it detaches everything, unless it is pinned: the streams that were spliced end
 /// with a reset as soon as a peer sends something.
 pub struct PacketKernel {
     flows4: FlowMap<FlowKey4>,
@@ -120,7 +123,7 @@ impl PacketKernel {
     /// Loads programs, and maps for `max_conns` sessions (2 or more; [`inspect`] takes a map of one for unused). `mark` and
     /// the number behind it are the packet marks of hand-overs. With `pins` they outlive the process; and if there are
     /// streams of an earlier one, its maps are taken over, or the streams are brought to new ones if those are of another build
-    /// or size, and its links get the new programs. Must be called inside a tokio runtime, which the event ring joins.
+    /// or size, and its links or filters get the new programs. Must be called inside a tokio runtime, which the event ring joins.
     ///
     /// # Errors
     /// There is no BPF object, a capability is missing (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW), the kernel
@@ -129,7 +132,7 @@ impl PacketKernel {
         Self::load_for(Hook::of_this_kernel(), max_conns, mark, pins)
     }
 
-    /// The same for a given kind of hook. Only that of links can have pins.
+    /// The same for a given kind of hook.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -162,16 +165,18 @@ impl PacketKernel {
         mut place: Option<Place>,
     ) -> Result<(Self, FlowEvents), LoadError> {
         if hook == Hook::Clsact {
-            remove_orphans();
+            orphans::remove_orphans();
         }
         let max_conns = place.as_ref().map_or(max_conns, |place| place.capacity);
+        let has_loop = u32::from(loader::has_loop());
         let mut loader = EbpfLoader::new();
         loader::shrink(&mut loader, &maps::MAPS);
         loader
             .map_max_entries(abi::MAP_CONNS, max_conns)
             .map_max_entries(abi::MAP_FLOWS4, max_conns.saturating_mul(2))
             .map_max_entries(abi::MAP_FLOWS6, max_conns.saturating_mul(2))
-            .override_global(abi::GLOBAL_MARK, &mark, true);
+            .override_global(abi::GLOBAL_MARK, &mark, true)
+            .override_global(abi::GLOBAL_HAS_LOOP, &has_loop, true);
         if let Some(place) = &place {
             for name in MAPS {
                 loader.map_pin_path(name, place.path.join(name));
@@ -211,7 +216,8 @@ impl PacketKernel {
         // Those of the socket splice, which is loaded by itself.
         maps::MAPS.iter().for_each(|name| drop(ebpf.take_map(name)));
         let programs = Programs::new(ebpf, earlier);
-        let interfaces = Interfaces::new(programs, hook, place.as_ref().map(|place| place.path.clone()))?;
+        let pins = place.as_ref().map(|place| (place.instance.clone(), place.path.clone()));
+        let interfaces = Interfaces::new(programs, hook, pins)?;
         let are_new = place.as_ref().is_none_or(|place| !place.adopts);
         if let Some(place) = place {
             place.settle(&conns);
@@ -392,22 +398,6 @@ impl<K: Pod> FlowMap<K> {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
-    }
-}
-
-/// What is left of a crash goes before there are new streams, whose answers it would take.
-fn remove_orphans() {
-    let removed = Orphans::find().and_then(|orphans| {
-        let interfaces = orphans.interfaces();
-        orphans.remove().map(|()| interfaces)
-    });
-    match removed {
-        Ok(0) => {}
-        Ok(interfaces) => tracing::info!(
-            interfaces,
-            "removed the filters of a process that has died; its streams end with a reset"
-        ),
-        Err(error) => tracing::warn!(%error, "cannot remove the filters of a process that has died"),
     }
 }
 

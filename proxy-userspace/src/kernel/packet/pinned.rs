@@ -1,5 +1,5 @@
 //! What an instance has pinned: the maps by their names, in a directory that carries the version of their layout, and
-//! beside them the links (see [`super::interfaces`]).
+//! beside them the links, or notes of interfaces that have filters (see [`super::interfaces`]).
 //!
 //! The directory gets its name when everything in it is in place, so there is no such thing as half of one. Only while streams are
 //! on their way from maps to others ([`super::migrate`]) there are several; if they are of one version, the later ones have a
@@ -21,7 +21,7 @@ use proxy_common::layout::{ENTRIES, Entry, LAYOUT, fingerprint};
 
 use super::super::host;
 use super::super::maps::into_io;
-use super::super::pins::{self, Pins};
+use super::super::pins::{self, Pins, PinsError};
 use super::conns::Conns;
 use super::convert::{Conversion, Unreadable};
 use super::interfaces;
@@ -49,6 +49,10 @@ pub enum PinnedError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot remove its filters from interfaces; run as root (CAP_NET_ADMIN)")]
+    Filters(#[source] io::Error),
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     #[error("cannot use {}", path.display())]
     Io {
         path: PathBuf,
@@ -66,7 +70,7 @@ fn version() -> String {
 const UNUSED: &str = "-unused";
 
 /// The directories of an instance whose maps are used, sorted.
-fn used_directories(path: &Path) -> Result<Vec<PathBuf>, PinnedError> {
+pub(super) fn used_directories(path: &Path) -> Result<Vec<PathBuf>, PinnedError> {
     let mut names = pins::names(path).map_err(|source| PinnedError::io(path, source))?;
     names.retain(|name| !name.ends_with(UNUSED));
     names.sort();
@@ -81,6 +85,32 @@ pub fn owner(instance: &Instance) -> String {
         Some(pid) => format!("instance `{instance}` (process {pid})"),
         None => format!("instance `{instance}`"),
     }
+}
+
+/// Another instance whose programs see the packets of this network namespace.
+pub struct Neighbour {
+    /// As [`owner`] names it.
+    pub name: String,
+    /// The ports that it has added to those which the kernel gives nobody; none if it needed none.
+    pub reserved: Vec<RangeInclusive<u16>>,
+}
+
+/// The instances but for `own` that have pins for this network namespace, whether a process runs them or has left streams.
+///
+/// # Errors
+/// The pins cannot be listed.
+pub fn neighbours(own: &Instance) -> Result<Vec<Neighbour>, PinsError> {
+    let Ok(here) = netns() else { return Ok(Vec::new()) };
+    let mut instances = pins::instances()?;
+    instances.retain(|instance| instance != own);
+    let neighbour = |instance: &Instance| {
+        // What cannot be read is gone, or of a build that is too different to be told from nothing.
+        let directories = used_directories(&pins::path_of(instance)).unwrap_or_default();
+        let mut about = directories.iter().rev().filter_map(|path| open_about(path).ok());
+        let about = about.find(|about| read(about).is_ok_and(|about| about.netns == here))?;
+        Some(Neighbour { name: owner(instance), reserved: noted_reserved(&about).unwrap_or_default() })
+    };
+    Ok(instances.iter().filter_map(neighbour).collect())
 }
 
 /// What was found of an instance.
@@ -252,6 +282,8 @@ impl PinnedError {
 /// Where a process that starts pins what it has.
 #[derive(Debug)]
 pub(super) struct Place {
+    /// Whose it is.
+    pub(super) instance: Instance,
     /// Where maps are now, or shall be.
     pub(super) path: PathBuf,
     /// For how many streams they have, or shall have, room.
@@ -292,12 +324,12 @@ impl Place {
         let fits = |maps: &Left| maps.capacity() == capacity || is_interrupted && maps.capacity() >= needed;
         let own = left.iter().rposition(|maps| maps.is_own() && fits(maps)).map(|index| left.remove(index));
         let migration = (!left.is_empty()).then(|| Migration::new(left));
-        match own {
-            Some(Left { path, records, .. }) => {
-                Ok(Self { path, capacity: records.count(), adopts: true, before, migration })
-            }
-            None => Ok(Self { path: fresh(pins)?, capacity, adopts: false, before, migration }),
-        }
+        let adopts = own.is_some();
+        let (path, capacity) = match own {
+            Some(Left { path, records, .. }) => (path, records.count()),
+            None => (fresh(pins)?, capacity),
+        };
+        Ok(Self { instance: pins.instance().clone(), path, capacity, adopts, before, migration })
     }
 
     /// Whether no stream is here, nor in other maps.
@@ -409,7 +441,7 @@ fn free_name(path: &Path) -> PathBuf {
     free.expect("numbers do not end")
 }
 
-fn netns() -> Result<u64, PinnedError> {
+pub(super) fn netns() -> Result<u64, PinnedError> {
     host::netns_cookie().map_err(PinnedError::damaged("the network namespace's cookie"))
 }
 
@@ -419,13 +451,13 @@ fn read_layout(path: &Path) -> io::Result<Vec<Entry>> {
     map.iter().collect::<Result<_, _>>().map_err(into_io)
 }
 
-fn open_about(path: &Path) -> Result<Array<MapData, About>, PinnedError> {
+pub(super) fn open_about(path: &Path) -> Result<Array<MapData, About>, PinnedError> {
     let map = MapData::from_pin(path.join(abi::MAP_ABOUT)).and_then(Map::from_map_data);
     let about = map.and_then(Array::try_from).map_err(into_io);
     about.map_err(PinnedError::damaged(abi::MAP_ABOUT))
 }
 
-fn read(about: &Array<MapData, About>) -> Result<About, PinnedError> {
+pub(super) fn read(about: &Array<MapData, About>) -> Result<About, PinnedError> {
     about.get(&0, 0).map_err(into_io).map_err(PinnedError::damaged(abi::MAP_ABOUT))
 }
 

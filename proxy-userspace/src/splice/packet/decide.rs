@@ -28,6 +28,8 @@ pub(super) struct Leg {
     pub(super) options: TcpOptions,
     /// Looked at only if the connection has timestamps.
     pub(super) timestamp_offset: Result<u32, Reason>,
+    /// The window that the peer offers, in bytes; 0: it is full, or (before Linux 5.4) the kernel does not tell.
+    pub(super) send_window: u32,
     /// Window scales: the peer's, and the one that we have announced. 0 without scaling.
     pub(super) send_scale: u8,
     pub(super) receive_scale: u8,
@@ -83,6 +85,9 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
     // Both on loopback: whatever one may send, the other one's interface takes.
     if outputs != [output::IN_PLACE; 2] && !(fits(downstream, upstream) && fits(upstream, downstream)) {
         return Err(Reason::Mss);
+    }
+    if !(can_tell_window(downstream, upstream) && can_tell_window(upstream, downstream)) {
+        return Err(Reason::Window);
     }
     let hops = [downstream.hop?, upstream.hop?];
     let flow = |direction: Direction| {
@@ -152,6 +157,14 @@ fn option_flags([downstream, upstream]: [&Leg; 2]) -> Result<u32, Reason> {
     Ok(flags)
 }
 
+/// Whether the windows of `from` can be told to the peer of `to`: rounded down to whole units of that connection's scale, at
+/// least two thirds are left of them.
+fn can_tell_window(from: &Leg, to: &Leg) -> bool {
+    const UNITS: u32 = 2;
+    let rounded = to.receive_scale > from.send_scale;
+    !rounded || from.send_window == 0 || from.send_window >> to.receive_scale >= UNITS
+}
+
 /// Whether `to` accepts the largest segments that `from` may send.
 fn fits(from: &Leg, to: &Leg) -> bool {
     let timestamps = if to.options.timestamps { TIMESTAMP_BYTES } else { 0 };
@@ -174,6 +187,7 @@ mod tests {
             local,
             options: TcpOptions { timestamps: true, sack: true, window_scale: true, ecn: false },
             timestamp_offset: Ok(ifindex * 1000),
+            send_window: 64 * 1024,
             send_scale: 7,
             receive_scale: 9,
             announced_mss: 1460,
@@ -225,6 +239,8 @@ mod tests {
         assert_eq!(without(|leg| leg.options.sack = false), Ok(flags::TIMESTAMPS));
         assert_eq!(without(|leg| leg.options.ecn = true), Ok(all | flags::STRIP_ECN));
         assert_eq!(without(|leg| leg.options.window_scale = false), Ok(all));
+        assert_eq!(without(|leg| leg.send_window = 1024), Ok(all));
+        assert_eq!(without(|leg| (leg.send_window, leg.send_scale) = (512, 9)), Ok(all));
     }
 
     #[test]
@@ -244,6 +260,8 @@ mod tests {
             (|_, _, up| up.send_mss = 1388, Reason::Mss),
             (|_, down, _| down.announced_mss = 8960, Reason::Mss),
             (|_, _, up| up.announced_mss = 8960, Reason::Mss),
+            (|_, down, _| down.send_window = 1023, Reason::Window),
+            (|_, _, up| up.send_window = 1023, Reason::Window),
         ];
         for (change, reason) in cases {
             let (mut host, mut downstream, mut upstream) = (HOST, client(), endpoint());

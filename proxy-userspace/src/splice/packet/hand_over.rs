@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout};
 
 use super::PacketSplice;
 use super::lanes::{Lanes, Watcher};
+use super::life::{Life, Look, Step};
 use super::record::{Carried, Record};
 use super::table::Stream;
 use crate::failpoint;
@@ -39,6 +40,24 @@ const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_millis(64);
 /// From then on peers are told what is acknowledged.
 const SLOW_LOOK: Duration = Duration::from_millis(16);
+
+/// How long a hand-over may go on in which nothing waits for a peer: nothing is left to be written or acknowledged, so what
+/// is missing is for this host alone to do, which takes milliseconds. A hand-over that does wait for a peer has no such
+/// limit, since a peer may stop reading for as long as it likes; but the peer must be there, see [`HandOver::look_after`].
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+
+/// A hand-over that did not end as it should.
+struct Failed {
+    end: End,
+    /// Its label in `steer_hand_overs_total`.
+    how: &'static str,
+}
+
+impl Failed {
+    fn because_of_a_peer(end: End) -> Self {
+        Self { end, how: "failed" }
+    }
+}
 
 /// A session after the switch, as long as its sockets are there. Dropping it resets both connections.
 pub(super) struct HandOver<'a> {
@@ -92,7 +111,7 @@ impl HandOver<'_> {
         // Less than they have received, if the stream ended so quickly that its peers repeated the rest past them.
         carried.begin_at(self.written(), self.flow.flow().relayed());
         let how = match (&drained, self.watcher.copies_acks.get()) {
-            (Err(_), _) => "failed",
+            (Err(failed), _) => failed.how,
             (Ok(()), false) => "quiet",
             (Ok(()), true) => "busy",
         };
@@ -118,7 +137,7 @@ impl HandOver<'_> {
         metrics.hand_over_seconds.observe(decided.elapsed().as_secs_f64());
         let stream = Stream::new(record, self.flow, carried, self.source);
         failpoint::reached("closed");
-        self.splice.table.insert(stream, drained.err());
+        self.splice.table.insert(stream, drained.err().map(|failed| failed.end));
         failpoint::reached("kept");
     }
 
@@ -127,9 +146,12 @@ impl HandOver<'_> {
     ///
     /// # Errors
     /// How the stream has to be ended.
-    async fn drain(&mut self) -> Result<(), End> {
+    async fn drain(&mut self) -> Result<(), Failed> {
         let mut grace = pin!(self.splice.grace.wait());
         let mut is_past = false;
+        let mut life = Life::new();
+        // Since when nothing has waited for a peer.
+        let mut alone_since = Instant::now();
         let mut look = FIRST_LOOK;
         let mut last_moved_ns = clock::monotonic_ns();
         let mut packets = [0; 2];
@@ -137,9 +159,13 @@ impl HandOver<'_> {
             if self.watcher.record.state() != state::HAND_OVER {
                 return Ok(());
             }
+            if is_past {
+                self.ask_for_unread();
+            }
             if self.lanes.step(self.flow.flow(), &self.watcher).map_err(|error| self.broken(&error))? {
                 last_moved_ns = clock::monotonic_ns();
                 look = FIRST_LOOK;
+                alone_since = Instant::now();
                 coop::consume_budget().await;
                 continue;
             }
@@ -153,7 +179,19 @@ impl HandOver<'_> {
                 }
             }
             if self.is_idle(last_moved_ns) {
-                return Err(End::IdleTimeout);
+                return Err(Failed::because_of_a_peer(End::IdleTimeout));
+            }
+            if self.waits_for_a_peer() {
+                alone_since = Instant::now();
+            } else if alone_since.elapsed() > FINISH_WITHIN {
+                tracing::warn!(
+                    stream = self.flow.flow().id,
+                    "a hand-over did not end within {FINISH_WITHIN:?}; both peers get a RST: please report this"
+                );
+                return Err(Failed { end: End::Reset, how: "expired" });
+            }
+            if look >= LAST_LOOK {
+                self.look_after(&mut life)?;
             }
             tokio::select! {
                 () = &mut grace, if !is_past => {
@@ -182,6 +220,39 @@ impl HandOver<'_> {
         }
     }
 
+    /// Has the sockets asked for what they have received and not told: what waits behind an urgent byte, say. No packet comes
+    /// to them any more that could tell.
+    fn ask_for_unread(&mut self) {
+        for (side, unread) in self.lanes.unread.iter_mut().enumerate() {
+            let rcv_nxt = repair::rcv_nxt(&self.lanes.sockets[side]);
+            *unread |= rcv_nxt.is_ok_and(|rcv_nxt| rcv_nxt != self.lanes.read_end[side]);
+        }
+    }
+
+    /// Whether something has still to be taken, or acknowledged, by a peer.
+    fn waits_for_a_peer(&self) -> bool {
+        let waits = |side: usize| !self.lanes.held[side].is_empty() || !self.has_all_acknowledged(side);
+        waits(0) || waits(1)
+    }
+
+    /// Asks peers that are silent whether they are there, as those of a spliced stream: the sockets' own keepalive is off.
+    /// (What they have sent they repeat, but a peer without a window they may ask every two minutes only.)
+    ///
+    /// # Errors
+    /// One is not.
+    fn look_after(&self, life: &mut Life) -> Result<(), Failed> {
+        let record = &self.watcher.record;
+        let look = Look::of_hand_over(&record.snapshot());
+        loop {
+            match life.next(clock::monotonic_ns(), &look, self.splice.table.limits(), 0) {
+                Step::Probe(direction) => record.probe(direction),
+                Step::Abort(end) => return Err(Failed::because_of_a_peer(end)),
+                // The record says that the stream has ended, which is found at the next look.
+                Step::Wait { .. } | Step::Ended(_) | Step::ResetAgain | Step::Remove => return Ok(()),
+            }
+        }
+    }
+
     /// Whether the sockets have nothing left: to be read, to be written, to be acknowledged. True for good once no
     /// packets are on their way to them.
     fn is_drained(&self) -> bool {
@@ -191,8 +262,14 @@ impl HandOver<'_> {
             lanes.held[side].is_empty()
                 // Also false if there is a FIN that was not read.
                 && repair::rcv_nxt(socket).is_ok_and(|rcv_nxt| rcv_nxt == lanes.read_end[side])
-                && (tcp_info::unacknowledged(socket).is_ok_and(|bytes| bytes == 0) || self.is_acknowledged(side))
+                && self.has_all_acknowledged(side)
         })
+    }
+
+    /// Whether the peer at `side` has acknowledged all that its socket was given.
+    fn has_all_acknowledged(&self, side: usize) -> bool {
+        tcp_info::unacknowledged(&self.lanes.sockets[side]).is_ok_and(|bytes| bytes == 0)
+            || self.is_acknowledged(side)
     }
 
     /// Whether the program has seen all that the socket was given acknowledged, though the socket may not have.
@@ -236,10 +313,10 @@ impl HandOver<'_> {
         [0, 1].map(|from| self.lanes.write_end[1 - from].wrapping_sub(flows[from].fixed.seq_delta))
     }
 
-    fn broken(&self, error: &Broken) -> End {
+    fn broken(&self, error: &Broken) -> Failed {
         let error: &dyn std::error::Error = error;
         tracing::debug!(stream = self.flow.flow().id, error, "stream broke during its hand-over");
-        End::Reset
+        Failed::because_of_a_peer(End::Reset)
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) struct Lanes {
     /// Read from a side, and not yet written to the other one.
     pub(super) held: [Bytes; 2],
     pub(super) fin: [Fin; 2],
+    /// There may be something to read from a side that its readiness does not tell of (see [`relay::try_read`]).
+    pub(super) unread: [bool; 2],
     /// Of what a side's peer sends: one behind the last byte, or FIN, that was read.
     pub(super) read_end: [u32; 2],
     /// Of what a side's peer is sent: one behind the last byte, or FIN, that its socket was given.
@@ -88,7 +90,7 @@ impl Lanes {
             return Ok(false);
         }
         relay::with_scratch(|scratch| {
-            let read = match relay::try_read(&self.sockets[from], scratch) {
+            let read = match relay::try_read(&self.sockets[from], scratch, &mut self.unread[from]) {
                 Ok(read) => read,
                 Err(error) if relay::would_block(&error) => return Ok(false),
                 Err(error) => return Err(Broken::From(error)),
@@ -169,8 +171,10 @@ impl Lanes {
     async fn copyable(&self, from: usize) -> Result<(), Broken> {
         if !self.held[from].is_empty() {
             self.sockets[1 - from].writable().await.map_err(Broken::To)
-        } else if self.reads(from) {
+        } else if self.reads(from) && !self.unread[from] {
             self.sockets[from].readable().await.map_err(Broken::From)
+        } else if self.reads(from) {
+            Ok(())
         } else {
             std::future::pending().await
         }

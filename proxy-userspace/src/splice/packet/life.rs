@@ -1,4 +1,4 @@
-//! The life of a stream once its sockets are gone, as a pure state machine: it is shown the stream's record
+//! The life of a stream once its sockets are gone (or useless, in a long hand-over), as a pure state machine: it is shown the stream's record
 //! now and then, and says what is to be done.
 
 use std::time::Duration;
@@ -47,6 +47,13 @@ impl From<&Conn> for Look {
             finished: up.bits & down.bits & bits::FIN_ACKED != 0,
             not_carried: record.flags & (flags::NOT_CARRIED_UP | flags::NOT_CARRIED_DOWN) != 0,
         }
+    }
+}
+
+impl Look {
+    /// Of a stream whose sockets are still there, and whose idle time they have a part in: it is left out.
+    pub(super) fn of_hand_over(record: &Conn) -> Self {
+        Self { idle_timeout: Duration::ZERO, ..Self::from(record) }
     }
 }
 

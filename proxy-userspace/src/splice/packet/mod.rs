@@ -45,7 +45,7 @@ use super::{Refused, Session};
 use crate::config::{Config, Instance};
 use crate::kernel::grace::Grace;
 use crate::kernel::loader::LoadError;
-use crate::kernel::packet::{FlowEvents, Hook, PacketKernel, pinned};
+use crate::kernel::packet::{FlowEvents, PacketKernel, pinned};
 use crate::kernel::pins::{Pins, PinsError};
 use crate::telemetry::Telemetry;
 use crate::upstream::ports::{self, SourcePorts};
@@ -300,11 +300,7 @@ impl Drop for Counted<'_> {
 /// The programs and maps; those of the instance's last process, if it has left streams.
 fn load(config: &Config, before: Before) -> Result<(PacketKernel, FlowEvents), StartError> {
     let (instance, settings) = (&config.instance, &config.packet_splice);
-    let pins = match Hook::of_this_kernel() {
-        Hook::Tcx => take(instance, before)?,
-        Hook::Clsact => Err(None),
-    };
-    let (pins, no_pins) = match pins {
+    let (pins, no_pins) = match take(instance, before)? {
         Ok(pins) => (Some(pins), None),
         Err(why) => (None, Some(why)),
     };
@@ -314,13 +310,9 @@ fn load(config: &Config, before: Before) -> Result<(PacketKernel, FlowEvents), S
             error => error.into(),
         })?;
     // Not of a splice that does not come about.
-    match no_pins {
-        Some(Some(error)) => {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "streams end with this process");
-        }
-        Some(None) => tracing::warn!("streams end with this process: to outlive it they need Linux 6.6"),
-        None => {}
+    if let Some(error) = no_pins {
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(error, "streams end with this process");
     }
     Ok(loaded)
 }
@@ -333,12 +325,12 @@ fn clear_up(kernel: &PacketKernel) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// The inner error: there can be no pins, for this reason, and streams end with the process.
-fn take(instance: &Instance, before: Before) -> Result<Result<Pins, Option<PinsError>>, StartError> {
+fn take(instance: &Instance, before: Before) -> Result<Result<Pins, PinsError>, StartError> {
     if let Before::GoesOn(lock) = before {
         return Pins::take_over(instance, lock).map(Ok).map_err(StartError::Given);
     }
     match Pins::take(instance) {
         Err(PinsError::Owned(_)) => Err(StartError::Owned(pinned::owner(instance))),
-        taken => Ok(taken.map_err(Some)),
+        taken => Ok(taken),
     }
 }

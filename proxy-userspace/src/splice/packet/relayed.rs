@@ -28,6 +28,7 @@ impl From<Session> for Relayed {
             sockets: [downstream, upstream],
             held: [to_upstream, to_downstream],
             fin: [Fin::NotSeen; 2],
+            unread: [true; 2],
             // Nobody asks before they are known.
             read_end: [0; 2],
             write_end: [0; 2],

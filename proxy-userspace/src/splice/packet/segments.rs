@@ -24,9 +24,7 @@ pub(super) fn acknowledgement(record: &Conn, from: Direction, received: u32) -> 
     let forwarded = to.live.ack_end.wrapping_add(to.fixed.ack_delta);
     let ack = seq::later(forwarded, received);
     // The other peer's window ends where it ends.
-    let left =
-        (u32::from(to.live.window) << to.fixed.window_left).saturating_sub(ack.wrapping_sub(forwarded));
-    let window = u16::try_from(left >> to.fixed.window_right).unwrap_or(u16::MAX);
+    let window = rewrite::window_less(to.live.window, ack.wrapping_sub(forwarded), &to.fixed);
     let expected = record.flows[from as usize].live.ack_end;
     Segment { ack, window, ..segment(record, from, expected, tcp_flags::ACK) }
 }

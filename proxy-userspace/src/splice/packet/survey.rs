@@ -57,6 +57,7 @@ impl Survey {
             local,
             options: info.options(),
             timestamp_offset: repair::timestamp_offset(socket),
+            send_window: info.send_window(),
             send_scale: info.send_scale(),
             receive_scale: info.receive_scale(),
             announced_mss: info.announced_mss(),

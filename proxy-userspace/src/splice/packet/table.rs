@@ -169,6 +169,10 @@ impl Table {
         Self { streams: Mutex::default(), records, limits }
     }
 
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     fn lock(&self) -> MutexGuard<'_, Streams> {
         // Nothing panics while it is held.
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)

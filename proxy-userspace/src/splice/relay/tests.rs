@@ -82,7 +82,9 @@ impl Rig {
 async fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-    (near.unwrap(), far.unwrap().0)
+    let far = far.unwrap().0;
+    crate::upstream::connect::prepare(&far).unwrap();
+    (near.unwrap(), far)
 }
 
 /// Bytes that depend on their position, so that a loss, a repetition or a swap shows.
@@ -157,6 +159,29 @@ async fn surplus_goes_first() {
     assert_eq!(read_to_end(&mut rig.backend).await, b"early, late");
     assert_eq!(read_to_end(&mut rig.client).await, b"behind the 101, later");
     assert_eq!(rig.end().await, (End::Finished, [11, 21]));
+}
+
+/// Nothing comes after the urgent byte that could wake the relay; in bulk, `splice(2)` cannot pass it.
+#[tokio::test]
+async fn what_an_urgent_byte_holds_back_is_relayed() {
+    for bulk in [0, 4 * MIB] {
+        let Rig { mut client, mut backend, relay: _relay, .. } =
+            Rig::start(Options { pipes: 1, ..Options::default() }).await;
+        let sent = pattern(9, bulk + 3);
+        let writes = async {
+            client.write_all(&sent).await.unwrap();
+            let urgent = || socket2::SockRef::from(&client).send_out_of_band(b"X");
+            client.async_io(Interest::WRITABLE, urgent).await.unwrap();
+            client.write_all(b"def").await.unwrap();
+            if bulk > 0 {
+                client.shutdown().await.unwrap();
+            }
+        };
+        let mut got = vec![0; sent.len() + 4];
+        let both = timeout(HANG, async { tokio::join!(backend.read_exact(&mut got), writes) }).await;
+        both.expect("all of it arrives").0.unwrap();
+        assert_eq!(got, [&sent[..], b"Xdef"].concat());
+    }
 }
 
 #[tokio::test]
@@ -238,11 +263,17 @@ async fn idle_timeout_counts_from_the_last_byte() {
     assert_eq!(rig.end().await, (End::IdleTimeout, [2, 2]));
 }
 
+/// Bytes: the maximum of `tcp_rmem` or `tcp_wmem` (32 MiB since Linux 6.17, 4 to 6 MiB before).
+fn largest_buffer(setting: &str) -> usize {
+    let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{setting}")).unwrap();
+    text.split_whitespace().next_back().unwrap().parse().unwrap()
+}
+
 /// A stalled reader holds back the sender; what is in between is bounded, and arrives in the end.
 #[tokio::test]
 async fn stalled_reader_holds_back_the_sender() {
-    // Four socket buffers, each at most the larger of tcp_rmem's and tcp_wmem's default maxima.
-    let sockets = 4 * 6 * MIB;
+    // Two connections, each with a buffer for sending and one for receiving.
+    let sockets = 2 * (largest_buffer("tcp_rmem") + largest_buffer("tcp_wmem"));
     for (pipes, in_relay) in [(0, SCRATCH_BYTES), (2, MIB)] {
         let mut rig = Rig::start(Options { pipes, ..Options::default() }).await;
         let sent = write_until_stalled(&mut rig.client).await;

@@ -114,7 +114,7 @@ async fn source_addresses_are_used_evenly_and_by_ordinary_connections_too() {
 async fn an_endpoint_learns_what_the_client_accepts() {
     let rig = Rig::new(&[], 20140..=20149).await;
     for (accepts, expected) in [(1000, 900..=1000), (20, 40..=88), (u16::MAX, 30000..=65483)] {
-        let client = Some(ClientMss { accepts, told: accepts });
+        let client = Some(ClientTcp { accepts, told: accepts, window_scale: 7 });
         let _stream = rig.connector.connect_stream(rig.endpoint(), client).await.unwrap();
         let (socket, _) = rig.listener.accept().await.unwrap();
         let mss = SockRef::from(&socket).tcp_mss().unwrap();
@@ -123,9 +123,24 @@ async fn an_endpoint_learns_what_the_client_accepts() {
 }
 
 #[tokio::test]
+async fn an_endpoint_is_told_windows_in_units_of_the_clients() {
+    let rig = Rig::new(&[], 20200..=20229).await;
+    let plain = TcpInfo::of(&rig.stream().await.socket).unwrap().receive_scale();
+    rig.listener.accept().await.unwrap();
+    for window_scale in 0..=14 {
+        let client = Some(ClientTcp { accepts: 1460, told: 1460, window_scale });
+        let stream = rig.connector.connect_stream(rig.endpoint(), client).await.unwrap();
+        let (socket, _) = rig.listener.accept().await.unwrap();
+        let told = TcpInfo::of(&socket).unwrap().send_scale();
+        assert_eq!(told, window_scale.min(plain));
+        assert_eq!(TcpInfo::of(&stream.socket).unwrap().receive_scale(), told);
+    }
+}
+
+#[tokio::test]
 async fn what_an_endpoint_accepts_is_asked_once_if_the_client_may_send_more() {
     let rig = Rig::new(&[], 20170..=20179).await;
-    let client = Some(ClientMss { accepts: 1000, told: 1460 });
+    let client = Some(ClientTcp { accepts: 1000, told: 1460, window_scale: 7 });
     let stream = rig.connector.connect_stream(rig.endpoint(), client).await.unwrap();
     assert!(stream.source.as_ref().unwrap().endpoint_mss().unwrap() > 1460);
     let port = async || rig.listener.accept().await.unwrap().1.port();

@@ -155,6 +155,21 @@ impl SourcePorts {
         &self.inner.reserved
     }
 
+    /// Whether another Steer here may give out ports of these ranges too, which has `reserved` such ports, or none: then its
+    /// ranges are taken to be what the kernel gives nobody.
+    pub fn may_meet(&self, reserved: &[RangeInclusive<u16>]) -> bool {
+        let ours = &self.inner.ranges;
+        let meets = |theirs: &[RangeInclusive<u16>]| ranges::without(ours, theirs) != ours[..];
+        if !reserved.is_empty() {
+            return meets(reserved);
+        }
+        let (local, none) = (host::ip_local_port_range(), host::reserved_ports());
+        match (local, none) {
+            (Ok(local), Ok(reserved)) => meets(&ranges::by_default(local, &reserved)),
+            _ => true,
+        }
+    }
+
     /// The address that the kernel would connect to the endpoint from.
     ///
     /// # Errors

@@ -192,8 +192,9 @@ impl Session {
         }
         if packet.flags & SYN == 0 {
             let window = u64::from(packet.window) << fixed.window_left;
-            let window = window.saturating_sub(missing) >> fixed.window_right;
-            out.window = window.min(0xffff) as u16;
+            let left = window.saturating_sub(missing);
+            let units = (left >> fixed.window_right).max(u64::from(left > 0));
+            out.window = units.min(0xffff) as u16;
         }
         if self.conn.flags & flags::STRIP_ECN != 0 {
             out.traffic_class &= !3;
