@@ -3,7 +3,7 @@
 /// Version of every map layout in this crate; raised by any change to a shared type.
 pub const ABI_VERSION: u32 =
     if cfg!(feature = "other-layout") { OWN_ABI_VERSION + 1000 } else { OWN_ABI_VERSION };
-const OWN_ABI_VERSION: u32 = 5;
+const OWN_ABI_VERSION: u32 = 6;
 
 /// The sk_skb stream verdict program of the socket splice.
 pub const PROG_SOCK_SPLICE: &str = "sock_splice";

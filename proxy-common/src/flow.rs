@@ -194,7 +194,7 @@ pub struct Flow {
     pub live: DirLive,
 }
 
-/// How this direction's packets are rewritten. Written by userspace before the record is active; except `ts_delta`
+/// How this direction's packets are rewritten. Written by userspace before the record is active; except `ts_shift`
 /// and, in HAND_OVER, `received`, nothing changes afterwards, and a copy on another machine (with its own `ifindex`)
 /// carries the stream on.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -212,11 +212,14 @@ pub struct DirFixed {
     pub seq_delta: u32,
     /// Added to `ack` and to both edges of SACK blocks; the negative of the other direction's `seq_delta`.
     pub ack_delta: u32,
-    /// Added to TSval, and subtracted from the TSecr of the other direction; see [`DirLive::ts_state`].
-    /// Written by the program.
-    pub ts_delta: u32,
-    /// What the local socket of the outgoing connection adds to CLOCK_MONOTONIC in milliseconds to make a TSval.
-    pub ts_offset: u32,
+    /// Added to TSval, and subtracted from the TSecr of the other direction. 0: not known yet. Written once, by the program that
+    /// sees the first believed packet with a timestamp.
+    pub ts_shift: u32,
+    /// The TSval below which none leaves in this direction, and beyond which the local socket of the outgoing connection has sent
+    /// none; 0 until the record is about to become active. Written by userspace. See [`rewrite::Timestamps`].
+    ///
+    /// [`rewrite::Timestamps`]: crate::packet::rewrite::Timestamps
+    pub ts_floor: u32,
     /// Where packets leave.
     pub ifindex: u32,
     /// One of [`output`].
@@ -257,29 +260,18 @@ pub struct DirLive {
     /// (tcpi_snd_wnd, scaled back). 0: not known, and packets are believed whatever their numbers, since those here
     /// may be behind; while a stream goes from one map to another.
     pub window_max: u16,
-    /// TSval of the last plausible packet, as it arrived.
+    /// The latest TSval of a plausible packet, as it arrived; means something when `ts_shift` is known.
     pub ts_value: u32,
     /// Arrival space: one behind the FIN, valid with [`bits::FIN_SEEN`].
     pub fin_end: u32,
     /// [`bits`].
     pub bits: u16,
-    /// One of [`ts_state`].
-    pub ts_state: u16,
+    pub _pad: u16,
     /// The lower half of the kernel's jiffies when `last_packet_ns` was set: the clock need not be read twice in one.
     pub tick: u32,
     /// In `ack` space of this flow: end of what the local socket of the *arrival* connection has been given to
     /// send. Userspace writes it before each write to that socket; the program reads it in HAND_OVER.
     pub own_end: u32,
-}
-
-/// Values of [`DirLive::ts_state`].
-pub mod ts_state {
-    /// No TSval was translated yet.
-    pub const UNKNOWN: u16 = 0;
-    /// Stamped from the own clock: `ts_delta` is the largest of all packets, that of the slowest (HAND_OVER).
-    pub const STAMPED: u16 = 1;
-    /// `ts_delta` does not change any more.
-    pub const FIXED: u16 = 2;
 }
 
 /// Bits of [`DirLive::bits`].

@@ -80,7 +80,7 @@ const OF_CONN: &[Field] = fields!(Conn {
 const OF_FLOW: &[Field] = fields!(Flow { Nested: fixed, live; });
 
 const OF_FIXED: &[Field] = fields!(DirFixed {
-    Needed: to_source, to_destination, to_ports, seq_delta, ack_delta, ts_delta, ts_offset, ifindex, output,
+    Needed: to_source, to_destination, to_ports, seq_delta, ack_delta, ts_shift, ts_floor, ifindex, output,
         window_left, window_right, received;
     OrZero: #[cfg(feature = "other-layout")] other;
     Padding: _pad;
@@ -88,8 +88,9 @@ const OF_FIXED: &[Field] = fields!(DirFixed {
 
 const OF_LIVE: &[Field] = fields!(DirLive {
     Needed: bytes, last_payload_ns, last_packet_ns, seq_end, ack_end, window, window_max, ts_value, fin_end, bits,
-        ts_state, own_end;
+        own_end;
     OrZero: packets, tick, #[cfg(feature = "other-layout")] other;
+    Padding: _pad;
 });
 
 const COUNT: usize = OF_CONN.len() - 1 + 2 * (OF_FIXED.len() + OF_LIVE.len());

@@ -15,7 +15,7 @@ use proxy_common::ageing::{Ageing, RECORDS_A_TICK};
 use proxy_common::flow::Direction;
 use support::lab::{Hook, Input, Lab, in_namespace, in_namespace_with};
 use support::packet::{Packet, options};
-use support::session::{Family, Session};
+use support::session::{Family, IDENTITY_TIMESTAMPS, Session};
 
 const RUNS: usize = 5;
 const PACKETS: u32 = 1_000_000;
@@ -24,7 +24,7 @@ const DIRECTION: Direction = Direction::ToUpstream;
 fn main() {
     in_namespace(|lab| {
         println!("{:<40} {:>8} {:>8}", "nanoseconds per packet", "IPv4", "IPv6");
-        let timestamps = || options::timestamps(1, 2);
+        let timestamps = || options::timestamps(IDENTITY_TIMESTAMPS.0, IDENTITY_TIMESTAMPS.1);
         type Change = Box<dyn Fn(&mut Packet)>;
         let hits: [(&str, Change); 5] = [
             (
@@ -42,7 +42,11 @@ fn main() {
             ("hit, no options", Box::new(|_| {})),
             (
                 "hit, timestamps in an unusual place",
-                Box::new(|p| p.options = [options::bare_timestamps(1, 2), vec![1, 1]].concat()),
+                Box::new(|p| {
+                    p.options =
+                        [options::bare_timestamps(IDENTITY_TIMESTAMPS.0, IDENTITY_TIMESTAMPS.1), vec![1, 1]]
+                            .concat()
+                }),
             ),
         ];
         for (name, change) in hits {

@@ -5,7 +5,7 @@ use crate::flow::Flow;
 use crate::packet::checksum;
 use crate::packet::headers::{Tcp, tcp_flags};
 use crate::packet::options::{SackBlock, SackHead, TimestampsOption};
-use crate::packet::rewrite;
+use crate::packet::rewrite::{self, Timestamps};
 use crate::packet::seq;
 
 /// Words of the longest TCP header.
@@ -19,7 +19,9 @@ pub struct HeaderCopy(pub [u32; HEADER_WORDS]);
 impl HeaderCopy {
     /// Makes of it, without payload, an acknowledgement that the local socket takes: with the number that it expects
     /// (`rcv_nxt`), and nothing acknowledged beyond `own_end`, the end of what it was given to send. The
-    /// options stay: without timestamps and SACK the socket would recover from losses by timeout only.
+    /// options stay: without timestamps and SACK the socket would recover from losses by timeout only. But nothing is echoed: the
+    /// packets have left with other timestamps than the socket gave them ([`freshen`]), and it would take the echo of a
+    /// repetition for that of the original.
     /// `pseudo_sum` is that of a segment of this header alone. Host order.
     #[inline(always)]
     pub fn trim(&mut self, rcv_nxt: u32, own_end: u32, pseudo_sum: u64) {
@@ -30,6 +32,9 @@ impl HeaderCopy {
         tcp[3] = u32::from_ne_bytes([offset, tcp_flags::ACK, window[0], window[1]]);
         // No checksum yet, and no urgent pointer.
         tcp[4] = 0;
+        if options[0] == TimestampsOption::HEAD {
+            options[2] = 0;
+        }
         clip_sack(options, u32::from(offset >> 4) * 4, own_end);
         let sum = self.0.iter().fold(pseudo_sum, |sum, word| sum + u64::from(*word));
         self.0[4] = u32::from(checksum::finish(sum));
@@ -75,23 +80,48 @@ pub fn reset_seq(own: u32, arriving: &Flow, forwarded: &Flow) -> u32 {
     seq::later(seq::later(own, here(forwarded.live.seq_end)), arriving.live.ack_end)
 }
 
-/// What a packet of the local socket says about the other direction.
+/// What a packet of the local socket says in the end. Wire order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fresh {
-    /// Wire.
+    pub seq: u32,
     pub ack: u32,
-    /// Wire.
     pub window: u16,
+    /// The TSval, if there are timestamps.
+    pub ts_value: u32,
 }
 
-/// Brings a packet of the local socket up to date with what `flow` has forwarded, or had said before, to its peer: nothing
-/// less is acknowledged (Linux discards data with an acknowledgement that is a window old), and no more is let in than
-/// the sender of `flow` can take. The socket has room of its own, but does not receive any more.
+/// Brings a packet of the local socket with `payload` bytes up to date with what `flow` has forwarded, or had said before, to
+/// its peer, from which `back` comes: nothing less is acknowledged (Linux discards data with an acknowledgement that is a window
+/// old), and no more is let in than the sender of `flow` can take. The socket has room of its own, but does not receive any
+/// more.
+///
+/// Bytes leave with the floor of the timestamps, as all that was forwarded before the peer acknowledged them; but with the latest
+/// timestamp if the peer has acknowledged bytes after them, since it takes the timestamp of such a packet for nothing else.
+/// An acknowledgement when all has been sent is said in the name of the sender of `flow`: with its latest number and timestamp.
 #[inline(always)]
-pub fn freshen(header: &Tcp, flow: &Flow) -> Fresh {
+pub fn freshen(header: &Tcp, payload: u32, flow: &Flow, back: &Flow) -> Fresh {
+    let seq = u32::from_be(header.seq);
+    let is_bare = payload == 0 && header.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0;
+    // Before the number: the number that belongs to it is there first.
+    let newest = Timestamps::newest(flow);
+    let (seq, ts_value) = if is_bare && seq == back.live.own_end {
+        (latest_seq(seq, flow, back), newest)
+    } else if seq::before(seq.wrapping_add(payload), back.live.ack_end) {
+        (seq, newest)
+    } else {
+        (seq, flow.fixed.ts_floor)
+    };
     let forwarded = flow.live.ack_end.wrapping_add(flow.fixed.ack_delta);
     let ack = seq::later(forwarded, u32::from_be(header.ack));
     // What the socket has acknowledged beyond that still has to go to the sender.
     let window = rewrite::window_less(flow.live.window, ack.wrapping_sub(forwarded), &flow.fixed);
-    Fresh { ack: ack.to_be(), window: window.to_be() }
+    Fresh { seq: seq.to_be(), ack: ack.to_be(), window: window.to_be(), ts_value: ts_value.to_be() }
+}
+
+/// What the sender of `flow` would send next, as its peer counts, or `own`: that peer discards what lies beyond its window.
+#[inline(always)]
+fn latest_seq(own: u32, flow: &Flow, back: &Flow) -> u32 {
+    let sent = flow.live.seq_end.wrapping_add(flow.fixed.seq_delta);
+    let window = u32::from(back.live.window) << (back.fixed.window_left & 15);
+    if seq::after(sent, back.live.ack_end.wrapping_add(window)) { own } else { seq::later(own, sent) }
 }

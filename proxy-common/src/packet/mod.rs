@@ -1,6 +1,7 @@
 //! What the packet splice's programs do to a packet, as functions over headers and a record: no packet
 //! access, no maps, no helpers. The programs run them in the kernel, the tests on the host.
 
+mod atomic;
 pub mod checksum;
 pub mod copy;
 pub mod headers;
@@ -11,6 +12,8 @@ pub mod rewrite;
 pub mod seq;
 pub mod shape;
 
+#[cfg(test)]
+mod paws;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -32,14 +32,28 @@ pub struct Translation {
 impl Translation {
     /// Of a packet of `flow`; see [`Timestamps::of`].
     #[inline(always)]
-    pub fn of(flags: u32, flow: &Flow, other: &Flow, clock_ms: impl FnOnce() -> u32) -> Self {
-        let timestamps = Timestamps::of(flow, other, clock_ms);
+    pub const fn of(flags: u32, flow: &Flow, other: &Flow) -> Self {
+        let timestamps = Timestamps::of(flow, other);
         Self { flags, timestamps, ack_delta: flow.fixed.ack_delta }
     }
 
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
+    }
+
+    /// None of the [`flags`] of a record.
+    const ONLY_LOOKS: u32 = 1 << 31;
+
+    /// Says whether the options are looked at only, and left as they are.
+    #[inline(always)]
+    pub const fn set_only_looks(&mut self, only_looks: bool) {
+        self.flags = if only_looks { self.flags | Self::ONLY_LOOKS } else { self.flags & !Self::ONLY_LOOKS };
+    }
+
+    #[inline(always)]
+    pub const fn only_looks(&self) -> bool {
+        self.has(Self::ONLY_LOOKS)
     }
 
     /// Whether an option of this kind and length (with kind and length byte) is passed on, translated if need be.

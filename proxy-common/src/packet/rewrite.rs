@@ -1,9 +1,10 @@
 //! From the numbers of one TCP connection to those of the other.
 
-use crate::flow::{DirFixed, Flow, state, ts_state};
+use crate::flow::{DirFixed, Flow, state};
+use crate::packet::atomic::compare_exchange;
 use crate::packet::checksum::Difference;
 use crate::packet::headers::{Tcp, tcp_flags};
-use crate::packet::seq::{self, after};
+use crate::packet::seq::{self, after, before};
 
 /// What became of a TCP header.
 #[derive(Debug, Clone, Copy)]
@@ -86,60 +87,122 @@ pub fn window_less(window: u16, bytes: u32, fixed: &DirFixed) -> u16 {
 
 /// How the timestamps of one packet are translated.
 ///
+/// A TSval leaves as `value + shift`, but no older than the *floor*: what no packet that the proxy's own socket sent by itself
+/// exceeds. What leaves therefore never gets older in the order in which the peer has sent it, and is never older than what
+/// came before the splice, however long a packet waits and whatever overtakes it: so no receiver refuses a segment
+/// (PAWS, RFC 7323) that it would have taken from the peer itself. Until the receiver has acknowledged all bytes of the own
+/// socket, every packet of this direction leaves with the floor, those of the own socket too, so their order does not matter.
+/// Then the shift is chosen, once: it makes the floor of the latest TSval seen. No clock is asked, which would age packets by
+/// the time that they wait here.
+///
 /// Plain words, all of them initialised: the program copies the value from its stack to a map, and verifiers before Linux
 /// 6.3 refuse to read a byte of the stack that nothing was written to, as those of padding or of a `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Timestamps {
-    /// 1: the TSval is `value + number`. 0: it is `number` itself.
-    fixed: u32,
-    number: u32,
-    /// 1: `echo` is known. 0: the TSecr is zero.
-    echo_known: u32,
-    /// Subtracted from the TSecr.
+    /// [`DirFixed::ts_shift`], 0 while it is not known.
+    shift: u32,
+    /// [`DirFixed::ts_floor`]
+    floor: u32,
+    /// The shift of the other direction.
     echo: u32,
 }
 
 impl Timestamps {
-    /// Of a packet of `flow`, `other` being the opposite direction. Until a delta is fixed, packets are stamped with the
-    /// clock of the proxy's own socket, so that its packets and the spliced ones follow one clock. `clock_ms` is
-    /// CLOCK_MONOTONIC in milliseconds.
+    /// How far below the floor a TSval is raised, in ticks: four minutes, if one is a millisecond. It is to be longer than
+    /// a packet can be under way, and short against the time after which timestamps come round to the floor again.
+    const REACH: u32 = 1 << 18;
+
+    /// Of a packet of `flow`, `other` being the opposite direction.
     #[inline(always)]
-    pub fn of(flow: &Flow, other: &Flow, clock_ms: impl FnOnce() -> u32) -> Self {
-        let fixed = flow.live.ts_state == ts_state::FIXED;
-        let number = if fixed { flow.fixed.ts_delta } else { clock_ms().wrapping_add(flow.fixed.ts_offset) };
-        let echo_known = u32::from(other.live.ts_state != ts_state::UNKNOWN);
-        Self { fixed: u32::from(fixed), number, echo_known, echo: other.fixed.ts_delta }
+    pub const fn of(flow: &Flow, other: &Flow) -> Self {
+        Self { shift: flow.fixed.ts_shift, floor: flow.fixed.ts_floor, echo: other.fixed.ts_shift }
     }
 
-    /// The TSval that leaves (host order).
+    /// Whether the shift is known.
     #[inline(always)]
-    pub fn value(&self, value: u32) -> u32 {
-        if self.fixed == 1 { value.wrapping_add(self.number) } else { self.number }
+    pub const fn is_known(&self) -> bool {
+        self.shift != 0
     }
 
-    /// The TSecr that leaves (host order). Zero, which Linux takes for none, while the other direction's delta is unknown.
+    /// The TSval that leaves (host order). While the shift is not known, the floor.
     #[inline(always)]
-    pub fn echo(&self, echo: u32) -> u32 {
-        if self.echo_known == 1 { echo.wrapping_sub(self.echo) } else { 0 }
+    pub const fn value(&self, value: u32) -> u32 {
+        let shifted = value.wrapping_add(self.shift);
+        let is_below = self.floor.wrapping_sub(shifted) < Self::REACH;
+        if is_below || !self.is_known() { self.floor } else { shifted }
     }
 
-    /// Keeps what a believed packet of `flow` with this TSval has shown, in this state of the session. (A forged one must
-    /// not fix the delta: the receiver would discard every later segment as old.)
+    /// The TSecr that leaves (host order). Zero, which Linux takes for none, while the other direction's shift is unknown.
+    #[inline(always)]
+    pub const fn echo(&self, echo: u32) -> u32 {
+        if self.echo != 0 { echo.wrapping_sub(self.echo) } else { 0 }
+    }
+
+    /// A believed packet of `flow` with this TSval found the shift unknown: it [chooses](Self::choose) the shift if that
+    /// [is due](Self::shift_is_due), and leaves with the floor otherwise. To be called before the packet is translated.
     ///
-    /// Stamping makes a packet as new as its arrival, so what comes behind it must be translated as if it had come no less
-    /// late. With the delta of a packet that was quicker (another CPU took it, and it was sent later), one that it has
-    /// overtaken would be older than what the receiver has, and be discarded.
+    /// The packet is noted first. So if it finds that the shift is not due, the one that finds it due later knows of its TSval.
     #[inline(always)]
-    pub fn note(&self, flow: &mut Flow, session_state: u32, value: u32) {
-        flow.live.ts_value = value;
-        if self.fixed == 0 {
-            let delta = self.number.wrapping_sub(value);
-            if flow.live.ts_state == ts_state::UNKNOWN || after(delta, flow.fixed.ts_delta) {
-                flow.fixed.ts_delta = delta;
-            }
-            flow.live.ts_state =
-                if session_state == state::HAND_OVER { ts_state::STAMPED } else { ts_state::FIXED };
+    pub fn settle(&mut self, session_state: u32, flow: &mut Flow, back: &Flow, value: u32) {
+        Self::note(flow, value);
+        if Self::shift_is_due(session_state, flow, back) {
+            self.choose(flow);
         }
     }
+
+    /// Whether the peer that `back` comes from has acknowledged every byte of the own socket of its connection.
+    #[inline(always)]
+    pub fn shift_is_due(session_state: u32, flow: &Flow, back: &Flow) -> bool {
+        let own_end = flow.fixed.received.wrapping_add(flow.fixed.seq_delta);
+        session_state != state::HAND_OVER || !before(back.live.ack_end, own_end)
+    }
+
+    /// Chooses the shift unless another CPU has: the latest TSval known becomes the floor. (A forged packet must not choose: the
+    /// receiver would discard every later segment as old.)
+    #[inline(always)]
+    pub fn choose(&mut self, flow: &mut Flow) {
+        // A read with barriers: what is exchanged is the same.
+        // SAFETY: a word of the record, which nobody accesses by halves.
+        let latest = unsafe { compare_exchange(&raw mut flow.live.ts_value, 0, 0) };
+        let shift = nonzero(self.floor.wrapping_sub(latest));
+        // SAFETY: as above.
+        let found = unsafe { compare_exchange(&raw mut flow.fixed.ts_shift, 0, shift) };
+        self.shift = if found == 0 { shift } else { found };
+    }
+
+    /// Keeps the TSval of a believed packet of `flow` if it is the latest, before the packet leaves.
+    #[inline(always)]
+    pub fn note(flow: &mut Flow, value: u32) {
+        // As many CPUs would have to be quicker in between.
+        const TRIES: usize = 4;
+        let mut known = flow.live.ts_value;
+        for _ in 0..TRIES {
+            // Zero is none.
+            if known != 0 && !after(value, known) {
+                return;
+            }
+            // SAFETY: as above.
+            let found = unsafe { compare_exchange(&raw mut flow.live.ts_value, known, nonzero(value)) };
+            if found == known {
+                return;
+            }
+            known = found;
+        }
+    }
+
+    /// The TSval (host order) of what the proxy itself sends in the name of the peer that `flow` comes from: that of the
+    /// latest packet, or the floor while the shift is not known.
+    #[inline(always)]
+    pub fn newest(flow: &Flow) -> u32 {
+        let to = Self { shift: flow.fixed.ts_shift, floor: flow.fixed.ts_floor, echo: 0 };
+        // SAFETY: a live word. It is read here, and not once more when others may have changed it.
+        to.value(unsafe { (&raw const flow.live.ts_value).read_volatile() })
+    }
+}
+
+/// The number, or the next one: zero is none.
+#[inline(always)]
+const fn nonzero(number: u32) -> u32 {
+    if number == 0 { 1 } else { number }
 }

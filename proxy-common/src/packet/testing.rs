@@ -3,7 +3,7 @@
 use bytemuck::{Zeroable as _, bytes_of};
 use proptest::prelude::*;
 
-use crate::flow::{Conn, Direction, flags, state, ts_state};
+use crate::flow::{Conn, Direction, flags, state};
 use crate::packet::checksum::Difference;
 use crate::packet::headers::{HOP_LIMIT, Ip, Ipv4, Ipv6, Tcp, protocol};
 use crate::packet::options::{Translation, Walk};
@@ -162,14 +162,13 @@ pub(super) fn conn() -> impl Strategy<Value = Conn> {
         let mut conn = Conn::zeroed();
         conn.state = state::SPLICED;
         conn.flags = flags::TIMESTAMPS | flags::SACK;
-        for ((source, destination, ports, seq_delta, ts_delta), direction) in
+        for ((source, destination, ports, seq_delta, ts_shift), direction) in
             [up, down].into_iter().zip(Direction::BOTH)
         {
             let fixed = &mut conn.flows[direction as usize].fixed;
             (fixed.to_source, fixed.to_destination, fixed.to_ports) = (source, destination, ports);
-            (fixed.seq_delta, fixed.ts_delta) = (seq_delta, ts_delta);
+            (fixed.seq_delta, fixed.ts_shift) = (seq_delta, ts_shift.max(1));
             conn.flows[direction.opposite() as usize].fixed.ack_delta = seq_delta.wrapping_neg();
-            conn.flows[direction as usize].live.ts_state = ts_state::FIXED;
         }
         let up = &mut conn.flows[0].fixed;
         (up.window_left, up.window_right) = (left, right);
@@ -181,7 +180,7 @@ pub(super) fn conn() -> impl Strategy<Value = Conn> {
 
 /// Does all that a program does to a packet of the session's first direction; the checksums by differences.
 pub(super) fn forward<I: TestIp>(conn: &Conn, packet: &mut Packet<I>) {
-    let to = Translation::of(conn.flags, &conn.flows[0], &conn.flows[1], || unreachable!("deltas are fixed"));
+    let to = Translation::of(conn.flags, &conn.flows[0], &conn.flows[1]);
     let strip_ecn = conn.flags & flags::STRIP_ECN != 0;
     let mut change = translate_options(&mut packet.options, &to).0;
     change.add(packet.ip.readdress(&conn.flows[0].fixed, strip_ecn).pseudo);
@@ -214,7 +213,8 @@ pub(super) fn inverse<I: TestIp>(conn: &Conn, packet: &Packet<I>) -> Conn {
         let fixed = &mut flow.fixed;
         fixed.seq_delta = fixed.seq_delta.wrapping_neg();
         fixed.ack_delta = fixed.ack_delta.wrapping_neg();
-        fixed.ts_delta = fixed.ts_delta.wrapping_neg();
+        fixed.ts_floor = fixed.ts_floor.wrapping_sub(fixed.ts_shift);
+        fixed.ts_shift = fixed.ts_shift.wrapping_neg();
         core::mem::swap(&mut fixed.window_left, &mut fixed.window_right);
     }
     let fixed = &mut inverse.flows[0].fixed;

@@ -10,7 +10,6 @@ use crate::packet::headers::{Ip as _, Ipv4, Ipv6, Tcp, tcp_flags};
 use crate::packet::life::Segment;
 use crate::packet::options::{SackBlock, SackHead, TimestampsOption, Translation};
 use crate::packet::rewrite::Timestamps;
-use crate::packet::seq::before;
 use crate::packet::testing::{Packet, TestIp, conn, forward, inverse, options, packet, translate_options};
 
 /// Rewrites a packet; its checksums must be those of the new one.
@@ -42,6 +41,10 @@ fn the_way_back_restores<I: TestIp>(
     for flow in &mut conn.flows {
         flow.fixed.window_right = flow.fixed.window_left;
     }
+    // And what lies below the floor would come back later.
+    let value = u32::from_be_bytes(timestamps[..4].try_into().unwrap());
+    let fixed = &mut conn.flows[0].fixed;
+    fixed.ts_floor = value.wrapping_add(fixed.ts_shift);
     packet.options = [&[1, 1, 8, 10][..], &timestamps, &[1, 1, 5, 18], &sack].concat();
     packet.seal();
     let old = packet.clone();
@@ -76,7 +79,7 @@ proptest! {
     /// The walk over unusual options does the same as the fixed places.
     #[test]
     fn both_ways_through_usual_options_agree(conn in conn(), value: u32, echo: u32, left: u32, right: u32) {
-        let to = Translation::of(conn.flags, &conn.flows[0], &conn.flows[1], || 0);
+        let to = Translation::of(conn.flags, &conn.flows[0], &conn.flows[1]);
         let mut timestamps = TimestampsOption { head: TimestampsOption::HEAD, value, echo };
         let head = SackHead(u32::from_ne_bytes([1, 1, 5, 10]));
         prop_assert_eq!(head.blocks(12), 1);
@@ -99,7 +102,7 @@ proptest! {
     #[test]
     fn any_bytes_can_be_options(conn in conn(), mut bytes in prop::collection::vec(any::<u8>(), 0..=40)) {
         let untranslated = Conn { flags: 0, ..conn };
-        let to = Translation::of(untranslated.flags, &conn.flows[0], &conn.flows[1], || 0);
+        let to = Translation::of(untranslated.flags, &conn.flows[0], &conn.flows[1]);
         translate_options(&mut bytes, &to);
         let once = bytes.clone();
         let (_, blanked) = translate_options(&mut bytes, &to);
@@ -140,23 +143,34 @@ proptest! {
     }
 }
 
-/// What was late when packets were stamped makes none of those that were under way with it too old, though the first one
-/// afterwards was quick.
+/// The first packet gets the floor, and none goes below, though it was sent before; what was sent later keeps its distance.
 #[test]
-fn a_packet_that_was_overtaken_is_no_older_than_what_was_stamped_before_it() {
-    for base in [0, u32::MAX - 3, u32::MAX - 60] {
+fn timestamps_never_go_below_the_floor() {
+    for (floor, sent) in [(1000, 50), (u32::MAX - 3, 9), (5, u32::MAX - 1), (7, 7)] {
         let (mut flow, other) = (Flow::zeroed(), Flow::zeroed());
-        let mut translate = |session_state, at: u32, value| {
-            let timestamps = Timestamps::of(&flow, &other, || base.wrapping_add(at));
-            timestamps.note(&mut flow, session_state, value);
-            timestamps.value(value)
-        };
-        // Of two that were sent at 50, one is eight milliseconds late, and the other one waits on another CPU.
-        let stamped = translate(state::HAND_OVER, 58, 50);
-        // Sent later, and there sooner.
-        let quick = translate(state::SPLICED, 58, 57);
-        let overtaken = translate(state::SPLICED, 59, 50);
-        assert_eq!((stamped, quick), (base.wrapping_add(58), base.wrapping_add(58)));
-        assert!(!before(overtaken, stamped), "{overtaken} after {stamped}");
+        flow.fixed.ts_floor = floor;
+        let mut to = Timestamps::of(&flow, &other);
+        assert_eq!((to.value(sent), Timestamps::newest(&flow)), (floor, floor), "nothing is known");
+        to.settle(state::SPLICED, &mut flow, &other, sent);
+        let first = to.value(sent);
+        // A difference of zero would be none.
+        assert!(first.wrapping_sub(floor) <= 1 && to.is_known());
+        // Another CPU found nothing known, either, but is too late.
+        let mut late = Timestamps::of(&Flow { live: flow.live, ..Flow::zeroed() }, &other);
+        late.settle(state::SPLICED, &mut flow, &other, sent.wrapping_add(9));
+        let to = Timestamps::of(&flow, &other);
+        assert_eq!(to.value(sent.wrapping_sub(100)), floor);
+        assert_eq!(to.value(sent.wrapping_add(9)), first.wrapping_add(9));
+        // They come round after so many ticks.
+        assert_eq!(to.value(sent.wrapping_add(1 << 31)), first.wrapping_add(1 << 31));
+
+        for (value, newest) in
+            [(sent.wrapping_add(9), 9), (sent.wrapping_add(3), 9), (sent.wrapping_add(20), 20)]
+        {
+            Timestamps::note(&mut flow, value);
+            assert_eq!(Timestamps::newest(&flow), first.wrapping_add(newest));
+        }
+        assert_eq!(Timestamps::of(&other, &flow).echo(first.wrapping_add(9)), sent.wrapping_add(9));
+        assert_eq!(to.echo(77), 0);
     }
 }

@@ -2,8 +2,7 @@
 
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::{
-    bpf_csum_update, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect,
-    bpf_redirect_neigh,
+    bpf_csum_update, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_neigh,
 };
 use aya_ebpf::programs::TcContext;
 use proxy_common::flow::{DirFixed, FlowRef, event, flags, output, state};
@@ -11,7 +10,7 @@ use proxy_common::packet::checksum::Difference;
 use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
 use proxy_common::packet::life::{self, Clock, Segment};
 use proxy_common::packet::options::Translation;
-use proxy_common::packet::rewrite;
+use proxy_common::packet::rewrite::{self, Timestamps};
 use proxy_common::stat::Stat;
 
 use crate::packet::access::{self, at, tcp_offset, view};
@@ -143,13 +142,6 @@ fn coarse_ns() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// CLOCK_MONOTONIC in milliseconds: the clock of the stack's own timestamps.
-#[inline(always)]
-pub(super) fn clock_ms() -> u32 {
-    // SAFETY: the helper has no conditions.
-    (unsafe { bpf_ktime_get_ns() } / 1_000_000) as u32
-}
-
 /// Rewrites the packet for the other connection; on `None` it is in pieces.
 #[inline(always)]
 fn rewrite<I: Ip>(
@@ -159,10 +151,15 @@ fn rewrite<I: Ip>(
     header_len: u32,
     believed: bool,
 ) -> Option<()> {
-    let to = Translation::of(session.flags(), session.arriving(), session.other(), clock_ms);
+    let mut to = Translation::of(session.flags(), session.arriving(), session.other());
+    if believed && !to.timestamps.is_known() && to.has(flags::TIMESTAMPS) {
+        if let Some(value) = options::ts_value::<I>(ctx, header_len, &mut to)? {
+            to.timestamps.settle(session_state, session.arriving(), session.other(), value);
+        }
+    }
     let options = options::translate::<I>(ctx, header_len, &to)?;
     if let (Some(value), true) = (options.ts_value, believed) {
-        to.timestamps.note(session.arriving(), session_state, value);
+        Timestamps::note(session.arriving(), value);
     }
     let received = session.other().fixed.received;
     headers::<I>(

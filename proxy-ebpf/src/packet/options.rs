@@ -50,6 +50,25 @@ pub(super) fn translate<I: Ip>(ctx: &TcContext, header_len: u32, to: &Translatio
     Some(all)
 }
 
+/// The TSval (host order) of a TCP header as [`translate`] takes it, if it has one; the packet is left as it is.
+#[inline(always)]
+pub(super) fn ts_value<I: Ip>(ctx: &TcContext, header_len: u32, to: &mut Translation) -> Option<Option<u32>> {
+    let offset = tcp_offset::<I>() + Tcp::LEN;
+    let len = header_len - Tcp::LEN as u32;
+    if len < TimestampsOption::LEN as u32 {
+        return Some(None);
+    }
+    let option = read::<TimestampsOption>(ctx, offset)?;
+    if option.head == TimestampsOption::HEAD {
+        return Some(Some(u32::from_be(option.value)));
+    }
+    // No copy: the stack is short.
+    to.set_only_looks(true);
+    let found = unusual(ctx, offset, len, to);
+    to.set_only_looks(false);
+    found.map(|found| found.ts_value)
+}
+
 /// Translates timestamps if they stand at `offset` as usual.
 #[inline(always)]
 fn timestamps(ctx: &TcContext, offset: usize, to: &Translation) -> Option<(Difference, u32)> {
@@ -103,6 +122,9 @@ fn unusual(ctx: &TcContext, offset: usize, len: u32, to: &Translation) -> Option
         unsafe { bpf_loop(len, step as *mut c_void, (&raw mut argument).cast(), 0) };
     } else {
         walk.blank_all();
+    }
+    if to.only_looks() {
+        return Some(Translated { change: Difference::default(), ts_value: walk.ts_value });
     }
     walk.words.iter().for_each(|word| change.replace(0, *word));
     // SAFETY: as above.

@@ -7,12 +7,12 @@ use proxy_common::packet::copy;
 use proxy_common::packet::headers::{Ethernet, Tcp, tcp_flags};
 use proxy_common::packet::life;
 use proxy_common::packet::options::TimestampsOption;
+use proxy_common::packet::seq;
 use proxy_common::stat::Stat;
 
 use crate::MARK;
 use crate::packet::access::{self, read, tcp_offset};
 use crate::packet::flows::{Flows, Session};
-use crate::packet::forward::clock_ms;
 use crate::packet::stats::{count, report};
 use crate::packet::{DROP, PASS};
 
@@ -39,6 +39,9 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
             Some(()) => PASS,
             None => drop(Stat::DropRewrite),
         };
+    }
+    if session_state == state::OFF && !is_reset && is_ahead::<I>(ctx, &session) {
+        return drop(Stat::DropAhead);
     }
     if !matches!(session_state, state::HAND_OVER | state::SPLICED) {
         return PASS;
@@ -107,21 +110,24 @@ fn session<I: Flows>(ctx: &TcContext, tcp: &Tcp) -> Option<Session> {
     I::find(&ip.answer_key(tcp.ports)).and_then(Session::of)
 }
 
-/// Brings acknowledgement, window and timestamp up to date. By helpers, not in place: a program that writes in place
+/// Brings numbers, window and timestamp up to date. By helpers, not in place: a program that writes in place
 /// makes the kernel prepare every packet for it. `None`: the packet is in pieces.
 #[inline(always)]
 fn freshen<I: Flows>(ctx: &TcContext, session: &Session, tcp: &Tcp) -> Option<()> {
     let offset = tcp_offset::<I>();
     // What was last forwarded to this peer came from the other one.
     let forwarded = session.other();
-    let fresh = copy::freshen(tcp, forwarded);
+    let ip = read::<I>(ctx, Ethernet::LEN)?;
+    let payload = ip.segment_len(ctx.len() - Ethernet::LEN as u32).wrapping_sub(tcp.header_len());
+    let fresh = copy::freshen(tcp, payload, forwarded, session.arriving());
     let mut change = Difference::default();
+    change.replace(tcp.seq, fresh.seq);
     change.replace(tcp.ack, fresh.ack);
     change.replace(tcp.window.into(), fresh.window.into());
     if session.flags() & flags::TIMESTAMPS != 0 {
-        let clock = clock_ms().wrapping_add(forwarded.fixed.ts_offset);
-        change.add(stamp(ctx, offset + Tcp::LEN, clock)?);
+        change.add(stamp(ctx, offset + Tcp::LEN, fresh.ts_value)?);
     }
+    ctx.store(offset + core::mem::offset_of!(Tcp, seq), &fresh.seq, 0).ok()?;
     ctx.store(offset + core::mem::offset_of!(Tcp, ack), &fresh.ack, 0).ok()?;
     ctx.store(offset + core::mem::offset_of!(Tcp, window), &fresh.window, 0).ok()?;
     ctx.l4_csum_replace(offset + Tcp::CHECK, 0, change.folded().into(), 0).ok()?;
@@ -129,14 +135,23 @@ fn freshen<I: Flows>(ctx: &TcContext, session: &Session, tcp: &Tcp) -> Option<()
     Some(())
 }
 
-/// Gives timestamps at `offset`, where Linux writes them, this TSval.
+/// Whether a packet of the socket, whose record is not active yet, goes beyond the floor of the timestamps: what is forwarded
+/// may be older then. The socket repeats it.
+#[inline(always)]
+fn is_ahead<I: Flows>(ctx: &TcContext, session: &Session) -> bool {
+    let floor = session.other().fixed.ts_floor;
+    let Some(option) = read::<TimestampsOption>(ctx, tcp_offset::<I>() + Tcp::LEN) else { return false };
+    floor != 0 && option.head == TimestampsOption::HEAD && seq::after(u32::from_be(option.value), floor)
+}
+
+/// Gives timestamps at `offset`, where Linux writes them, this TSval (wire order).
 #[inline(always)]
 fn stamp(ctx: &TcContext, offset: usize, value: u32) -> Option<Difference> {
     let mut change = Difference::default();
     let Some(option) = read::<TimestampsOption>(ctx, offset) else { return Some(change) };
     if option.head == TimestampsOption::HEAD {
-        change.replace(option.value, value.to_be());
-        ctx.store(offset + core::mem::offset_of!(TimestampsOption, value), &value.to_be(), 0).ok()?;
+        change.replace(option.value, value);
+        ctx.store(offset + core::mem::offset_of!(TimestampsOption, value), &value, 0).ok()?;
     }
     Some(change)
 }

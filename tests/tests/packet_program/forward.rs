@@ -5,7 +5,7 @@ use proxy_common::stat::Stat;
 
 use crate::support::lab::{Hook, Input, Verdict, in_namespace};
 use crate::support::packet::{ACK, CWR, ECE, PSH, Packet, URG, options};
-use crate::support::session::{Family, Session};
+use crate::support::session::{Family, IDENTITY_TIMESTAMPS, Session};
 use crate::table::{Expect, Row, SPLICED, check};
 
 #[test]
@@ -238,7 +238,7 @@ fn a_session_that_changes_nothing_leaves_packets_as_they_are() {
             lab.open(&session);
             let packet = Packet {
                 ttl: 64,
-                options: options::timestamps(5, 6),
+                options: options::timestamps(IDENTITY_TIMESTAMPS.0, IDENTITY_TIMESTAMPS.1),
                 payload: vec![1, 2, 3],
                 ..session.packet(Direction::ToUpstream)
             };

@@ -9,7 +9,7 @@ use proxy_common::stat::Stat;
 
 use crate::support::lab::{COPY_MARK, Hook, Input, Lab, MARK, Verdict, in_namespace};
 use crate::support::packet::{ACK, FIN, Packet, RST, SYN, options};
-use crate::support::session::{Family, LOOPBACK, Session};
+use crate::support::session::{Family, LOOPBACK, Session, TS_FLOOR, TS_SHIFTS};
 use crate::table::{check_counts, check_record};
 
 const DIRECTION: Direction = Direction::ToUpstream;
@@ -152,7 +152,8 @@ fn a_copy_becomes_an_acknowledgement_that_the_socket_takes() {
             session.conn.flows[DIRECTION as usize].live.own_end = own_end;
             let (behind, ahead) = (own_end - 500, own_end.wrapping_add(500));
             let plain = Packet { seq: 0x0bad_cafe, ack: behind, ttl: 33, ..session.packet(DIRECTION) };
-            let blocks = |blocks: &[(u32, u32)]| [options::timestamps(3, 4), options::sack(blocks)].concat();
+            let blocks =
+                |echo, blocks: &[(u32, u32)]| [options::timestamps(3, echo), options::sack(blocks)].concat();
             for (packet, ack, options) in [
                 (plain.clone(), behind, vec![]),
                 (Packet { ack: ahead, ..plain.clone() }, own_end, vec![]),
@@ -164,16 +165,17 @@ fn a_copy_becomes_an_acknowledgement_that_the_socket_takes() {
                 (
                     Packet { options: options::timestamps(3, 4), ..plain.clone() },
                     behind,
-                    options::timestamps(3, 4),
+                    options::timestamps(3, 0),
                 ),
                 (
                     Packet {
-                        options: blocks(&[(behind, ahead), (behind, own_end)]),
+                        options: blocks(4, &[(behind, ahead), (behind, own_end)]),
                         payload: vec![1],
                         ..plain.clone()
                     },
                     behind,
-                    blocks(&[(behind, own_end), (behind, own_end)]),
+                    // Nothing is echoed.
+                    blocks(0, &[(behind, own_end), (behind, own_end)]),
                 ),
                 (
                     Packet { options: options::sack(&[(behind, ahead)]), ..plain.clone() },
@@ -269,19 +271,72 @@ fn what_the_own_socket_sends_is_brought_up_to_date() {
     });
 }
 
+/// Bytes with the floor, unless the peer has acknowledged more; acknowledgements in the name of the sender.
 #[test]
 fn and_stamped_like_the_forwarded_packets() {
+    let there = DIRECTION as usize;
+    let back = DIRECTION.opposite() as usize;
     in_namespace(|lab| {
         for family in Family::BOTH {
             let mut session = handing_over(family);
-            session.conn.flows[DIRECTION as usize].fixed.ts_offset = 1 << 31;
-            let packet = Packet { options: options::timestamps(1, 99), ..session.own_packet(DIRECTION) };
-            let (_, frame) = run(lab, &session, Hook::Egress, &own(&packet), &[Stat::Freshened]);
-            let left = Packet::parse(&frame);
-            let stamp = u32::from_be_bytes(left.options[4..8].try_into().unwrap());
-            let age = crate::options::monotonic_ms().wrapping_add(1 << 31).wrapping_sub(stamp);
-            assert!(age < 10_000, "{age} ms");
-            assert_eq!(left, Packet { options: options::timestamps(stamp, 99), ..packet });
+            session.conn.flows[there].live.ts_value = 0x1234;
+            let newest = 0x1234 + TS_SHIFTS[there];
+            let own_packet = session.own_packet(DIRECTION);
+            // The socket has sent what the peer has acknowledged, and since then 100 bytes were forwarded.
+            session.conn.flows[back].live.own_end = own_packet.seq.wrapping_sub(100);
+            let packet = Packet {
+                options: options::timestamps(1, 99),
+                seq: own_packet.seq.wrapping_sub(100),
+                ..own_packet.clone()
+            };
+            let check = |lab: &mut Lab, session: &Session, packet: &Packet, seq: u32, stamp: u32| {
+                let (_, frame) = run(lab, session, Hook::Egress, &own(packet), &[Stat::Freshened]);
+                let options = options::timestamps(stamp, 99);
+                assert_eq!(Packet::parse(&frame), Packet { seq, options, ..packet.clone() });
+            };
+            check(lab, &session, &packet, own_packet.seq, newest);
+            let data = Packet { payload: vec![1; 100], ..packet.clone() };
+            let acknowledged = |end: u32| {
+                let mut session = session.clone();
+                session.conn.flows[back].live.ack_end = end;
+                session
+            };
+            let end = data.seq.wrapping_add(100);
+            check(lab, &acknowledged(end), &data, data.seq, TS_FLOOR);
+            check(lab, &acknowledged(end.wrapping_add(1)), &data, data.seq, newest);
+            let probe = Packet { seq: packet.seq.wrapping_sub(1), ..packet.clone() };
+            check(lab, &acknowledged(probe.seq), &probe, probe.seq, TS_FLOOR);
+            check(lab, &acknowledged(packet.seq), &probe, probe.seq, newest);
+            // Beyond the window of the peer, which would discard it.
+            let mut narrow = session.clone();
+            narrow.conn.flows[back].live.ack_end = packet.seq;
+            narrow.conn.flows[back].live.window = 0;
+            check(lab, &narrow, &packet, packet.seq, newest);
+            let mut unknown = session.clone();
+            unknown.conn.flows[there].fixed.ts_shift = 0;
+            check(lab, &unknown, &packet, own_packet.seq, TS_FLOOR);
+        }
+    });
+}
+
+/// Between the floor's being set and the hand-over.
+#[test]
+fn what_is_ahead_of_the_floor_is_dropped_before() {
+    in_namespace(|lab| {
+        for family in Family::BOTH {
+            let mut session = handing_over(family);
+            session.conn.state = state::OFF;
+            let packet = |value| {
+                own(&Packet { options: options::timestamps(value, 99), ..session.own_packet(DIRECTION) })
+            };
+            let [ahead, not_ahead] = [packet(TS_FLOOR + 1), packet(TS_FLOOR)];
+            let (verdict, _) = run(lab, &session, Hook::Egress, &ahead, &[Stat::DropAhead]);
+            assert_eq!(verdict, Verdict::Drop);
+            let (verdict, frame) = run(lab, &session, Hook::Egress, &not_ahead, &[]);
+            assert_eq!((verdict, &frame), (Verdict::Pass, &not_ahead.frame));
+            session.conn.flows[DIRECTION as usize].fixed.ts_floor = 0;
+            let (verdict, frame) = run(lab, &session, Hook::Egress, &ahead, &[]);
+            assert_eq!((verdict, &frame), (Verdict::Pass, &ahead.frame));
         }
     });
 }

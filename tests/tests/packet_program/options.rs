@@ -5,7 +5,7 @@ use proxy_common::stat::Stat;
 
 use crate::support::lab::{Hook, Input, in_namespace};
 use crate::support::packet::{Packet, options};
-use crate::support::session::{Family, Session, TS_DELTAS};
+use crate::support::session::{Family, Session, TS_FLOOR, TS_SHIFTS};
 use crate::table::{Expect, Row, SPLICED, check};
 
 const SLOW: &[Stat] = &[Stat::Spliced, Stat::OptionsSlow];
@@ -224,47 +224,66 @@ fn malformed_and_unwanted_numbers_are_overwritten() {
     });
 }
 
-/// The programs stamp with CLOCK_MONOTONIC until a delta is fixed.
+/// The first believed packet gets the floor, wherever its timestamps stand; others get it and choose nothing.
 #[test]
-fn stamps() {
-    use proxy_common::flow::{state, ts_state};
-    const OFFSET: u32 = 0xfff0_0000;
+fn the_first_timestamp_becomes_the_floor() {
+    use proxy_common::flow::state;
+    const FLOOR: u32 = 0xfff0_0000;
+    let direction = Direction::ToDownstream;
+    let layouts =
+        [options::timestamps(5000, 6000), [options::bare_timestamps(5000, 6000), vec![1, 1]].concat()];
     in_namespace(|lab| {
-        for (conn_state, then) in [(state::HAND_OVER, ts_state::STAMPED), (state::SPLICED, ts_state::FIXED)] {
-            for other_known in [false, true] {
+        for (conn_state, options) in
+            [state::HAND_OVER, state::SPLICED].into_iter().flat_map(|s| layouts.iter().map(move |o| (s, o)))
+        {
+            for (other_known, believed) in [(false, true), (true, true), (true, false)] {
                 let mut session = Session::new(Family::V6);
-                let direction = Direction::ToDownstream;
                 session.conn.state = conn_state;
-                let flow = session.flow(direction);
-                (flow.live.ts_state, flow.fixed.ts_delta, flow.fixed.ts_offset) =
-                    (ts_state::UNKNOWN, 0, OFFSET);
+                let fixed = &mut session.flow(direction).fixed;
+                (fixed.ts_shift, fixed.ts_floor) = (0, FLOOR);
                 if !other_known {
-                    session.conn.flows[direction.opposite() as usize].live.ts_state = ts_state::UNKNOWN;
+                    session.flow(direction.opposite()).fixed.ts_shift = 0;
                 }
                 lab.clear();
                 lab.open(&session);
-                let packet = Packet { options: options::timestamps(5000, 6000), ..session.packet(direction) };
-                let before = monotonic_ms().wrapping_add(OFFSET);
+                let forged = if believed { 0 } else { 1 << 30 };
+                let packet = session.packet(direction);
+                let packet =
+                    Packet { options: options.clone(), seq: packet.seq.wrapping_add(forged), ..packet };
                 let output = lab.run(Hook::Ingress, &Input { frame: packet.to_bytes(), ..Input::default() });
-                let after = monotonic_ms().wrapping_add(OFFSET);
 
                 let left = Packet::parse(&output.frame);
+                let at = left.options.iter().position(|byte| *byte == 8).unwrap();
                 let number = |at: usize| u32::from_be_bytes(left.options[at..at + 4].try_into().unwrap());
-                let stamp = number(4);
-                assert!(stamp.wrapping_sub(before) <= after.wrapping_sub(before), "{before} {stamp} {after}");
-                let echo = if other_known { 6000u32.wrapping_sub(TS_DELTAS[0]) } else { 0 };
-                assert_eq!(number(8), echo);
+                assert_eq!(number(at + 2), FLOOR);
+                let echo = if other_known { 6000u32.wrapping_sub(TS_SHIFTS[0]) } else { 0 };
+                assert_eq!(number(at + 6), echo);
                 let flow = lab.conn(session.index).flows[direction as usize];
-                assert_eq!((flow.live.ts_state, flow.live.ts_value), (then, 5000));
-                assert_eq!(flow.fixed.ts_delta, stamp.wrapping_sub(5000));
+                let expected = if believed { (FLOOR.wrapping_sub(5000), 5000) } else { (0, 0) };
+                assert_eq!((flow.fixed.ts_shift, flow.live.ts_value), expected);
             }
         }
     });
 }
 
-pub(crate) fn monotonic_ms() -> u32 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a valid place for the result.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    (now.tv_sec * 1000 + now.tv_nsec / 1_000_000) as u32
+/// What was overtaken by the first one, and what comes later.
+#[test]
+fn none_goes_below_the_floor() {
+    in_namespace(|lab| {
+        let mut session = Session::new(Family::V4);
+        let first = TS_FLOOR.wrapping_sub(TS_SHIFTS[0]);
+        session.flow(Direction::ToUpstream).live.ts_value = first;
+        lab.clear();
+        lab.open(&session);
+        for (value, leaves) in [(0, TS_FLOOR), (9, TS_FLOOR + 9), (u32::MAX - 8, TS_FLOOR), (8, TS_FLOOR + 8)]
+        {
+            let options = options::timestamps(first.wrapping_add(value), 1);
+            let packet = Packet { options, ..session.packet(Direction::ToUpstream) };
+            let output = lab.run(Hook::Ingress, &Input { frame: packet.to_bytes(), ..Input::default() });
+            let left = Packet::parse(&output.frame).options;
+            assert_eq!(u32::from_be_bytes(left[4..8].try_into().unwrap()), leaves, "{value}");
+        }
+        let newest = lab.conn(session.index).flows[0].live.ts_value;
+        assert_eq!(newest, first.wrapping_add(9));
+    });
 }

@@ -86,7 +86,10 @@ pub(crate) fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
     }
     live.window_max = live.window_max.max(packet.window);
     if let Some(at) = timestamps(&packet.options) {
-        live.ts_value = u32::from_be_bytes(packet.options[at + 2..at + 6].try_into().unwrap());
+        let value = u32::from_be_bytes(packet.options[at + 2..at + 6].try_into().unwrap());
+        if live.ts_value == 0 || after(value, live.ts_value) {
+            live.ts_value = value;
+        }
     }
 }
 

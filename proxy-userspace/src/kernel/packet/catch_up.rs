@@ -20,7 +20,7 @@
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
-use proxy_common::flow::{Conn, DirFixed, DirLive, Direction, FlowRef, bits, state, ts_state};
+use proxy_common::flow::{Conn, DirFixed, DirLive, Direction, FlowRef, bits, state};
 use proxy_common::packet::seq::{after, before};
 
 use super::conns::Conns;
@@ -40,9 +40,10 @@ pub(super) fn catch_up(to: &Conns, conn: u32, old: &Conn, packets: [u64; 2]) {
         let more = numbers(to, flow, &old_flow.live, &new_flow.live, counted);
         relayed[way] = relayed[way].wrapping_add(more);
         counts(to, flow, &old_flow.live, packets[way]);
-        if old_flow.live.ts_state == ts_state::FIXED && new_flow.live.ts_state != ts_state::FIXED {
-            to.fixed(flow, offset_of!(DirFixed, ts_delta)).store(old_flow.fixed.ts_delta, Ordering::Release);
-            to.live_half(flow, offset_of!(DirLive, ts_state)).store(ts_state::FIXED, Ordering::Release);
+        if old_flow.fixed.ts_shift != 0 {
+            // As the program does it: who finds the shift known finds a value, too.
+            replace(to.live(flow, offset_of!(DirLive, ts_value)), 0, old_flow.live.ts_value);
+            replace(to.fixed(flow, offset_of!(DirFixed, ts_shift)), 0, old_flow.fixed.ts_shift);
         }
     }
     if relayed != new.relayed {
@@ -291,12 +292,13 @@ mod tests {
     #[test]
     fn the_first_timestamp_is_taken_over() {
         let mut old = stream();
-        (old.flows[UP].live.ts_state, old.flows[UP].fixed.ts_delta) = (ts_state::FIXED, 9);
+        // A value that looks as if it lay before zero.
+        (old.flows[UP].live.ts_value, old.flows[UP].fixed.ts_shift) = (1 << 31, 9);
         let new = after_catching_up(stream(), &old);
-        assert_eq!((new.flows[UP].live.ts_state, new.flows[UP].fixed.ts_delta), (ts_state::FIXED, 9));
+        assert_eq!((new.flows[UP].live.ts_value, new.flows[UP].fixed.ts_shift), (1 << 31, 9));
         let mut own = stream();
-        (own.flows[UP].live.ts_state, own.flows[UP].fixed.ts_delta) = (ts_state::FIXED, 11);
-        assert_eq!(after_catching_up(own, &old).flows[UP].fixed.ts_delta, 11);
+        own.flows[UP].fixed.ts_shift = 11;
+        assert_eq!(after_catching_up(own, &old).flows[UP].fixed.ts_shift, 11);
     }
 
     #[test]

@@ -144,6 +144,12 @@ impl Conns {
         self.fixed(flow, offset_of!(DirFixed, received)).store(end, Ordering::Release);
     }
 
+    /// Sets [`DirFixed::ts_floor`] of a direction; programs see it before this returns.
+    pub fn set_ts_floor(&self, flow: FlowRef, floor: u32) {
+        // A full barrier: a clock that is read afterwards is read after the store.
+        self.fixed(flow, offset_of!(DirFixed, ts_floor)).swap(floor, Ordering::SeqCst);
+    }
+
     /// Sets [`Conn::relayed`].
     pub fn set_relayed(&self, conn: u32, relayed: [u64; 2]) {
         let first: *mut u64 = self.records.at(conn).wrapping_byte_add(offset_of!(Conn, relayed));

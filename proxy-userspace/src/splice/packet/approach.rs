@@ -147,6 +147,9 @@ impl<'a> Approach<'a> {
             let _only_superfluous_probes = SockRef::from(socket).set_keepalive(false);
         }
         failpoint::reached("marked");
+        if self.plan.flags & flags::TIMESTAMPS != 0 {
+            record.set_ts_floors(self.plan.ts_offsets);
+        }
         record.activate();
         failpoint::reached("activated");
         let watcher = Switched { record, copies_acks: Cell::new(!quiet) };

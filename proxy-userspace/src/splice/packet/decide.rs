@@ -56,6 +56,9 @@ pub(super) struct Plan {
     pub(super) flows: [DirFixed; 2],
     /// The interfaces that the peers' packets arrive on, in the same order.
     pub(super) arrive_on: [u32; 2],
+    /// By [`Direction`]: [`crate::kernel::repair::timestamp_offset`] of the connection that its packets leave on; not looked at
+    /// without timestamps.
+    pub(super) ts_offsets: [u32; 2],
 }
 
 /// Where a peer is.
@@ -93,8 +96,6 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
             to_source: wire_address(legs[to].local.ip()),
             to_destination: wire_address(legs[to].peer.ip()),
             to_ports: wire_ports(legs[to].local.port(), legs[to].peer.port()),
-            // Not looked at without timestamps.
-            ts_offset: legs[to].timestamp_offset.unwrap_or(0),
             ifindex: hops[to].ifindex,
             output: outputs[from],
             window_left: legs[from].send_scale,
@@ -107,6 +108,7 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
         family: if downstream.peer.is_ipv4() { 4 } else { 6 },
         flows: Direction::BOTH.map(flow),
         arrive_on: [hops[0].ifindex, hops[1].ifindex],
+        ts_offsets: [upstream, downstream].map(|leg| leg.timestamp_offset.unwrap_or(0)),
     })
 }
 
@@ -218,7 +220,7 @@ mod tests {
         assert_eq!((up.window_left, up.window_right), (7, 10));
         assert_eq!((down.window_left, down.window_right), (4, 9));
         // The clock of the connection that the packets leave on.
-        assert_eq!((up.ts_offset, down.ts_offset), (3000, 2000));
+        assert_eq!(plan.ts_offsets, [3000, 2000]);
         assert_eq!(up.to_source[0], u32::from_ne_bytes([198, 51, 100, 1]));
         assert_eq!(up.to_destination[0], u32::from_ne_bytes([198, 51, 100, 2]));
         assert_eq!(up.to_ports.to_ne_bytes(), [0x4e, 0x20, 0x0b, 0xb8]);

@@ -1,11 +1,11 @@
 //! Segments that Steer makes up itself, in the name of one peer of a spliced stream: what the other peer would
 //! get if it were asked, or told of the end.
 
-use proxy_common::flow::{Conn, Direction, flags, ts_state};
+use proxy_common::flow::{Conn, Direction, flags};
 use proxy_common::packet::headers::tcp_flags;
-use proxy_common::packet::{rewrite, seq};
+use proxy_common::packet::rewrite::{self, Timestamps};
+use proxy_common::packet::seq;
 
-use crate::kernel::clock;
 use crate::kernel::packet::Ends;
 use crate::kernel::raw::Segment;
 
@@ -44,6 +44,8 @@ fn segment(record: &Conn, from: Direction, seq: u32, flag_bits: u8) -> Segment {
     let to = &record.flows[from.opposite() as usize];
     let live = &record.flows[from as usize].live;
     let has_timestamps = record.flags & flags::TIMESTAMPS != 0;
+    // Zero is none, as long as nothing is known.
+    let echo = live.ts_value;
     Segment {
         source: ends.local,
         destination: ends.peer,
@@ -51,17 +53,6 @@ fn segment(record: &Conn, from: Direction, seq: u32, flag_bits: u8) -> Segment {
         ack: live.seq_end,
         flags: flag_bits,
         window: rewrite::window(to.live.window, &to.fixed),
-        timestamps: has_timestamps.then(|| (timestamp(record, from), live.ts_value)),
-    }
-}
-
-/// A TSval that the peer of `from` takes for the other peer's.
-fn timestamp(record: &Conn, from: Direction) -> u32 {
-    let to = &record.flows[from.opposite() as usize];
-    if to.live.ts_state == ts_state::FIXED {
-        to.live.ts_value.wrapping_add(to.fixed.ts_delta)
-    } else {
-        // The program would fix the difference so that the next one is this or later.
-        (clock::monotonic_ms() as u32).wrapping_add(to.fixed.ts_offset)
+        timestamps: has_timestamps.then(|| (Timestamps::newest(to), echo)),
     }
 }

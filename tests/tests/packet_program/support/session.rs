@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::flow::{Conn, Direction, Flow, FlowKey4, FlowKey6, flags, output, state, ts_state};
+use proxy_common::flow::{Conn, Direction, Flow, FlowKey4, FlowKey6, flags, output, state};
 
 use super::packet::{ACK, CWR, ECE, Packet, SYN};
 
@@ -43,7 +43,11 @@ pub(crate) const ENDPOINT_NEXT: u32 = 0x7fff_fe00;
 pub(crate) const FRONT_NEXT: u32 = 0x1234_5678;
 pub(crate) const BACK_NEXT: u32 = 0x0000_0100;
 /// Added to the timestamps of the client and of the endpoint.
-pub(crate) const TS_DELTAS: [u32; 2] = [0xf000_0000, 0x2000_0001];
+pub(crate) const TS_SHIFTS: [u32; 2] = [0xf000_0000, 0x2000_0001];
+/// Below all timestamps of these sessions, but near enough to count.
+pub(crate) const TS_FLOOR: u32 = 0xefff_ff00;
+/// TSval and TSecr of a client whose packets [`Session::identity`] leaves as they are.
+pub(crate) const IDENTITY_TIMESTAMPS: (u32, u32) = (5, 0);
 pub(crate) const GENERATION: u32 = 7;
 /// The number of that interface, in any namespace.
 pub(crate) const LOOPBACK: u32 = 1;
@@ -65,7 +69,8 @@ impl Session {
             flow.fixed.to_ports = wire_ports(source, destination);
             flow.fixed.seq_delta = sent_as.wrapping_sub(seq);
             flow.fixed.ack_delta = next[direction.opposite() as usize].0.wrapping_sub(ack);
-            flow.fixed.ts_delta = TS_DELTAS[direction as usize];
+            flow.fixed.ts_shift = TS_SHIFTS[direction as usize];
+            flow.fixed.ts_floor = TS_FLOOR;
             // The local socket has received a little less.
             flow.fixed.received = seq.wrapping_sub(1000);
             flow.fixed.ifindex = LOOPBACK;
@@ -74,7 +79,6 @@ impl Session {
             flow.live.ack_end = ack;
             flow.live.window = 500;
             flow.live.window_max = 500;
-            flow.live.ts_state = ts_state::FIXED;
             flow.live.own_end = ack;
         }
         session
@@ -106,7 +110,7 @@ impl Session {
         session
     }
 
-    /// One that leaves packets as they are.
+    /// One that leaves packets as they are, if they have no timestamps, or those of [`IDENTITY_TIMESTAMPS`].
     pub(crate) fn identity(family: Family) -> Self {
         let mut session = Self::new(family);
         for direction in Direction::BOTH {
@@ -115,7 +119,11 @@ impl Session {
             fixed.to_source = wire(source.ip());
             fixed.to_destination = wire(destination.ip());
             fixed.to_ports = wire_ports(source, destination);
-            (fixed.seq_delta, fixed.ack_delta, fixed.ts_delta) = (0, 0, 0);
+            (fixed.seq_delta, fixed.ack_delta) = (0, 0);
+            // One direction is at its floor, and the other one's shift is not known.
+            let at_floor = direction == Direction::ToUpstream;
+            fixed.ts_shift = if at_floor { u32::MAX } else { 0 };
+            fixed.ts_floor = IDENTITY_TIMESTAMPS.0;
         }
         session
     }
@@ -196,6 +204,7 @@ impl Session {
             let value = u32::from_be_bytes((&*bytes).try_into().unwrap()).wrapping_add(delta);
             bytes.copy_from_slice(&value.to_be_bytes());
         };
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
         let mut at = 0;
         while at < out.options.len() {
             match out.options[at] {
@@ -205,8 +214,12 @@ impl Session {
                     continue;
                 }
                 8 if self.conn.flags & flags::TIMESTAMPS != 0 => {
-                    add(&mut out.options[at + 2..at + 6], fixed.ts_delta);
-                    add(&mut out.options[at + 6..at + 10], back.ts_delta.wrapping_neg());
+                    add(&mut out.options[at + 2..at + 6], fixed.ts_shift);
+                    add(&mut out.options[at + 6..at + 10], back.ts_shift.wrapping_neg());
+                    let below = fixed.ts_floor.wrapping_sub(number(&out.options[at + 2..at + 6]));
+                    if below < 1 << 18 {
+                        add(&mut out.options[at + 2..at + 6], below);
+                    }
                 }
                 5 if self.conn.flags & flags::SACK != 0 => {
                     let end = at + usize::from(out.options[at + 1]);
