@@ -1,6 +1,7 @@
 //! `cargo xtask check`: what a change has to pass before anybody looks at it. No root, nothing is installed.
 
 mod markdown;
+mod paths;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -1,10 +1,11 @@
-//! The form of the Markdown files: no line of text beyond [`COLUMNS`].
+//! The form of the Markdown files: no line of text beyond [`COLUMNS`], and no file named that is not there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::paths;
 use crate::exec::root;
 
 /// What a line may have, in characters. Longer ones are hard to review: a diff shows them as a whole.
@@ -14,16 +15,23 @@ const COLUMNS: usize = 120;
 ///
 /// # Errors
 ///
-/// If a line is too long, with file and line of each; or if a file cannot be read.
+/// If a line is too long, with file and line of each; if a file that a page names is not there; or if a page cannot be
+/// read.
 pub(super) fn check() -> Result<()> {
     let mut faults = Vec::new();
+    let tops = paths::tops()?;
     for file in files()? {
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let name = file.strip_prefix(root()).unwrap_or(&file).display().to_string();
-        faults.extend(too_long(&text).map(|line| format!("{name}:{line}: longer than {COLUMNS} columns")));
+        let too_long =
+            too_long(&text).map(|line| format!("{name}:{line}: longer than {COLUMNS} columns; break it"));
+        faults.extend(too_long);
+        let directory = file.parent().unwrap_or(&file);
+        let missing = paths::missing(&text, directory, &tops);
+        faults.extend(missing.iter().map(|path| format!("{name}: names {path}, which does not exist")));
     }
     if !faults.is_empty() {
-        bail!("{}\nBreak these lines. Tables and code blocks may be wider.", faults.join("\n"));
+        bail!("{}\n(Tables and code blocks may be wider.)", faults.join("\n"));
     }
     Ok(())
 }
@@ -77,6 +85,11 @@ mod tests {
             "{fits}\n{wide}\n| {wide} |\n```\n{wide}\n```\n- {fits}\n<!-- bench:cpu -->\n{wide}\n<!-- /bench -->\n{wide}\n"
         );
         assert_eq!(too_long(&text).collect::<Vec<_>>(), [2, 7, 11]);
+    }
+
+    #[test]
+    fn the_pages_have_the_form_and_name_only_what_exists() {
+        check().unwrap();
     }
 
     #[test]
