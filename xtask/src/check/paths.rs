@@ -55,6 +55,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn words_of_the_glossary_are_in_the_files_that_it_names() {
+        let page = include_str!("../../../docs/glossary.md");
+        let mut count = 0;
+        for row in page.lines().filter(|line| line.starts_with("| ") && line.ends_with("` |")) {
+            let cell = row.trim_end_matches(" |").rsplit("| ").next().unwrap();
+            let [word, file] = spans(cell).collect::<Vec<_>>()[..] else { panic!("{cell:?}") };
+            let code = fs::read_to_string(root().join(file)).unwrap();
+            let mut identifiers = code.split(|c: char| !c.is_alphanumeric() && c != '_');
+            assert!(identifiers.any(|found| found == word), "{file} has no {word}");
+            count += 1;
+        }
+        assert!(count > 40, "{count} words");
+    }
+
+    #[test]
     fn what_is_named_and_not_there_is_found() {
         let page = "See [a](README.md#x), [b](gone.md), [c](https://example.com/y), [d](#here), `xtask/src/main.rs`,\n\
                     `xtask/src/gone.rs`, `xtask/src/NAME.rs`, `other/gone.rs` and `xtask/src/gone.rs now`.\n\
