@@ -25,7 +25,7 @@ struct Cli {
 enum Task {
     Bench(bench::Options),
     BuildEbpf(build_ebpf::Args),
-    /// Runs the checks that need neither root nor a network, within three minutes; installs nothing
+    /// Runs the checks that need no root, within three minutes; installs nothing
     Check(check::Options),
     /// Sets up what is missing and shows Steer in front of three socket.io servers
     Demo(demo::Options),
