@@ -61,9 +61,6 @@ labelled! {
         BadChecksum = 25, "bad_checksum";
         /// Not a packet but a stream that was given up: a packet of it came to the local stack, which cannot carry it.
         GivenUp = 26, "given_up";
-        /// Dropped: a packet of the proxy's own sockets, just before the hand-over, with a later timestamp than those that are
-        /// forwarded begin with.
-        DropAhead = 27, "drop_ahead";
     }
 }
 

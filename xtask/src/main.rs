@@ -2,9 +2,12 @@
 
 mod bench;
 mod build_ebpf;
+mod check;
 mod demo;
 mod exec;
+mod lint_tools;
 mod setup;
+mod suite;
 mod test;
 
 use std::process::ExitCode;
@@ -22,6 +25,8 @@ struct Cli {
 enum Task {
     Bench(bench::Options),
     BuildEbpf(build_ebpf::Args),
+    /// Runs the checks that need no root, within three minutes; installs nothing
+    Check(check::Options),
     /// Sets up what is missing and shows Steer in front of three socket.io servers
     Demo(demo::Options),
     /// Sets up what is missing and runs every test
@@ -32,6 +37,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(args) => build_ebpf::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Check(options) => check::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
     };

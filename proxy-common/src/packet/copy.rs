@@ -95,9 +95,8 @@ pub struct Fresh {
 /// old), and no more is let in than the sender of `flow` can take. The socket has room of its own, but does not receive any
 /// more.
 ///
-/// Bytes leave with the floor of the timestamps, as all that was forwarded before the peer acknowledged them; but with the latest
-/// timestamp if the peer has acknowledged bytes after them, since it takes the timestamp of such a packet for nothing else.
-/// An acknowledgement when all has been sent is said in the name of the sender of `flow`: with its latest number and timestamp.
+/// Bytes leave with the floor of the timestamps, as all that is forwarded in the hand-over. An acknowledgement when all has been
+/// sent is said in the name of the sender of `flow`: with its latest number and timestamp.
 #[inline(always)]
 pub fn freshen(header: &Tcp, payload: u32, flow: &Flow, back: &Flow) -> Fresh {
     let seq = u32::from_be(header.seq);
@@ -106,8 +105,6 @@ pub fn freshen(header: &Tcp, payload: u32, flow: &Flow, back: &Flow) -> Fresh {
     let newest = Timestamps::newest(flow);
     let (seq, ts_value) = if is_bare && seq == back.live.own_end {
         (latest_seq(seq, flow, back), newest)
-    } else if seq::before(seq.wrapping_add(payload), back.live.ack_end) {
-        (seq, newest)
     } else {
         (seq, flow.fixed.ts_floor)
     };

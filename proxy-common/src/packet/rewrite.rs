@@ -4,7 +4,7 @@ use crate::flow::{DirFixed, Flow, state};
 use crate::packet::atomic::compare_exchange;
 use crate::packet::checksum::Difference;
 use crate::packet::headers::{Tcp, tcp_flags};
-use crate::packet::seq::{self, after, before};
+use crate::packet::seq::{self, after};
 
 /// What became of a TCP header.
 #[derive(Debug, Clone, Copy)]
@@ -90,10 +90,9 @@ pub fn window_less(window: u16, bytes: u32, fixed: &DirFixed) -> u16 {
 /// A TSval leaves as `value + shift`, but no older than the *floor*: what no packet that the proxy's own socket sent by itself
 /// exceeds. What leaves therefore never gets older in the order in which the peer has sent it, and is never older than what
 /// came before the splice, however long a packet waits and whatever overtakes it: so no receiver refuses a segment
-/// (PAWS, RFC 7323) that it would have taken from the peer itself. Until the receiver has acknowledged all bytes of the own
-/// socket, every packet of this direction leaves with the floor, those of the own socket too, so their order does not matter.
-/// Then the shift is chosen, once: it makes the floor of the latest TSval seen. No clock is asked, which would age packets by
-/// the time that they wait here.
+/// (PAWS, RFC 7323) that it would have taken from the peer itself. In the hand-over every packet of this direction leaves with
+/// the floor, those of the own socket too, so their order does not matter. After it the shift is chosen, once: it makes the
+/// floor of the latest TSval seen. No clock is asked, which would age packets by the time that they wait here.
 ///
 /// Plain words, all of them initialised: the program copies the value from its stack to a map, and verifiers before Linux
 /// 6.3 refuse to read a byte of the stack that nothing was written to, as those of padding or of a `None`.
@@ -139,23 +138,17 @@ impl Timestamps {
         if self.echo != 0 { echo.wrapping_sub(self.echo) } else { 0 }
     }
 
-    /// A believed packet of `flow` with this TSval found the shift unknown: it [chooses](Self::choose) the shift if that
-    /// [is due](Self::shift_is_due), and leaves with the floor otherwise. To be called before the packet is translated.
+    /// A believed packet of `flow` with this TSval found the shift unknown: it [chooses](Self::choose) the shift if the hand-over is
+    /// over, and leaves with the floor otherwise. To be called before the packet is translated.
     ///
-    /// The packet is noted first. So if it finds that the shift is not due, the one that finds it due later knows of its TSval.
+    /// The packet is noted first, and the state of the session read after that. So if it finds the hand-over under way, the one
+    /// that finds the hand-over's end knows of its TSval.
     #[inline(always)]
-    pub fn settle(&mut self, session_state: u32, flow: &mut Flow, back: &Flow, value: u32) {
+    pub fn settle(&mut self, flow: &mut Flow, value: u32, session_state: impl FnOnce() -> u32) {
         Self::note(flow, value);
-        if Self::shift_is_due(session_state, flow, back) {
+        if session_state() != state::HAND_OVER {
             self.choose(flow);
         }
-    }
-
-    /// Whether the peer that `back` comes from has acknowledged every byte of the own socket of its connection.
-    #[inline(always)]
-    pub fn shift_is_due(session_state: u32, flow: &Flow, back: &Flow) -> bool {
-        let own_end = flow.fixed.received.wrapping_add(flow.fixed.seq_delta);
-        session_state != state::HAND_OVER || !before(back.live.ack_end, own_end)
     }
 
     /// Chooses the shift unless another CPU has: the latest TSval known becomes the floor. (A forged packet must not choose: the
@@ -174,21 +167,14 @@ impl Timestamps {
     /// Keeps the TSval of a believed packet of `flow` if it is the latest, before the packet leaves.
     #[inline(always)]
     pub fn note(flow: &mut Flow, value: u32) {
-        // As many CPUs would have to be quicker in between.
-        const TRIES: usize = 4;
-        let mut known = flow.live.ts_value;
-        for _ in 0..TRIES {
-            // Zero is none.
-            if known != 0 && !after(value, known) {
-                return;
-            }
-            // SAFETY: as above.
-            let found = unsafe { compare_exchange(&raw mut flow.live.ts_value, known, nonzero(value)) };
-            if found == known {
-                return;
-            }
-            known = found;
-        }
+        raise(&raw mut flow.live.ts_value, value);
+    }
+
+    /// Raises the floor of `flow` to the TSval of a packet of the own socket, before the packet leaves. To be called when there is
+    /// a floor and the record is not active.
+    #[inline(always)]
+    pub fn raise_floor(flow: &mut Flow, value: u32) {
+        raise(&raw mut flow.fixed.ts_floor, value);
     }
 
     /// The TSval (host order) of what the proxy itself sends in the name of the peer that `flow` comes from: that of the
@@ -198,6 +184,26 @@ impl Timestamps {
         let to = Self { shift: flow.fixed.ts_shift, floor: flow.fixed.ts_floor, echo: 0 };
         // SAFETY: a live word. It is read here, and not once more when others may have changed it.
         to.value(unsafe { (&raw const flow.live.ts_value).read_volatile() })
+    }
+}
+
+/// Sets a timestamp of a record that other CPUs set, too, if this one is later. Zero is none.
+#[inline(always)]
+fn raise(word: *mut u32, value: u32) {
+    // As many CPUs would have to be quicker in between.
+    const TRIES: usize = 4;
+    // SAFETY: a word of a record, which nobody accesses by halves. It is read once.
+    let mut known = unsafe { word.read_volatile() };
+    for _ in 0..TRIES {
+        if known != 0 && !after(value, known) {
+            return;
+        }
+        // SAFETY: as above.
+        let found = unsafe { compare_exchange(word, known, nonzero(value)) };
+        if found == known {
+            return;
+        }
+        known = found;
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Extension {
     pub next_header: u8,
     /// In units of eight bytes, without the first; reserved in a fragment header.
     pub length: u8,
-    /// Fragment: as [`Piece::place`]. Routing: type, and how many segments are left.
+    /// Fragment: [`Piece::offset`], and the flag of [`Piece::more`]. Routing: type, and how many segments are left.
     pub place: u16,
     /// Fragment: identification.
     pub id: u32,

@@ -151,13 +151,15 @@ fn timestamps_never_go_below_the_floor() {
         flow.fixed.ts_floor = floor;
         let mut to = Timestamps::of(&flow, &other);
         assert_eq!((to.value(sent), Timestamps::newest(&flow)), (floor, floor), "nothing is known");
-        to.settle(state::SPLICED, &mut flow, &other, sent);
+        to.settle(&mut flow, sent, || state::HAND_OVER);
+        assert!(!to.is_known());
+        to.settle(&mut flow, sent, || state::SPLICED);
         let first = to.value(sent);
         // A difference of zero would be none.
         assert!(first.wrapping_sub(floor) <= 1 && to.is_known());
         // Another CPU found nothing known, either, but is too late.
         let mut late = Timestamps::of(&Flow { live: flow.live, ..Flow::zeroed() }, &other);
-        late.settle(state::SPLICED, &mut flow, &other, sent.wrapping_add(9));
+        late.settle(&mut flow, sent.wrapping_add(9), || state::SPLICED);
         let to = Timestamps::of(&flow, &other);
         assert_eq!(to.value(sent.wrapping_sub(100)), floor);
         assert_eq!(to.value(sent.wrapping_add(9)), first.wrapping_add(9));

@@ -1,7 +1,7 @@
 //! Loss, duplication and reordering of TCP packets at a device, for tests. Not part of `steer`.
 //!
 //! A packet that is to come late takes a detour: out by a device whose queue is slow, and back by the
-//! program [`fault_return`] at that device's peer. Its mark tells that it had its fault, and at which hook.
+//! program `fault_return` at that device's peer. Its mark tells that it had its fault, and at which hook.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]

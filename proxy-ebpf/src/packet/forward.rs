@@ -154,7 +154,7 @@ fn rewrite<I: Ip>(
     let mut to = Translation::of(session.flags(), session.arriving(), session.other());
     if believed && !to.timestamps.is_known() && to.has(flags::TIMESTAMPS) {
         if let Some(value) = options::ts_value::<I>(ctx, header_len, &mut to)? {
-            to.timestamps.settle(session_state, session.arriving(), session.other(), value);
+            to.timestamps.settle(session.arriving(), value, || session.state());
         }
     }
     let options = options::translate::<I>(ctx, header_len, &to)?;

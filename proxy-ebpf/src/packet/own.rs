@@ -7,7 +7,7 @@ use proxy_common::packet::copy;
 use proxy_common::packet::headers::{Ethernet, Tcp, tcp_flags};
 use proxy_common::packet::life;
 use proxy_common::packet::options::TimestampsOption;
-use proxy_common::packet::seq;
+use proxy_common::packet::rewrite::Timestamps;
 use proxy_common::stat::Stat;
 
 use crate::MARK;
@@ -40,8 +40,9 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
             None => drop(Stat::DropRewrite),
         };
     }
-    if session_state == state::OFF && !is_reset && is_ahead::<I>(ctx, &session) {
-        return drop(Stat::DropAhead);
+    if session_state == state::OFF && !is_reset {
+        raise_floor::<I>(ctx, &session);
+        return PASS;
     }
     if !matches!(session_state, state::HAND_OVER | state::SPLICED) {
         return PASS;
@@ -135,13 +136,17 @@ fn freshen<I: Flows>(ctx: &TcContext, session: &Session, tcp: &Tcp) -> Option<()
     Some(())
 }
 
-/// Whether a packet of the socket, whose record is not active yet, goes beyond the floor of the timestamps: what is forwarded
-/// may be older then. The socket repeats it.
+/// A packet of the socket goes out just before its record becomes active: no later timestamp than the floor may have left then.
 #[inline(always)]
-fn is_ahead<I: Flows>(ctx: &TcContext, session: &Session) -> bool {
-    let floor = session.other().fixed.ts_floor;
-    let Some(option) = read::<TimestampsOption>(ctx, tcp_offset::<I>() + Tcp::LEN) else { return false };
-    floor != 0 && option.head == TimestampsOption::HEAD && seq::after(u32::from_be(option.value), floor)
+fn raise_floor<I: Flows>(ctx: &TcContext, session: &Session) {
+    let flow = session.other();
+    if flow.fixed.ts_floor == 0 {
+        return;
+    }
+    let Some(option) = read::<TimestampsOption>(ctx, tcp_offset::<I>() + Tcp::LEN) else { return };
+    if option.head == TimestampsOption::HEAD {
+        Timestamps::raise_floor(flow, u32::from_be(option.value));
+    }
 }
 
 /// Gives timestamps at `offset`, where Linux writes them, this TSval (wire order).

@@ -26,7 +26,7 @@ pub struct PacketSplice {
     /// How long the tuple of a finished stream stays, for late retransmissions.
     pub linger: Duration,
     /// When no process lives, the kernel gives up a stream that was silent in both directions for this long; at least
-    /// [`MIN_ORPHAN_TIMEOUT`]. `None`: never.
+    /// `MIN_ORPHAN_TIMEOUT`. `None`: never.
     pub orphan_timeout: Option<Duration>,
     /// `SO_MARK` of a stream's sockets during its hand-over. The next number is used as well, so it is
     /// neither 0 nor `u32::MAX`.

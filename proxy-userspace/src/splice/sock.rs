@@ -2,8 +2,8 @@
 //! program, sockmap), and userspace sees only the beginning, the end, and readers that fall behind.
 //!
 //! The kernel part has no back-pressure of its own and bounds nothing, so a credit gate stands in
-//! front of it ([`lane`]): whoever gets ahead of its reader is taken back to userspace.
-//! Each direction is a [`lane::Lane`]; [`watch`] tells the lanes what happens to their sockets.
+//! front of it (`lane`): whoever gets ahead of its reader is taken back to userspace.
+//! Each direction is a `lane::Lane`; `watch` tells the lanes what happens to their sockets.
 
 mod gauge;
 mod lane;

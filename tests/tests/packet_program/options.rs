@@ -224,7 +224,8 @@ fn malformed_and_unwanted_numbers_are_overwritten() {
     });
 }
 
-/// The first believed packet gets the floor, wherever its timestamps stand; others get it and choose nothing.
+/// The first believed packet after the hand-over gets the floor, wherever its timestamps stand, and chooses the shift. Others get
+/// the floor and choose nothing.
 #[test]
 fn the_first_timestamp_becomes_the_floor() {
     use proxy_common::flow::state;
@@ -259,7 +260,8 @@ fn the_first_timestamp_becomes_the_floor() {
                 let echo = if other_known { 6000u32.wrapping_sub(TS_SHIFTS[0]) } else { 0 };
                 assert_eq!(number(at + 6), echo);
                 let flow = lab.conn(session.index).flows[direction as usize];
-                let expected = if believed { (FLOOR.wrapping_sub(5000), 5000) } else { (0, 0) };
+                let shift = if conn_state == state::SPLICED { FLOOR.wrapping_sub(5000) } else { 0 };
+                let expected = if believed { (shift, 5000) } else { (0, 0) };
                 assert_eq!((flow.fixed.ts_shift, flow.live.ts_value), expected);
             }
         }

@@ -19,7 +19,7 @@ fn expect(path: Path, front: &str, endpoint: &str, client_is_local: bool) {
     setup.endpoint = SocketAddr::new(endpoint.parse().unwrap(), ENDPOINT_PORT);
     let mut net = Net::start(&topology, setup);
     if client_is_local {
-        net = net.with_clients_on_the_proxys_host();
+        net = net.with_clients_beside_the_proxy();
     }
     for _ in 0..5 {
         let mut stream = net.open();

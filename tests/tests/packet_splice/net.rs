@@ -126,7 +126,7 @@ impl<'n> Net<'n> {
     }
 
     /// Lets the clients be on the proxy's own host.
-    pub(crate) fn with_clients_on_the_proxys_host(mut self) -> Self {
+    pub(crate) fn with_clients_beside_the_proxy(mut self) -> Self {
         self.clients = &self.topology.proxy;
         self
     }

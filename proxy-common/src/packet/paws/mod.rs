@@ -12,8 +12,8 @@
 //! What must hold:
 //! 1. A segment of B that A refuses would have been refused without a proxy, too, had B sent the made-up ones with its latest
 //!    timestamp (and, if it has no bytes, the own socket's acknowledgements).
-//! 2. No segment of the own socket with bytes that A lacks is refused. Nor is one that A has already, unless a packet overtakes it
-//!    inside the proxy, or A has acknowledged just the end of this segment when it is translated.
+//! 2. No segment of the own socket with bytes that A lacks is refused. Nor is one that A has already, if it is sent in the
+//!    hand-over and no packet overtakes it inside the proxy.
 //! 3. Nor is an acknowledgement of the own socket, unless a packet overtakes it inside the proxy, or A has taken one that the proxy
 //!    does not believe.
 

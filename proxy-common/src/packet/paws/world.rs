@@ -23,7 +23,7 @@ pub(super) enum Rule {
     OwnByTheClock,
     /// The new one, but each CPU that finds no shift stores its own.
     EachCpuByItself,
-    /// The new one, but the first packet chooses the shift, whatever A lacks.
+    /// The new one, but the first packet chooses the shift.
     ShiftEarly,
     /// The new one, but a packet that finds the shift unknown is noted only when it leaves.
     NotNoted,
@@ -75,7 +75,7 @@ struct Own {
     forwarded: Option<u32>,
     /// B's latest timestamp then, if it is an acknowledgement in its name.
     native: Option<u32>,
-    /// A had then acknowledged all that the own socket has sent, and the segment's end is the end of that.
+    /// The hand-over was over then.
     late: bool,
 }
 
@@ -83,8 +83,6 @@ struct Own {
 const OWN: u32 = 30;
 const PIECE: u32 = 10;
 const STEPS: usize = 160;
-/// How far userspace sets the floor ahead of the clock.
-const SLACK: u32 = 8;
 
 pub(super) struct World {
     rule: Rule,
@@ -105,7 +103,6 @@ pub(super) struct World {
     own_packets: usize,
     /// The clock that userspace has looked at, and whether it has set the floor to that.
     looked: Option<(u32, bool)>,
-    floor_is_set: bool,
     made_up: Option<(Segment, u32)>,
     forwarded: u32,
     /// Something was forwarded that is not believed; nobody here knows its timestamp.
@@ -178,7 +175,6 @@ impl World {
             own: None,
             own_packets: 0,
             looked: None,
-            floor_is_set: false,
             made_up: None,
             forwarded: 0,
             stranger: false,
@@ -251,7 +247,7 @@ impl World {
                 job.to = Some(self.timestamps());
                 job.stamp = self.old.stamp(self.now);
             }
-            2 | 3 | 4 => self.settle(&mut job),
+            2..=4 => self.settle(&mut job),
             5 => {
                 job.leaves = match (self.rule, job.to) {
                     (Rule::Old, _) => job.stamp.value(value),
@@ -291,9 +287,7 @@ impl World {
             2 if self.rule == Rule::NotNoted => {}
             2 if !to.is_known() => Timestamps::note(&mut self.flow, job.segment.value),
             3 => {
-                let early = self.rule == Rule::ShiftEarly;
-                let session_state = if early { state::SPLICED } else { job.session_state };
-                job.is_due = Timestamps::shift_is_due(session_state, &self.flow, &self.back);
+                job.is_due = self.session_state != state::HAND_OVER || self.rule == Rule::ShiftEarly;
             }
             4 if !to.is_known() && job.is_due => {
                 if self.rule == Rule::EachCpuByItself {
@@ -331,14 +325,12 @@ impl World {
             return None;
         };
         let Some(forwarded) = own.forwarded else {
-            if self.egress(&mut own.segment) {
-                own.forwarded = Some(self.forwarded);
-                let says = own.segment.len == 0 && self.flow.fixed.ts_shift != 0;
-                own.native = says.then_some(self.flow.live.ts_value);
-                own.late = own.segment.end() == self.back.live.ack_end
-                    && !before(self.back.live.ack_end, self.back.live.own_end);
-                self.own = Some(own);
-            }
+            self.egress(&mut own.segment);
+            own.forwarded = Some(self.forwarded);
+            let says = own.segment.len == 0 && self.flow.fixed.ts_shift != 0;
+            own.native = says.then_some(self.flow.live.ts_value);
+            own.late = self.session_state == state::SPLICED;
+            self.own = Some(own);
             return None;
         };
         let segment = own.segment;
@@ -356,8 +348,7 @@ impl World {
         }
     }
 
-    /// Whether it goes on.
-    fn egress(&mut self, segment: &mut Segment) -> bool {
+    fn egress(&mut self, segment: &mut Segment) {
         let is_active = self.session_state != state::OFF;
         match self.rule {
             Rule::Old if is_active => segment.value = self.now,
@@ -368,23 +359,20 @@ impl World {
                 let fresh = copy::freshen(&header, segment.len, &self.flow, &self.back);
                 (segment.seq, segment.value) = (u32::from_be(fresh.seq), u32::from_be(fresh.ts_value));
             }
-            _ => return !(self.floor_is_set && after(segment.value, self.flow.fixed.ts_floor)),
+            _ if self.flow.fixed.ts_floor != 0 => Timestamps::raise_floor(&mut self.flow, segment.value),
+            _ => {}
         }
-        true
     }
 
     fn userspace(&mut self) -> Option<Refused> {
         match (self.session_state, self.looked) {
             (state::OFF, None) => self.looked = Some((self.now, false)),
             (state::OFF, Some((looked, false))) => {
-                self.flow.fixed.ts_floor = looked.wrapping_add(SLACK).max(1);
+                self.flow.fixed.ts_floor = looked.max(1);
                 self.looked = Some((looked, true));
-                self.floor_is_set = true;
             }
             // Once more: a packet may have left meanwhile that did not know of the floor.
-            (state::OFF, Some((looked, true)))
-                if self.now.wrapping_sub(looked) > SLACK && self.rule != Rule::FloorLate =>
-            {
+            (state::OFF, Some((looked, true))) if self.now != looked && self.rule != Rule::FloorLate => {
                 self.looked = None;
             }
             (state::OFF, _) => self.session_state = state::HAND_OVER,

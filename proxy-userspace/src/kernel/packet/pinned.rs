@@ -1,8 +1,8 @@
 //! What an instance has pinned: the maps by their names, in a directory that carries the version of their layout, and
-//! beside them the links, or notes of interfaces that have filters (see [`super::interfaces`]).
+//! beside them the links, or notes of interfaces that have filters (see `interfaces`).
 //!
 //! The directory gets its name when everything in it is in place, so there is no such thing as half of one. Only while streams are
-//! on their way from maps to others ([`super::migrate`]) there are several; if they are of one version, the later ones have a
+//! on their way from maps to others (`migrate`) there are several; if they are of one version, the later ones have a
 //! number behind it.
 
 use std::fs;

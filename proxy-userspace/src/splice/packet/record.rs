@@ -100,20 +100,19 @@ impl Record {
 
     /// Sets [`proxy_common::flow::DirFixed::ts_floor`] of each direction, whose packets leave on a connection with this
     /// [`timestamp_offset`](crate::kernel::repair::timestamp_offset). To be called when the sockets are marked: nothing that
-    /// they have sent until this returns goes beyond the floor, and the egress program sees to it that nothing does until the
-    /// record is active.
+    /// they have sent until this returns goes beyond the floor, and the egress program raises the floor to what they send until the
+    /// record is active. The floor is not further ahead of the clock than need be: what was sent just before it was set, and is
+    /// overtaken, is refused then as it would be without it.
     pub(super) fn set_ts_floors(&self, offsets: [u32; 2]) {
-        // Milliseconds: so that the program commonly has nothing to do.
-        const AHEAD: u32 = 8;
         loop {
             let now = clock::monotonic_ms();
             for (direction, offset) in Direction::BOTH.into_iter().zip(offsets) {
                 // The offset may be one too low, and zero is no floor.
-                let floor = (now as u32).wrapping_add(offset).wrapping_add(AHEAD + 1);
+                let floor = (now as u32).wrapping_add(offset).wrapping_add(1);
                 self.records.kernel.conns().set_ts_floor(FlowRef::new(self.conn, direction), floor.max(1));
             }
-            // Otherwise this thread had to wait, and a later packet may have left that did not know of the floor.
-            if clock::monotonic_ms() - now <= u64::from(AHEAD) {
+            // Otherwise a later packet may have left that did not know of the floor.
+            if clock::monotonic_ms() == now {
                 return;
             }
         }
