@@ -11,6 +11,9 @@ use crate::packet::seq;
 /// Words of the longest TCP header.
 pub const HEADER_WORDS: usize = 15;
 
+/// A word of options that says nothing (RFC 9293, 3.1).
+const NOPS: u32 = 0x0101_0101;
+
 /// A TCP header with its options, to be given to the local socket; what is behind `len` is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -18,10 +21,11 @@ pub struct HeaderCopy(pub [u32; HEADER_WORDS]);
 
 impl HeaderCopy {
     /// Makes of it, without payload, an acknowledgement that the local socket takes: with the number that it expects
-    /// (`rcv_nxt`), and nothing acknowledged beyond `own_end`, the end of what it was given to send. The
-    /// options stay: without timestamps and SACK the socket would recover from losses by timeout only. But nothing is echoed: the
-    /// packets have left with other timestamps than the socket gave them ([`freshen`]), and it would take the echo of a
-    /// repetition for that of the original.
+    /// (`rcv_nxt`), and nothing acknowledged beyond `own_end`, the end of what it was given to send. SACK blocks stay: without
+    /// them the socket would recover from losses by timeout only. Timestamps do not, if they stand where Linux writes them. The
+    /// echo is of other timestamps than the socket gave its packets ([`freshen`]), and copies may overtake each other on
+    /// their way to the socket, which would then refuse one as too old. (Linux takes segments without timestamps:
+    /// `tcp_validate_incoming`.)
     /// `pseudo_sum` is that of a segment of this header alone. Host order.
     #[inline(always)]
     pub fn trim(&mut self, rcv_nxt: u32, own_end: u32, pseudo_sum: u64) {
@@ -32,10 +36,10 @@ impl HeaderCopy {
         tcp[3] = u32::from_ne_bytes([offset, tcp_flags::ACK, window[0], window[1]]);
         // No checksum yet, and no urgent pointer.
         tcp[4] = 0;
-        if options[0] == TimestampsOption::HEAD {
-            options[2] = 0;
-        }
         clip_sack(options, u32::from(offset >> 4) * 4, own_end);
+        if options[0] == TimestampsOption::HEAD {
+            options[..TimestampsOption::LEN / 4].fill(NOPS);
+        }
         let sum = self.0.iter().fold(pseudo_sum, |sum, word| sum + u64::from(*word));
         self.0[4] = u32::from(checksum::finish(sum));
     }

@@ -105,6 +105,8 @@ pub struct Timestamps {
     floor: u32,
     /// The shift of the other direction.
     echo: u32,
+    /// [`DirLive::ts_value`](crate::flow::DirLive::ts_value) of the other direction.
+    echo_latest: u32,
 }
 
 impl Timestamps {
@@ -115,7 +117,12 @@ impl Timestamps {
     /// Of a packet of `flow`, `other` being the opposite direction.
     #[inline(always)]
     pub const fn of(flow: &Flow, other: &Flow) -> Self {
-        Self { shift: flow.fixed.ts_shift, floor: flow.fixed.ts_floor, echo: other.fixed.ts_shift }
+        Self {
+            shift: flow.fixed.ts_shift,
+            floor: flow.fixed.ts_floor,
+            echo: other.fixed.ts_shift,
+            echo_latest: other.live.ts_value,
+        }
     }
 
     /// Whether the shift is known.
@@ -132,10 +139,12 @@ impl Timestamps {
         if is_below || !self.is_known() { self.floor } else { shifted }
     }
 
-    /// The TSecr that leaves (host order). Zero, which Linux takes for none, while the other direction's shift is unknown.
+    /// The TSecr that leaves (host order). While the other direction's shift is unknown, the latest TSval that came from there:
+    /// the peer needs an echo after a repetition, to forget the time-out that it has doubled (RFC 6298, 5.7; Linux:
+    /// `tcp_ack_update_rtt`). Zero, which Linux takes for none, if nothing has come from there.
     #[inline(always)]
     pub const fn echo(&self, echo: u32) -> u32 {
-        if self.echo != 0 { echo.wrapping_sub(self.echo) } else { 0 }
+        if self.echo != 0 { echo.wrapping_sub(self.echo) } else { self.echo_latest }
     }
 
     /// A believed packet of `flow` with this TSval found the shift unknown: it [chooses](Self::choose) the shift if the hand-over is
@@ -181,7 +190,7 @@ impl Timestamps {
     /// latest packet, or the floor while the shift is not known.
     #[inline(always)]
     pub fn newest(flow: &Flow) -> u32 {
-        let to = Self { shift: flow.fixed.ts_shift, floor: flow.fixed.ts_floor, echo: 0 };
+        let to = Self { shift: flow.fixed.ts_shift, floor: flow.fixed.ts_floor, echo: 0, echo_latest: 0 };
         // SAFETY: a live word. It is read here, and not once more when others may have changed it.
         to.value(unsafe { (&raw const flow.live.ts_value).read_volatile() })
     }

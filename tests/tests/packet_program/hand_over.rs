@@ -152,8 +152,7 @@ fn a_copy_becomes_an_acknowledgement_that_the_socket_takes() {
             session.conn.flows[DIRECTION as usize].live.own_end = own_end;
             let (behind, ahead) = (own_end - 500, own_end.wrapping_add(500));
             let plain = Packet { seq: 0x0bad_cafe, ack: behind, ttl: 33, ..session.packet(DIRECTION) };
-            let blocks =
-                |echo, blocks: &[(u32, u32)]| [options::timestamps(3, echo), options::sack(blocks)].concat();
+            let blocks = |blocks: &[(u32, u32)]| [options::timestamps(3, 4), options::sack(blocks)].concat();
             for (packet, ack, options) in [
                 (plain.clone(), behind, vec![]),
                 (Packet { ack: ahead, ..plain.clone() }, own_end, vec![]),
@@ -162,20 +161,15 @@ fn a_copy_becomes_an_acknowledgement_that_the_socket_takes() {
                     behind,
                     vec![],
                 ),
-                (
-                    Packet { options: options::timestamps(3, 4), ..plain.clone() },
-                    behind,
-                    options::timestamps(3, 0),
-                ),
+                (Packet { options: options::timestamps(3, 4), ..plain.clone() }, behind, vec![1; 12]),
                 (
                     Packet {
-                        options: blocks(4, &[(behind, ahead), (behind, own_end)]),
+                        options: blocks(&[(behind, ahead), (behind, own_end)]),
                         payload: vec![1],
                         ..plain.clone()
                     },
                     behind,
-                    // Nothing is echoed.
-                    blocks(0, &[(behind, own_end), (behind, own_end)]),
+                    [vec![1; 12], options::sack(&[(behind, own_end), (behind, own_end)])].concat(),
                 ),
                 (
                     Packet { options: options::sack(&[(behind, ahead)]), ..plain.clone() },
