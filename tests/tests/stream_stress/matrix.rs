@@ -142,7 +142,11 @@ impl<'t> Matrix<'t> {
 
     fn cell(&self, family: Family, options: Options, rates: Rates, seed: u64, streams: usize) -> Result<f64> {
         let load = Load { kind: Kind::Whole, seed, streams, parallel: PARALLEL };
+        let before = self.observe()?;
         let direct = self.packet.without_steer(family, load)?;
+        for (netns, grown) in self.topology.all().zip(self.since(&before)?) {
+            println!("  direct, {}: {}", netns.name(), grown.only(&DAMAGE));
+        }
         let before = self.observe()?;
         let round = self.packet.round(family, load)?;
         let grown = self.since(&before)?;
