@@ -304,7 +304,7 @@ fn at_every_step_of_a_hand_over_a_death_is_survived_or_learned_at_once() {
     }
     let Some(binary) = binary_with_failpoints() else {
         return require::skip(
-            "needs `cargo build -p proxy-userspace --features failpoints --target-dir target/failpoints`",
+            "needs `cargo build -p steer --features failpoints --target-dir target/failpoints`",
         );
     };
     let (steps, times) = asked();
