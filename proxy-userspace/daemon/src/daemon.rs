@@ -8,6 +8,7 @@ mod threads;
 
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use steer_policy::config::Config;
 use tokio::runtime::Handle;
 use tokio::time::sleep;
@@ -243,15 +244,14 @@ fn start_successor(successor: &mut Successor) {
 
 /// A relayed stream holds two descriptors, and the soft limit is 1,024 almost everywhere.
 fn raise_fd_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer is to a live rlimit.
-    let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    if read == 0 && limit.rlim_cur < limit.rlim_max {
-        limit.rlim_cur = limit.rlim_max;
-        // SAFETY: as above; the value is within the hard limit.
-        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
-            let error = std::io::Error::last_os_error();
-            tracing::warn!(%error, "cannot raise the limit of open files to {}", limit.rlim_max);
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        match limit.maximum {
+            Some(maximum) => tracing::warn!(%error, "cannot raise the limit of open files to {maximum}"),
+            None => tracing::warn!(%error, "cannot remove the limit of open files"),
         }
     }
 }

@@ -1,18 +1,19 @@
-//! Steer's daemon, in reading order: what it is told (`config`), where a client belongs
-//! (`affinity`, `routing`, `upstream`), how a request travels (`http`), how an upgraded stream is
-//! carried (`splice`, `kernel`), and how all of it is seen (`telemetry`, `admin`, `cli`).
+//! Steer's daemon, in reading order: the clusters as they are now (`upstream`), how a request travels (`http`), how an
+//! upgraded stream is carried (`splice`), how one process follows another (`takeover`), and how all of it is started and
+//! seen (`daemon`, `telemetry`, `admin`, `cli`).
+//!
+//! What is decided without a socket stands in [`steer_policy`], what is asked of the kernel in [`steer_kernel`].
+#![forbid(unsafe_code)]
 
 pub mod upstream;
 
 pub mod http;
 
-pub mod kernel;
 pub mod splice;
 pub mod takeover;
 
 pub mod admin;
 pub mod cli;
 pub mod daemon;
-mod failpoint;
 mod systemd;
 pub mod telemetry;

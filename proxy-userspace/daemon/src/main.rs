@@ -1,23 +1,8 @@
 //! `steer`: see [`steer::cli`]. Here are only the entry and the allocator.
+#![forbid(unsafe_code)]
 
-use std::ffi::c_char;
-
-/// Thousands of streams come and go at once. glibc's allocator keeps what they held for ever (18 of 25
-/// MiB after 3,000 streams); this one gives it back.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// jemalloc's `malloc_conf`: a thread of its own returns pages that were not used for a second.
-// SAFETY: jemalloc declares this name as `const char *` and only reads it.
-#[unsafe(export_name = "_rjem_malloc_conf")]
-static MALLOC_CONF: MallocConf =
-    MallocConf(c"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0".as_ptr());
-
-#[repr(transparent)]
-struct MallocConf(*const c_char);
-
-// SAFETY: the pointer is to a constant.
-unsafe impl Sync for MallocConf {}
+static ALLOCATOR: steer_kernel::memory::Allocator = steer_kernel::memory::Allocator;
 
 fn main() -> std::process::ExitCode {
     steer::cli::main()

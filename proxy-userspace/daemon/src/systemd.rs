@@ -3,18 +3,16 @@
 use std::env;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+use steer_kernel::process;
+use steer_kernel::tcp::clock;
 
-use crate::kernel::clock;
-
-/// The first descriptor that is given.
-const LISTEN_FDS_START: RawFd = 3;
 /// The variables by which a process is given sockets, which are not for its children.
 pub(crate) const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
@@ -68,13 +66,11 @@ pub(crate) fn listen_fds() -> Vec<TcpListener> {
     if number("LISTEN_PID") != Some(std::process::id()) {
         return Vec::new();
     }
-    let count = RawFd::try_from(number("LISTEN_FDS").unwrap_or(0)).unwrap_or(0);
-    (LISTEN_FDS_START..LISTEN_FDS_START + count).filter_map(listener).collect()
+    let passed = process::passed_descriptors(number("LISTEN_FDS").unwrap_or(0));
+    passed.into_iter().filter_map(|(descriptor, socket)| listener(descriptor, socket)).collect()
 }
 
-fn listener(descriptor: RawFd) -> Option<TcpListener> {
-    // SAFETY: the manager has opened it for this process, and says so; nobody else here uses it.
-    let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
+fn listener(descriptor: RawFd, socket: OwnedFd) -> Option<TcpListener> {
     let listens = fcntl_setfd(&socket, FdFlags::CLOEXEC).and_then(|()| {
         let is_inet = matches!(socket_domain(&socket)?, AddressFamily::INET | AddressFamily::INET6);
         Ok(is_inet && socket_acceptconn(&socket)?)

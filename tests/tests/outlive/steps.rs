@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, Map, MapData};
 use proxy_common::abi;
 use proxy_common::flow::{Conn, Direction, state};
-use steer::kernel::packet::Ends;
+use steer_kernel::bpf::packet::Ends;
 use steer_tests::eventually::eventually;
 use steer_tests::require;
 use steer_tests::steer::{Attach, binary_with_failpoints};

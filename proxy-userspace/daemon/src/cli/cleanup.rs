@@ -1,12 +1,12 @@
 //! `steer cleanup`: removes what stopped Steers have left and nobody needs.
 
 use anyhow::Context as _;
+use proxy_common::instance::Instance;
 use serde_json::{Value, json};
-use steer_policy::config::Instance;
+use steer_kernel::bpf::packet::pinned::{self, Pinned};
+use steer_kernel::bpf::packet::{Orphans, remove_pinned};
+use steer_kernel::bpf::pins::{self, Pins, PinsError};
 
-use crate::kernel::packet::pinned::{self, Pinned};
-use crate::kernel::packet::{Orphans, remove_pinned};
-use crate::kernel::pins::{self, Pins, PinsError};
 use crate::splice::packet::detach;
 use crate::takeover;
 use crate::upstream::ports;

@@ -1,13 +1,13 @@
 //! `steer detach`: ends the streams that a stopped Steer has left to the kernel.
 
 use anyhow::Context as _;
+use proxy_common::instance::Instance;
 use serde_json::json;
-use steer_policy::config::Instance;
+use steer_kernel::bpf::packet::pinned::{self, Pinned};
+use steer_kernel::bpf::packet::remove_pinned;
+use steer_kernel::bpf::pins::{Pins, PinsError};
 
 use super::cleanup::{orphans, others, said_of_orphans};
-use crate::kernel::packet::pinned::{self, Pinned};
-use crate::kernel::packet::remove_pinned;
-use crate::kernel::pins::{Pins, PinsError};
 use crate::splice::packet::detach;
 use crate::takeover;
 use crate::upstream::ports;

@@ -7,11 +7,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use proxy_common::flow::state;
 use serde_json::json;
+use steer_kernel::bpf::packet::inspect::{self, Found, Stream};
+use steer_kernel::tcp::clock;
 use steer_policy::config;
 use xxhash_rust::xxh64::xxh64;
-
-use crate::kernel::clock;
-use crate::kernel::packet::inspect::{self, Found, Stream};
 
 /// Show the streams that the kernel carries, from its maps (needs root)
 #[derive(Debug, clap::Args)]

@@ -39,7 +39,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
     if !matches!(command, Command::Run(_)) {
-        end_with_the_reader();
+        // `steer route ... | head` ends quietly; else printing to a closed pipe panics.
+        steer_kernel::process::end_with_the_reader();
     }
     match command {
         Command::Check(args) => check::run(&args),
@@ -50,13 +51,6 @@ pub fn main() -> ExitCode {
         Command::Route(args) => exit_code(route::run(&args)),
         Command::Run(run) => exit_code(run.run()),
     }
-}
-
-/// Lets `steer route ... | head` end quietly, as other programs do: Rust starts with SIGPIPE ignored, and
-/// then printing to a closed pipe panics.
-fn end_with_the_reader() {
-    // SAFETY: takes two numbers; no thread has been started that could race with it.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 fn exit_code(done: anyhow::Result<()>) -> ExitCode {

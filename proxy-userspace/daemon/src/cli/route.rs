@@ -10,10 +10,10 @@ use anyhow::Context as _;
 use http::header::HOST;
 use http::{HeaderName, HeaderValue, Method, Uri, Version, request};
 use serde::{Deserialize, Serialize};
+use steer_kernel::net::node;
 use steer_policy::config::{self, Config, Listener};
 use steer_policy::routing::{self, Connection, Refusal};
 
-use crate::kernel::node;
 use crate::telemetry::Telemetry;
 use crate::upstream::Clusters;
 

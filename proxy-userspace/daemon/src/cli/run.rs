@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::builder::PossibleValue;
 use clap::{ArgGroup, Args, ValueEnum};
-use steer_policy::config::{self, Config, HashSource, Instance, SpliceMode};
+use proxy_common::instance::Instance;
+use steer_policy::config::{self, Config, HashSource, SpliceMode};
 
 use crate::daemon;
 use crate::telemetry::log;

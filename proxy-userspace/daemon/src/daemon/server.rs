@@ -5,7 +5,11 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use steer_policy::config::{Config, Instance, Listener, SpliceMode};
+use proxy_common::instance::Instance;
+use steer_kernel::bpf::packet::pinned;
+use steer_kernel::failpoint;
+use steer_kernel::net::node;
+use steer_policy::config::{Config, Listener, SpliceMode};
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -14,10 +18,7 @@ use tokio::time::sleep;
 
 use super::sockets::Sockets;
 use crate::admin::Admin;
-use crate::failpoint;
 use crate::http::{self, Phase, Shared, Worker};
-use crate::kernel::node;
-use crate::kernel::packet::pinned;
 use crate::splice::Splicer;
 use crate::splice::packet::Before;
 use crate::takeover::{Request, TakeoverError};

@@ -9,6 +9,8 @@ use http::HeaderValue;
 use prometheus::IntGauge;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::SockRef;
+use steer_kernel::ready;
+use steer_kernel::tcp::repair;
 use steer_policy::config;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -16,7 +18,6 @@ use tokio::sync::{mpsc, watch};
 
 use super::worker::{Load, Worker, least_loaded};
 use super::{Phase, Shared, server};
-use crate::kernel::repair;
 use crate::upstream::connect;
 
 /// Connections that the kernel has completed and that wait to be accepted.
@@ -89,9 +90,7 @@ pub fn inherit(socket: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
 
 fn listen(socket: socket2::Socket) -> io::Result<AsyncFd<TcpListener>> {
     socket.listen(BACKLOG)?;
-    // SAFETY: a listening socket has one descriptor, open until it is dropped.
-    let socket = unsafe { AsyncFd::register_with_interest(TcpListener::from(socket), Interest::READABLE) };
-    Ok(socket?)
+    ready::listener(socket.into())
 }
 
 /// Announces no larger segments to the clients that connect from now on.

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1::{self, UpgradeableConnection};
 use hyper::service::{Service, service_fn};
 use socket2::SockRef;
+use steer_kernel::net::node;
 use steer_policy::http1::framing::Limits;
 use steer_policy::routing;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,7 +28,6 @@ use super::forward::{self, ResponseBody};
 use super::guard::Guard;
 use super::listener::{Accepted, Front};
 use super::{Downstream, Phase};
-use crate::kernel::node;
 use crate::splice::Session;
 
 /// hyper's own limits are looser than the guard's, which answers first.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use steer_kernel::tcp::receive::{self, Received};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::coop;
@@ -16,7 +17,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::pipe::{Pipe, Pipes};
 use super::{End, Session};
-use crate::kernel::receive::{self, Received};
 
 /// Bytes that one read takes at most. Also bounds what a stream whose reader stalls keeps in
 /// userspace (in each direction): the part of one read that could not be written.

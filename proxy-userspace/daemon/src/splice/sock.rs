@@ -18,6 +18,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use proxy_common::reason::Reason;
 use socket2::SockRef;
+use steer_kernel::bpf::loader::{self, LoadError, SockPrograms};
+use steer_kernel::bpf::sock::maps::{Entries, SockMaps};
+use steer_kernel::bpf::sock::probe::{self, ProbeError};
+use steer_kernel::tcp::tcp_info::{self, TcpInfo};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
@@ -25,10 +29,6 @@ use self::gauge::MapEntries;
 use self::lane::{Lane, Socket};
 use self::watch::Watch;
 use super::{End, Path, Refused, Session};
-use crate::kernel::loader::{self, LoadError, SockPrograms};
-use crate::kernel::maps::{Entries, SockMaps};
-use crate::kernel::probe::{self, ProbeError};
-use crate::kernel::tcp_info::{self, TcpInfo};
 use crate::telemetry::Telemetry;
 use crate::telemetry::flows::{Flow, FlowGuard, KernelBytes};
 

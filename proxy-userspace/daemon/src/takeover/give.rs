@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use proxy_common::instance::Instance;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
-use rustix::process::{Signal, pidfd_send_signal};
-use steer_policy::config::Instance;
+use rustix::process::{Signal, geteuid, pidfd_send_signal};
+use steer_kernel::net::host;
+use steer_kernel::ready;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -22,7 +24,6 @@ use tokio::time::sleep;
 
 use super::wire::{Channel, MAX_DESCRIPTORS, Message, PROTOCOL};
 use super::{ANSWER, Process, TakeoverError, WORK, path_of};
-use crate::kernel::host;
 
 const BACKLOG: i32 = 16;
 /// When there are no descriptors left, somebody must give one back first.
@@ -112,8 +113,7 @@ fn make_socket(path: &Path, taken_over: bool) -> io::Result<(AsyncFd<OwnedFd>, u
     listen(&socket, BACKLOG)?;
     let number = fs::metadata(&unnamed)?.ino();
     fs::rename(&unnamed, path)?;
-    // SAFETY: an OwnedFd is one descriptor, open until it is dropped.
-    let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+    let socket = ready::descriptor(socket, Interest::READABLE)?;
     Ok((socket, number))
 }
 
@@ -150,8 +150,7 @@ async fn examine(
     channel: &Channel,
     only_one: Arc<Semaphore>,
 ) -> Result<(Process, String, OwnedSemaphorePermit), String> {
-    // SAFETY: takes nothing and cannot fail.
-    let own_uid = unsafe { libc::geteuid() };
+    let own_uid = geteuid().as_raw();
     if channel.uid != own_uid && channel.uid != 0 {
         return Err(format!("user {} may not take over from user {own_uid}", channel.uid));
     }

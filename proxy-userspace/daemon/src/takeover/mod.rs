@@ -28,8 +28,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proxy_common::instance::Instance;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use steer_policy::config::Instance;
+use steer_kernel::ready;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
@@ -100,8 +101,7 @@ impl Process {
             io::Error::new(io::ErrorKind::NotFound, "it is in another namespace of processes")
         })?;
         let descriptor = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        // SAFETY: an OwnedFd is one descriptor, open until it is dropped.
-        Ok(Self(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?))
+        ready::descriptor(descriptor, Interest::READABLE).map(Self)
     }
 
     /// Whether it ends within a time in which one that dies is gone, with all that it had open.

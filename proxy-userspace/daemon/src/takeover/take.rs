@@ -4,14 +4,14 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 
+use proxy_common::instance::Instance;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use steer_policy::config::Instance;
+use steer_kernel::failpoint;
+use steer_kernel::net::host;
 
 use super::wire::{Channel, Message, PROTOCOL};
 use super::{ANSWER, Process, TakeoverError, WORK, path_of};
-use crate::failpoint;
-use crate::kernel::host;
 
 /// A takeover that has begun; the other process serves.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
+use steer_kernel::ready;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
@@ -64,9 +65,7 @@ impl Channel {
     /// Must be called inside a tokio runtime. The socket must be connected and not block.
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
         let peer = getsockopt(&socket, PeerCredentials)?;
-        // SAFETY: an OwnedFd is one descriptor, open until it is dropped.
-        let socket =
-            unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE) }?;
+        let socket = ready::descriptor(socket, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self { socket, pid: peer.pid(), uid: peer.uid() })
     }
 

@@ -14,6 +14,8 @@ use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use prometheus::IntCounter;
 use rand::seq::SliceRandom as _;
 use socket2::{SockRef, TcpKeepalive};
+use steer_kernel::tcp::tcp_info::TcpInfo;
+use steer_kernel::tcp::{receive, repair};
 use steer_policy::config;
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
@@ -21,8 +23,6 @@ use tokio::time::sleep;
 
 use super::mss::{self, ClientTcp};
 use super::ports::{Lease, SourcePorts};
-use crate::kernel::tcp_info::TcpInfo;
-use crate::kernel::{receive, repair};
 use crate::telemetry::Telemetry;
 
 /// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.

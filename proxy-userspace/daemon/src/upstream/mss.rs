@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
+use steer_kernel::net::host;
+use steer_kernel::net::route::{Hop, Routes};
+use steer_kernel::tcp::tcp_info::{TIMESTAMP_BYTES, TcpInfo};
 use steer_policy::config::{self, Cluster, ClusterIndex, Config, Listener, Route};
-
-use crate::kernel::host;
-use crate::kernel::route::{Hop, Routes};
-use crate::kernel::tcp_info::{TIMESTAMP_BYTES, TcpInfo};
 
 /// Headers without options, of IP and TCP together.
 const IPV4_HEADERS: u32 = 40;

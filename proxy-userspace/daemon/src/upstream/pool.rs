@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
+use steer_kernel::tcp::tcp_info::TcpInfo;
 use steer_policy::config::{ClusterIndex, Config};
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -22,7 +23,6 @@ use self::kept::{Kept, Outgoing};
 use super::connect::{ConnectError, Connector};
 use super::mss::ClientTcp;
 use super::ports::SourcePorts;
-use crate::kernel::tcp_info::TcpInfo;
 use crate::telemetry::Telemetry;
 
 pub use self::body::Body;

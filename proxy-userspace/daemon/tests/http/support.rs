@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use proxy_common::instance::Instance;
 use socket2::SockRef;
 use steer::http::{self, Phase, Shared, Worker};
 use steer::splice::Splicer;
@@ -15,7 +16,7 @@ use steer::upstream::Clusters;
 use steer::upstream::pool::Pool;
 use steer_policy::config::{
     Cluster, Config, Endpoint, HashFunction, HashPolicy, HashSource, HeaderSource, Health, HttpOptions,
-    Instance, LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, VirtualHost,
+    LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, VirtualHost,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -26,11 +26,11 @@ mod tests;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use proxy_common::instance::Instance;
 use regex::bytes::Regex;
 
 pub use error::{LoadError, Problem};
 pub use flags::from_flags;
-pub use instance::{Instance, InvalidInstance};
 pub use load::{Format, Loaded, load, parse, read};
 pub use packet_splice::{Keepalive, MSS, PacketSplice};
 pub use print::to_yaml;

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use proxy_common::flow::{Conn, Direction, FlowRef, output, state};
+use steer_kernel::bpf::packet::{Ends, FlowKey};
+use steer_kernel::tcp::clock;
 use steer_policy::config;
 use xxhash_rust::xxh64::xxh64;
 
 use super::PacketSplice;
 use super::record::{Carried, Record, Records};
 use super::table::Stream;
-use crate::kernel::clock;
-use crate::kernel::packet::{Ends, FlowKey};
 use crate::telemetry::flows::{FlowGuard, FlowInfo};
 use crate::upstream::ports::SourcePorts;
 

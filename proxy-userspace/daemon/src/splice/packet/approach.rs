@@ -8,6 +8,10 @@ use bytes::Bytes;
 use proxy_common::flow::{Conn, DirLive, Direction, bits, flags};
 use proxy_common::reason::Reason;
 use socket2::SockRef;
+use steer_kernel::failpoint;
+use steer_kernel::tcp::clock;
+use steer_kernel::tcp::repair;
+use steer_kernel::tcp::tcp_info::{self, TIMESTAMP_BYTES, TcpInfo};
 use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh64::xxh64;
 
@@ -17,10 +21,6 @@ use super::hand_over::{HandOver, Switched};
 use super::lanes::Fin;
 use super::record::Record;
 use super::relayed::Relayed;
-use crate::failpoint;
-use crate::kernel::clock;
-use crate::kernel::repair;
-use crate::kernel::tcp_info::{self, TIMESTAMP_BYTES, TcpInfo};
 use crate::splice::Refused;
 
 /// What the sockets offer until the switch. If it is more than the other peer takes, segments are under way at the switch that

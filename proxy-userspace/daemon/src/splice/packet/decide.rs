@@ -5,11 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use bytemuck::Zeroable as _;
 use proxy_common::flow::{DirFixed, Direction, flags, output};
 use proxy_common::reason::Reason;
-
-use crate::kernel::host::InterfaceKind;
-use crate::kernel::packet::{wire_address, wire_ports};
-use crate::kernel::route::Hop;
-use crate::kernel::tcp_info::{TIMESTAMP_BYTES, TcpOptions};
+use steer_kernel::bpf::packet::{wire_address, wire_ports};
+use steer_kernel::net::host::InterfaceKind;
+use steer_kernel::net::route::Hop;
+use steer_kernel::tcp::tcp_info::{TIMESTAMP_BYTES, TcpOptions};
 
 /// What holds for the whole host.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +55,7 @@ pub(super) struct Plan {
     pub(super) flows: [DirFixed; 2],
     /// The interfaces that the peers' packets arrive on, in the same order.
     pub(super) arrive_on: [u32; 2],
-    /// By [`Direction`]: [`crate::kernel::repair::timestamp_offset`] of the connection that its packets leave on; not looked at
+    /// By [`Direction`]: [`steer_kernel::tcp::repair::timestamp_offset`] of the connection that its packets leave on; not looked at
     /// without timestamps.
     pub(super) ts_offsets: [u32; 2],
 }

@@ -4,11 +4,11 @@ use std::io;
 use std::thread;
 
 use proxy_common::flow::state;
+use steer_kernel::bpf::packet::pinned::Pinned;
+use steer_kernel::tcp::raw::RawSender;
 
 use super::life::RESET_LINGER;
 use super::record::{abort, abort_again};
-use crate::kernel::packet::pinned::Pinned;
-use crate::kernel::raw::RawSender;
 
 /// How many of an instance's streams live.
 pub fn living(found: &Pinned) -> usize {

@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_common::flow::{Direction, flags, state};
+use steer_kernel::failpoint;
+use steer_kernel::tcp::{clock, repair, tcp_info};
 use tokio::net::TcpStream;
 use tokio::task::coop;
 use tokio::time::{Instant, timeout};
@@ -27,8 +29,6 @@ use super::lanes::{Lanes, Watcher};
 use super::life::{Life, Look, Step};
 use super::record::{Carried, Record};
 use super::table::Stream;
-use crate::failpoint;
-use crate::kernel::{clock, repair, tcp_info};
 use crate::splice::relay::Broken;
 use crate::splice::{End, Path};
 use crate::telemetry::flows::{FlowGuard, KernelBytes};

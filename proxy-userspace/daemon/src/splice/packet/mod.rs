@@ -30,8 +30,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use proxy_common::instance::Instance;
 use proxy_common::reason::Reason;
-use steer_policy::config::{Config, Instance};
+use steer_kernel::bpf::grace::Grace;
+use steer_kernel::bpf::loader::LoadError;
+use steer_kernel::bpf::packet::{FlowEvents, PacketKernel, pinned};
+use steer_kernel::bpf::pins::{Pins, PinsError};
+use steer_policy::config::Config;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -43,10 +48,6 @@ use self::relayed::Relayed;
 use self::survey::Survey;
 use self::table::Table;
 use super::{Refused, Session};
-use crate::kernel::grace::Grace;
-use crate::kernel::loader::LoadError;
-use crate::kernel::packet::{FlowEvents, PacketKernel, pinned};
-use crate::kernel::pins::{Pins, PinsError};
 use crate::telemetry::Telemetry;
 use crate::upstream::ports::{self, SourcePorts};
 
@@ -68,7 +69,7 @@ pub enum StartError {
          process another name with --instance"
     )]
     Foreign {
-        instance: Instance,
+        instance: String,
         #[source]
         source: LoadError,
     },
@@ -306,7 +307,7 @@ fn load(config: &Config, before: Before) -> Result<(PacketKernel, FlowEvents), S
     };
     let loaded =
         PacketKernel::load(settings.max_streams, settings.mark, pins).map_err(|error| match error {
-            LoadError::Pinned(_) => StartError::Foreign { instance: instance.clone(), source: error },
+            LoadError::Pinned(_) => StartError::Foreign { instance: instance.to_string(), source: error },
             error => error.into(),
         })?;
     // Not of a splice that does not come about.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_common::flow::event;
+use steer_kernel::bpf::grace::Grace;
+use steer_kernel::bpf::packet::FlowEvents;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::record::Records;
 use super::table::Table;
-use crate::kernel::grace::Grace;
-use crate::kernel::packet::FlowEvents;
 
 /// How often it is seen to what no event tells, or a lost one would have, and the kernel is told that somebody does.
 const SWEEP: Duration = Duration::from_secs(1);

@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use prometheus::IntGauge;
 use proxy_common::flow::{Conn, DirLive, Direction, Flow, FlowRef, bits, flags, state};
 use proxy_common::reason::Reason;
+use steer_kernel::bpf::packet::{Conns, Ends, FlowKey, PacketKernel};
+use steer_kernel::tcp::clock;
+use steer_kernel::tcp::raw::{RawSender, Segment};
 use tokio::sync::Notify;
 
 use super::gate::Gate;
 use super::segments;
 use super::unfit::Unfit;
-use crate::kernel::clock;
-use crate::kernel::packet::{Conns, Ends, FlowKey, PacketKernel};
-use crate::kernel::raw::{RawSender, Segment};
 use crate::telemetry::flows::KernelBytes;
 
 /// The kernel's part, and the records that wait to be used again.
@@ -99,7 +99,7 @@ impl Record {
     }
 
     /// Sets [`proxy_common::flow::DirFixed::ts_floor`] of each direction, whose packets leave on a connection with this
-    /// [`timestamp_offset`](crate::kernel::repair::timestamp_offset). To be called when the sockets are marked: nothing that
+    /// [`timestamp_offset`](steer_kernel::tcp::repair::timestamp_offset). To be called when the sockets are marked: nothing that
     /// they have sent until this returns goes beyond the floor, and the egress program raises the floor to what they send until the
     /// record is active. The floor is not further ahead of the clock than need be: what was sent just before it was set, and is
     /// overtaken, is refused then as it would be without it.

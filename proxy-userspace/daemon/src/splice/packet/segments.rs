@@ -5,9 +5,8 @@ use proxy_common::flow::{Conn, Direction, flags};
 use proxy_common::packet::headers::tcp_flags;
 use proxy_common::packet::rewrite::{self, Timestamps};
 use proxy_common::packet::seq;
-
-use crate::kernel::packet::Ends;
-use crate::kernel::raw::Segment;
+use steer_kernel::bpf::packet::Ends;
+use steer_kernel::tcp::raw::Segment;
 
 /// A keepalive probe for the peer that `from` comes from: a segment with nothing in it, one before what the
 /// peer expects, which has to be answered.

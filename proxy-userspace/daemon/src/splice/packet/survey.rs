@@ -5,14 +5,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use proxy_common::reason::Reason;
+use steer_kernel::net::conntrack::Conntrack;
+use steer_kernel::net::host::{self, InterfaceKind};
+use steer_kernel::net::route::Routes;
+use steer_kernel::tcp::repair;
+use steer_kernel::tcp::tcp_info::TcpInfo;
 use tokio::net::TcpStream;
 
 use super::decide::{Host, Leg};
-use crate::kernel::conntrack::Conntrack;
-use crate::kernel::host::{self, InterfaceKind};
-use crate::kernel::repair;
-use crate::kernel::route::Routes;
-use crate::kernel::tcp_info::TcpInfo;
 
 /// Settings of the host change, and are not worth asking for each stream.
 const HOST_AGE: Duration = Duration::from_secs(5);

@@ -4,10 +4,10 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proxy_common::stat::Stat;
+use steer_kernel::tcp::clock;
 
 use super::life::{Life, Limits, Look, Step};
 use super::record::{Carried, Record, Records};
-use crate::kernel::clock;
 use crate::splice::End;
 use crate::telemetry::flows::FlowGuard;
 use crate::upstream::ports::Lease;

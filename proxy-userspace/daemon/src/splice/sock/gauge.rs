@@ -5,8 +5,7 @@ use std::sync::Arc;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts};
-
-use crate::kernel::maps::SockMaps;
+use steer_kernel::bpf::sock::maps::SockMaps;
 
 pub(super) struct MapEntries {
     maps: Arc<SockMaps>,

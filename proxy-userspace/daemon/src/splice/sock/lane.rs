@@ -5,7 +5,7 @@
 //! segments; only then the socket gets its verdict program, and a kick makes that look at what has
 //! come in between. After that userspace does not read from the socket again.
 //!
-//! Why taking back loses nothing: see [`crate::kernel::hold`]. It always concerns both directions. A
+//! Why taking back loses nothing: see [`steer_kernel::tcp::hold`]. It always concerns both directions. A
 //! socket has *one* queue, for what is redirected to it and for what the gate leaves to it, in
 //! order of arrival: were one direction left in the kernel, its gate would one day put segments
 //! behind those of the stalled one, where they neither move nor count as received.
@@ -21,13 +21,13 @@ use bytes::Bytes;
 use proxy_common::reason::Reason;
 use proxy_common::sock::{SockCredit, gate};
 use socket2::SockRef;
+use steer_kernel::tcp::hold::{self, Hold};
+use steer_kernel::tcp::tcp_info::{self, TcpInfo};
 use tokio::time::{Instant, sleep};
 
 use super::super::relay::{Broken, pump, write_all};
 use super::Shared;
 use super::watch::{GATE, HANG_UP, Signal, TAKE_BACK, WARN, Watch};
-use crate::kernel::hold::{self, Hold};
-use crate::kernel::tcp_info::{self, TcpInfo};
 use crate::telemetry::flows::Flow;
 
 /// Payload bytes that a flow may move without userspace looking at its reader: the most that the

@@ -3,11 +3,15 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proxy_common::sock::{SockEvent, event};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+use steer_kernel::ready;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
@@ -22,6 +26,9 @@ pub(super) const WARN: u8 = 4;
 pub(super) const GATE: u8 = 8;
 /// The session goes back to userspace.
 pub(super) const TAKE_BACK: u8 = 16;
+
+/// Not to wait.
+const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// What has happened to one socket and was not looked at yet. For one waiter of each kind.
 #[derive(Debug, Default)]
@@ -68,12 +75,8 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new() -> io::Result<Self> {
-        // SAFETY: takes a number and touches no memory.
-        let epoll = checked(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-        // SAFETY: a new descriptor that nothing else owns.
-        let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
-        // SAFETY: an `OwnedFd` always gives the same descriptor, and closes it when dropped.
-        let epoll = unsafe { AsyncFd::register_with_interest(epoll, Interest::READABLE) }?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let epoll = ready::descriptor(epoll, Interest::READABLE)?;
         Ok(Self { epoll, signals: Mutex::default() })
     }
 
@@ -83,13 +86,10 @@ impl Watch {
         self.signals().insert(cookie, Arc::clone(&signal));
         // Neither EPOLLIN nor EPOLLPRI: the kernel would wake userspace for each segment that it
         // redirects. EPOLLHUP and EPOLLERR are implied.
-        let mut event = libc::epoll_event { events: (libc::EPOLLRDHUP | libc::EPOLLET) as u32, u64: cookie };
-        let (epoll, socket) = (self.epoll.as_raw_fd(), socket.as_fd().as_raw_fd());
-        // SAFETY: both descriptors are open, and the pointer is to a local.
-        let added = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, socket, &raw mut event) };
-        if let Err(error) = checked(added) {
+        let flags = EventFlags::RDHUP | EventFlags::ET;
+        if let Err(error) = epoll::add(&self.epoll, socket, EventData::new_u64(cookie), flags) {
             self.signals().remove(&cookie);
-            return Err(error);
+            return Err(error.into());
         }
         Ok(signal)
     }
@@ -97,10 +97,7 @@ impl Watch {
     /// Ends it; the socket must still be open.
     pub(super) fn remove(&self, cookie: u64, socket: impl AsFd) {
         self.signals().remove(&cookie);
-        let (epoll, socket) = (self.epoll.as_raw_fd(), socket.as_fd().as_raw_fd());
-        // SAFETY: both descriptors are open; no event is read for a removal.
-        let removed = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, socket, std::ptr::null_mut()) };
-        if let Err(error) = checked(removed) {
+        if let Err(error) = epoll::delete(&self.epoll, socket) {
             tracing::warn!(%error, "cannot stop watching a socket");
         }
     }
@@ -115,29 +112,32 @@ impl Watch {
 
     /// Passes on what epoll tells, until it is dropped.
     pub(super) async fn run(self: Arc<Self>) {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 256];
         loop {
             let Ok(mut ready) = self.epoll.readable().await else { return };
-            // SAFETY: the pointer and the length are those of a local.
-            let got = checked(unsafe {
-                libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), events.len() as i32, 0)
-            });
-            let got = match got {
-                Ok(got) => got as usize,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            match self.pass_on() {
+                Ok(true) => {}
+                Ok(false) => ready.clear_ready(),
                 Err(error) => {
                     tracing::error!(%error, "cannot wait for spliced sockets");
                     return;
                 }
-            };
-            for event in &events[..got] {
-                let broken = event.events & libc::EPOLLERR as u32 != 0;
-                self.raise(event.u64, if broken { HANG_UP | BROKEN } else { HANG_UP });
-            }
-            if got < events.len() {
-                ready.clear_ready();
             }
         }
+    }
+
+    /// Passes on what epoll has to tell now. Returns whether there may be more.
+    fn pass_on(&self) -> io::Result<bool> {
+        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 256];
+        let got = match epoll::wait(&self.epoll, &mut events[..], Some(&AT_ONCE)) {
+            Ok(got) => got,
+            Err(Errno::INTR) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        };
+        for &Event { flags, data } in &events[..got] {
+            let broken = flags.contains(EventFlags::ERR);
+            self.raise(data.u64(), if broken { HANG_UP | BROKEN } else { HANG_UP });
+        }
+        Ok(got == events.len())
     }
 
     /// A socket that is not watched any more has nobody who cares.
@@ -151,10 +151,6 @@ impl Watch {
         // Nothing panics while the lock is held.
         self.signals.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 #[cfg(test)]

@@ -18,11 +18,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use prometheus::{IntGauge, IntGaugeVec};
+use steer_kernel::net::host;
+use steer_kernel::net::route::Sources;
 use thiserror::Error;
 
 use self::free::FreePorts;
-use crate::kernel::host;
-use crate::kernel::route::Sources;
 use crate::telemetry::Telemetry;
 
 /// Hands out source ports. One for the whole process; clones share everything.
