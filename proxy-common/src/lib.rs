@@ -10,6 +10,7 @@ pub mod about;
 pub mod ageing;
 pub mod fault;
 pub mod flow;
+pub mod instance;
 mod labels;
 pub mod layout;
 pub mod packet;

@@ -1,4 +1,4 @@
-//! Holding back what arrives at a socket (`kernel::hold`), on loopback. Needs root: some hosts let
+//! Holding back what arrives at a socket (`tcp::hold`), on loopback. Needs root: some hosts let
 //! nobody else attach a socket filter.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,8 +7,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use socket2::SockRef;
-use steer::kernel::hold::Hold;
-use steer::kernel::tcp_info::TcpInfo;
+use steer_kernel::tcp::hold::Hold;
+use steer_kernel::tcp::tcp_info::TcpInfo;
 use steer_tests::require;
 
 fn pair() -> (TcpStream, TcpStream) {

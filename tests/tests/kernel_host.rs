@@ -1,12 +1,12 @@
-//! What `kernel/` asks the kernel about routes, interfaces and settings, in namespaces of its own.
+//! What `steer-kernel` asks the kernel about routes, interfaces and settings, in namespaces of its own.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
-use steer::kernel::conntrack::Conntrack;
-use steer::kernel::host::{self, InterfaceKind, LOOPBACK_IFINDEX};
-use steer::kernel::route::{RouteError, Routes};
+use steer_kernel::net::conntrack::Conntrack;
+use steer_kernel::net::host::{self, InterfaceKind, LOOPBACK_IFINDEX};
+use steer_kernel::net::route::{RouteError, Routes};
 use steer_tests::netns::NetNs;
 use steer_tests::require;
 

@@ -1,4 +1,4 @@
-//! The packet splice's programs, maps and interfaces (`kernel::packet`), in namespaces.
+//! The packet splice's programs, maps and interfaces (`bpf::packet`), in namespaces.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::cell::RefCell;
@@ -13,10 +13,10 @@ use bytemuck::Zeroable as _;
 use proxy_common::flow::{Conn, Direction, FlowEvent, FlowRef, event, state};
 use proxy_common::stat::Stat;
 use socket2::{Domain, SockRef, Socket, Type};
-use steer::kernel::host::LOOPBACK_IFINDEX;
-use steer::kernel::packet::{
+use steer_kernel::bpf::packet::{
     AttachError, FlowEvents, FlowKey, Hook, InsertError, PacketKernel, wire_address, wire_ports,
 };
+use steer_kernel::net::host::LOOPBACK_IFINDEX;
 use steer_tests::netns::NetNs;
 use steer_tests::require;
 use tokio::runtime::{Builder, Runtime};

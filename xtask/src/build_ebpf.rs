@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use toolchain::Toolchain;
 
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
-/// Relative to the workspace; `proxy-userspace/build.rs` looks for the first two, the tests load the third.
+/// Relative to the workspace; `proxy-userspace/kernel/build.rs` looks for the first two, the tests load the third.
 pub(crate) const OBJECT: &str = "target/bpf/steer-ebpf.o";
 const OTHER_LAYOUT: &str = "target/bpf/steer-ebpf-other-layout.o";
 const FAULTS: &str = "target/bpf/faults-ebpf.o";

@@ -30,7 +30,7 @@ pub(crate) fn steer() -> Result<PathBuf> {
     step("Set-up: BPF object");
     run(Command::new(std::env::current_exe().context("cannot find xtask")?).arg("build-ebpf"))?;
     step("Set-up: steer, release build (some minutes the first time)");
-    run(&mut cargo(&["build", "--locked", "--release", "--package", "proxy-userspace", "--bin", "steer"]))?;
+    run(&mut cargo(&["build", "--locked", "--release", "--package", "steer", "--bin", "steer"]))?;
     Ok(target().join("release/steer"))
 }
 
@@ -48,8 +48,7 @@ pub(crate) fn steers_of_outlive() -> Result<()> {
 }
 
 fn build_for_tests(feature: &str) -> Result<()> {
-    let args =
-        "build --locked --package proxy-userspace --bin steer --target-dir target/failpoints --features";
+    let args = "build --locked --package steer --bin steer --target-dir target/failpoints --features";
     run_quietly(cargo(&args.split(' ').collect::<Vec<_>>()).arg(feature))
 }
 

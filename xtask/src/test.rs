@@ -47,12 +47,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 /// All suites, cheapest first: the checks, then the tests. The integration tests are found by their files.
 fn suites() -> Result<Vec<Suite>> {
     let mut suites = check::suites();
-    for name in test_files("proxy-userspace/tests")? {
-        suites.push(Suite::cargo(
-            &name,
-            false,
-            &format!("test --locked --package proxy-userspace --test {name}"),
-        ));
+    for name in test_files("proxy-userspace/daemon/tests")? {
+        suites.push(Suite::cargo(&name, false, &format!("test --locked --package steer --test {name}")));
     }
     let harness = "test --locked --package steer-tests --features bench --lib --bins";
     suites.push(Suite::cargo("harness", true, harness));

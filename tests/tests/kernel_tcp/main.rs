@@ -1,4 +1,4 @@
-//! What `kernel/` reads of TCP connections and does to them, held against what a peer sees on the wire.
+//! What `steer-kernel` reads of TCP connections and does to them, held against what a peer sees on the wire.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod capture;
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use proxy_common::packet::headers::tcp_flags;
 use socket2::{Domain, SockRef, Socket, Type};
-use steer::kernel::raw::{RawSender, Segment};
-use steer::kernel::tcp_info::{self, TcpInfo, TcpOptions};
-use steer::kernel::{clock, repair};
 use steer_tests::require;
 
 use capture::{Capture, Seen};
 use link::Link;
+use steer_kernel::tcp::raw::{RawSender, Segment};
+use steer_kernel::tcp::tcp_info::{self, TcpInfo, TcpOptions};
+use steer_kernel::tcp::{clock, repair};
 
 const MOMENT: Duration = Duration::from_millis(50);
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, Map, MapData};
 use proxy_common::abi;
 use proxy_common::flow::{Conn, Direction, state};
-use steer::kernel::packet::Ends;
+use steer_kernel::bpf::packet::Ends;
 use steer_tests::eventually::eventually;
 use steer_tests::require;
 use steer_tests::steer::{Attach, binary_with_failpoints};
@@ -304,7 +304,7 @@ fn at_every_step_of_a_hand_over_a_death_is_survived_or_learned_at_once() {
     }
     let Some(binary) = binary_with_failpoints() else {
         return require::skip(
-            "needs `cargo build -p proxy-userspace --features failpoints --target-dir target/failpoints`",
+            "needs `cargo build -p steer --features failpoints --target-dir target/failpoints`",
         );
     };
     let (steps, times) = asked();

@@ -6,7 +6,7 @@ use aya::maps::MapError;
 use proxy_common::ageing::{Ageing, GIVEN_UP_A_TICK, RECORDS_A_TICK};
 use proxy_common::flow::{Direction, FlowRef, state};
 use proxy_common::stat::Stat;
-use steer::kernel::clock::monotonic_ns;
+use steer_kernel::tcp::clock::monotonic_ns;
 use steer_tests::eventually::eventually;
 
 use crate::support::lab::{CONNS, Hook, Input, Lab, Verdict, in_namespace, in_namespace_with};

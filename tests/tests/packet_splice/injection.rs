@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
-use steer::kernel::repair;
+use steer_kernel::tcp::repair;
 use steer_tests::netns::NetNs;
 
 use crate::forge::{ACK, FIN, Forger, PSH, RST, SYN, Segment};

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use steer::config::SpliceMode;
-use steer::kernel::maps::Entries;
 use steer::splice::Session;
 use steer::splice::sock::SockSplice;
 use steer::telemetry::Telemetry;
 use steer::telemetry::flows::FlowInfo;
+use steer_kernel::bpf::sock::maps::Entries;
+use steer_policy::config::SpliceMode;
 use steer_tests::require;
 use steer_tests::topology::Topology;
 use tokio::net::TcpStream;

@@ -64,9 +64,7 @@ pub(crate) fn runtime() -> Runtime {
 pub(crate) fn failpoints() -> Option<PathBuf> {
     let binary = binary_with_failpoints();
     if binary.is_none() {
-        require::skip(
-            "needs `cargo build -p proxy-userspace --features failpoints --target-dir target/failpoints`",
-        );
+        require::skip("needs `cargo build -p steer --features failpoints --target-dir target/failpoints`");
     }
     binary
 }

@@ -50,7 +50,7 @@ fn each_says_why_and_changes_nothing() {
         assert!(answer(&nonsense).contains("refused"));
 
         // One that never gets further.
-        let netns = topology.proxy.run(|| steer::kernel::host::netns_cookie().unwrap()).unwrap();
+        let netns = topology.proxy.run(|| steer_kernel::net::host::netns_cookie().unwrap()).unwrap();
         let stuck = asks(bed);
         let words = format!(r#"{{"take_over":{{"protocol":1,"version":"0","netns":{netns}}}}}"#);
         send(&stuck, words.as_bytes(), SendFlags::empty()).unwrap();

@@ -1,0 +1,134 @@
+//! `steer run`: from arguments to a running daemon.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::builder::PossibleValue;
+use clap::{ArgGroup, Args, ValueEnum};
+use proxy_common::instance::Instance;
+use steer_policy::config::{self, Config, HashSource, SpliceMode};
+
+use crate::daemon;
+use crate::telemetry::log;
+
+/// Steer connections until told to stop
+///
+/// SIGTERM and SIGINT finish the requests in flight and end relayed streams; a second one stops at once. Streams that the
+/// kernel carries go on: the next process of the instance takes them over, and `steer detach` ends them. SIGUSR2 starts
+/// the binary that is installed now, with the same arguments and --takeover.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true).args(["config", "listen"]))]
+pub(super) struct Run {
+    /// Configuration: native YAML, an Envoy v3 bootstrap, or Envoy v1 JSON
+    #[arg(short, long, value_name = "FILE", env = "STEER_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// Without a file: address to listen on
+    #[arg(long, value_name = "ADDR", requires_all = ["backend", "hash"])]
+    listen: Option<SocketAddr>,
+
+    /// Without a file: the endpoints, in ring order
+    #[arg(long, value_name = "ADDR", num_args = 1.., requires = "listen")]
+    backend: Vec<SocketAddr>,
+
+    /// Without a file: header:NAME, cookie:NAME, query:NAME or source-ip
+    #[arg(long, value_name = "WHAT", requires = "listen")]
+    hash: Option<HashSource>,
+
+    /// Where /metrics, /flows, /healthz and /readyz are served, or `off`; overrides the file
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<AdminAddress>,
+
+    /// How upgraded streams are carried; overrides the file
+    #[arg(long, value_name = "MODE")]
+    splice: Option<Mode>,
+
+    /// The name under which streams outlive this process, and another one takes them over; overrides the file
+    #[arg(long, value_name = "NAME")]
+    instance: Option<Instance>,
+
+    /// Take over from the process of the instance that runs now: its listening sockets, and the streams that the kernel
+    /// carries. It ends when what is left to it has ended. If none runs, start as usual
+    #[arg(long)]
+    takeover: bool,
+
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: log::Format,
+
+    /// error, warn, info, debug, trace, or a filter such as info,steer::http=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "STEER_LOG")]
+    log_level: String,
+}
+
+/// A [`SpliceMode`] as an argument.
+#[derive(Debug, Clone, Copy)]
+struct Mode(SpliceMode);
+
+impl ValueEnum for Mode {
+    fn value_variants<'a>() -> &'a [Self] {
+        const MODES: [Mode; SpliceMode::ALL.len()] = {
+            let [auto, packet, sockmap, relay] = SpliceMode::ALL;
+            [Mode(auto), Mode(packet), Mode(sockmap), Mode(relay)]
+        };
+        &MODES
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self.0 {
+            SpliceMode::Auto => "The packet splice where it can be had, else the relay",
+            SpliceMode::Packet => "The same, but do not start where it cannot be had at all",
+            SpliceMode::Sockmap => "The socket splice where it can be had, else the relay",
+            SpliceMode::Relay => "The relay: copy in userspace",
+        };
+        Some(PossibleValue::new(self.0.as_str()).help(help))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct AdminAddress(Option<SocketAddr>);
+
+impl std::str::FromStr for AdminAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        text.parse()
+            .map(|address| Self(Some(address)))
+            .map_err(|error| format!("{error}: give IP:PORT, or off"))
+    }
+}
+
+impl Run {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        log::init(self.log_format, &self.log_level)
+            .with_context(|| format!("--log-level {:?}: try info, or debug", self.log_level))?;
+        let config = self.config()?;
+        for warning in &config.warnings {
+            tracing::warn!(line = warning.line, column = warning.column, "{}", warning.text);
+        }
+        daemon::run(config, self.takeover)
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        let mut config = match (&self.config, self.listen, &self.hash) {
+            (Some(file), _, _) => config::load(file)?,
+            (None, Some(listen), Some(hash)) => config::from_flags(listen, &self.backend, hash.clone()),
+            (None, _, _) => {
+                anyhow::bail!("give a configuration with -c FILE, or --listen, --backend and --hash")
+            }
+        };
+        if let Some(AdminAddress(admin)) = self.admin {
+            config.admin = admin;
+        }
+        if let Some(Mode(splice)) = self.splice {
+            config.splice = splice;
+        }
+        if let Some(instance) = &self.instance {
+            config.instance = instance.clone();
+        }
+        Ok(config)
+    }
+}

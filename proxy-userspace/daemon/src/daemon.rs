@@ -1,0 +1,257 @@
+//! The life of the process: bind everything, serve, wait for a signal or a successor, stop in order.
+
+mod server;
+mod signals;
+mod sockets;
+mod successor;
+mod threads;
+
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use steer_policy::config::Config;
+use tokio::runtime::Handle;
+use tokio::time::sleep;
+
+use self::server::Server;
+use self::signals::{Signals, Told};
+use self::sockets::{Given, Sockets};
+use self::successor::Successor;
+use self::threads::Threads;
+use crate::splice::packet::Before;
+use crate::systemd::{self, State};
+use crate::takeover::{Door, Request, Taking};
+use crate::telemetry::Telemetry;
+use crate::upstream::Clusters;
+
+/// How long requests in flight may take to finish after the first signal.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is left of the tasks may take so long to end.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT, or until another process has taken over and nothing is left. With `takes_over`, the
+/// instance's process that runs now is taken over from, if there is one. To be called before the process has opened any
+/// descriptor.
+///
+/// # Errors
+/// A port cannot be bound, a runtime cannot start, the other process refuses; nothing has been served then.
+pub fn run(config: Config, takes_over: bool) -> anyhow::Result<()> {
+    let given = Given::new(systemd::listen_fds());
+    raise_fd_limit();
+    // This thread accepts, answers operators and looks after spliced streams; the workers serve connections.
+    let runtime = threads::runtime()?;
+    let workers = Threads::start(std::thread::available_parallelism().map_or(1, usize::from))?;
+    let served = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let server = start(config, takes_over, given, workers.runtimes()).await?;
+        server.serve(&mut signals).await;
+        Ok(())
+    });
+    // Streams that are still open are cut here: their tasks end with their runtime.
+    workers.end(END_TIMEOUT);
+    runtime.shutdown_timeout(END_TIMEOUT);
+    served
+}
+
+/// A process that serves.
+struct Daemon {
+    server: Server,
+    drain_timeout: Duration,
+    /// `None`: nobody can ask to take over.
+    door: Option<Door>,
+}
+
+async fn start(
+    config: Config,
+    takes_over: bool,
+    mut given: Given,
+    runtimes: Vec<Handle>,
+) -> anyhow::Result<Daemon> {
+    let mut taking = if takes_over { Taking::begin(&config.instance).await? } else { None };
+    match &mut taking {
+        Some(taking) => {
+            tracing::info!(pid = taking.pid(), "taking over");
+            given.add(std::mem::take(&mut taking.sockets));
+        }
+        None if takes_over => {
+            tracing::info!(instance = %config.instance, "nobody is there to be taken over from");
+        }
+        None => {}
+    }
+    let telemetry = Telemetry::new();
+    let sockets = Sockets::open(&config, &mut given)?;
+    given.warn_of_unused();
+    let clusters = Clusters::new(&config, &telemetry);
+    let (taken, before) = match taking {
+        Some(taking) => {
+            let (taken, lock) = taking.prepared().await?;
+            (Some(taken), lock.map_or(Before::Ended, Before::GoesOn))
+        }
+        None => (None, Before::Ended),
+    };
+    let (instance, drain_timeout) = (config.instance.clone(), config.drain_timeout);
+    let server = Server::start(config, clusters, telemetry, sockets, before, runtimes)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+    let was_taken = taken.is_some();
+    if let Some(taken) = taken {
+        taken.ready(server.addresses()).await;
+    }
+    systemd::notify(State::Ready);
+    let door = Door::open(&instance, was_taken);
+    let warn = |error: &_| {
+        tracing::warn!(error = error as &dyn std::error::Error, "this process cannot be taken over from");
+    };
+    Ok(Daemon { server, drain_timeout, door: door.inspect_err(warn).ok() })
+}
+
+impl Daemon {
+    async fn serve(mut self, signals: &mut Signals) {
+        let signal = match self.wait(signals).await {
+            Why::Stop(signal) => {
+                systemd::notify(State::Stopping);
+                signal
+            }
+            Why::TakenOver => match self.drain(signals).await {
+                Some(signal) => signal,
+                None => return,
+            },
+        };
+        self.stop(signal, signals).await;
+    }
+
+    /// Serves until that is to end.
+    async fn wait(&mut self, signals: &mut Signals) -> Why {
+        let mut successor = Successor::none();
+        loop {
+            tokio::select! {
+                told = signals.next() => match told {
+                    Told::Stop(signal) => return Why::Stop(signal),
+                    Told::Upgrade if successor.is_running() => {
+                        tracing::warn!("SIGUSR2 is not heeded now: a takeover is under way");
+                    }
+                    Told::Upgrade => start_successor(&mut successor),
+                },
+                ended = successor.ended() => {
+                    let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+                    tracing::error!(how, "the process that was to take over has ended; this one goes on");
+                    systemd::notify(State::Ready);
+                }
+                request = asked(&mut self.door) => tokio::select! {
+                    given = self.give(request) => if given { return Why::TakenOver },
+                    signal = signals.stop() => return Why::Stop(signal),
+                },
+            }
+        }
+    }
+
+    /// Returns whether the process that asks has taken over.
+    async fn give(&mut self, request: Request) -> bool {
+        let pid = request.pid();
+        tracing::info!(pid, version = request.version, "another process takes over");
+        if !self.server.can_give() {
+            request
+                .refuse("spliced streams would end, since they have no pins (see its log): stop it first")
+                .await;
+            return false;
+        }
+        systemd::notify(State::Reloading);
+        match self.server.give(request).await {
+            Ok(()) => {
+                systemd::notify(State::TakenOver { pid });
+                true
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(pid, error, "it has not taken over; this process goes on");
+                systemd::notify(State::Ready);
+                false
+            }
+        }
+    }
+
+    /// Goes on with what the other process has not taken. A signal cuts that short.
+    async fn drain(&mut self, signals: &mut Signals) -> Option<&'static str> {
+        // It is the other process' now.
+        if let Some(door) = self.door.take() {
+            door.leave();
+        }
+        let (streams, connections) = (self.server.streams(), self.server.connections());
+        tracing::info!(
+            streams,
+            connections,
+            drain_timeout = ?self.drain_timeout,
+            "was taken over: ends when these relayed streams and HTTP connections have"
+        );
+        tokio::select! {
+            () = self.server.nothing_left() => {
+                tracing::info!("nothing is left, the process ends");
+                return None;
+            }
+            () = sleep(self.drain_timeout) => {}
+            signal = signals.stop() => return Some(signal),
+        }
+        let (streams, connections) = (self.server.streams(), self.server.connections());
+        tracing::warn!(streams, connections, "drain_timeout is over: these are cut");
+        None
+    }
+
+    async fn stop(&mut self, signal: &str, signals: &mut Signals) {
+        let streams = self.server.streams();
+        tracing::info!(
+            signal,
+            streams,
+            "stopping: no new connections, requests in flight finish, relayed streams end"
+        );
+        self.server.stop();
+        tokio::select! {
+            () = self.server.no_requests() => {}
+            () = sleep(STOP_TIMEOUT) => {
+                tracing::warn!(seconds = STOP_TIMEOUT.as_secs(), "some requests did not finish in time");
+            }
+            signal = signals.stop() => tracing::warn!(signal, "second signal, stopping at once"),
+        }
+        self.server.end().await;
+    }
+}
+
+/// Why a process does not serve any more.
+enum Why {
+    /// By the signal with this name.
+    Stop(&'static str),
+    /// New connections, and the streams that the kernel carries, are another process'.
+    TakenOver,
+}
+
+/// The next process that asks to take over.
+async fn asked(door: &mut Option<Door>) -> Request {
+    match door {
+        Some(door) => door.request().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn start_successor(successor: &mut Successor) {
+    systemd::notify(State::Reloading);
+    match successor.start() {
+        Ok(pid) => tracing::info!(pid, "started a process to take over"),
+        Err(error) => {
+            tracing::error!(%error, "cannot start a process to take over; this one goes on");
+            systemd::notify(State::Ready);
+        }
+    }
+}
+
+/// A relayed stream holds two descriptors, and the soft limit is 1,024 almost everywhere.
+fn raise_fd_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        match limit.maximum {
+            Some(maximum) => tracing::warn!(%error, "cannot raise the limit of open files to {maximum}"),
+            None => tracing::warn!(%error, "cannot remove the limit of open files"),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What serves: the listeners with their connections, the admin server, the streams.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxy_common::instance::Instance;
+use steer_kernel::bpf::packet::pinned;
+use steer_kernel::failpoint;
+use steer_kernel::net::node;
+use steer_policy::config::{Config, Listener, SpliceMode};
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::sockets::Sockets;
+use crate::admin::Admin;
+use crate::http::{self, Phase, Shared, Worker};
+use crate::splice::Splicer;
+use crate::splice::packet::Before;
+use crate::takeover::{Request, TakeoverError};
+use crate::telemetry::Telemetry;
+use crate::upstream::pool::Pool;
+use crate::upstream::ports::SourcePorts;
+use crate::upstream::{Clusters, mss};
+
+/// How often it is looked whether the last stream has ended.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub(super) struct Server {
+    config: Config,
+    telemetry: Arc<Telemetry>,
+    admin: Arc<Admin>,
+    splicer: Arc<Splicer>,
+    ports: Option<SourcePorts>,
+    listeners: Vec<Serving>,
+    /// One for each listener, until its last connection has ended.
+    tasks: JoinSet<()>,
+    admin_socket: Option<Arc<tokio::net::TcpListener>>,
+    admin_server: JoinSet<()>,
+}
+
+struct Serving {
+    listener: Listener,
+    /// `None` once nobody is accepted any more.
+    socket: Option<Arc<AsyncFd<TcpListener>>>,
+    phase: watch::Sender<Phase>,
+}
+
+impl Server {
+    /// Takes over the streams that were there `before`, and serves.
+    ///
+    /// # Errors
+    /// The streams cannot be had, or the configuration insists on a packet splice that cannot be had.
+    pub(super) fn start(
+        config: Config,
+        clusters: Clusters,
+        telemetry: Arc<Telemetry>,
+        sockets: Sockets,
+        before: Before,
+        runtimes: Vec<Handle>,
+    ) -> anyhow::Result<Self> {
+        let goes_on = matches!(before, Before::GoesOn(_));
+        let admin = Admin::new(Arc::clone(&telemetry));
+        let admin_socket = sockets.admin.map(Arc::new);
+        let mut admin_server = JoinSet::new();
+        let serve_admin = || admin_socket.clone().map(|socket| Arc::clone(&admin).serve(socket));
+        if !goes_on {
+            // To say that it lives, and is not ready.
+            serve_admin().map(|serving| admin_server.spawn(serving));
+        }
+        let splicer = Arc::new(Splicer::start(Arc::clone(&telemetry), &config, before)?);
+        let ports = if splicer.needs_source_ports() { source_ports(&config, &telemetry)? } else { None };
+        ports.iter().for_each(|ports| warn_of_neighbours(ports, &config.instance));
+        // From here on nothing may fail: what is dropped with the streams would end them.
+        if splicer.needs_source_ports() {
+            splicer.adopt(ports.as_ref(), &config, goes_on);
+        }
+        failpoint::reached("take_adopted");
+        if goes_on {
+            serve_admin().map(|serving| admin_server.spawn(serving));
+        }
+        let mut server = Self {
+            config,
+            telemetry,
+            admin,
+            splicer,
+            ports,
+            listeners: Vec::new(),
+            tasks: JoinSet::new(),
+            admin_socket,
+            admin_server,
+        };
+        server.listen(sockets.listeners, &Arc::new(clusters), runtimes);
+        server.admin.set_ready(true);
+        Ok(server)
+    }
+
+    fn listen(
+        &mut self,
+        sockets: Vec<AsyncFd<TcpListener>>,
+        clusters: &Arc<Clusters>,
+        runtimes: Vec<Handle>,
+    ) {
+        let pool = Pool::new(&self.config, &self.telemetry, self.ports.as_ref());
+        let node = node::node_address();
+        let worker = |runtime| {
+            let shared = Shared {
+                clusters: Arc::clone(clusters),
+                pool: pool.another(),
+                splicer: Arc::clone(&self.splicer),
+                telemetry: Arc::clone(&self.telemetry),
+                splice_mode: self.config.splice,
+                node,
+            };
+            Worker::new(runtime, Arc::new(shared))
+        };
+        let workers: Vec<_> = runtimes.into_iter().map(worker).collect();
+        for (listener, socket) in self.config.listeners.iter().zip(sockets) {
+            let socket = Arc::new(socket);
+            let phase = watch::Sender::new(Phase::Open);
+            let serving = Serving { listener: listener.clone(), socket: Some(socket), phase };
+            self.listeners.push(serving);
+        }
+        self.limit_mss();
+        for serving in &self.listeners {
+            let Some(socket) = &serving.socket else { continue };
+            let listener = Arc::new(serving.listener.clone());
+            let phases = serving.phase.subscribe();
+            self.tasks.spawn(http::serve(listener, Arc::clone(socket), workers.clone(), phases));
+        }
+    }
+
+    /// Where it accepts.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().map(|serving| serving.listener.address).collect()
+    }
+
+    /// How many upgraded streams there are.
+    pub(super) fn streams(&self) -> usize {
+        self.telemetry.flows.len()
+    }
+
+    /// How many connections speak HTTP.
+    pub(super) fn connections(&self) -> i64 {
+        let open = &self.telemetry.metrics.downstream_connections;
+        self.listeners.iter().map(|serving| open.with_label_values(&[&serving.listener.name]).get()).sum()
+    }
+
+    /// Whether another process can take over.
+    pub(super) fn can_give(&self) -> bool {
+        self.splicer.can_give_away()
+    }
+
+    /// Lets another process take over, if it [can](Self::can_give).
+    ///
+    /// # Errors
+    /// It has not, and this process serves as before.
+    pub(super) async fn give(&mut self, request: Request) -> Result<(), TakeoverError> {
+        request.prepare(&self.descriptors()).await?;
+        self.tell(|_| Phase::Paused);
+        let lock = self.splicer.give_away().await;
+        failpoint::reached("give_paused");
+        match request.complete(lock.as_ref()).await {
+            Ok(addresses) => {
+                // Now the instance is the other process' alone.
+                drop(lock);
+                self.leave(&addresses);
+                Ok(())
+            }
+            Err(error) => {
+                match (request.end().await, lock) {
+                    (Ok(()), Some(lock)) => self.splicer.take_back(lock, self.ports.as_ref(), &self.config),
+                    (Ok(()), None) => {}
+                    (Err(error), _) => tracing::error!(
+                        %error,
+                        "cannot end the process that was to take over: streams are relayed until this one is started anew"
+                    ),
+                }
+                self.limit_mss();
+                self.tell(|_| Phase::Open);
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything that listens.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let listeners = self.listeners.iter().filter_map(|serving| serving.socket.as_deref());
+        let listeners = listeners.map(|socket| socket.get_ref().as_fd());
+        listeners.chain(self.admin_socket.as_ref().map(|socket| socket.as_fd())).collect()
+    }
+
+    /// Leaves new connections to another process, which accepts at these addresses.
+    fn leave(&mut self, addresses: &[SocketAddr]) {
+        self.tell(|address| Phase::Leaving { alone: !addresses.contains(&address) });
+        self.close();
+    }
+
+    /// Accepts nobody any more.
+    pub(super) fn stop(&mut self) {
+        self.admin.set_ready(false);
+        self.tell(|_| Phase::Stopping);
+        self.listeners.iter_mut().for_each(|serving| serving.socket = None);
+    }
+
+    fn close(&mut self) {
+        self.admin_server.abort_all();
+        self.admin_socket = None;
+        self.listeners.iter_mut().for_each(|serving| serving.socket = None);
+    }
+
+    fn tell(&self, phase: impl Fn(SocketAddr) -> Phase) {
+        for serving in &self.listeners {
+            serving.phase.send_replace(phase(serving.listener.address));
+        }
+    }
+
+    /// Returns when no request is in flight any more and no connection waits for one.
+    pub(super) async fn no_requests(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// The same, and no stream is left, either.
+    pub(super) async fn nothing_left(&mut self) {
+        self.no_requests().await;
+        while self.streams() > 0 {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Leaves, or ends, the streams that need nothing of userspace: for the end of the process.
+    pub(super) async fn end(&self) {
+        self.splicer.stop().await;
+    }
+
+    /// Has clients send only what endpoints can take, where packets may be passed on as they come.
+    fn limit_mss(&self) {
+        if !self.splicer.needs_source_ports() {
+            return;
+        }
+        for Serving { listener, socket, .. } in &self.listeners {
+            let (Some(socket), Some(mss)) = (socket, mss::for_listener(listener, &self.config)) else {
+                continue;
+            };
+            match http::limit_mss(socket, mss) {
+                Ok(()) => {
+                    tracing::debug!(listener = listener.name, mss, "largest segment that clients may send");
+                }
+                Err(error) => tracing::warn!(listener = listener.name, mss, %error, "cannot limit the MSS"),
+            }
+        }
+    }
+}
+
+/// Says which other Steers may use the same source ports. Where their endpoints are the same, too, each takes packets of the
+/// other one's connections for its own streams'.
+fn warn_of_neighbours(ports: &SourcePorts, own: &Instance) {
+    match pinned::neighbours(own) {
+        Ok(neighbours) => {
+            for other in neighbours.iter().filter(|other| ports.may_meet(&other.reserved)) {
+                tracing::warn!(
+                    other = other.name,
+                    "another Steer in this network namespace may use the same source ports: if it has endpoints in common \
+                     with this one, give each packet_splice.source_ports or source_addresses of its own"
+                );
+            }
+        }
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::debug!(error, "cannot look for other instances");
+        }
+    }
+}
+
+/// The ports of streams that the kernel is to carry; without any, streams are relayed.
+fn source_ports(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Option<SourcePorts>> {
+    let configured = config.packet_splice.source_ports.as_deref();
+    match SourcePorts::start(configured, telemetry) {
+        Ok(ports) => Ok(Some(ports)),
+        Err(error) if config.splice == SpliceMode::Packet => Err(error.into()),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "no source ports for the packet splice, streams are relayed");
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Listening sockets: those that were given to the process, by another one or by the service manager, and those that it
+//! binds itself.
+
+use std::net::{SocketAddr, TcpListener};
+
+use anyhow::Context as _;
+use steer_policy::config::Config;
+use tokio::io::unix::AsyncFd;
+
+use crate::http;
+
+/// Sockets that were given, by their addresses.
+pub(super) struct Given(Vec<(SocketAddr, TcpListener)>);
+
+impl Given {
+    pub(super) fn new(sockets: Vec<TcpListener>) -> Self {
+        let with_address = |socket: TcpListener| match socket.local_addr() {
+            Ok(address) => Some((address, socket)),
+            Err(error) => {
+                tracing::warn!(%error, "a socket that was given has no address, and is closed");
+                None
+            }
+        };
+        Self(sockets.into_iter().filter_map(with_address).collect())
+    }
+
+    /// More of them, which come before those that there are.
+    pub(super) fn add(&mut self, sockets: Vec<TcpListener>) {
+        let more = Self::new(sockets);
+        self.0.splice(0..0, more.0);
+    }
+
+    fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let position = self.0.iter().position(|(given, _)| *given == address)?;
+        Some(self.0.remove(position).1)
+    }
+
+    /// Says which ones nobody has taken.
+    pub(super) fn warn_of_unused(&self) {
+        for (address, _) in &self.0 {
+            tracing::warn!(%address, "no listener of the configuration has this address: the socket that was given is closed");
+        }
+    }
+
+    /// A socket that listens, but of which nobody accepts yet.
+    fn open(&mut self, what: &str, address: SocketAddr) -> anyhow::Result<AsyncFd<TcpListener>> {
+        let given = self.take(address);
+        let is_given = given.is_some();
+        let socket = given.map_or_else(|| http::bind(address), http::inherit);
+        let socket = socket.with_context(|| format!("cannot bind {what} to {address}"))?;
+        tracing::info!(%address, given = is_given, "{what} listens");
+        Ok(socket)
+    }
+}
+
+/// All sockets that a configuration needs.
+pub(super) struct Sockets {
+    /// In the order of the configuration.
+    pub(super) listeners: Vec<AsyncFd<TcpListener>>,
+    pub(super) admin: Option<tokio::net::TcpListener>,
+}
+
+impl Sockets {
+    /// Opens every one before any of them serves, so that a bad address stops the start.
+    pub(super) fn open(config: &Config, given: &mut Given) -> anyhow::Result<Self> {
+        let listeners = config.listeners.iter();
+        let open = |listener: &steer_policy::config::Listener| {
+            given.open(&format!("listener {}", listener.name), listener.address)
+        };
+        let listeners = listeners.map(open).collect::<anyhow::Result<_>>()?;
+        let admin = config.admin.map(|address| {
+            if !address.ip().is_loopback() {
+                tracing::warn!(%address, "the admin listener has no access control and is not on loopback");
+            }
+            let socket = given.open("the admin listener", address);
+            let socket = socket.context("choose another with --admin, or --admin off")?.into_inner();
+            tokio::net::TcpListener::from_std(socket).context("cannot wait for operators")
+        });
+        Ok(Self { listeners, admin: admin.transpose()? })
+    }
+}

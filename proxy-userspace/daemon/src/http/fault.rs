@@ -1,0 +1,198 @@
+//! Everything that can go wrong with a request, and what the client is told: one table.
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+use steer_policy::http1::head::Malformed;
+use steer_policy::routing::Refusal;
+use thiserror::Error;
+
+/// Why Steer answers a request itself, or breaks off a response. The text is the answer's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Fault {
+    // The client's doing.
+    #[error("bad request: {0}")]
+    Malformed(Malformed),
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error("the request head did not arrive in time")]
+    HeadTimeout,
+    #[error("the request body did not arrive in time")]
+    BodyTimeout,
+    #[error("stream timeout: nothing moved for too long")]
+    StreamIdle,
+    /// Not answered: the client has gone.
+    #[error("the client broke off")]
+    ClientGone,
+
+    // The cluster's.
+    #[error("no healthy upstream")]
+    NoHealthyEndpoint,
+    #[error("the endpoint refused the connection")]
+    ConnectRefused,
+    #[error("connecting to the endpoint failed")]
+    ConnectFailed,
+    #[error("connecting to the endpoint took too long")]
+    ConnectTimeout,
+    #[error("upstream request timeout")]
+    ResponseTimeout,
+    #[error("the endpoint closed the connection before its response head")]
+    EndpointClosed,
+    #[error("the endpoint did not answer in HTTP/1")]
+    EndpointProtocol,
+    #[error("the endpoint switched protocols without being asked")]
+    UnaskedSwitch,
+    /// Not answered: the response had begun.
+    #[error("the endpoint broke off its response")]
+    ResponseBroken,
+}
+
+impl Fault {
+    /// What the client gets.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Malformed(Malformed::TooLong | Malformed::TooManyHeaders) => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
+            Self::Malformed(Malformed::TargetTooLong) => StatusCode::URI_TOO_LONG,
+            Self::Malformed(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
+            Self::Refused(refusal) => refusal.status(),
+            Self::HeadTimeout | Self::BodyTimeout | Self::StreamIdle => StatusCode::REQUEST_TIMEOUT,
+            Self::NoHealthyEndpoint => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ConnectRefused
+            | Self::ConnectFailed
+            | Self::EndpointClosed
+            | Self::EndpointProtocol
+            | Self::UnaskedSwitch
+            | Self::ResponseBroken => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// Label of `steer_faults_total`.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Malformed(why) => why.as_str(),
+            Self::Refused(Refusal::MissingHost) => "missing_host",
+            Self::Refused(Refusal::BadTarget) => "bad_target",
+            Self::Refused(Refusal::BadConnection) => "bad_connection",
+            Self::Refused(Refusal::Http10) => "http_10",
+            Self::Refused(Refusal::NoRoute) => "no_route",
+            Self::Refused(Refusal::UpgradeNotAllowed) => "upgrade_not_allowed",
+            Self::HeadTimeout => "head_timeout",
+            Self::BodyTimeout => "body_timeout",
+            Self::StreamIdle => "stream_idle",
+            Self::ClientGone => "client_gone",
+            Self::NoHealthyEndpoint => "no_healthy_endpoint",
+            Self::ConnectRefused => "connect_refused",
+            Self::ConnectFailed => "connect_failed",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::ResponseTimeout => "response_timeout",
+            Self::EndpointClosed => "endpoint_closed",
+            Self::EndpointProtocol => "endpoint_protocol",
+            Self::UnaskedSwitch => "unasked_switch",
+            Self::ResponseBroken => "response_broken",
+        }
+    }
+
+    /// Whether the connection cannot be used for another request.
+    fn closes(self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal != Refusal::NoRoute,
+            Self::Malformed(_)
+            | Self::HeadTimeout
+            | Self::BodyTimeout
+            | Self::StreamIdle
+            | Self::ClientGone
+            | Self::ResponseBroken => true,
+            Self::NoHealthyEndpoint
+            | Self::ConnectRefused
+            | Self::ConnectFailed
+            | Self::ConnectTimeout
+            | Self::ResponseTimeout
+            | Self::EndpointClosed
+            | Self::EndpointProtocol
+            | Self::UnaskedSwitch => false,
+        }
+    }
+
+    pub(super) fn response(self, server: HeaderValue) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(Bytes::from(format!("{self}\n"))));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(SERVER, server);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if self.closes() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_every_fault() {
+        use Malformed as M;
+        use Refusal as R;
+        let malformed = [
+            M::BareLf,
+            M::BareCr,
+            M::Nul,
+            M::RequestLine,
+            M::Fragment,
+            M::Folded,
+            M::HeaderLine,
+            M::SpaceBeforeColon,
+            M::RepeatedHost,
+            M::ContentLength,
+            M::LengthAndEncoding,
+            M::TransferEncoding,
+            M::Chunk,
+            M::TooLong,
+            M::TooManyHeaders,
+            M::TargetTooLong,
+        ];
+        let refusals =
+            [R::MissingHost, R::BadTarget, R::BadConnection, R::Http10, R::NoRoute, R::UpgradeNotAllowed];
+        let others = [
+            Fault::HeadTimeout,
+            Fault::BodyTimeout,
+            Fault::StreamIdle,
+            Fault::ClientGone,
+            Fault::NoHealthyEndpoint,
+            Fault::ConnectRefused,
+            Fault::ConnectFailed,
+            Fault::ConnectTimeout,
+            Fault::ResponseTimeout,
+            Fault::EndpointClosed,
+            Fault::EndpointProtocol,
+            Fault::UnaskedSwitch,
+            Fault::ResponseBroken,
+        ];
+        let all =
+            malformed.map(Fault::Malformed).into_iter().chain(refusals.map(Fault::Refused)).chain(others);
+        let rows: Vec<String> = all
+            .map(|fault| {
+                let answer = match fault {
+                    Fault::ResponseBroken | Fault::ClientGone => "-".to_owned(),
+                    fault => fault.status().as_u16().to_string(),
+                };
+                let end = if fault.closes() { "closed" } else { "kept" };
+                format!("| `{}` | {answer} | {end} | {fault} |", fault.kind())
+            })
+            .collect();
+        let documented = include_str!("../../../../docs/faults.md");
+        let found: Vec<&str> = documented.lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(found, rows, "docs/faults.md should have these rows:\n{}", rows.join("\n"));
+    }
+}

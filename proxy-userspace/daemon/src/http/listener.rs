@@ -1,0 +1,184 @@
+//! Listening sockets: bind or inherit, accept, drain.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use prometheus::IntGauge;
+use rustix::net::{SocketFlags, acceptfrom_with};
+use socket2::SockRef;
+use steer_kernel::ready;
+use steer_kernel::tcp::repair;
+use steer_policy::config;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, watch};
+
+use super::worker::{Load, Worker, least_loaded};
+use super::{Phase, Shared, server};
+use crate::upstream::connect;
+
+/// Connections that the kernel has completed and that wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// When file descriptors or memory have run out, somebody must give some back first.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// What is the same for all connections of a listener that a worker serves.
+#[derive(Debug)]
+pub(super) struct Front {
+    pub(super) config: Arc<config::Listener>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) server_name: HeaderValue,
+}
+
+/// A connection that nobody serves yet.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) client: TcpStream,
+    pub(super) remote: SocketAddr,
+    pub(super) load: Load,
+    pub(super) speaking: Speaking,
+}
+
+/// Held by a connection while it speaks HTTP.
+#[derive(Debug)]
+pub(super) struct Speaking {
+    open: IntGauge,
+    _alive: mpsc::Sender<()>,
+}
+
+impl Speaking {
+    fn new(open: IntGauge, alive: mpsc::Sender<()>) -> Self {
+        open.inc();
+        Self { open, _alive: alive }
+    }
+}
+
+impl Drop for Speaking {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
+/// Binds a listening socket, without accepting yet.
+pub fn bind(address: SocketAddr) -> io::Result<AsyncFd<TcpListener>> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    // Without the capability for it no stream is spliced, either.
+    let _without_it = repair::select_send_queue(&socket);
+    // Otherwise a restart fails while old connections are in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    connect::prepare(&socket)?;
+    socket.bind(&address.into())?;
+    listen(socket)
+}
+
+/// The same of a socket that was bound, and perhaps listens, in another process.
+pub fn inherit(socket: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    let socket = socket2::Socket::from(socket);
+    let _without_it = repair::select_send_queue(&socket);
+    socket.set_nonblocking(true)?;
+    connect::prepare(&socket)?;
+    listen(socket)
+}
+
+fn listen(socket: socket2::Socket) -> io::Result<AsyncFd<TcpListener>> {
+    socket.listen(BACKLOG)?;
+    ready::listener(socket.into())
+}
+
+/// Announces no larger segments to the clients that connect from now on.
+pub fn limit_mss(socket: &AsyncFd<TcpListener>, mss: u16) -> io::Result<()> {
+    SockRef::from(socket).set_tcp_mss(mss.into())
+}
+
+/// Serves a listener through the [phases](Phase) that it is told, until it is closed and no connection speaks HTTP any
+/// more. Upgraded streams are not waited for; their tasks go on.
+///
+/// One accepts for all: several that wait for the same socket would all be woken by each connection, and
+/// sockets of their own (SO_REUSEPORT) would let a second process bind the address unnoticed.
+pub async fn serve(
+    config: Arc<config::Listener>,
+    socket: Arc<AsyncFd<TcpListener>>,
+    workers: Vec<Worker>,
+    mut phases: watch::Receiver<Phase>,
+) {
+    // A header value by the checks of the configuration.
+    let server_name = HeaderValue::from_str(&config.options.server_name)
+        .unwrap_or_else(|_invalid| HeaderValue::from_static("steer"));
+    let front = |worker: &Worker| {
+        let shared = Arc::clone(&worker.shared);
+        Arc::new(Front { config: Arc::clone(&config), shared, server_name: server_name.clone() })
+    };
+    let fronts: Vec<_> = workers.iter().map(front).collect();
+    let Some(first) = fronts.first() else { return };
+    let metrics = &first.shared.telemetry.metrics;
+    let name = config.name.as_str();
+    let open = metrics.downstream_connections.with_label_values(&[name]);
+    let accepted_total = metrics.downstream_connections_total.with_label_values(&[name]);
+    // Every connection holds a sender while it speaks HTTP.
+    let (alive, mut all_done) = mpsc::channel::<()>(1);
+    let mut failing = false;
+    let mut turn = 0;
+    let of_connections = phases.clone();
+    let mut deal = |client, remote| {
+        accepted_total.inc();
+        let chosen = least_loaded(&workers, turn);
+        turn = chosen + 1;
+        let (worker, front) = (&workers[chosen], Arc::clone(&fronts[chosen]));
+        let speaking = Speaking::new(open.clone(), alive.clone());
+        let accepted = Accepted { client, remote, load: worker.take_on(), speaking };
+        worker.runtime.spawn(server::run(front, accepted, of_connections.clone()));
+    };
+
+    loop {
+        let phase = *phases.borrow_and_update();
+        let accepted = tokio::select! {
+            biased;
+            told = phases.changed() => if told.is_ok() { continue } else { break },
+            accepted = socket.async_io(Interest::READABLE, accept), if phase == Phase::Open => accepted,
+            () = std::future::ready(()), if !matches!(phase, Phase::Open | Phase::Paused) => break,
+        };
+        match accepted {
+            Ok((client, remote)) => {
+                failing = false;
+                deal(client, remote);
+            }
+            Err(error) if is_exhausted(&error) => {
+                if !failing {
+                    tracing::error!(listener = name, %error, "cannot accept connections");
+                    failing = true;
+                }
+                tokio::time::sleep(BACK_OFF).await;
+            }
+            // The client was gone before it was accepted.
+            Err(error) => tracing::debug!(listener = name, %error, "accept failed"),
+        }
+    }
+    if *phases.borrow() == (Phase::Leaving { alone: true }) {
+        while let Ok((client, remote)) = accept(socket.get_ref()) {
+            deal(client, remote);
+        }
+    }
+    drop(socket);
+    drop(alive);
+    let _none_left = all_done.recv().await;
+}
+
+/// Accepts a connection, for whatever runtime is to have it.
+fn accept(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (client, remote) = acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let remote = remote.and_then(|remote| SocketAddr::try_from(remote).ok());
+    Ok((client.into(), remote.ok_or(io::ErrorKind::NotConnected)?))
+}
+
+/// Whether the error is about this process or host, not about one connection (accept(2)).
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}

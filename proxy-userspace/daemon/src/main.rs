@@ -1,0 +1,9 @@
+//! `steer`: see [`steer::cli`]. Here are only the entry and the allocator.
+#![forbid(unsafe_code)]
+
+#[global_allocator]
+static ALLOCATOR: steer_kernel::memory::Allocator = steer_kernel::memory::Allocator;
+
+fn main() -> std::process::ExitCode {
+    steer::cli::main()
+}

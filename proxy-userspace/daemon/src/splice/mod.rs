@@ -1,0 +1,325 @@
+//! How an upgraded stream is carried once its 101 has been relayed. This module knows bytes and
+//! sockets, never HTTP; `http/` hands over a [`Session`] and does not learn which path takes it.
+
+pub mod packet;
+mod pipe;
+mod relay;
+pub mod sock;
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use proxy_common::reason::Reason;
+use tokio::net::TcpStream;
+
+pub(crate) use self::relay::reset_on_close;
+
+use steer_policy::config::{Config, SpliceMode};
+
+use self::packet::{Before, PacketSplice};
+use self::sock::SockSplice;
+use crate::telemetry::Telemetry;
+use crate::telemetry::flows::FlowGuard;
+use crate::upstream::ports::{Lease, SourcePorts};
+
+/// Two connected sockets whose bytes belong together, and what was already read from them. Closing them resets both
+/// connections, also at the end of the process: bytes may wait in either, and a FIN would be a lie. (Closing silently does
+/// not mind.)
+#[derive(Debug)]
+pub struct Session {
+    pub downstream: TcpStream,
+    pub upstream: TcpStream,
+    /// The source port of `upstream`, held while anything of the stream is left; `None`: the kernel chose it.
+    pub source: Option<Lease>,
+    /// Read from `downstream`, not yet written to `upstream`.
+    pub to_upstream: Bytes,
+    /// Read from `upstream` (behind the 101), not yet written to `downstream`.
+    pub to_downstream: Bytes,
+    pub mode: SpliceMode,
+    /// Ends the stream when nothing has moved in either direction for this long.
+    pub idle_timeout: Option<Duration>,
+    /// Registers the stream in `/flows`; dropping it is the end of the stream.
+    pub flow: FlowGuard,
+}
+
+/// A session that a path did not take, whole, for the relay.
+#[derive(Debug)]
+pub struct Refused {
+    pub session: Session,
+    pub reason: Reason,
+}
+
+/// Carries sessions: decides on the path, and falls back to the relay with a counted reason.
+#[derive(Debug)]
+pub struct Splicer {
+    telemetry: Arc<Telemetry>,
+    pipes: pipe::Pipes,
+    /// Or why it is not there. It goes when another process takes over.
+    packet: ArcSwap<Result<Arc<PacketSplice>, Reason>>,
+    sock: Result<Arc<SockSplice>, Reason>,
+}
+
+impl Splicer {
+    /// Prepares what the configured mode may need. A splice that cannot be had is no error unless the mode insists on
+    /// it, since the relay carries everything; it is logged here, and counted for each stream. Must be called
+    /// inside a tokio runtime, and may block for some milliseconds.
+    ///
+    /// # Errors
+    /// The mode is [`SpliceMode::Packet`], or there is a process to take streams over from that goes on, and there is no
+    /// packet splice; or the instance cannot be taken.
+    pub fn start(
+        telemetry: Arc<Telemetry>,
+        config: &Config,
+        before: Before,
+    ) -> Result<Self, packet::StartError> {
+        let mut splicer = Self {
+            telemetry: Arc::clone(&telemetry),
+            pipes: pipe::Pipes::new(pipe::MAX_PIPES),
+            packet: ArcSwap::from_pointee(Err(Reason::SpliceOff)),
+            sock: Err(Reason::SpliceOff),
+        };
+        let insists = config.splice == SpliceMode::Packet || matches!(before, Before::GoesOn(_));
+        match config.splice {
+            SpliceMode::Relay => {}
+            SpliceMode::Packet | SpliceMode::Auto => match PacketSplice::start(telemetry, config, before) {
+                Ok(packet) => splicer.packet = ArcSwap::from_pointee(Ok(packet)),
+                Err(error) if insists || error.is_fatal() => return Err(error),
+                Err(error) => {
+                    let reason = error.reason();
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, reason = reason.as_str(), "no packet splice, streams are relayed");
+                    splicer.packet = ArcSwap::from_pointee(Err(reason));
+                }
+            },
+            SpliceMode::Sockmap => {
+                splicer.sock = SockSplice::start(telemetry).map_err(|error| {
+                    let reason = error.reason();
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, reason = reason.as_str(), "no socket splice, streams are relayed");
+                    reason
+                });
+            }
+        }
+        Ok(splicer)
+    }
+
+    /// Whether streams need source ports of their own, since the kernel may get to carry them.
+    pub fn needs_source_ports(&self) -> bool {
+        self.packet.load().is_ok()
+    }
+
+    /// Carries a session until it has ended, or needs nothing of userspace any more. Dropping the future ends the stream
+    /// at once: both sockets are closed, and the flow counts as reset.
+    pub async fn carry(&self, session: Session) {
+        let carried = match session.mode {
+            SpliceMode::Relay => return self.relay(session).await,
+            SpliceMode::Auto | SpliceMode::Packet => match self.packet() {
+                // Boxed, so that a relayed stream's task does not keep room for it.
+                Ok(packet) => Box::pin(async move { packet.carry(session).await }).await,
+                Err(reason) => Err(Box::new(Refused { session, reason })),
+            },
+            SpliceMode::Sockmap => match &self.sock {
+                Ok(sock) => sock.carry(session).await,
+                Err(reason) => Err(Box::new(Refused { session, reason: *reason })),
+            },
+        };
+        if let Err(refused) = carried {
+            let Refused { session, reason } = *refused;
+            let fallbacks = self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason.as_str()]);
+            fallbacks.inc();
+            if session.mode != SpliceMode::Sockmap
+                && let (1, Some(fix)) = (fallbacks.get(), fix(reason))
+            {
+                let (stream, reason) = (session.flow.flow().id, reason.as_str());
+                tracing::warn!(
+                    stream,
+                    reason,
+                    fix,
+                    "a stream is relayed; said for the first one with this reason"
+                );
+            }
+            session.flow.set_reason(reason);
+            self.relay(session).await;
+        }
+    }
+
+    fn packet(&self) -> Result<Arc<PacketSplice>, Reason> {
+        Result::clone(&self.packet.load())
+    }
+
+    async fn relay(&self, session: Session) {
+        session.flow.set_path(Path::Relay);
+        relay::run(session, &self.pipes).await;
+    }
+
+    /// Takes over the streams that an earlier process has left to the kernel, with their source ports; also those in their
+    /// hand-over, if that process `goes_on`.
+    pub fn adopt(&self, ports: Option<&SourcePorts>, config: &Config, goes_on: bool) {
+        if let Ok(packet) = self.packet() {
+            packet.adopt(ports, config, goes_on);
+        }
+    }
+
+    /// Whether another process can take over while this one goes on: it could not if streams end with this one.
+    pub fn can_give_away(&self) -> bool {
+        self.packet().map_or(true, |packet| packet.outlives())
+    }
+
+    /// Leaves the streams that the kernel carries to another process, which needs the lock that is returned (if there is
+    /// one), while this one goes on with the others. From now on upgraded streams are relayed.
+    pub async fn give_away(&self) -> Option<File> {
+        let packet = self.packet().ok()?;
+        self.packet.store(Arc::new(Err(Reason::TakenOver)));
+        packet.give_away().await
+    }
+
+    /// Takes the streams back from a process that has ended before it could go on with them.
+    pub fn take_back(&self, lock: File, ports: Option<&SourcePorts>, config: &Config) {
+        match PacketSplice::start(Arc::clone(&self.telemetry), config, Before::GoesOn(lock)) {
+            Ok(packet) => {
+                packet.adopt(ports, config, true);
+                self.packet.store(Arc::new(Ok(packet)));
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(
+                    error,
+                    "the streams that the kernel carries go on, but nobody looks after them until the next start"
+                );
+            }
+        }
+    }
+
+    /// Leaves, or ends, the streams that need nothing of userspace: for the end of the process.
+    pub async fn stop(&self) {
+        if let Ok(packet) = self.packet() {
+            packet.stop().await;
+        }
+    }
+}
+
+/// What an operator can do about a reason of the packet splice that holds for more than one stream.
+const fn fix(reason: Reason) -> Option<&'static str> {
+    Some(match reason {
+        Reason::TimestampsDiffer => "give clients and endpoints the same net.ipv4.tcp_timestamps",
+        Reason::Mss => "set packet_splice.mss to what the endpoints accept, so that clients send no more",
+        Reason::FamiliesDiffer => "give the cluster endpoints of the clients' address family",
+        Reason::Conntrack => {
+            "sysctl net.netfilter.nf_conntrack_tcp_be_liberal=1, or notrack for both connections in the raw table"
+        }
+        Reason::LocalHop => {
+            "let clients or endpoints of this host use 127.0.0.1, with net.ipv4.tcp_early_demux=1"
+        }
+        Reason::NoSourcePort => "give the cluster more source_addresses, or widen packet_splice.source_ports",
+        Reason::MapFull => "raise packet_splice.max_streams",
+        Reason::Window => {
+            "give the peers larger receive buffers, or this host a smaller maximum in net.ipv4.tcp_rmem"
+        }
+        Reason::NotCarried => {
+            "see docs/splice.md, `Odd packets`: a network in between changes the packets of this peer"
+        }
+        Reason::Interface => "only Ethernet and loopback are spliced; splice: relay says that you know",
+        _ => return None,
+    })
+}
+
+/// What carries a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Path {
+    Relay,
+    Sockmap,
+    Packet,
+}
+
+impl Path {
+    pub const ALL: [Self; 3] = [Self::Relay, Self::Sockmap, Self::Packet];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Sockmap => "sockmap",
+            Self::Packet => "packet",
+        }
+    }
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Both directions were finished by FIN.
+    Finished,
+    /// One side reset, or vanished; the other was reset too.
+    Reset,
+    IdleTimeout,
+    /// A packet of it came that the packet splice cannot carry; both sides were reset.
+    NotCarried,
+}
+
+impl End {
+    pub const ALL: [Self; 4] = [Self::Finished, Self::Reset, Self::IdleTimeout, Self::NotCarried];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Reset => "reset",
+            Self::IdleTimeout => "idle_timeout",
+            Self::NotCarried => "not_carried",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::telemetry::flows::FlowInfo;
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_refused_is_relayed_and_counted() {
+        let telemetry = Telemetry::new();
+        let splicer = Splicer {
+            telemetry: Arc::clone(&telemetry),
+            pipes: pipe::Pipes::new(1),
+            packet: ArcSwap::from_pointee(Err(Reason::NoCapability)),
+            sock: Err(Reason::SpliceOff),
+        };
+        let ((mut client, downstream), (mut backend, upstream)) = (connected().await, connected().await);
+        let flow = telemetry.flows.open(FlowInfo {
+            client: client.local_addr().unwrap(),
+            cluster: "sio".into(),
+            endpoint: backend.local_addr().unwrap(),
+            key_hash: None,
+        });
+        let session = Session {
+            downstream,
+            upstream,
+            source: None,
+            to_upstream: Bytes::from_static(b"early, "),
+            to_downstream: Bytes::new(),
+            mode: SpliceMode::Auto,
+            idle_timeout: None,
+            flow,
+        };
+        let carried = tokio::spawn(async move { splicer.carry(session).await });
+        client.write_all(b"late").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        backend.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"early, late");
+        drop((client, backend));
+        carried.await.unwrap();
+        let refused = telemetry.metrics.splice_fallbacks.with_label_values(&["no_capability"]).get();
+        assert_eq!(refused, 1);
+    }
+}

@@ -1,0 +1,204 @@
+//! Takes over what an earlier process has left in the kernel's maps. Its streams went on meanwhile; those whose hand-over
+//! it did not live to finish are reset, since what its sockets held is lost.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use proxy_common::flow::{Conn, Direction, FlowRef, output, state};
+use steer_kernel::bpf::packet::{Ends, FlowKey};
+use steer_kernel::tcp::clock;
+use steer_policy::config;
+use xxhash_rust::xxh64::xxh64;
+
+use super::PacketSplice;
+use super::record::{Carried, Record, Records};
+use super::table::Stream;
+use crate::telemetry::flows::{FlowGuard, FlowInfo};
+use crate::upstream::ports::SourcePorts;
+
+/// Stands for a cluster that this configuration has not.
+const UNKNOWN_CLUSTER: &str = "(unknown)";
+
+/// TCP's window scale is at most this (RFC 7323).
+const MAX_SCALE: u8 = 14;
+
+/// How much of what was found.
+#[derive(Debug, Default)]
+struct Counts {
+    streams: u32,
+    reset: u32,
+    over: u32,
+    unusable: u32,
+}
+
+/// What is to be done with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It goes on.
+    Living,
+    /// Its peers are reset.
+    Reset,
+    /// It is over, and its tuple lingers.
+    Over,
+    /// There is nothing to be done for it.
+    Unusable,
+}
+
+/// `keys` is how many of its two keys lead to the record. `completes`: the earlier process completes its hand-overs.
+fn fate(record: &Conn, keys: usize, completes: bool) -> Fate {
+    let is_possible = matches!(record.family, 4 | 6)
+        && record.flows.iter().all(|flow| {
+            let fixed = &flow.fixed;
+            fixed.window_left <= MAX_SCALE
+                && fixed.window_right <= MAX_SCALE
+                && matches!(fixed.output, output::IN_PLACE | output::NEIGHBOUR | output::LOOPBACK)
+        });
+    match (record.state, keys) {
+        _ if !is_possible => Fate::Unusable,
+        // It was to be used again after a grace period.
+        (_, 0) => Fate::Unusable,
+        (state::SPLICED, 2) => Fate::Living,
+        // Should that process die meanwhile, the program sees the sockets' resets.
+        (state::HAND_OVER, 2) if completes => Fate::Living,
+        (state::SPLICED | state::HAND_OVER, _) => Fate::Reset,
+        (state::FINISHED | state::RESET | state::DEAD, _) => Fate::Over,
+        _ => Fate::Unusable,
+    }
+}
+
+/// To be called once, before there are streams of this process. `completes`: the earlier process still lives, and
+/// completes its hand-overs.
+pub(super) fn adopt(
+    splice: &PacketSplice,
+    ports: Option<&SourcePorts>,
+    clusters: &[config::Cluster],
+    completes: bool,
+) {
+    let records = &splice.records;
+    let used = records.kernel.conns().all_used();
+    if used.is_empty() {
+        return;
+    }
+    let names: HashMap<u64, Arc<str>> = clusters
+        .iter()
+        .map(|cluster| (xxh64(cluster.name.as_bytes(), 0), cluster.name.as_str().into()))
+        .collect();
+    let keys = valid_keys(records);
+    let mut counts = Counts::default();
+    for conn in used {
+        let record = Record::adopt(records, conn);
+        let content = record.snapshot();
+        let has_key = |direction: &Direction| keys.contains(&FlowRef::new(conn, *direction));
+        let keys = Direction::BOTH.iter().filter(|direction| has_key(direction)).count();
+        let fate = fate(&content, keys, completes);
+        let open = match fate {
+            Fate::Living => {
+                counts.streams += 1;
+                Some(open(splice, &record, &content, &names))
+            }
+            Fate::Reset => {
+                counts.reset += 1;
+                record.set_reset();
+                None
+            }
+            Fate::Over => {
+                counts.over += 1;
+                None
+            }
+            Fate::Unusable => {
+                counts.unusable += 1;
+                continue;
+            }
+        };
+        let upstream = Ends::of(&content, Direction::ToDownstream);
+        let source = ports.and_then(|ports| ports.lease_this(upstream.local, upstream.peer));
+        splice.table.insert(Stream::adopted(record, open, source, clock::monotonic_ns()), None);
+    }
+    records.show_used();
+    let Counts { streams, reset, over, unusable } = counts;
+    tracing::info!(streams, reset, over, unusable, "took over the streams of an earlier process");
+}
+
+/// The flows whose keys lead to a record that says the same; other keys are taken out.
+fn valid_keys(records: &Records) -> HashSet<FlowRef> {
+    let conns = records.kernel.conns();
+    let found = records.kernel.keys().unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot read the flow maps: the streams in them are reset");
+        Vec::new()
+    });
+    let (mut valid, mut stray) = (HashSet::with_capacity(found.len()), 0_u32);
+    for (key, flow) in found {
+        let is_valid = flow.conn() < conns.capacity() && {
+            let content = conns.snapshot(flow.conn());
+            content.state != state::OFF && FlowKey::of(&content, flow.direction()) == key
+        };
+        if is_valid {
+            valid.insert(flow);
+        } else {
+            stray += 1;
+            records.kernel.remove(&key, flow);
+        }
+    }
+    if stray > 0 {
+        tracing::info!(keys = stray, "removed keys of streams that an earlier process did not begin");
+    }
+    valid
+}
+
+fn open(
+    splice: &PacketSplice,
+    record: &Record,
+    content: &Conn,
+    names: &HashMap<u64, Arc<str>>,
+) -> (FlowGuard, Arc<Carried>) {
+    let info = FlowInfo {
+        client: Ends::of(content, Direction::ToUpstream).peer,
+        cluster: names.get(&content.cluster).cloned().unwrap_or_else(|| UNKNOWN_CLUSTER.into()),
+        endpoint: Ends::of(content, Direction::ToDownstream).peer,
+        key_hash: (content.has_key == 1).then_some(content.key_hash),
+    };
+    let opened_at = UNIX_EPOCH + Duration::from_millis(content.opened_unix_ms);
+    let carried = Carried::of_record(record);
+    (splice.telemetry.flows.adopt(info, opened_at, Arc::clone(&carried) as _), carried)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable as _;
+
+    use super::*;
+
+    #[test]
+    fn only_whole_streams_go_on() {
+        let record = |state| Conn { state, family: 4, ..Conn::zeroed() };
+        let fate = |state, keys| fate(&record(state), keys, false);
+        assert_eq!(fate(state::SPLICED, 2), Fate::Living);
+        assert_eq!(fate(state::SPLICED, 1), Fate::Reset);
+        assert_eq!(fate(state::HAND_OVER, 2), Fate::Reset);
+        for over in [state::FINISHED, state::RESET, state::DEAD] {
+            assert_eq!((fate(over, 2), fate(over, 1)), (Fate::Over, Fate::Over));
+        }
+        assert_eq!(fate(state::SPLICED, 0), Fate::Unusable);
+    }
+
+    #[test]
+    fn a_hand_over_is_left_to_a_process_that_goes_on_with_it() {
+        let record = Conn { state: state::HAND_OVER, family: 4, ..Conn::zeroed() };
+        assert_eq!(fate(&record, 2, true), Fate::Living);
+        assert_eq!(fate(&record, 1, true), Fate::Reset);
+    }
+
+    #[test]
+    fn what_cannot_be_is_not_believed() {
+        let good = Conn { state: state::SPLICED, family: 6, ..Conn::zeroed() };
+        let mut scaled = good;
+        scaled.flows[1].fixed.window_left = 15;
+        let mut elsewhere = good;
+        elsewhere.flows[0].fixed.output = 3;
+        for bad in [scaled, elsewhere, Conn { family: 5, ..good }, Conn { state: 6, ..good }] {
+            assert_eq!(fate(&bad, 2, false), Fate::Unusable);
+        }
+        assert_eq!(fate(&good, 2, false), Fate::Living);
+    }
+}

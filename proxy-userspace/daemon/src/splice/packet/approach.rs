@@ -1,0 +1,285 @@
+//! A session on its way to the kernel, up to the switch; until then it can be given back whole.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use bytemuck::Zeroable as _;
+use bytes::Bytes;
+use proxy_common::flow::{Conn, DirLive, Direction, bits, flags};
+use proxy_common::reason::Reason;
+use socket2::SockRef;
+use steer_kernel::failpoint;
+use steer_kernel::tcp::clock;
+use steer_kernel::tcp::repair;
+use steer_kernel::tcp::tcp_info::{self, TIMESTAMP_BYTES, TcpInfo};
+use tokio::time::{Instant, sleep};
+use xxhash_rust::xxh64::xxh64;
+
+use super::PacketSplice;
+use super::decide::{Plan, decide};
+use super::hand_over::{HandOver, Switched};
+use super::lanes::Fin;
+use super::record::Record;
+use super::relayed::Relayed;
+use crate::splice::Refused;
+
+/// What the sockets offer until the switch. If it is more than the other peer takes, segments are under way at the switch that
+/// have to be repeated.
+const WINDOW: u32 = 32 * 1024;
+
+/// How long a moment is waited for at which nothing waits anywhere. Between two messages that is so, in bulk it never is.
+const PAUSE_WITHIN: Duration = Duration::from_millis(10);
+/// How long a stream in bulk may be held back, so that little is under way at the switch ...
+const REST_WITHIN: Duration = Duration::from_millis(250);
+const REST_LOOK: Duration = Duration::from_millis(1);
+/// ... which is so when a peer has sent nothing for this long and for a round trip.
+const SILENCE: Duration = Duration::from_millis(4);
+
+pub(super) struct Approach<'a> {
+    splice: &'a PacketSplice,
+    plan: Plan,
+    stream: Relayed,
+}
+
+impl<'a> Approach<'a> {
+    /// Decides whether the stream is spliced, and takes its bearings.
+    pub(super) fn begin(splice: &'a PacketSplice, mut stream: Relayed) -> Result<Self, Box<Refused>> {
+        let prepared = splice.records.gate.keep().and_then(|_kept| {
+            let plan = plan(splice, &stream)?;
+            Ok((plan, bearings(&stream)?))
+        });
+        let (plan, bearings) = match prepared {
+            Ok(prepared) => prepared,
+            Err(reason) => return Err(Box::new(Refused { session: stream.into(), reason })),
+        };
+        for socket in &stream.lanes.sockets {
+            let _only_more_to_repeat = repair::clamp_window(socket, WINDOW);
+        }
+        failpoint::reached("begun");
+        stream.lanes.read_end = bearings.map(|bearing| bearing.read_end);
+        stream.lanes.write_end = bearings.map(|bearing| bearing.write_end);
+        Ok(Self { splice, plan, stream })
+    }
+
+    fn refuse(self, reason: Reason) -> Box<Refused> {
+        for socket in &self.stream.lanes.sockets {
+            let room = SockRef::from(socket).recv_buffer_size().unwrap_or(usize::MAX);
+            let _slow_at_first = repair::clamp_window(socket, u32::try_from(room).unwrap_or(u32::MAX));
+        }
+        Box::new(Refused { session: self.stream.into(), reason })
+    }
+
+    /// Relays for some time, or until a peer finishes. `None` as in [`Self::rest`].
+    pub(super) async fn relay_for(mut self, time: Duration) -> Option<Self> {
+        self.stream = self.stream.relay(time, |_| false).await?;
+        Some(self)
+    }
+
+    /// Waits for a good moment for the switch: between two messages; or, in bulk, when the peers have stopped because
+    /// nobody reads. What is under way at the switch goes to the other peer, beyond what its window lets in, and
+    /// has to be repeated after a timeout. `None`: a connection broke, and the stream is over.
+    pub(super) async fn rest(mut self) -> Option<Self> {
+        self.stream = self.stream.relay(PAUSE_WITHIN, is_quiet).await?;
+        if is_quiet(&self.stream) {
+            return Some(self);
+        }
+        let begin = Instant::now();
+        let silence = self.round_trip().max(SILENCE);
+        let (mut received, mut since) = (self.received(), begin);
+        while begin.elapsed() < REST_WITHIN {
+            if let Err(error) = self.stream.lanes.flush(self.stream.flow.flow(), &()) {
+                self.stream.break_off(&error);
+                return None;
+            }
+            let now = self.received();
+            if now != received {
+                (received, since) = (now, Instant::now());
+            }
+            if since.elapsed() >= silence && self.owes_nothing() {
+                break;
+            }
+            sleep(REST_LOOK).await;
+        }
+        Some(self)
+    }
+
+    /// How far each peer has got, as its socket tells.
+    fn received(&self) -> [Option<u32>; 2] {
+        [0, 1].map(|side| repair::rcv_nxt(&self.stream.lanes.sockets[side]).ok())
+    }
+
+    /// Whether all that was read was written, sent and acknowledged.
+    fn owes_nothing(&self) -> bool {
+        let empty = |socket| tcp_info::unacknowledged(socket).is_ok_and(|bytes| bytes == 0);
+        let lanes = &self.stream.lanes;
+        lanes.held.iter().all(Bytes::is_empty) && lanes.sockets.iter().all(empty)
+    }
+
+    /// The longer one of the two connections'.
+    fn round_trip(&self) -> Duration {
+        let of = |socket| TcpInfo::of(socket).map_or(Duration::ZERO, |info| info.min_rtt());
+        self.stream.lanes.sockets.iter().map(of).max().unwrap_or_default()
+    }
+
+    /// Makes the kernel forward what arrives from now on.
+    pub(super) fn switch(self) -> Result<HandOver<'a>, Box<Refused>> {
+        failpoint::reached("rested");
+        let quiet = is_quiet(&self.stream);
+        let splice = self.splice;
+        let _kept = match splice.records.gate.keep() {
+            Ok(kept) => kept,
+            Err(reason) => return Err(self.refuse(reason)),
+        };
+        let installed = self.content(quiet).and_then(|content| {
+            let record = Record::install(&self.splice.records, content)?;
+            failpoint::reached("installed");
+            self.mark(self.splice.records.kernel.mark()).inspect_err(|_| {
+                let _as_it_was = self.mark(0);
+            })?;
+            Ok(record)
+        });
+        let record = match installed {
+            Ok(record) => record,
+            Err(reason) => return Err(self.refuse(reason)),
+        };
+        for socket in &self.stream.lanes.sockets {
+            // Answers to its probes would go to the other peer.
+            let _only_superfluous_probes = SockRef::from(socket).set_keepalive(false);
+        }
+        failpoint::reached("marked");
+        if self.plan.flags & flags::TIMESTAMPS != 0 {
+            record.set_ts_floors(self.plan.ts_offsets);
+        }
+        record.activate();
+        failpoint::reached("activated");
+        let watcher = Switched { record, copies_acks: Cell::new(!quiet) };
+        let Self { splice, stream: Relayed { lanes, source, flow, idle_timeout, .. }, .. } = self;
+        Ok(HandOver { splice, lanes, watcher, source, flow, idle_timeout, carried: None })
+    }
+
+    /// What the record says, taken at one moment at which nobody reads or writes.
+    fn content(&self, quiet: bool) -> Result<Conn, Reason> {
+        let (lanes, flow) = (&self.stream.lanes, self.stream.flow.flow());
+        let has_fin = |side: usize| lanes.fin[side] == Fin::Read;
+        // Each byte that was read from a side, and only those, is or will be written to the other one.
+        let seq_delta = |from: usize, to: usize| {
+            let read = lanes.read_end[from].wrapping_sub(has_fin(from).into());
+            let written = lanes.write_end[to].wrapping_add(lanes.held[from].len() as u32);
+            written.wrapping_sub(read)
+        };
+        let mut content = Conn {
+            flags: self.plan.flags | if quiet { 0 } else { flags::COPY_ACKS },
+            idle_timeout_secs: self.stream.idle_timeout.map_or(0, whole_seconds),
+            key_hash: flow.info.key_hash.unwrap_or(0),
+            has_key: flow.info.key_hash.is_some().into(),
+            cluster: xxh64(flow.info.cluster.as_bytes(), 0),
+            opened_unix_ms: flow.opened_unix_ms(),
+            relayed: flow.bytes(),
+            family: self.plan.family,
+            ..Conn::zeroed()
+        };
+        let now = clock::monotonic_ns();
+        for direction in Direction::BOTH {
+            let (from, to) = (direction as usize, direction.opposite() as usize);
+            let (socket, flow) = (&lanes.sockets[from], &mut content.flows[from]);
+            flow.fixed = self.plan.flows[from];
+            flow.fixed.seq_delta = seq_delta(from, to);
+            flow.fixed.ack_delta = seq_delta(to, from).wrapping_neg();
+            let unacknowledged = tcp_info::unacknowledged(socket).map_err(|_| Reason::StateUnreadable)?;
+            let info = TcpInfo::of(socket).map_err(|_| Reason::StateUnreadable)?;
+            // What the other peer was offered counts too: by its own, or by the socket that has taken its data until now.
+            let offered = SockRef::from(&lanes.sockets[to]).recv_buffer_size().unwrap_or(0);
+            let offered = u32::try_from(offered).unwrap_or(u32::MAX);
+            let scaled = |window: u32| u16::try_from(window >> info.send_scale()).unwrap_or(u16::MAX);
+            let received = repair::rcv_nxt(socket).map_err(|_| Reason::RepairRefused)?;
+            flow.fixed.received = received;
+            flow.live = DirLive {
+                seq_end: received,
+                // Less than a window.
+                ack_end: lanes.write_end[from].wrapping_sub(unacknowledged as u32),
+                own_end: lanes.write_end[from],
+                fin_end: lanes.read_end[from],
+                bits: if has_fin(from) { bits::FIN_SEEN } else { 0 },
+                window: scaled(info.send_window()),
+                // 0 would be: not known.
+                window_max: scaled(info.send_window().max(offered)).max(1),
+                last_payload_ns: now,
+                last_packet_ns: now,
+                ..DirLive::zeroed()
+            };
+        }
+        Ok(content)
+    }
+
+    /// The egress program looks after packets with this mark.
+    fn mark(&self, mark: u32) -> Result<(), Reason> {
+        let set = |socket| repair::set_mark(socket, mark).map_err(|_| Reason::RepairRefused);
+        self.stream.lanes.sockets.iter().try_for_each(set)
+    }
+}
+
+/// Nothing waits anywhere, except that what was sent may still have to be acknowledged.
+fn is_quiet(stream: &Relayed) -> bool {
+    let lanes = &stream.lanes;
+    let is_quiet = |side: usize| {
+        let socket = &lanes.sockets[side];
+        lanes.held[side].is_empty()
+            && repair::rcv_nxt(socket).is_ok_and(|rcv_nxt| rcv_nxt == lanes.read_end[side])
+            && TcpInfo::of(socket).is_ok_and(|info| info.unsent() == 0)
+    };
+    is_quiet(0) && is_quiet(1)
+}
+
+/// Asks once and for all whether and how a stream is spliced, and has the programs where its packets arrive.
+fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
+    if stream.has_fin() {
+        return Err(Reason::NotEstablished);
+    }
+    let survey = &splice.survey;
+    let [downstream, upstream] = &stream.lanes.sockets;
+    let source = stream.source.as_ref().ok_or(Reason::NoSourcePort)?;
+    let mut upstream = survey.leg(upstream)?;
+    let options = if upstream.options.timestamps { TIMESTAMP_BYTES } else { 0 };
+    let mss = |mss| u16::try_from(mss).unwrap_or(u16::MAX);
+    source.note_endpoint_mss(mss(upstream.send_mss + options), mss(upstream.announced_mss));
+    // The socket itself does not tell of more than what it announces to the endpoint.
+    let endpoint_mss = source.endpoint_mss().map_or(0, u32::from);
+    upstream.send_mss = upstream.send_mss.max(endpoint_mss.saturating_sub(options));
+    let downstream = survey.leg(downstream)?;
+    if [&downstream, &upstream].into_iter().any(|leg| splice.records.unfit.has(leg.peer.ip())) {
+        return Err(Reason::NotCarried);
+    }
+    let plan = decide(&survey.host(), &downstream, &upstream)?;
+    for ifindex in plan.arrive_on {
+        splice.records.kernel.attach(ifindex).map_err(|error| {
+            let reason = error.reason();
+            tracing::debug!(ifindex, error = &error as &dyn std::error::Error, "cannot attach the programs");
+            reason
+        })?;
+    }
+    Ok(plan)
+}
+
+/// How far a connection has come, in its own sequence numbers.
+#[derive(Clone, Copy)]
+struct Bearing {
+    read_end: u32,
+    write_end: u32,
+}
+
+/// Those of both connections, of a moment at which nobody reads or writes.
+fn bearings(stream: &Relayed) -> Result<[Bearing; 2], Reason> {
+    let of = |socket| {
+        let write_end = repair::write_seq(socket).map_err(|_| Reason::RepairRefused)?;
+        let read = repair::read_position(socket)?;
+        Ok(Bearing { read_end: read.rcv_nxt.wrapping_sub(read.unread), write_end })
+    };
+    let [downstream, upstream] = &stream.lanes.sockets;
+    Ok([of(downstream)?, of(upstream)?])
+}
+
+/// The next whole number of seconds.
+fn whole_seconds(duration: Duration) -> u32 {
+    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,309 @@
+//! Whether a stream is spliced by packets, and how: pure, and asked once for each stream.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bytemuck::Zeroable as _;
+use proxy_common::flow::{DirFixed, Direction, flags, output};
+use proxy_common::reason::Reason;
+use steer_kernel::bpf::packet::{wire_address, wire_ports};
+use steer_kernel::net::host::InterfaceKind;
+use steer_kernel::net::route::Hop;
+use steer_kernel::tcp::tcp_info::{TIMESTAMP_BYTES, TcpOptions};
+
+/// What holds for the whole host.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Host {
+    /// A packet that is redirected to loopback's ingress finds its socket: by early demultiplexing, or
+    /// because loopback accepts local sources and routes 127.0.0.0/8.
+    pub(super) loopback_takes_redirected: bool,
+}
+
+/// One of the two connections.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leg {
+    /// Canonical, as `local`.
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    pub(super) options: TcpOptions,
+    /// Looked at only if the connection has timestamps.
+    pub(super) timestamp_offset: Result<u32, Reason>,
+    /// The window that the peer offers, in bytes; 0: it is full, or (before Linux 5.4) the kernel does not tell.
+    pub(super) send_window: u32,
+    /// Window scales: the peer's, and the one that we have announced. 0 without scaling.
+    pub(super) send_scale: u8,
+    pub(super) receive_scale: u8,
+    /// What we have announced to the peer.
+    pub(super) announced_mss: u32,
+    /// The largest payload that goes to the peer in one segment, without options.
+    pub(super) send_mss: u32,
+    /// Towards the peer, from `local`.
+    pub(super) hop: Result<Hop, Reason>,
+    /// Of the hop's interface.
+    pub(super) interface: InterfaceKind,
+    /// Connection tracking may drop what a hand-over sends.
+    pub(super) conntrack_in_the_way: bool,
+}
+
+/// How a stream is spliced.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// [`flags`]
+    pub(super) flags: u32,
+    /// 4 or 6.
+    pub(super) family: u32,
+    /// By [`Direction`]; the sequence deltas are still zero.
+    pub(super) flows: [DirFixed; 2],
+    /// The interfaces that the peers' packets arrive on, in the same order.
+    pub(super) arrive_on: [u32; 2],
+    /// By [`Direction`]: [`steer_kernel::tcp::repair::timestamp_offset`] of the connection that its packets leave on; not looked at
+    /// without timestamps.
+    pub(super) ts_offsets: [u32; 2],
+}
+
+/// Where a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Remote,
+    /// On this host, under an address of 127.0.0.0/8.
+    Loopback,
+    /// On this host, under another address.
+    Own,
+}
+
+/// Says how a stream between `downstream` and `upstream` is spliced, or the first reason why not.
+pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Plan, Reason> {
+    let legs = [downstream, upstream];
+    if downstream.peer.is_ipv4() != upstream.peer.is_ipv4() {
+        return Err(Reason::FamiliesDiffer);
+    }
+    let outputs = outputs(host, legs)?;
+    if legs.iter().any(|leg| leg.conntrack_in_the_way) {
+        return Err(Reason::Conntrack);
+    }
+    let flags = option_flags(legs)?;
+    // Both on loopback: whatever one may send, the other one's interface takes.
+    if outputs != [output::IN_PLACE; 2] && !(fits(downstream, upstream) && fits(upstream, downstream)) {
+        return Err(Reason::Mss);
+    }
+    if !(can_tell_window(downstream, upstream) && can_tell_window(upstream, downstream)) {
+        return Err(Reason::Window);
+    }
+    let hops = [downstream.hop?, upstream.hop?];
+    let flow = |direction: Direction| {
+        let (from, to) = (direction as usize, direction.opposite() as usize);
+        DirFixed {
+            to_source: wire_address(legs[to].local.ip()),
+            to_destination: wire_address(legs[to].peer.ip()),
+            to_ports: wire_ports(legs[to].local.port(), legs[to].peer.port()),
+            ifindex: hops[to].ifindex,
+            output: outputs[from],
+            window_left: legs[from].send_scale,
+            window_right: legs[to].receive_scale,
+            ..DirFixed::zeroed()
+        }
+    };
+    Ok(Plan {
+        flags,
+        family: if downstream.peer.is_ipv4() { 4 } else { 6 },
+        flows: Direction::BOTH.map(flow),
+        arrive_on: [hops[0].ifindex, hops[1].ifindex],
+        ts_offsets: [upstream, downstream].map(|leg| leg.timestamp_offset.unwrap_or(0)),
+    })
+}
+
+/// [`output`] of the flows *from* each peer.
+fn outputs(host: &Host, [downstream, upstream]: [&Leg; 2]) -> Result<[u8; 2], Reason> {
+    use Place::{Loopback, Own, Remote};
+    let outputs = match (place(downstream)?, place(upstream)?) {
+        (Remote, Remote) => return Ok([output::NEIGHBOUR; 2]),
+        (Loopback, Loopback) => return Ok([output::IN_PLACE; 2]),
+        (Remote, Loopback) => [output::LOOPBACK, output::NEIGHBOUR],
+        (Own, Remote) => [output::NEIGHBOUR, output::LOOPBACK],
+        (Loopback, Remote) | (Remote | Loopback | Own, Own) | (Own, Loopback) => {
+            return Err(Reason::LocalHop);
+        }
+    };
+    if host.loopback_takes_redirected { Ok(outputs) } else { Err(Reason::LocalHop) }
+}
+
+fn place(leg: &Leg) -> Result<Place, Reason> {
+    match (leg.hop?.local, leg.interface, leg.peer.ip()) {
+        (false, InterfaceKind::Ethernet, _) => Ok(Place::Remote),
+        (false, InterfaceKind::Loopback | InterfaceKind::Other, _) => Err(Reason::Interface),
+        (true, _, IpAddr::V4(ip)) if ip.is_loopback() => Ok(Place::Loopback),
+        (true, _, IpAddr::V4(_)) => Ok(Place::Own),
+        (true, _, IpAddr::V6(_)) => Err(Reason::LocalHop),
+    }
+}
+
+/// [`flags`] of what both connections have negotiated.
+fn option_flags([downstream, upstream]: [&Leg; 2]) -> Result<u32, Reason> {
+    let (down, up) = (downstream.options, upstream.options);
+    let mut flags = 0;
+    if down.timestamps != up.timestamps {
+        return Err(Reason::TimestampsDiffer);
+    }
+    if down.timestamps {
+        downstream.timestamp_offset.and(upstream.timestamp_offset)?;
+        flags |= flags::TIMESTAMPS;
+    }
+    if down.sack && up.sack {
+        flags |= flags::SACK;
+    }
+    if down.ecn != up.ecn {
+        flags |= flags::STRIP_ECN;
+    }
+    Ok(flags)
+}
+
+/// Whether the windows of `from` can be told to the peer of `to`: rounded down to whole units of that connection's scale, at
+/// least two thirds are left of them.
+fn can_tell_window(from: &Leg, to: &Leg) -> bool {
+    const UNITS: u32 = 2;
+    let rounded = to.receive_scale > from.send_scale;
+    !rounded || from.send_window == 0 || from.send_window >> to.receive_scale >= UNITS
+}
+
+/// Whether `to` accepts the largest segments that `from` may send.
+fn fits(from: &Leg, to: &Leg) -> bool {
+    let timestamps = if to.options.timestamps { TIMESTAMP_BYTES } else { 0 };
+    to.send_mss + timestamps >= from.announced_mss
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ETH0: u32 = 2;
+    const ETH1: u32 = 3;
+    const LO: u32 = 1;
+
+    fn leg(peer: &str, local: &str, ifindex: u32) -> Leg {
+        let peer: SocketAddr = peer.parse().unwrap();
+        let local: SocketAddr = local.parse().unwrap();
+        Leg {
+            peer,
+            local,
+            options: TcpOptions { timestamps: true, sack: true, window_scale: true, ecn: false },
+            timestamp_offset: Ok(ifindex * 1000),
+            send_window: 64 * 1024,
+            send_scale: 7,
+            receive_scale: 9,
+            announced_mss: 1460,
+            send_mss: 1448,
+            hop: Ok(Hop { ifindex, local: ifindex == LO, mtu: None, source: local.ip() }),
+            interface: if ifindex == LO { InterfaceKind::Loopback } else { InterfaceKind::Ethernet },
+            conntrack_in_the_way: false,
+        }
+    }
+
+    const HOST: Host = Host { loopback_takes_redirected: true };
+
+    fn client() -> Leg {
+        leg("192.0.2.1:5000", "192.0.2.9:80", ETH0)
+    }
+
+    fn endpoint() -> Leg {
+        leg("198.51.100.2:3000", "198.51.100.1:20000", ETH1)
+    }
+
+    #[test]
+    fn a_stream_between_two_remote_peers_is_rewritten_and_redirected() {
+        let endpoint = Leg { send_scale: 4, receive_scale: 10, ..endpoint() };
+        let plan = decide(&HOST, &client(), &endpoint).unwrap();
+        assert_eq!((plan.flags, plan.family), (flags::TIMESTAMPS | flags::SACK, 4));
+        assert_eq!(plan.arrive_on, [ETH0, ETH1]);
+        let [up, down] = plan.flows;
+        assert_eq!((up.output, up.ifindex), (output::NEIGHBOUR, ETH1));
+        assert_eq!((down.output, down.ifindex), (output::NEIGHBOUR, ETH0));
+        assert_eq!((up.window_left, up.window_right), (7, 10));
+        assert_eq!((down.window_left, down.window_right), (4, 9));
+        // The clock of the connection that the packets leave on.
+        assert_eq!(plan.ts_offsets, [3000, 2000]);
+        assert_eq!(up.to_source[0], u32::from_ne_bytes([198, 51, 100, 1]));
+        assert_eq!(up.to_destination[0], u32::from_ne_bytes([198, 51, 100, 2]));
+        assert_eq!(up.to_ports.to_ne_bytes(), [0x4e, 0x20, 0x0b, 0xb8]);
+        assert_eq!(down.to_destination[0], u32::from_ne_bytes([192, 0, 2, 1]));
+        assert_eq!(down.to_ports.to_ne_bytes(), [0, 80, 0x13, 0x88]);
+    }
+
+    #[test]
+    fn differences_that_can_be_translated_are() {
+        let without = |change: fn(&mut Leg)| {
+            let mut endpoint = endpoint();
+            change(&mut endpoint);
+            decide(&HOST, &client(), &endpoint).map(|plan| plan.flags)
+        };
+        let all = flags::TIMESTAMPS | flags::SACK;
+        assert_eq!(without(|leg| leg.options.sack = false), Ok(flags::TIMESTAMPS));
+        assert_eq!(without(|leg| leg.options.ecn = true), Ok(all | flags::STRIP_ECN));
+        assert_eq!(without(|leg| leg.options.window_scale = false), Ok(all));
+        assert_eq!(without(|leg| leg.send_window = 1024), Ok(all));
+        assert_eq!(without(|leg| (leg.send_window, leg.send_scale) = (512, 9)), Ok(all));
+    }
+
+    #[test]
+    fn every_reason_to_refuse_has_its_name() {
+        type Change = fn(&mut Host, &mut Leg, &mut Leg);
+        let cases: &[(Change, Reason)] = &[
+            (|_, _, up| *up = leg("[2001:db8::2]:3000", "[2001:db8::1]:20000", ETH1), Reason::FamiliesDiffer),
+            (|_, _, up| up.hop = Err(Reason::NoRoute), Reason::NoRoute),
+            (|_, down, _| down.interface = InterfaceKind::Other, Reason::Interface),
+            (|_, _, up| up.conntrack_in_the_way = true, Reason::Conntrack),
+            (|_, down, _| down.options.timestamps = false, Reason::TimestampsDiffer),
+            (
+                |_, down, _| down.timestamp_offset = Err(Reason::MicrosecondTimestamps),
+                Reason::MicrosecondTimestamps,
+            ),
+            (|_, down, _| down.send_mss = 1388, Reason::Mss),
+            (|_, _, up| up.send_mss = 1388, Reason::Mss),
+            (|_, down, _| down.announced_mss = 8960, Reason::Mss),
+            (|_, _, up| up.announced_mss = 8960, Reason::Mss),
+            (|_, down, _| down.send_window = 1023, Reason::Window),
+            (|_, _, up| up.send_window = 1023, Reason::Window),
+        ];
+        for (change, reason) in cases {
+            let (mut host, mut downstream, mut upstream) = (HOST, client(), endpoint());
+            change(&mut host, &mut downstream, &mut upstream);
+            let refused = decide(&host, &downstream, &upstream).map(|plan| plan.flags);
+            assert_eq!(refused, Err(*reason), "{host:?} {downstream:?} {upstream:?}");
+        }
+    }
+
+    #[test]
+    fn without_timestamps_the_whole_segment_is_payload() {
+        let plain = |mut leg: Leg| {
+            leg.options.timestamps = false;
+            leg.timestamp_offset = Err(Reason::StateUnreadable);
+            leg.send_mss = 1460;
+            leg
+        };
+        let plan = decide(&HOST, &plain(client()), &plain(endpoint())).unwrap();
+        assert_eq!(plan.flags, flags::SACK);
+        let smaller = Leg { send_mss: 1448, ..plain(endpoint()) };
+        assert!(matches!(decide(&HOST, &plain(client()), &smaller), Err(Reason::Mss)));
+    }
+
+    #[test]
+    fn local_hops_are_spliced_in_three_combinations() {
+        let at_127 = || leg("127.0.0.1:3000", "127.0.0.1:20000", LO);
+        let at_own = || leg("192.0.2.9:5000", "192.0.2.9:80", LO);
+        let outputs = |down: Leg, up: Leg| {
+            decide(&HOST, &down, &up).map(|plan| [plan.flows[0].output, plan.flows[1].output])
+        };
+        assert_eq!(outputs(client(), at_127()), Ok([output::LOOPBACK, output::NEIGHBOUR]));
+        assert_eq!(outputs(at_own(), endpoint()), Ok([output::NEIGHBOUR, output::LOOPBACK]));
+        // The MSS of loopback is larger than what half a window lets through, and does not matter there.
+        let large = || Leg { announced_mss: 65483, send_mss: 32741, ..at_127() };
+        assert_eq!(outputs(large(), large()), Ok([output::IN_PLACE; 2]));
+
+        for (down, up) in [(at_127(), endpoint()), (client(), at_own()), (at_own(), at_127())] {
+            assert_eq!(outputs(down, up), Err(Reason::LocalHop));
+        }
+        let v6 = || leg("[::1]:3000", "[::1]:20000", LO);
+        assert_eq!(outputs(v6(), v6()), Err(Reason::LocalHop));
+        let host = Host { loopback_takes_redirected: false };
+        assert!(matches!(decide(&host, &client(), &at_127()), Err(Reason::LocalHop)));
+        assert!(decide(&host, &large(), &large()).is_ok());
+    }
+}

@@ -1,0 +1,334 @@
+//! From two sockets to two entries in a map, without a pause and without a lost byte.
+//!
+//! What makes it exact is that each byte that is read is written: the difference between the sequence numbers of the
+//! two connections, in each direction, is therefore constant, whatever is under way. It is taken when the stream
+//! begins. Later, at any moment, one store makes the kernel forward whatever arrives. Then
+//!
+//! - what had arrived before is still relayed, until nothing is left of it;
+//! - what the sockets had sent and the peers have not acknowledged stays the sockets' to repeat: the program gives
+//!   them copies of acknowledgements. It must know, before each write, how far those may go (`own_end`);
+//! - and the sockets may go only when no packet is on its way to them any more: after a grace period.
+//!
+//! Commonly the stream is quiet after its 101. Then nothing has to be relayed, no copies are made, and one grace period
+//! is enough.
+
+use std::cell::Cell;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxy_common::flow::{Direction, flags, state};
+use steer_kernel::failpoint;
+use steer_kernel::tcp::{clock, repair, tcp_info};
+use tokio::net::TcpStream;
+use tokio::task::coop;
+use tokio::time::{Instant, timeout};
+
+use super::PacketSplice;
+use super::lanes::{Lanes, Watcher};
+use super::life::{Life, Look, Step};
+use super::record::{Carried, Record};
+use super::table::Stream;
+use crate::splice::relay::Broken;
+use crate::splice::{End, Path};
+use crate::telemetry::flows::{FlowGuard, KernelBytes};
+use crate::upstream::ports::Lease;
+
+/// How often it is looked whether the sockets' bytes are acknowledged, which the kernel does not tell by itself: at
+/// first, and at most, the time being doubled while nothing happens.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LAST_LOOK: Duration = Duration::from_millis(64);
+/// From then on peers are told what is acknowledged.
+const SLOW_LOOK: Duration = Duration::from_millis(16);
+
+/// How long a hand-over may go on in which nothing waits for a peer: nothing is left to be written or acknowledged, so what
+/// is missing is for this host alone to do, which takes milliseconds. A hand-over that does wait for a peer has no such
+/// limit, since a peer may stop reading for as long as it likes; but the peer must be there, see [`HandOver::look_after`].
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+
+/// A hand-over that did not end as it should.
+struct Failed {
+    end: End,
+    /// Its label in `steer_hand_overs_total`.
+    how: &'static str,
+}
+
+impl Failed {
+    fn because_of_a_peer(end: End) -> Self {
+        Self { end, how: "failed" }
+    }
+}
+
+/// A session after the switch, as long as its sockets are there. Dropping it resets both connections.
+pub(super) struct HandOver<'a> {
+    pub(super) splice: &'a PacketSplice,
+    /// Dropped before the sockets: as long as the keys are there, the egress program takes the sockets' RSTs for those of a
+    /// stack that does not know the stream, and the peers would hear of its end only when they send something.
+    pub(super) watcher: Switched,
+    pub(super) lanes: Lanes,
+    pub(super) source: Option<Lease>,
+    pub(super) flow: FlowGuard,
+    pub(super) idle_timeout: Option<Duration>,
+    /// `None` before the grace period has passed.
+    pub(super) carried: Option<Arc<Carried>>,
+}
+
+/// The record of a stream whose packets the kernel forwards already.
+pub(super) struct Switched {
+    pub(super) record: Record,
+    /// See [`flags::COPY_ACKS`].
+    pub(super) copies_acks: Cell<bool>,
+}
+
+impl Switched {
+    fn copy_acks(&self) {
+        if !self.copies_acks.replace(true) {
+            self.record.add_flags(flags::COPY_ACKS);
+        }
+    }
+}
+
+impl Watcher for Switched {
+    const PASSES_FINS: bool = true;
+
+    fn gives(&self, side: usize, end: u32) {
+        self.copy_acks();
+        self.record.set_own_end(Direction::BOTH[side], end);
+    }
+
+    fn read_fin(&self, side: usize, end: u32) {
+        self.record.note_fin(Direction::BOTH[side], end);
+    }
+}
+
+impl HandOver<'_> {
+    /// Relays what the sockets still have, closes them, and leaves the stream to the table. Its 101 was relayed when it was
+    /// `opened`, and it was `decided` later to splice it.
+    pub(super) async fn complete(mut self, opened: Instant, decided: Instant) {
+        self.flow.set_path(Path::Packet);
+        let drained = self.drain().await;
+        let carried = self.carried();
+        // Less than they have received, if the stream ended so quickly that its peers repeated the rest past them.
+        carried.begin_at(self.written(), self.flow.flow().relayed());
+        let how = match (&drained, self.watcher.copies_acks.get()) {
+            (Err(failed), _) => failed.how,
+            (Ok(()), false) => "quiet",
+            (Ok(()), true) => "busy",
+        };
+        let metrics = &self.splice.telemetry.metrics;
+        let record = self.watcher.record;
+        if drained.is_ok() {
+            failpoint::reached("drained");
+            record.complete();
+            failpoint::reached("spliced");
+            metrics.splice_seconds.observe(opened.elapsed().as_secs_f64());
+            if how == "busy" {
+                // Copies of acknowledgements may still be on their way to the sockets.
+                self.splice.grace.wait().await;
+            }
+        } else {
+            record.abort();
+        }
+        for socket in self.lanes.sockets {
+            close(socket);
+            failpoint::reached("closing");
+        }
+        metrics.hand_overs.with_label_values(&[how]).inc();
+        metrics.hand_over_seconds.observe(decided.elapsed().as_secs_f64());
+        let stream = Stream::new(record, self.flow, carried, self.source);
+        failpoint::reached("closed");
+        self.splice.table.insert(stream, drained.err().map(|failed| failed.end));
+        failpoint::reached("kept");
+    }
+
+    /// Returns when the sockets are not needed any more: all that they had is where it belongs, or the program has
+    /// seen the end of the stream.
+    ///
+    /// # Errors
+    /// How the stream has to be ended.
+    async fn drain(&mut self) -> Result<(), Failed> {
+        let mut grace = pin!(self.splice.grace.wait());
+        let mut is_past = false;
+        let mut life = Life::new();
+        // Since when nothing has waited for a peer.
+        let mut alone_since = Instant::now();
+        let mut look = FIRST_LOOK;
+        let mut last_moved_ns = clock::monotonic_ns();
+        let mut packets = [0; 2];
+        loop {
+            if self.watcher.record.state() != state::HAND_OVER {
+                return Ok(());
+            }
+            if is_past {
+                self.ask_for_unread();
+            }
+            if self.lanes.step(self.flow.flow(), &self.watcher).map_err(|error| self.broken(&error))? {
+                last_moved_ns = clock::monotonic_ns();
+                look = FIRST_LOOK;
+                alone_since = Instant::now();
+                coop::consume_budget().await;
+                continue;
+            }
+            if is_past {
+                if self.is_drained() {
+                    return Ok(());
+                }
+                self.watcher.copy_acks();
+                if look >= SLOW_LOOK {
+                    self.acknowledge(&mut packets);
+                }
+            }
+            if self.is_idle(last_moved_ns) {
+                return Err(Failed::because_of_a_peer(End::IdleTimeout));
+            }
+            if self.waits_for_a_peer() {
+                alone_since = Instant::now();
+            } else if alone_since.elapsed() > FINISH_WITHIN {
+                tracing::warn!(
+                    stream = self.flow.flow().id,
+                    "a hand-over did not end within {FINISH_WITHIN:?}; both peers get a RST: please report this"
+                );
+                return Err(Failed { end: End::Reset, how: "expired" });
+            }
+            if look >= LAST_LOOK {
+                self.look_after(&mut life)?;
+            }
+            tokio::select! {
+                () = &mut grace, if !is_past => {
+                    is_past = true;
+                    self.settle();
+                }
+                waited = timeout(look, self.lanes.wait()) => {
+                    waited.unwrap_or(Ok(())).map_err(|error| self.broken(&error))?;
+                    look = LAST_LOOK.min(look * 2);
+                }
+            }
+        }
+    }
+
+    /// Tells each peer that has sent something since `packets` was counted what is acknowledged: the other one may be unable
+    /// to ([`Record::acknowledge`]), and if this one reads nothing until then, its window never opens.
+    fn acknowledge(&self, packets: &mut [u64; 2]) {
+        let record = self.watcher.record.snapshot();
+        let received = received(&self.lanes);
+        for from in Direction::BOTH {
+            let side = from as usize;
+            let before = std::mem::replace(&mut packets[side], record.flows[side].live.packets);
+            if before != packets[side] {
+                self.watcher.record.acknowledge(&record, from, received[side]);
+            }
+        }
+    }
+
+    /// Has the sockets asked for what they have received and not told: what waits behind an urgent byte, say. No packet comes
+    /// to them any more that could tell.
+    fn ask_for_unread(&mut self) {
+        for (side, unread) in self.lanes.unread.iter_mut().enumerate() {
+            let rcv_nxt = repair::rcv_nxt(&self.lanes.sockets[side]);
+            *unread |= rcv_nxt.is_ok_and(|rcv_nxt| rcv_nxt != self.lanes.read_end[side]);
+        }
+    }
+
+    /// Whether something has still to be taken, or acknowledged, by a peer.
+    fn waits_for_a_peer(&self) -> bool {
+        let waits = |side: usize| !self.lanes.held[side].is_empty() || !self.has_all_acknowledged(side);
+        waits(0) || waits(1)
+    }
+
+    /// Asks peers that are silent whether they are there, as those of a spliced stream: the sockets' own keepalive is off.
+    /// (What they have sent they repeat, but a peer without a window they may ask every two minutes only.)
+    ///
+    /// # Errors
+    /// One is not.
+    fn look_after(&self, life: &mut Life) -> Result<(), Failed> {
+        let record = &self.watcher.record;
+        let look = Look::of_hand_over(&record.snapshot());
+        loop {
+            match life.next(clock::monotonic_ns(), &look, self.splice.table.limits(), 0) {
+                Step::Probe(direction) => record.probe(direction),
+                Step::Abort(end) => return Err(Failed::because_of_a_peer(end)),
+                // The record says that the stream has ended, which is found at the next look.
+                Step::Wait { .. } | Step::Ended(_) | Step::ResetAgain | Step::Remove => return Ok(()),
+            }
+        }
+    }
+
+    /// Whether the sockets have nothing left: to be read, to be written, to be acknowledged. True for good once no
+    /// packets are on their way to them.
+    fn is_drained(&self) -> bool {
+        let lanes = &self.lanes;
+        [0, 1].into_iter().all(|side| {
+            let socket = &lanes.sockets[side];
+            lanes.held[side].is_empty()
+                // Also false if there is a FIN that was not read.
+                && repair::rcv_nxt(socket).is_ok_and(|rcv_nxt| rcv_nxt == lanes.read_end[side])
+                && self.has_all_acknowledged(side)
+        })
+    }
+
+    /// Whether the peer at `side` has acknowledged all that its socket was given.
+    fn has_all_acknowledged(&self, side: usize) -> bool {
+        tcp_info::unacknowledged(&self.lanes.sockets[side]).is_ok_and(|bytes| bytes == 0)
+            || self.is_acknowledged(side)
+    }
+
+    /// Whether the program has seen all that the socket was given acknowledged, though the socket may not have.
+    fn is_acknowledged(&self, side: usize) -> bool {
+        let acknowledged = self.watcher.record.snapshot().flows[side].live.ack_end;
+        acknowledged.wrapping_sub(self.lanes.write_end[side]).cast_signed() >= 0
+    }
+
+    fn is_idle(&self, last_moved_ns: u64) -> bool {
+        self.idle_timeout.is_some_and(|limit| {
+            let flows = self.watcher.record.snapshot().flows;
+            let last = flows.iter().fold(last_moved_ns, |last, flow| last.max(flow.live.last_payload_ns));
+            u128::from(clock::monotonic_ns().saturating_sub(last)) >= limit.as_nanos()
+        })
+    }
+
+    /// After the grace period: what the sockets have received does not grow any more.
+    fn settle(&mut self) {
+        let received = received(&self.lanes);
+        for from in Direction::BOTH {
+            self.watcher.record.set_received(from, received[from as usize]);
+        }
+        self.carried();
+        failpoint::reached("settled");
+    }
+
+    /// The bytes that the kernel carries: all that comes behind what the sockets have received, which does not grow after
+    /// the grace period.
+    fn carried(&mut self) -> Arc<Carried> {
+        let carried = self.carried.get_or_insert_with(|| {
+            let carried = Carried::new(&self.watcher.record, received(&self.lanes));
+            self.flow.flow().set_kernel_bytes(Arc::clone(&carried) as Arc<dyn KernelBytes>);
+            carried
+        });
+        Arc::clone(carried)
+    }
+
+    /// One behind what was written for each direction, in the numbers with which it arrived.
+    fn written(&self) -> [u32; 2] {
+        let flows = self.watcher.record.snapshot().flows;
+        [0, 1].map(|from| self.lanes.write_end[1 - from].wrapping_sub(flows[from].fixed.seq_delta))
+    }
+
+    fn broken(&self, error: &Broken) -> Failed {
+        let error: &dyn std::error::Error = error;
+        tracing::debug!(stream = self.flow.flow().id, error, "stream broke during its hand-over");
+        Failed::because_of_a_peer(End::Reset)
+    }
+}
+
+/// One behind the last byte, or FIN, that each socket has received.
+fn received(lanes: &Lanes) -> [u32; 2] {
+    // What was read is what there was, should the kernel not tell.
+    [0, 1].map(|side| repair::rcv_nxt(&lanes.sockets[side]).unwrap_or(lanes.read_end[side]))
+}
+
+fn close(socket: TcpStream) {
+    let closed = socket.into_std().and_then(repair::close_silently);
+    if let Err(error) = closed {
+        tracing::error!(%error, "cannot close a socket silently");
+    }
+}

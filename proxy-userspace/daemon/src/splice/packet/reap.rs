@@ -1,0 +1,48 @@
+//! The one task that looks after all streams without sockets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxy_common::flow::event;
+use steer_kernel::bpf::grace::Grace;
+use steer_kernel::bpf::packet::FlowEvents;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::record::Records;
+use super::table::Table;
+
+/// How often it is seen to what no event tells, or a lost one would have, and the kernel is told that somebody does.
+const SWEEP: Duration = Duration::from_secs(1);
+
+pub(super) async fn run(table: Arc<Table>, records: Arc<Records>, grace: Arc<Grace>, mut events: FlowEvents) {
+    let mut sweeps = interval(SWEEP);
+    sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut events_work = true;
+    loop {
+        let mut told = Vec::new();
+        tokio::select! {
+            read = events.read(|event| told.push(event)), if events_work => if let Err(error) = read {
+                tracing::error!(%error, "cannot read the packet splice's events; its ends are noticed later");
+                events_work = false;
+            },
+            _ = sweeps.tick() => {
+                if let Err(error) = records.kernel.beat() {
+                    tracing::debug!(%error, "cannot tell the kernel that this process lives");
+                }
+                if !table.is_empty() {
+                    table.sweep(events_work).await;
+                }
+            }
+            () = records.changed.notified() => {}
+        }
+        // A first FIN changes nothing yet.
+        for event in told.into_iter().filter(|event| event.kind != event::FIN) {
+            table.examine(event.flow.conn(), event.generation);
+        }
+        let retired = records.take_retired();
+        if !retired.is_empty() {
+            grace.wait().await;
+            records.free(retired);
+        }
+    }
+}

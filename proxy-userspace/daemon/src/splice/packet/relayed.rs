@@ -1,0 +1,85 @@
+//! A session that userspace relays until it is handed over, and may have back.
+
+use std::time::Duration;
+
+use steer_policy::config::SpliceMode;
+use tokio::task::coop;
+use tokio::time::{Instant, timeout_at};
+
+use super::lanes::{Fin, Lanes};
+use crate::splice::relay::Broken;
+use crate::splice::{End, Session};
+use crate::telemetry::flows::FlowGuard;
+use crate::upstream::ports::Lease;
+
+pub(super) struct Relayed {
+    pub(super) lanes: Lanes,
+    pub(super) source: Option<Lease>,
+    pub(super) flow: FlowGuard,
+    pub(super) mode: SpliceMode,
+    pub(super) idle_timeout: Option<Duration>,
+}
+
+impl From<Session> for Relayed {
+    fn from(session: Session) -> Self {
+        let Session { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow } =
+            session;
+        let lanes = Lanes {
+            sockets: [downstream, upstream],
+            held: [to_upstream, to_downstream],
+            fin: [Fin::NotSeen; 2],
+            unread: [true; 2],
+            // Nobody asks before they are known.
+            read_end: [0; 2],
+            write_end: [0; 2],
+        };
+        Self { lanes, source, flow, mode, idle_timeout }
+    }
+}
+
+impl From<Relayed> for Session {
+    /// A FIN that was read can be read again.
+    fn from(relayed: Relayed) -> Self {
+        let Relayed { lanes, source, flow, mode, idle_timeout } = relayed;
+        let Lanes { sockets: [downstream, upstream], held: [to_upstream, to_downstream], .. } = lanes;
+        Self { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow }
+    }
+}
+
+impl Relayed {
+    /// Relays for some time, or until a peer has finished, or until it is `enough`. FINs are not passed on. `None`: a
+    /// connection broke, and the stream is over.
+    pub(super) async fn relay(mut self, time: Duration, enough: impl Fn(&Self) -> bool) -> Option<Self> {
+        let until = Instant::now() + time;
+        let relayed = timeout_at(until, async {
+            while !self.has_fin() && !enough(&self) {
+                if self.lanes.step(self.flow.flow(), &())? {
+                    coop::consume_budget().await;
+                } else {
+                    self.lanes.wait().await?;
+                }
+            }
+            Ok(())
+        });
+        match relayed.await {
+            Ok(Err(error)) => {
+                self.break_off(&error);
+                None
+            }
+            Ok(Ok(())) | Err(_) => Some(self),
+        }
+    }
+
+    /// Whether a peer has finished.
+    pub(super) fn has_fin(&self) -> bool {
+        self.lanes.fin != [Fin::NotSeen; 2]
+    }
+
+    /// Ends the stream, one of whose connections broke.
+    pub(super) fn break_off(self, error: &Broken) {
+        let error: &dyn std::error::Error = error;
+        tracing::debug!(stream = self.flow.flow().id, error, "stream broke before its hand-over");
+        drop(self.lanes);
+        self.flow.ended(End::Reset);
+    }
+}

@@ -1,0 +1,57 @@
+//! Segments that Steer makes up itself, in the name of one peer of a spliced stream: what the other peer would
+//! get if it were asked, or told of the end.
+
+use proxy_common::flow::{Conn, Direction, flags};
+use proxy_common::packet::headers::tcp_flags;
+use proxy_common::packet::rewrite::{self, Timestamps};
+use proxy_common::packet::seq;
+use steer_kernel::bpf::packet::Ends;
+use steer_kernel::tcp::raw::Segment;
+
+/// A keepalive probe for the peer that `from` comes from: a segment with nothing in it, one before what the
+/// peer expects, which has to be answered.
+pub(super) fn probe(record: &Conn, from: Direction) -> Segment {
+    let expected = record.flows[from as usize].live.ack_end;
+    segment(record, from, expected.wrapping_sub(1), tcp_flags::ACK)
+}
+
+/// An acknowledgement, during the hand-over, for the peer that `from` comes from: of what the local socket has received
+/// (up to `received`) or the other peer has acknowledged. The other peer's own acknowledgements are discarded as long
+/// as it has sent more than this one's window lets in, which what the sockets still hold can make happen.
+pub(super) fn acknowledgement(record: &Conn, from: Direction, received: u32) -> Segment {
+    let to = &record.flows[from.opposite() as usize];
+    let forwarded = to.live.ack_end.wrapping_add(to.fixed.ack_delta);
+    let ack = seq::later(forwarded, received);
+    // The other peer's window ends where it ends.
+    let window = rewrite::window_less(to.live.window, ack.wrapping_sub(forwarded), &to.fixed);
+    let expected = record.flows[from as usize].live.ack_end;
+    Segment { ack, window, ..segment(record, from, expected, tcp_flags::ACK) }
+}
+
+/// RSTs for the peer that `from` comes from. It believes one with just the number that it expects: what it
+/// acknowledged last, or, if it has not acknowledged everything yet, what follows all that was sent to it.
+pub(super) fn resets(record: &Conn, from: Direction) -> impl Iterator<Item = Segment> {
+    let acknowledged = record.flows[from as usize].live.ack_end;
+    let to = &record.flows[from.opposite() as usize];
+    let sent = to.live.seq_end.wrapping_add(to.fixed.seq_delta);
+    let reset = move |seq| segment(record, from, seq, tcp_flags::RST | tcp_flags::ACK);
+    [Some(acknowledged), (sent != acknowledged).then_some(sent)].into_iter().flatten().map(reset)
+}
+
+fn segment(record: &Conn, from: Direction, seq: u32, flag_bits: u8) -> Segment {
+    let ends = Ends::of(record, from);
+    let to = &record.flows[from.opposite() as usize];
+    let live = &record.flows[from as usize].live;
+    let has_timestamps = record.flags & flags::TIMESTAMPS != 0;
+    // Zero is none, as long as nothing is known.
+    let echo = live.ts_value;
+    Segment {
+        source: ends.local,
+        destination: ends.peer,
+        seq,
+        ack: live.seq_end,
+        flags: flag_bits,
+        window: rewrite::window(to.live.window, &to.fixed),
+        timestamps: has_timestamps.then(|| (Timestamps::newest(to), echo)),
+    }
+}

@@ -1,0 +1,78 @@
+//! Asks the kernel what [`decide`](super::decide) wants to know of a host and of a stream's two connections.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use proxy_common::reason::Reason;
+use steer_kernel::net::conntrack::Conntrack;
+use steer_kernel::net::host::{self, InterfaceKind};
+use steer_kernel::net::route::Routes;
+use steer_kernel::tcp::repair;
+use steer_kernel::tcp::tcp_info::TcpInfo;
+use tokio::net::TcpStream;
+
+use super::decide::{Host, Leg};
+
+/// Settings of the host change, and are not worth asking for each stream.
+const HOST_AGE: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub(super) struct Survey {
+    routes: Routes,
+    conntrack: Conntrack,
+    host: Mutex<(Instant, Host)>,
+}
+
+impl Survey {
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            routes: Routes::new()?,
+            conntrack: Conntrack::new(),
+            host: Mutex::new((Instant::now(), ask_host())),
+        })
+    }
+
+    /// What holds for the host, or did a moment ago.
+    pub(super) fn host(&self) -> Host {
+        let mut known = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0.elapsed() > HOST_AGE {
+            *known = (Instant::now(), ask_host());
+        }
+        known.1
+    }
+
+    pub(super) fn leg(&self, socket: &TcpStream) -> Result<Leg, Reason> {
+        let unreadable = |_| Reason::StateUnreadable;
+        let info = TcpInfo::of(socket).map_err(unreadable)?;
+        if !info.is_established() {
+            return Err(Reason::NotEstablished);
+        }
+        let peer = canonical(socket.peer_addr().map_err(unreadable)?);
+        let local = canonical(socket.local_addr().map_err(unreadable)?);
+        let hop = self.routes.lookup(local.ip(), peer.ip()).map_err(|error| error.reason());
+        let interface = hop.as_ref().ok().and_then(|hop| self.routes.interface(hop.ifindex).ok());
+        Ok(Leg {
+            peer,
+            local,
+            options: info.options(),
+            timestamp_offset: repair::timestamp_offset(socket),
+            send_window: info.send_window(),
+            send_scale: info.send_scale(),
+            receive_scale: info.receive_scale(),
+            announced_mss: info.announced_mss(),
+            send_mss: info.send_mss(),
+            hop,
+            interface: interface.map_or(InterfaceKind::Other, |interface| interface.kind),
+            conntrack_in_the_way: self.conntrack.is_in_the_way(peer, local),
+        })
+    }
+}
+
+fn ask_host() -> Host {
+    Host { loopback_takes_redirected: host::early_demux() || host::loopback_accepts_redirects() }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

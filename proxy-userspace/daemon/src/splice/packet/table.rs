@@ -1,0 +1,279 @@
+//! The streams that only the kernel carries.
+
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use proxy_common::stat::Stat;
+use steer_kernel::tcp::clock;
+
+use super::life::{Life, Limits, Look, Step};
+use super::record::{Carried, Record, Records};
+use crate::splice::End;
+use crate::telemetry::flows::FlowGuard;
+use crate::upstream::ports::Lease;
+
+/// Places that are looked at under one lock.
+const BATCH: usize = 1024;
+
+/// What userspace keeps of a stream.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// Dropped before the port is given back, so that no packet of the port's next connection meets it.
+    record: Record,
+    /// `None` once the stream has ended.
+    open: Option<Open>,
+    life: Life,
+    _source: Option<Lease>,
+}
+
+#[derive(Debug)]
+struct Open {
+    flow: FlowGuard,
+    carried: Arc<Carried>,
+}
+
+impl Open {
+    fn end(self, end: End) {
+        self.carried.end();
+        self.flow.ended(end);
+    }
+}
+
+impl Stream {
+    pub(super) fn new(record: Record, flow: FlowGuard, carried: Arc<Carried>, source: Option<Lease>) -> Self {
+        let open = Some(Open { flow, carried });
+        Self { record, open, life: Life::new(), _source: source }
+    }
+
+    /// A stream of an earlier process; without `open` it is over.
+    pub(super) fn adopted(
+        record: Record,
+        open: Option<(FlowGuard, Arc<Carried>)>,
+        source: Option<Lease>,
+        now_ns: u64,
+    ) -> Self {
+        let open = open.map(|(flow, carried)| Open { flow, carried });
+        let life = Life::adopted(now_ns);
+        Self { record, open, life, _source: source }
+    }
+
+    /// Takes what steps there are to be taken. What goes slowly is left for after the lock.
+    fn look(&mut self, now_ns: u64, limits: &Limits, later: &mut Later) -> Keep {
+        let look = Look::from(&self.record.snapshot());
+        loop {
+            match self.life.next(now_ns, &look, limits, self.record.conn() as u8) {
+                Step::Wait { until_ns } => return Keep::Until(until_ns),
+                Step::Probe(direction) => self.record.probe(direction),
+                Step::Ended(end) => later.ended.extend(self.open.take().map(|open| (open, end))),
+                Step::Abort(end) => {
+                    if end == End::NotCarried {
+                        self.record.note_unfit();
+                    }
+                    self.record.abort();
+                    later.ended.extend(self.open.take().map(|open| (open, end)));
+                }
+                Step::ResetAgain => self.record.abort_again(),
+                Step::Remove => return Keep::No,
+            }
+        }
+    }
+
+    /// Leaves it to another process, which has its record.
+    fn leave(mut self) {
+        if let Some(open) = self.open.take() {
+            open.flow.left();
+        }
+    }
+
+    /// Ends it, unless it has ended, with a RST to both peers.
+    fn abort(mut self) {
+        if let Some(open) = self.open.take() {
+            self.record.abort();
+            open.end(End::Reset);
+        }
+    }
+}
+
+enum Keep {
+    /// It has to be looked at again then, or when there is an event.
+    Until(u64),
+    No,
+}
+
+/// What is finished when the table is unlocked: log lines, metrics, system calls.
+#[derive(Default)]
+struct Later {
+    ended: Vec<(Open, End)>,
+    removed: Vec<Stream>,
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        self.ended.drain(..).for_each(|(open, end)| open.end(end));
+    }
+}
+
+/// All streams.
+#[derive(Debug)]
+pub(super) struct Table {
+    streams: Mutex<Streams>,
+    records: Arc<Records>,
+    limits: Limits,
+}
+
+/// By index of the record.
+#[derive(Debug, Default)]
+struct Streams {
+    places: Vec<Place>,
+    count: usize,
+    /// No stream is taken over any more.
+    are_closed: bool,
+    /// How many events were lost until the last sweep.
+    lost_events: u64,
+}
+
+/// Small, since a sweep goes over all of them.
+#[derive(Debug, Default)]
+struct Place {
+    look_at_ns: u64,
+    stream: Option<Box<Stream>>,
+}
+
+impl Streams {
+    fn insert(&mut self, stream: Stream) {
+        let index = stream.record.conn() as usize;
+        if index >= self.places.len() {
+            self.places.resize_with(index + 1, Place::default);
+        }
+        let before = self.places[index].stream.replace(Box::new(stream));
+        debug_assert!(before.is_none(), "record {index} has two streams");
+        self.count += 1;
+    }
+
+    /// Looks at the stream of a place, if there is one.
+    fn look(&mut self, index: usize, now_ns: u64, limits: &Limits, later: &mut Later) {
+        let place = &mut self.places[index];
+        let Some(stream) = &mut place.stream else { return };
+        match stream.look(now_ns, limits, later) {
+            Keep::Until(look_at_ns) => place.look_at_ns = look_at_ns,
+            Keep::No => {
+                later.removed.extend(place.stream.take().map(|stream| *stream));
+                self.count -= 1;
+            }
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn new(records: Arc<Records>, limits: Limits) -> Self {
+        Self { streams: Mutex::default(), records, limits }
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Streams> {
+        // Nothing panics while it is held.
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().count == 0
+    }
+
+    /// Takes a stream over. Its events may have come already. With `ended`, it only lingers.
+    pub(super) fn insert(&self, mut stream: Stream, ended: Option<End>) {
+        if let Some((open, end)) = stream.open.take_if(|_| ended.is_some()).zip(ended) {
+            open.end(end);
+        }
+        let (conn, generation) = (stream.record.conn(), stream.record.generation);
+        let mut streams = self.lock();
+        if streams.are_closed {
+            drop(streams);
+            return if self.records.gate.is_closed() { stream.leave() } else { stream.abort() };
+        }
+        streams.insert(stream);
+        drop(streams);
+        self.examine(conn, generation);
+        self.records.changed.notify_one();
+    }
+
+    /// Looks at one stream, if it is still the one that is meant.
+    pub(super) fn examine(&self, conn: u32, generation: u32) {
+        let mut later = Later::default();
+        let mut streams = self.lock();
+        let index = conn as usize;
+        let stream = streams.places.get(index).and_then(|place| place.stream.as_ref());
+        if stream.is_some_and(|stream| stream.record.generation == generation) {
+            streams.look(index, clock::monotonic_ns(), &self.limits, &mut later);
+        }
+        drop(streams);
+    }
+
+    /// Looks at all streams whose time has come; at every one if an event was lost, or may have been.
+    pub(super) async fn sweep(&self, events_work: bool) {
+        let all = self.has_lost_events() || !events_work;
+        let mut from = 0;
+        while self.sweep_batch(from, all) {
+            from += BATCH;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Whether there are such since the last time.
+    fn has_lost_events(&self) -> bool {
+        match self.records.kernel.stat(Stat::EventLost) {
+            Ok(lost) => mem::replace(&mut self.lock().lost_events, lost) != lost,
+            Err(error) => {
+                tracing::debug!(%error, "cannot read how many events were lost");
+                true
+            }
+        }
+    }
+
+    /// Returns whether there are more places behind the batch that begins at `from`.
+    fn sweep_batch(&self, from: usize, all: bool) -> bool {
+        let mut later = Later::default();
+        let now_ns = clock::monotonic_ns();
+        let mut streams = self.lock();
+        let len = streams.places.len();
+        for index in from..len.min(from + BATCH) {
+            if all || streams.places[index].look_at_ns <= now_ns {
+                streams.look(index, now_ns, &self.limits, &mut later);
+            }
+        }
+        drop(streams);
+        from + BATCH < len
+    }
+
+    /// Ends all streams, with a RST to both peers of each, and those that come later.
+    pub(super) fn end_all(&self) {
+        self.close().for_each(|stream| stream.abort());
+    }
+
+    /// Leaves the streams to the kernel, and returns how many live; those that come later are ended.
+    pub(super) fn leave_all(&self) -> usize {
+        let streams: Vec<_> = self.close().collect();
+        let living = streams.iter().filter(|stream| stream.open.is_some()).count();
+        if living > 0 {
+            // To drop a stream is to take its keys out.
+            streams.into_iter().for_each(mem::forget);
+        }
+        living
+    }
+
+    /// Leaves all streams, and those that come later, to the process that the maps were given to.
+    /// Returns how many live.
+    pub(super) fn give_away(&self) -> usize {
+        let streams: Vec<_> = self.close().collect();
+        let living = streams.iter().filter(|stream| stream.open.is_some()).count();
+        streams.into_iter().for_each(|stream| stream.leave());
+        living
+    }
+
+    fn close(&self) -> impl Iterator<Item = Box<Stream>> {
+        let streams = mem::replace(&mut *self.lock(), Streams { are_closed: true, ..Streams::default() });
+        streams.places.into_iter().filter_map(|place| place.stream)
+    }
+}

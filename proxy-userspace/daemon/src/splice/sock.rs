@@ -1,0 +1,283 @@
+//! The socket splice: the kernel moves payload between the two sockets of a session (sk_skb verdict
+//! program, sockmap), and userspace sees only the beginning, the end, and readers that fall behind.
+//!
+//! The kernel part has no back-pressure of its own and bounds nothing, so a credit gate stands in
+//! front of it (`lane`): whoever gets ahead of its reader is taken back to userspace.
+//! Each direction is a `lane::Lane`; `watch` tells the lanes what happens to their sockets.
+
+mod gauge;
+mod lane;
+mod watch;
+
+use std::io;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use proxy_common::reason::Reason;
+use socket2::SockRef;
+use steer_kernel::bpf::loader::{self, LoadError, SockPrograms};
+use steer_kernel::bpf::sock::maps::{Entries, SockMaps};
+use steer_kernel::bpf::sock::probe::{self, ProbeError};
+use steer_kernel::tcp::tcp_info::{self, TcpInfo};
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+
+use self::gauge::MapEntries;
+use self::lane::{Lane, Socket};
+use self::watch::Watch;
+use super::{End, Path, Refused, Session};
+use crate::telemetry::Telemetry;
+use crate::telemetry::flows::{Flow, FlowGuard, KernelBytes};
+
+/// Why there is no socket splice in this process.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the socket splice cannot be loaded")]
+    Load(#[from] LoadError),
+    #[error("the socket splice does not work on this kernel; use splice: relay")]
+    Probe(#[from] ProbeError),
+    #[error("cannot watch sockets")]
+    Watch(#[source] io::Error),
+}
+
+impl StartError {
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Load(error) => error.reason(),
+            Self::Probe(_) => Reason::SelfTestFailed,
+            Self::Watch(_) => Reason::KernelRefused,
+        }
+    }
+}
+
+/// One for the process. Dropping it takes the programs out of the kernel.
+#[derive(Debug)]
+pub struct SockSplice {
+    maps: Arc<SockMaps>,
+    watch: Arc<Watch>,
+    telemetry: Arc<Telemetry>,
+    tasks: [AbortHandle; 2],
+}
+
+impl SockSplice {
+    /// Loads the programs and tries them on loopback: blocks for some milliseconds, and for seconds
+    /// if the kernel misbehaves. Must be called inside a tokio runtime.
+    pub fn start(telemetry: Arc<Telemetry>) -> Result<Arc<Self>, StartError> {
+        let SockPrograms { maps, mut events } = loader::load_sock_splice()?;
+        probe::sock_splice(&maps)?;
+        let maps = Arc::new(maps);
+        let watch = Arc::new(Watch::new().map_err(StartError::Watch)?);
+
+        let sockets = tokio::spawn(Arc::clone(&watch).run()).abort_handle();
+        let signals = Arc::clone(&watch);
+        let ring = tokio::spawn(async move {
+            loop {
+                if let Err(error) = events.read(|event| signals.on_event(event)).await {
+                    tracing::error!(%error, "cannot read the socket splice's events");
+                    break;
+                }
+            }
+        })
+        .abort_handle();
+        let entries = MapEntries::new(Arc::clone(&maps));
+        if let Err(error) = entries.and_then(|entries| telemetry.metrics.register(Box::new(entries))) {
+            tracing::warn!(%error, "the entries of the BPF maps are not in /metrics");
+        }
+        tracing::info!("socket splice ready");
+        Ok(Arc::new(Self { maps, watch, telemetry, tasks: [sockets, ring] }))
+    }
+
+    /// How many entries the maps hold; all 0 when no session is spliced.
+    pub fn entries(&self) -> Entries {
+        self.maps.entries()
+    }
+
+    /// Carries a session to its end, or gives it back untouched. Dropping the future resets both
+    /// connections, since what the kernel still holds is lost with them.
+    pub async fn carry(&self, session: Session) -> Result<(), Box<Refused>> {
+        let enrolled = match Enrolled::new(self, &session) {
+            Ok(enrolled) => enrolled,
+            Err(reason) => return Err(Box::new(Refused { session, reason })),
+        };
+        let Session { downstream, upstream, source, to_upstream, to_downstream, mode: _, idle_timeout, flow } =
+            session;
+        flow.flow().set_kernel_bytes(Arc::clone(&enrolled.bytes) as Arc<dyn KernelBytes>);
+        let surplus = [to_upstream, to_downstream];
+        // Out of tokio's reactor, which would wake up for every segment that the kernel moves.
+        let end = match (downstream.into_std(), upstream.into_std()) {
+            (Ok(downstream), Ok(upstream)) => {
+                enrolled.run([downstream, upstream], surplus, &flow, idle_timeout).await
+            }
+            _ => End::Reset,
+        };
+        drop(enrolled);
+        drop(source);
+        flow.ended(end);
+        Ok(())
+    }
+}
+
+impl Drop for SockSplice {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// A session's entries in the maps; dropping it removes them.
+///
+/// Arrays are indexed as everywhere in `splice/`: downstream, or what comes from it, is 0.
+struct Enrolled<'a> {
+    splice: &'a SockSplice,
+    cookies: [u64; 2],
+    /// Bytes that had been read from each socket before.
+    read: [u64; 2],
+    bytes: Arc<Carried>,
+}
+
+impl<'a> Enrolled<'a> {
+    /// Makes each socket the target of the other one. Nothing is redirected yet.
+    fn new(splice: &'a SockSplice, session: &Session) -> Result<Self, Reason> {
+        let streams = [&session.downstream, &session.upstream];
+        let cookie = |stream| SockRef::from(stream).cookie().map_err(|_| Reason::StateUnreadable);
+        let cookies = [cookie(streams[0])?, cookie(streams[1])?];
+        // Before the sockets are in a map, where the kernel does not tell any more.
+        let read = [tcp_info::bytes_read(streams[0])?, tcp_info::bytes_read(streams[1])?];
+        let bytes = Arc::new(Carried { maps: Arc::clone(&splice.maps), cookies, ended: OnceLock::new() });
+        let enrolled = Self { splice, cookies, read, bytes };
+        for from in [0, 1] {
+            let inserted = splice.maps.insert_target(cookies[from], streams[1 - from]);
+            if let Err(error) = inserted {
+                let reason = error.reason();
+                tracing::debug!(error = &error as &dyn std::error::Error, "a session cannot be spliced");
+                // The relay may splice(2) from the sockets, so they have to be out of all maps.
+                cookies.into_iter().for_each(|cookie| splice.maps.remove_target(cookie));
+                return Err(reason);
+            }
+        }
+        Ok(enrolled)
+    }
+
+    async fn run(
+        &self,
+        streams: [TcpStream; 2],
+        [to_upstream, to_downstream]: [Bytes; 2],
+        flow: &FlowGuard,
+        idle_timeout: Option<Duration>,
+    ) -> End {
+        let [downstream, upstream] = streams;
+        let socket = |index: usize, stream| {
+            Socket::new(&self.splice.watch, stream, self.cookies[index], self.read[index])
+        };
+        let (Ok(downstream), Ok(upstream)) = (socket(0, downstream), socket(1, upstream)) else {
+            return End::Reset;
+        };
+        let session = Shared { splice: self.splice, flow, in_kernel: AtomicUsize::new(0) };
+        let up = Lane::new(&session, &downstream, &upstream, Flow::add_to_upstream);
+        let down = Lane::new(&session, &upstream, &downstream, Flow::add_to_downstream);
+
+        let end = tokio::select! {
+            biased;
+            () = downstream.signal.broken() => End::Reset,
+            () = upstream.signal.broken() => End::Reset,
+            ended = async { tokio::try_join!(up.run(to_upstream), down.run(to_downstream)) } => match ended {
+                Ok(_) => End::Finished,
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::debug!(stream = flow.flow().id, error, "stream broke");
+                    End::Reset
+                }
+            },
+            () = quiet_for(&downstream, &upstream, idle_timeout) => End::IdleTimeout,
+        };
+        // Closed in the ordinary way, a stream that lacks bytes would look whole.
+        if end == End::Finished || (end == End::IdleTimeout && !up.is_behind() && !down.is_behind()) {
+            downstream.close_in_order();
+            upstream.close_in_order();
+        }
+        end
+    }
+}
+
+impl Drop for Enrolled<'_> {
+    fn drop(&mut self) {
+        self.bytes.end();
+        self.cookies.into_iter().for_each(|cookie| self.splice.maps.forget(cookie));
+    }
+}
+
+/// What both lanes of a session share.
+struct Shared<'a> {
+    splice: &'a SockSplice,
+    flow: &'a FlowGuard,
+    /// Lanes that the kernel carries, or has carried to their end.
+    in_kernel: AtomicUsize,
+}
+
+impl Shared<'_> {
+    fn add_lane(&self) {
+        if self.in_kernel.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.flow.set_path(Path::Sockmap);
+        }
+    }
+
+    fn remove_lane(&self) {
+        if self.in_kernel.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.flow.set_path(Path::Relay);
+        }
+    }
+
+    fn count(&self, reason: Reason) {
+        self.flow.set_reason(reason);
+        let metrics = &self.splice.telemetry.metrics;
+        metrics.splice_fallbacks.with_label_values(&[reason.as_str()]).inc();
+        if reason == Reason::Gated {
+            metrics.sock_gated.with_label_values(&[&*self.flow.flow().info.cluster]).inc();
+        }
+    }
+}
+
+/// Returns when neither side has sent anything for `limit`; never without a limit.
+async fn quiet_for(downstream: &Socket<'_>, upstream: &Socket<'_>, limit: Option<Duration>) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    loop {
+        // A socket that cannot be asked is broken, which its signal tells.
+        let quiet = [downstream, upstream]
+            .into_iter()
+            .filter_map(|socket| Some(TcpInfo::of(&socket.stream).ok()?.since_last_data()))
+            .min()
+            .unwrap_or_default();
+        if quiet >= limit {
+            return;
+        }
+        sleep(limit - quiet).await;
+    }
+}
+
+/// The bytes that the kernel has moved, read from its map when somebody asks.
+#[derive(Debug)]
+struct Carried {
+    maps: Arc<SockMaps>,
+    cookies: [u64; 2],
+    /// Set before the entries are removed.
+    ended: OnceLock<[u64; 2]>,
+}
+
+impl Carried {
+    /// A flow that was never switched to the kernel has no entry.
+    fn now(&self) -> [u64; 2] {
+        self.cookies.map(|cookie| self.maps.flow(cookie).map_or(0, |flow| flow.bytes))
+    }
+
+    fn end(&self) {
+        self.ended.get_or_init(|| self.now());
+    }
+}
+
+impl KernelBytes for Carried {
+    fn carried(&self) -> [u64; 2] {
+        self.ended.get().copied().unwrap_or_else(|| self.now())
+    }
+}

@@ -1,0 +1,241 @@
+//! The process that is taken over from.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxy_common::instance::Instance;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
+};
+use rustix::process::{Signal, geteuid, pidfd_send_signal};
+use steer_kernel::net::host;
+use steer_kernel::ready;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+
+use super::wire::{Channel, MAX_DESCRIPTORS, Message, PROTOCOL};
+use super::{ANSWER, Process, TakeoverError, WORK, path_of};
+
+const BACKLOG: i32 = 16;
+/// When there are no descriptors left, somebody must give one back first.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// Where other processes ask to take over; one at a time is let in.
+#[derive(Debug)]
+pub struct Door {
+    requests: mpsc::Receiver<Request>,
+    path: PathBuf,
+    /// Of the socket's file, in whose place another process may have put its own.
+    number: u64,
+    is_left: bool,
+    accepting: AbortHandle,
+}
+
+/// Another process wants to take over. Nothing has changed for this one yet.
+#[derive(Debug)]
+pub struct Request {
+    channel: Channel,
+    process: Process,
+    /// Of its binary.
+    pub version: String,
+    _only_one: OwnedSemaphorePermit,
+}
+
+impl Door {
+    /// Opens it. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// The socket cannot be made, or another process has it that is none to be `taken over` from.
+    pub fn open(instance: &Instance, taken_over: bool) -> Result<Self, TakeoverError> {
+        let path = path_of(instance);
+        let socket = make_socket(&path, taken_over);
+        let (socket, number) =
+            socket.map_err(|source| TakeoverError::Socket { path: path.clone(), source })?;
+        let (send, requests) = mpsc::channel(1);
+        let accepting = tokio::spawn(accept_all(socket, send)).abort_handle();
+        Ok(Self { requests, path, number, is_left: false, accepting })
+    }
+
+    /// The next request.
+    pub async fn request(&mut self) -> Request {
+        match self.requests.recv().await {
+            Some(request) => request,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Closes it; another process has opened one in its place, or is about to.
+    pub fn leave(mut self) {
+        self.is_left = true;
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        if !self.is_left && fs::metadata(&self.path).is_ok_and(|there| there.ino() == self.number) {
+            let _somebody_else_may = fs::remove_file(&self.path);
+            // Only if nothing else is in it.
+            let _in_use = self.path.parent().map(fs::remove_dir);
+        }
+    }
+}
+
+/// A listening socket at `path`, in the place of one that nobody listens at any more; and the number of its file.
+fn make_socket(path: &Path, taken_over: bool) -> io::Result<(AsyncFd<OwnedFd>, u64)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let new = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+    if !taken_over && connect(&new()?, &SocketAddrUnix::new(path)?).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another process of this instance listens there",
+        ));
+    }
+    if let Some(directory) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    }
+    // Complete, and listening, before it gets its name.
+    let unnamed = path.with_extension(format!("{}.new", std::process::id()));
+    let _left_by_a_crash = fs::remove_file(&unnamed);
+    let socket = new()?;
+    bind(&socket, &SocketAddrUnix::new(&unnamed)?)?;
+    fs::set_permissions(&unnamed, fs::Permissions::from_mode(0o600))?;
+    listen(&socket, BACKLOG)?;
+    let number = fs::metadata(&unnamed)?.ino();
+    fs::rename(&unnamed, path)?;
+    let socket = ready::descriptor(socket, Interest::READABLE)?;
+    Ok((socket, number))
+}
+
+async fn accept_all(socket: AsyncFd<OwnedFd>, requests: mpsc::Sender<Request>) {
+    let only_one = Arc::new(Semaphore::new(1));
+    let accept = |socket: &OwnedFd| Ok(accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?);
+    loop {
+        match socket.async_io(Interest::READABLE, accept).await.and_then(Channel::new) {
+            Ok(channel) => drop(tokio::spawn(let_in(channel, Arc::clone(&only_one), requests.clone()))),
+            Err(error) => {
+                tracing::warn!(%error, "cannot be asked to be taken over");
+                sleep(BACK_OFF).await;
+            }
+        }
+    }
+}
+
+/// Hears what somebody wants, and lets in who may take over.
+async fn let_in(channel: Channel, only_one: Arc<Semaphore>, requests: mpsc::Sender<Request>) {
+    let pid = channel.pid;
+    let why = match examine(&channel, only_one).await {
+        Ok((process, version, permit)) => {
+            let request = Request { channel, process, version, _only_one: permit };
+            // Nobody asks any more when the process stops.
+            return drop(requests.send(request).await);
+        }
+        Err(why) => why,
+    };
+    tracing::warn!(pid, why, "refused to be taken over");
+    let _gone_perhaps = channel.send(&Message::Refused { why }, &[]).await;
+}
+
+async fn examine(
+    channel: &Channel,
+    only_one: Arc<Semaphore>,
+) -> Result<(Process, String, OwnedSemaphorePermit), String> {
+    let own_uid = geteuid().as_raw();
+    if channel.uid != own_uid && channel.uid != 0 {
+        return Err(format!("user {} may not take over from user {own_uid}", channel.uid));
+    }
+    let (message, _) = channel.receive(ANSWER).await.map_err(|error| error.to_string())?;
+    let Message::TakeOver { protocol, version, netns } = message else {
+        return Err(channel.unexpected(&message).to_string());
+    };
+    if protocol != PROTOCOL {
+        return Err(format!(
+            "version {version} speaks protocol {protocol}, and {} only {PROTOCOL}: stop this process and start the other \
+             one; spliced streams go on meanwhile",
+            env!("CARGO_PKG_VERSION")
+        ));
+    }
+    if host::netns_cookie().ok() != Some(netns) {
+        return Err("it is in another network namespace".to_owned());
+    }
+    let process = Process::open(channel.pid)
+        .map_err(|error| format!("process {} cannot be watched: {error}", channel.pid))?;
+    let permit = only_one.try_acquire_owned();
+    let permit =
+        permit.map_err(|_| "another takeover is under way, or this process has been taken over from")?;
+    Ok((process, version, permit))
+}
+
+impl Request {
+    /// Who asks.
+    pub fn pid(&self) -> i32 {
+        self.channel.pid
+    }
+
+    /// Tells it that it cannot take over, and why.
+    pub async fn refuse(self, why: &str) {
+        let why = why.to_owned();
+        tracing::warn!(pid = self.pid(), why, "refused to be taken over");
+        let _gone_perhaps = self.channel.send(&Message::Refused { why }, &[]).await;
+    }
+
+    /// Gives it the listening sockets, and waits until it needs nothing but the streams.
+    ///
+    /// # Errors
+    /// It has ended, or does not answer; this process goes on.
+    pub async fn prepare(&self, sockets: &[BorrowedFd<'_>]) -> Result<(), TakeoverError> {
+        let mut rest = sockets;
+        loop {
+            let (some, others) = rest.split_at(rest.len().min(MAX_DESCRIPTORS));
+            self.channel.send(&Message::Sockets { more: !others.is_empty() }, some).await?;
+            rest = others;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        match self.channel.receive(WORK).await? {
+            (Message::Prepared, _) => Ok(()),
+            (message, _) => Err(self.channel.unexpected(&message)),
+        }
+    }
+
+    /// Gives it the lock of the instance, and with it the streams, and waits until it accepts; returns at which addresses.
+    ///
+    /// # Errors
+    /// It has ended, or does not answer. See [`Self::end`].
+    pub async fn complete(&self, lock: Option<&File>) -> Result<Vec<SocketAddr>, TakeoverError> {
+        let lock: Vec<_> = lock.into_iter().map(|lock| lock.as_fd()).collect();
+        self.channel.send(&Message::Yours, &lock).await?;
+        match self.channel.receive(WORK).await? {
+            (Message::Ready { addresses }, _) => Ok(addresses),
+            (message, _) => Err(self.channel.unexpected(&message)),
+        }
+    }
+
+    /// Makes sure that the other process has ended, so that it does not meddle with what this one takes back.
+    ///
+    /// # Errors
+    /// It cannot be told whether it has.
+    pub async fn end(self) -> io::Result<()> {
+        // To see the connection closed ends it, too, if it waits for something.
+        drop(self.channel);
+        if self.process.ends().await {
+            return Ok(());
+        }
+        match pidfd_send_signal(self.process.0.get_ref(), Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if self.process.ends().await { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+    }
+}

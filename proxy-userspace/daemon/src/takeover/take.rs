@@ -1,0 +1,121 @@
+//! The process that takes over.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+
+use proxy_common::instance::Instance;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use steer_kernel::failpoint;
+use steer_kernel::net::host;
+
+use super::wire::{Channel, Message, PROTOCOL};
+use super::{ANSWER, Process, TakeoverError, WORK, path_of};
+
+/// A takeover that has begun; the other process serves.
+#[derive(Debug)]
+pub struct Taking {
+    channel: Channel,
+    process: Process,
+    /// The other process' listening sockets, those of its admin server among them.
+    pub sockets: Vec<TcpListener>,
+}
+
+/// A takeover after which there is no other process that accepts or has the streams.
+#[derive(Debug)]
+pub struct Taken {
+    channel: Channel,
+}
+
+impl Taking {
+    /// Asks the process of an instance for its sockets. `None`: there is none that could be asked. Must be called inside a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// It refuses, or does not answer.
+    pub async fn begin(instance: &Instance) -> Result<Option<Self>, TakeoverError> {
+        let path = path_of(instance);
+        let at_path = |error: Errno| TakeoverError::Socket { path: path.clone(), source: error.into() };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(at_path)?;
+        let address = SocketAddrUnix::new(&path).map_err(at_path)?;
+        match connect(&socket, &address) {
+            Ok(()) => {}
+            // It has ended without taking the socket away.
+            Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
+            Err(error) => return Err(at_path(error)),
+        }
+        let channel =
+            Channel::new(socket).map_err(|source| TakeoverError::Socket { path: path.clone(), source })?;
+        let netns =
+            host::netns_cookie().map_err(|source| TakeoverError::Broken { pid: channel.pid, source })?;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        channel.send(&Message::TakeOver { protocol: PROTOCOL, version, netns }, &[]).await?;
+        let mut sockets = Vec::new();
+        loop {
+            let (message, descriptors) = channel.receive(ANSWER).await?;
+            let Message::Sockets { more } = message else { return Err(channel.unexpected(&message)) };
+            sockets.extend(descriptors.into_iter().map(TcpListener::from));
+            if !more {
+                break;
+            }
+        }
+        let process = Process::open(channel.pid);
+        let process = process.map_err(|source| TakeoverError::Broken { pid: channel.pid, source })?;
+        failpoint::reached("take_asked");
+        Ok(Some(Self { channel, process, sockets }))
+    }
+
+    /// Who serves until now.
+    pub fn pid(&self) -> i32 {
+        self.channel.pid
+    }
+
+    /// Waits until the other process accepts nobody any more and leaves the streams alone. Returns the lock of the instance,
+    /// if it has one. Should it have died, the lock is there to be taken.
+    ///
+    /// # Errors
+    /// It does not answer, and may go on serving.
+    pub async fn prepared(self) -> Result<(Taken, Option<File>), TakeoverError> {
+        let Self { channel, process, .. } = self;
+        let said = async {
+            channel.send(&Message::Prepared, &[]).await?;
+            failpoint::reached("take_prepared");
+            channel.receive(WORK).await
+        };
+        let lock = match said.await {
+            Ok((Message::Yours, descriptors)) => descriptors.into_iter().next(),
+            Ok((message, _)) => return Err(channel.unexpected(&message)),
+            // Only then is its lock free.
+            Err(TakeoverError::Ended { pid }) if process.ends().await => {
+                tracing::warn!(
+                    pid,
+                    "the other process has ended in the middle of the takeover; this one goes on"
+                );
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        failpoint::reached("take_yours");
+        Ok((Taken { channel }, lock.map(|lock: OwnedFd| lock.into())))
+    }
+}
+
+impl Taken {
+    /// Says that this process accepts at these addresses. Whatever becomes of the other one, this one goes on.
+    pub async fn ready(self, addresses: Vec<SocketAddr>) {
+        let told = self.channel.send(&Message::Ready { addresses }, &[]).await;
+        failpoint::reached("take_ready");
+        match told {
+            Ok(()) => tracing::info!(
+                pid = self.channel.pid,
+                "took over; the other process ends with what is left to it"
+            ),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "took over; the other process has not heard of it"
+            ),
+        }
+    }
+}

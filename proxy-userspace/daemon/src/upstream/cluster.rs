@@ -1,0 +1,312 @@
+//! One cluster: the only place where its endpoints, and so its ring, change.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::StatusCode;
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
+use steer_policy::affinity::Member;
+use steer_policy::affinity::maglev::Maglev;
+use steer_policy::affinity::membership::membership;
+use steer_policy::affinity::ring::Ring;
+use steer_policy::config::{self, Endpoint, LbPolicy};
+
+use super::{By, NoHealthyEndpoint, Pick};
+use crate::telemetry::Telemetry;
+
+#[derive(Debug)]
+pub struct Cluster {
+    pub name: Arc<str>,
+    pub connect_timeout: Duration,
+    lb_policy: LbPolicy,
+    healthy_panic_threshold: f64,
+    snapshot: ArcSwap<Snapshot>,
+    /// Held while a new snapshot is built, so that versions are published in order.
+    updating: Mutex<()>,
+    picks: IntCounterVec,
+    requests: Requests,
+    gauges: Gauges,
+}
+
+/// The counters of answered requests by status code, each looked up once.
+#[derive(Debug)]
+struct Requests {
+    all: IntCounterVec,
+    /// Of the codes from 100 to 999, which are all that there are.
+    by_status: Box<[OnceLock<IntCounter>; 900]>,
+}
+
+#[derive(Debug)]
+struct Gauges {
+    ring_version: IntGauge,
+    in_ring: IntGauge,
+    not_in_ring: IntGauge,
+}
+
+/// The endpoints and the table over them at one moment. Immutable.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// 1 for the configured endpoints, one more with each change.
+    pub version: u64,
+    /// All of them, in their order.
+    slots: Box<[Slot]>,
+    table: Table,
+}
+
+/// An endpoint with its counters, so that a pick looks up no labels.
+#[derive(Debug)]
+struct Slot {
+    endpoint: Arc<Endpoint>,
+    by_hash: IntCounter,
+    by_random: IntCounter,
+}
+
+/// What finds the endpoint of a hash.
+#[derive(Debug)]
+pub enum Table {
+    Ring(Ring),
+    Maglev(Maglev),
+}
+
+impl Table {
+    /// Over the endpoints that are in use; it answers with positions in `endpoints`.
+    fn new(lb_policy: LbPolicy, endpoints: &[Endpoint], in_ring: &[u32]) -> Self {
+        let members: Vec<_> = in_ring
+            .iter()
+            .map(|&index| {
+                let endpoint = &endpoints[index as usize];
+                Member { index, key: endpoint.hash_key.as_bytes(), weight: endpoint.weight }
+            })
+            .collect();
+        match lb_policy {
+            LbPolicy::RingHash { hash_function, minimum_ring_size, maximum_ring_size } => {
+                Self::Ring(Ring::new(&members, hash_function, minimum_ring_size, maximum_ring_size))
+            }
+            LbPolicy::Maglev { table_size } => Self::Maglev(Maglev::new(&members, table_size)),
+        }
+    }
+
+    fn pick(&self, hash: u64) -> Option<u32> {
+        match self {
+            Self::Ring(ring) => ring.pick(hash),
+            Self::Maglev(maglev) => maglev.pick(hash),
+        }
+    }
+}
+
+impl Snapshot {
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    pub fn endpoints(&self) -> impl ExactSizeIterator<Item = &Arc<Endpoint>> + '_ {
+        self.slots.iter().map(|slot| &slot.endpoint)
+    }
+
+    fn holds(&self, endpoints: &[Endpoint]) -> bool {
+        self.slots.len() == endpoints.len() && {
+            let mut unmatched: Vec<_> = self.endpoints().collect();
+            endpoints.iter().all(|endpoint| {
+                let found = unmatched.iter().position(|&old| **old == *endpoint);
+                found.map(|position| unmatched.swap_remove(position)).is_some()
+            })
+        }
+    }
+}
+
+impl Cluster {
+    pub(super) fn new(config: &config::Cluster, telemetry: &Telemetry) -> Self {
+        let metrics = &telemetry.metrics;
+        let gauges = Gauges {
+            ring_version: metrics.ring_version.with_label_values(&[&config.name]),
+            in_ring: metrics.endpoints.with_label_values(&[config.name.as_str(), "true"]),
+            not_in_ring: metrics.endpoints.with_label_values(&[config.name.as_str(), "false"]),
+        };
+        let nothing =
+            Snapshot { version: 0, slots: Box::default(), table: Table::new(config.lb_policy, &[], &[]) };
+        let cluster = Self {
+            name: config.name.as_str().into(),
+            connect_timeout: config.connect_timeout,
+            lb_policy: config.lb_policy,
+            healthy_panic_threshold: config.healthy_panic_threshold,
+            snapshot: ArcSwap::from_pointee(nothing),
+            updating: Mutex::new(()),
+            picks: metrics.picks.clone(),
+            requests: Requests {
+                all: metrics.requests.clone(),
+                by_status: Box::new([const { OnceLock::new() }; 900]),
+            },
+            gauges,
+        };
+        cluster.publish(1, &config.endpoints);
+        cluster
+    }
+
+    /// The endpoint for a hash, or a random one of the ring's where there is none. Counted.
+    pub fn pick(&self, hash: Option<u64>) -> Result<Pick, NoHealthyEndpoint> {
+        let snapshot = self.snapshot.load();
+        // A random hash, not a random endpoint: shares are those of the ring, as in Envoy.
+        let index = snapshot.table.pick(hash.unwrap_or_else(rand::random)).ok_or(NoHealthyEndpoint)?;
+        let slot = &snapshot.slots[index as usize];
+        let by = if hash.is_some() { By::Hash } else { By::Random };
+        match by {
+            By::Hash => slot.by_hash.inc(),
+            By::Random => slot.by_random.inc(),
+        }
+        Ok(Pick { endpoint: Arc::clone(&slot.endpoint), by })
+    }
+
+    /// A request that was routed here has been answered.
+    pub fn count_request(&self, status: StatusCode) {
+        let Requests { all, by_status } = &self.requests;
+        let counter = || all.with_label_values(&[&*self.name, status.as_str()]);
+        by_status[usize::from(status.as_u16()) - 100].get_or_init(counter).inc();
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Replaces the endpoints. As in Envoy, a list that holds just the present endpoints in another
+    /// order is no change: the order, on which a ring may depend, stays. Returns whether there was
+    /// a change.
+    pub fn update(&self, endpoints: &[Endpoint]) -> bool {
+        // The lock guards no data: what a panicking holder left is still a whole snapshot.
+        let _updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.snapshot.load();
+        if current.holds(endpoints) {
+            return false;
+        }
+        self.publish(current.version + 1, endpoints);
+        true
+    }
+
+    fn publish(&self, version: u64, endpoints: &[Endpoint]) {
+        let membership = membership(endpoints, self.healthy_panic_threshold);
+        let table = Table::new(self.lb_policy, endpoints, &membership.in_ring);
+        let slots = endpoints.iter().map(|endpoint| self.slot(endpoint)).collect();
+        self.snapshot.store(Arc::new(Snapshot { version, slots, table }));
+
+        let in_ring = membership.in_ring.len();
+        self.gauges.ring_version.set(count(version));
+        self.gauges.in_ring.set(count(in_ring as u64));
+        self.gauges.not_in_ring.set(count((endpoints.len() - in_ring) as u64));
+    }
+
+    fn slot(&self, endpoint: &Endpoint) -> Slot {
+        let address = endpoint.address.to_string();
+        let counter = |by: By| self.picks.with_label_values(&[&*self.name, &address, by.as_str()]);
+        Slot {
+            endpoint: Arc::new(endpoint.clone()),
+            by_hash: counter(By::Hash),
+            by_random: counter(By::Random),
+        }
+    }
+}
+
+fn count(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use steer_policy::config::{HashFunction, Health};
+
+    use super::*;
+
+    fn endpoint(last: u8, health: Health) -> Endpoint {
+        let address = std::net::SocketAddr::from(([192, 0, 2, last], 3000));
+        Endpoint { address, weight: 1, hash_key: address.to_string(), health }
+    }
+
+    fn ring_hash() -> LbPolicy {
+        LbPolicy::RingHash {
+            hash_function: HashFunction::XxHash,
+            minimum_ring_size: LbPolicy::DEFAULT_MINIMUM_RING_SIZE,
+            maximum_ring_size: LbPolicy::DEFAULT_MAXIMUM_RING_SIZE,
+        }
+    }
+
+    fn cluster(endpoints: Vec<Endpoint>, telemetry: &Telemetry) -> Cluster {
+        let config = config::Cluster {
+            name: "sio".to_owned(),
+            lb_policy: ring_hash(),
+            connect_timeout: Duration::from_secs(5),
+            endpoints,
+            healthy_panic_threshold: 50.0,
+            source_addresses: Vec::new(),
+        };
+        Cluster::new(&config, telemetry)
+    }
+
+    fn picked(cluster: &Cluster, telemetry: &Telemetry, last: u8, by: By) -> u64 {
+        let address = endpoint(last, Health::Healthy).address.to_string();
+        telemetry.metrics.picks.with_label_values(&[&*cluster.name, &address, by.as_str()]).get()
+    }
+
+    #[test]
+    fn a_hash_always_picks_the_same_endpoint_and_is_counted() {
+        let telemetry = Telemetry::new();
+        let cluster = cluster((1..=3).map(|last| endpoint(last, Health::Healthy)).collect(), &telemetry);
+        let first = cluster.pick(Some(7)).unwrap();
+        for _ in 0..9 {
+            let pick = cluster.pick(Some(7)).unwrap();
+            assert_eq!((pick.endpoint.address, pick.by), (first.endpoint.address, By::Hash));
+        }
+        let std::net::IpAddr::V4(ip) = first.endpoint.address.ip() else { unreachable!() };
+        assert_eq!(picked(&cluster, &telemetry, ip.octets()[3], By::Hash), 10);
+    }
+
+    #[test]
+    fn without_a_hash_every_endpoint_has_its_turn() {
+        let telemetry = Telemetry::new();
+        let cluster = cluster((1..=3).map(|last| endpoint(last, Health::Healthy)).collect(), &telemetry);
+        let picks: Vec<_> = (0..300).map(|_| cluster.pick(None).unwrap()).collect();
+        assert!(picks.iter().all(|pick| pick.by == By::Random));
+        let distinct: BTreeSet<_> = picks.iter().map(|pick| pick.endpoint.address).collect();
+        assert_eq!(distinct.len(), 3);
+        let counted: u64 = (1..=3).map(|last| picked(&cluster, &telemetry, last, By::Random)).sum();
+        assert_eq!(counted, 300);
+    }
+
+    #[test]
+    fn unhealthy_endpoints_are_not_picked_and_gauges_say_so() {
+        let telemetry = Telemetry::new();
+        let endpoints =
+            vec![endpoint(1, Health::Unhealthy), endpoint(2, Health::Healthy), endpoint(3, Health::Healthy)];
+        let cluster = cluster(endpoints, &telemetry);
+        assert!((0..200).all(|_| cluster.pick(None).unwrap().endpoint.health == Health::Healthy));
+        let gauge = |in_ring| telemetry.metrics.endpoints.with_label_values(&["sio", in_ring]).get();
+        assert_eq!((gauge("true"), gauge("false")), (2, 1));
+        assert_eq!(telemetry.metrics.ring_version.with_label_values(&["sio"]).get(), 1);
+    }
+
+    #[test]
+    fn a_cluster_without_usable_endpoints_picks_nothing() {
+        let telemetry = Telemetry::new();
+        assert_eq!(cluster(vec![], &telemetry).pick(Some(1)).unwrap_err(), NoHealthyEndpoint);
+        let degraded = vec![endpoint(1, Health::Degraded), endpoint(2, Health::Degraded)];
+        assert_eq!(cluster(degraded, &telemetry).pick(None).unwrap_err(), NoHealthyEndpoint);
+    }
+
+    #[test]
+    fn updates_change_the_version_unless_they_only_permute() {
+        let telemetry = Telemetry::new();
+        let endpoints: Vec<_> = (1..=3).map(|last| endpoint(last, Health::Healthy)).collect();
+        let cluster = cluster(endpoints.clone(), &telemetry);
+        let reversed: Vec<_> = endpoints.iter().rev().cloned().collect();
+        assert!(!cluster.update(&reversed));
+        assert_eq!(cluster.snapshot().version, 1);
+        assert_eq!(cluster.snapshot().endpoints().next().unwrap().address, endpoints[0].address);
+
+        let twice = [endpoints[0].clone(), endpoints[0].clone(), endpoints[1].clone()];
+        assert!(cluster.update(&twice), "the same number, but not the same endpoints");
+        assert!(cluster.update(&endpoints[..1]));
+        assert_eq!(cluster.snapshot().version, 3);
+        assert_eq!(telemetry.metrics.ring_version.with_label_values(&["sio"]).get(), 3);
+        assert_eq!(cluster.pick(None).unwrap().endpoint.address, endpoints[0].address);
+    }
+}

@@ -1,0 +1,62 @@
+//! Clusters as they are now: each one immutable, versioned ring, shared by all workers.
+
+mod cluster;
+pub mod connect;
+pub mod mss;
+pub mod pool;
+pub mod ports;
+
+use std::sync::Arc;
+
+use steer_policy::config::{self, Config};
+use thiserror::Error;
+
+use crate::telemetry::Telemetry;
+
+pub use cluster::{Cluster, Snapshot, Table};
+
+/// The clusters of a configuration, by [`config::ClusterIndex`].
+#[derive(Debug)]
+pub struct Clusters {
+    clusters: Vec<Arc<Cluster>>,
+}
+
+/// The endpoint that a request goes to.
+#[derive(Debug, Clone)]
+pub struct Pick {
+    pub endpoint: Arc<config::Endpoint>,
+    pub by: By,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    Hash,
+    /// There was no hash key.
+    Random,
+}
+
+impl By {
+    /// As a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hash => "hash",
+            Self::Random => "random",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("no healthy upstream")]
+pub struct NoHealthyEndpoint;
+
+impl Clusters {
+    pub fn new(config: &Config, telemetry: &Telemetry) -> Self {
+        let clusters =
+            config.clusters.iter().map(|cluster| Arc::new(Cluster::new(cluster, telemetry))).collect();
+        Self { clusters }
+    }
+
+    pub fn get(&self, index: config::ClusterIndex) -> &Arc<Cluster> {
+        &self.clusters[index]
+    }
+}

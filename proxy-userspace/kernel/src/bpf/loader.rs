@@ -1,0 +1,274 @@
+//! Loads and attaches the BPF programs.
+
+use std::io;
+use std::os::fd::AsFd as _;
+
+use aya::maps::sock::SockMapFd;
+use aya::maps::{Map, MapData, MapError, RingBuf};
+use aya::programs::{Program, ProgramError, ProgramType, SkSkb};
+use aya::sys::{BpfHelper, is_helper_supported};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use proxy_common::abi;
+use proxy_common::reason::Reason;
+use proxy_common::sock::SockEvent;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use xxhash_rust::xxh64::xxh64;
+
+use super::events::Events;
+use super::packet::pinned::PinnedError;
+use super::refusal;
+use crate::bpf::sock::maps::{Handles, SockMaps, Sockets};
+
+/// Built by `cargo xtask build-ebpf`; empty if that had not been run before this was compiled.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer-ebpf.o"));
+
+/// Why the programs are not in the kernel. Each message ends with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("built without the BPF object; run cargo xtask build-ebpf and build again")]
+    NoObject,
+    #[error(
+        "{missing} is missing; the process needs {needed} (systemd: in CapabilityBoundingSet=), and to be root for \
+         /sys/fs/bpf and /run/steer"
+    )]
+    NoCapability { missing: &'static str, needed: String },
+    #[error("the kernel refused {program} {why} (--log-level debug shows all of the verifier's log)")]
+    NotVerified { program: &'static str, why: String },
+    #[error("the kernel refused {what}{wanted}")]
+    Refused {
+        what: &'static str,
+        /// What helps, if that is known.
+        wanted: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("the BPF object has no {name}; run cargo xtask build-ebpf and build again")]
+    Incomplete { name: &'static str },
+    #[error("the streams that an earlier process has left cannot be taken over")]
+    Pinned(#[from] PinnedError),
+}
+
+impl LoadError {
+    /// The reason of streams that are relayed because of it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NoObject | Self::Incomplete { .. } => Reason::NoObject,
+            Self::NoCapability { .. } => Reason::NoCapability,
+            Self::NotVerified { .. } | Self::Refused { .. } | Self::Pinned(_) => Reason::KernelRefused,
+        }
+    }
+
+    pub(crate) fn refused(
+        what: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        let source = source.into();
+        Self::Refused { what, wanted: refusal::wanted(&*source), source }
+    }
+}
+
+/// A capability by its name and number (include/uapi/linux/capability.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Capability(&'static str, u32);
+
+impl Capability {
+    pub(crate) const NET_ADMIN: Self = Self("CAP_NET_ADMIN", 12);
+    pub(crate) const NET_RAW: Self = Self("CAP_NET_RAW", 13);
+    /// Stands in for the next two, which came with Linux 5.8.
+    const SYS_ADMIN: Self = Self("CAP_SYS_ADMIN", 21);
+    pub(crate) const PERFMON: Self = Self("CAP_PERFMON", 38);
+    pub(crate) const BPF: Self = Self("CAP_BPF", 39);
+
+    fn is_in(self, effective: u64) -> bool {
+        let has = |Self(_, number): Self| effective & (1 << number) != 0;
+        has(self) || (matches!(self, Self::BPF | Self::PERFMON) && has(Self::SYS_ADMIN))
+    }
+}
+
+/// The socket splice's part of the kernel. Dropping both takes it out again.
+#[derive(Debug)]
+pub struct SockPrograms {
+    /// Owns the programs too.
+    pub maps: SockMaps,
+    /// What the program tells of flows.
+    pub events: Events<SockEvent>,
+}
+
+/// Loads the socket splice (needs CAP_BPF and CAP_NET_ADMIN). Must be called inside a tokio runtime, which the event ring joins.
+pub fn load_sock_splice() -> Result<SockPrograms, LoadError> {
+    let mut loader = EbpfLoader::new();
+    shrink(&mut loader, &super::packet::MAPS);
+    let mut ebpf = load_object(&mut loader, &[Capability::BPF, Capability::NET_ADMIN])?;
+
+    let ring = typed::<RingBuf<MapData>>(take(&mut ebpf, abi::MAP_SOCK_EVENTS)?, abi::MAP_SOCK_EVENTS)?;
+    let source: Sockets = handles(&mut ebpf, abi::MAP_SOCK_SOURCE)?;
+    attach(&mut ebpf, source.reader.fd())?;
+    let maps = SockMaps {
+        target: handles(&mut ebpf, abi::MAP_SOCK_TARGET)?,
+        source,
+        flow: handles(&mut ebpf, abi::MAP_SOCK_FLOW)?,
+        credit: handles(&mut ebpf, abi::MAP_SOCK_CREDIT)?,
+        _programs: ebpf,
+    };
+    let events = Events::new(ring).map_err(|error| LoadError::refused("the event ring", error))?;
+    Ok(SockPrograms { maps, events })
+}
+
+/// Both splices are in one object, and loading it makes all its maps: those of the splice that is not wanted get a
+/// single entry (a ring: one page).
+pub(crate) fn shrink(loader: &mut EbpfLoader<'_>, maps: &[&'static str]) {
+    for map in maps {
+        loader.map_max_entries(map, 1);
+    }
+}
+
+/// Makes the maps and prepares the programs, none of which is in the kernel yet.
+pub(crate) fn load_object(loader: &mut EbpfLoader<'_>, needed: &[Capability]) -> Result<Ebpf, LoadError> {
+    if OBJECT.is_empty() {
+        return Err(LoadError::NoObject);
+    }
+    // Asked first, since EPERM does not tell which one it is.
+    if let Some(Capability(missing, _)) = missing_capability(needed) {
+        let needed: Vec<_> = needed.iter().map(|Capability(name, _)| *name).collect();
+        return Err(LoadError::NoCapability { missing, needed: needed.join(", ") });
+    }
+    // aya raises RLIMIT_MEMLOCK itself where the kernel (before 5.11) counts maps against it.
+    let mut ebpf = loader.load(OBJECT).map_err(not_loaded)?;
+    start_program_log(&mut ebpf);
+    Ok(ebpf)
+}
+
+/// Tells programs of this object apart from those of others, or with another mark.
+pub(crate) fn build(mark: u32) -> u64 {
+    xxh64(OBJECT, mark.into())
+}
+
+/// Whether programs of TC may call bpf_loop (Linux 5.17, and older ones that distributions have added it to). What the kernel does
+/// not tell is taken for yes: then the load does.
+pub(crate) fn has_loop() -> bool {
+    let found = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_loop);
+    found.unwrap_or(true)
+}
+
+fn attach(ebpf: &mut Ebpf, source: &SockMapFd) -> Result<(), LoadError> {
+    let name = abi::PROG_SOCK_SPLICE;
+    let program: &mut SkSkb = program(ebpf, name)?;
+    program.load().map_err(|error| not_verified(name, error))?;
+    program.attach(source).map_err(|error| LoadError::refused("attaching sock_splice", error))?;
+    Ok(())
+}
+
+pub(crate) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(LoadError::Incomplete { name })?;
+    program.try_into().map_err(|error| LoadError::refused(name, error))
+}
+
+/// The verifier's log can have thousands of lines and goes to the debug log.
+pub(crate) fn not_verified(program: &'static str, error: ProgramError) -> LoadError {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        tracing::debug!(program, %verifier_log, "the verifier refused a program");
+        LoadError::NotVerified { program, why: refusal::of_verifier(&io_error, &verifier_log.to_string()) }
+    } else {
+        LoadError::refused(program, error)
+    }
+}
+
+fn not_loaded(error: EbpfError) -> LoadError {
+    let what = if matches!(error, EbpfError::MapError(_)) { "the maps" } else { "the BPF object" };
+    LoadError::refused(what, error)
+}
+
+fn handles<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<Handles<M>, LoadError> {
+    let map = take(ebpf, name)?;
+    let (Map::SockHash(data) | Map::HashMap(data)) = &map else {
+        return Err(LoadError::Incomplete { name });
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| LoadError::refused(name, error))?;
+    let again = MapData::from_fd(fd).and_then(Map::from_map_data);
+    let again = again.map_err(|error| LoadError::refused(name, error))?;
+    Ok(Handles::new(typed(map, name)?, typed(again, name)?))
+}
+
+pub(crate) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Incomplete { name })
+}
+
+pub(crate) fn typed<M: TryFrom<Map, Error = MapError>>(map: Map, name: &'static str) -> Result<M, LoadError> {
+    M::try_from(map).map_err(|error| LoadError::refused(name, error))
+}
+
+/// Forwards the programs' trace lines, if they were built with any (`build-ebpf --log`).
+fn start_program_log(ebpf: &mut Ebpf) {
+    if ebpf.map("AYA_LOGS").is_none() {
+        return;
+    }
+    let logger = aya_log::EbpfLogger::init(ebpf).map_err(io::Error::other).and_then(|logger| {
+        // SAFETY: the logger owns its descriptor, always gives the same one, and closes it when dropped.
+        let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+        Ok(logger?)
+    });
+    match logger {
+        Ok(mut logger) => {
+            tokio::spawn(async move {
+                while let Ok(mut ready) = logger.readable_mut().await {
+                    ready.get_inner_mut().flush();
+                    ready.clear_ready();
+                }
+            });
+        }
+        Err(error) => tracing::warn!(%error, "cannot read the BPF programs' log"),
+    }
+}
+
+/// The first one that this process has not.
+fn missing_capability(needed: &[Capability]) -> Option<Capability> {
+    let effective = effective_capabilities(&std::fs::read_to_string("/proc/self/status").ok()?)?;
+    needed.iter().copied().find(|capability| !capability.is_in(effective))
+}
+
+/// `CapEff` of `/proc/PID/status`.
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_from_proc() {
+        assert_eq!(
+            effective_capabilities("Name:\tsteer\nCapEff:\t000001ffffffffff\n"),
+            Some(0x1ff_ffff_ffff)
+        );
+        assert_eq!(effective_capabilities("Name:\tsteer\n"), None);
+    }
+
+    #[test]
+    fn the_old_capability_stands_in_for_the_new_ones() {
+        let sys_admin = 1 << 21;
+        assert!(Capability::BPF.is_in(sys_admin) && Capability::PERFMON.is_in(sys_admin));
+        assert!(!Capability::NET_ADMIN.is_in(sys_admin));
+        assert!(Capability::NET_ADMIN.is_in(1 << 12) && Capability::BPF.is_in(1 << 39));
+        assert!(!Capability::BPF.is_in(1 << 38));
+    }
+
+    #[test]
+    fn errors_name_the_next_step() {
+        let missing =
+            LoadError::NoCapability { missing: "CAP_BPF", needed: "CAP_BPF, CAP_NET_ADMIN".to_owned() };
+        assert!(
+            missing.to_string().starts_with("CAP_BPF is missing; the process needs CAP_BPF, CAP_NET_ADMIN")
+        );
+        assert_eq!(missing.reason(), Reason::NoCapability);
+        assert!(LoadError::NoObject.to_string().contains("cargo xtask build-ebpf"));
+    }
+}

@@ -1,0 +1,133 @@
+//! Streams that nobody looks after are given up by the kernel itself, by a timer that is pinned with its map (see
+//! [`proxy_common::ageing`]). Here it is started, and told again and again that this process lives.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::{Array, Map, MapData};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use proxy_common::abi;
+use proxy_common::ageing::Ageing;
+
+use crate::bpf::grace::wait_for_rcu_readers;
+use crate::bpf::loader::{self, LoadError};
+use crate::bpf::sock::maps::into_io;
+use crate::tcp::clock::monotonic_ns;
+
+/// A process that has not said for so long that it lives is gone. Many times what the machine may keep it waiting.
+const GONE_AFTER: Duration = Duration::from_secs(30);
+/// What a program can be run on: an Ethernet header.
+const FRAME: [u8; 14] = [0; 14];
+
+/// By which the kernel knows that this process lives.
+pub(super) struct Heart(Mutex<Held>);
+
+struct Held {
+    map: Array<MapData, Ageing>,
+    value: Ageing,
+}
+
+impl fmt::Debug for Heart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // aya's maps are not `Debug`.
+        f.write_str("Heart")
+    }
+}
+
+impl Heart {
+    /// Says it for the first time, in a map that may be an earlier process's. When this returns, the kernel looks at no
+    /// stream any more.
+    pub(super) fn begin(map: Array<MapData, Ageing>) -> io::Result<Self> {
+        let before = map.get(&0, 0).map_err(into_io)?;
+        let is_new = before.heartbeat_ns == 0;
+        let value = if is_new { ageing(None, Duration::MAX) } else { before };
+        let heart = Self(Mutex::new(Held { map, value }));
+        heart.beat()?;
+        if !is_new {
+            // A look may have begun before.
+            wait_for_rcu_readers();
+        }
+        Ok(heart)
+    }
+
+    /// Says that this process lives.
+    pub(super) fn beat(&self) -> io::Result<()> {
+        self.change(|_| {})
+    }
+
+    /// See [`super::PacketKernel::set_limits`].
+    pub(super) fn set_limits(&self, orphan_timeout: Option<Duration>, linger: Duration) -> io::Result<()> {
+        self.change(|value| *value = ageing(orphan_timeout, linger))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Ageing)) -> io::Result<()> {
+        // Nothing that runs under the lock leaves it half done.
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Held { map, value } = &mut *held;
+        change(value);
+        value.heartbeat_ns = monotonic_ns();
+        map.set(0, *value, 0).map_err(into_io)
+    }
+}
+
+/// Keeps the timer of other maps, which are pinned in this directory, from giving up a stream in the next seconds.
+///
+/// # Errors
+/// There is no such timer, or it is told in another way.
+pub(super) fn hold_off(pins: &Path) -> io::Result<()> {
+    let map = MapData::from_pin(pins.join(abi::MAP_AGEING)).and_then(Map::from_map_data);
+    map.and_then(Array::try_from).map_err(into_io).and_then(Heart::begin).map(drop)
+}
+
+fn ageing(orphan_timeout: Option<Duration>, linger: Duration) -> Ageing {
+    let gone_after = orphan_timeout.map_or(GONE_AFTER, |timeout| timeout.min(GONE_AFTER));
+    Ageing {
+        heartbeat_ns: 0,
+        gone_after_ns: nanoseconds(gone_after),
+        orphan_timeout_ns: orphan_timeout.map_or(u64::MAX, nanoseconds),
+        linger_ns: nanoseconds(linger),
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Loads the timer's program and starts the timer, which belonged to an earlier process's program until now.
+///
+/// # Errors
+/// The kernel has no such timers: before Linux 5.15, or with PREEMPT_RT.
+pub(super) fn start_timer(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let name = abi::PROG_PACKET_AGE;
+    let program: &mut SchedClassifier = loader::program(ebpf, name)?;
+    program.load().map_err(|error| loader::not_verified(name, error))?;
+    let run = TestRunOptions { data_in: Some(&FRAME), ..TestRunOptions::new() };
+    let result = program.test_run(run).map_err(|error| LoadError::refused(name, error))?;
+    // The timer has it now.
+    program.unload().map_err(|error| LoadError::refused(name, error))?;
+    match result.return_value.cast_signed() {
+        0 => Ok(()),
+        error => Err(LoadError::refused("the timer", io::Error::from_raw_os_error(-error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_gone_before_its_streams_are() {
+        let seconds = |seconds| Duration::from_secs(seconds);
+        let value = ageing(Some(seconds(3600)), seconds(60));
+        assert_eq!((value.gone_after_ns, value.orphan_timeout_ns), (30_000_000_000, 3_600_000_000_000));
+        assert_eq!(value.linger_ns, 60_000_000_000);
+        let value = ageing(Some(seconds(5)), seconds(60));
+        assert_eq!((value.gone_after_ns, value.orphan_timeout_ns), (5_000_000_000, 5_000_000_000));
+        let value = ageing(None, seconds(60));
+        assert_eq!((value.gone_after_ns, value.orphan_timeout_ns), (30_000_000_000, u64::MAX));
+    }
+}

@@ -1,0 +1,207 @@
+//! Looks at the connection records of a Steer that runs, from another process and without asking it: the kernel
+//! lists all maps to whoever may see them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use aya::maps::{MapInfo, MapType, loaded_maps};
+use proxy_common::abi;
+use proxy_common::flow::{Conn, Direction, state};
+
+use super::key::Ends;
+use super::records::Records;
+use crate::bpf::sock::maps::into_io;
+
+/// How often a record is looked at again that changed meanwhile.
+const LOOKS: usize = 4;
+
+/// The maps cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    #[error("the kernel does not list its BPF maps to this user; run as root (CAP_SYS_ADMIN)")]
+    NoPermission,
+    #[error("cannot list the BPF maps of the kernel")]
+    List(#[source] io::Error),
+    #[error("cannot read BPF map {id}")]
+    Read {
+        id: u32,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The records of one running Steer.
+#[derive(Debug)]
+pub struct Found {
+    /// The kernel's number of the map, as `bpftool map` tells it.
+    pub map: u32,
+    /// For how many streams there is room.
+    pub limit: u32,
+    /// Oldest first; `None` if the map is laid out as this version cannot read it.
+    pub streams: Option<Vec<Stream>>,
+}
+
+/// A stream as its record tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// The peer of the downstream connection.
+    pub client: SocketAddr,
+    /// Where the client connected to.
+    pub listener: SocketAddr,
+    /// Where Steer connected from.
+    pub source: SocketAddr,
+    /// The peer of the upstream connection.
+    pub endpoint: SocketAddr,
+    /// One of [`state`], not OFF.
+    pub state: u32,
+    /// xxh64 of the cluster's name.
+    pub cluster: u64,
+    /// `None`: there was no hash key and the endpoint was chosen at random.
+    pub key_hash: Option<u64>,
+    pub opened_unix_ms: u64,
+    /// Payload bytes by [`Direction`], with those that userspace had moved before.
+    pub bytes: [u64; 2],
+    /// Packets in the kernel's hands by [`Direction`].
+    pub packets: [u64; 2],
+    /// Since the last payload of either direction.
+    pub idle: Duration,
+}
+
+/// What every Steer on this host (in all its containers) splices by packets now, where `now_ns` is
+/// [`monotonic_ns`](crate::tcp::clock::monotonic_ns).
+///
+/// # Errors
+/// This needs CAP_SYS_ADMIN.
+pub fn running(now_ns: u64) -> Result<Vec<Found>, InspectError> {
+    let mut found = Vec::new();
+    for info in loaded_maps() {
+        let info = match info.map_err(into_io) {
+            Ok(info) => info,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(InspectError::NoPermission);
+            }
+            // It went away since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(InspectError::List(error)),
+        };
+        if is_records(&info) {
+            let (map, limit) = (info.id(), info.max_entries());
+            let streams = (info.value_size() as usize == size_of::<Conn>()).then(|| streams(&info, now_ns));
+            let streams = streams.transpose().map_err(|source| InspectError::Read { id: map, source })?;
+            found.push(Found { map, limit, streams });
+        }
+    }
+    Ok(found)
+}
+
+/// The socket splice loads the same object, but shrinks this map to one record.
+fn is_records(info: &MapInfo) -> bool {
+    info.name() == abi::MAP_CONNS.as_bytes()
+        && matches!(info.map_type(), Ok(MapType::Array))
+        && info.max_entries() > 1
+}
+
+fn streams(info: &MapInfo, now_ns: u64) -> io::Result<Vec<Stream>> {
+    let map = info.fd().map_err(into_io)?;
+    let records = Records::map(map.as_fd(), info.max_entries(), libc::PROT_READ)?;
+    let in_use = (0..records.count()).filter_map(|conn| read(&records, conn));
+    let mut streams: Vec<_> = in_use.map(|conn| stream(&conn, now_ns)).collect();
+    streams.sort_by_key(|stream| stream.opened_unix_ms);
+    Ok(streams)
+}
+
+/// A record that is in use, and was that of one session while it was read.
+fn read(records: &Records, conn: u32) -> Option<Conn> {
+    for _ in 0..LOOKS {
+        let before = records.snapshot(conn);
+        let after = records.snapshot(conn);
+        if after.state == state::OFF {
+            return None;
+        }
+        if before.state != state::OFF && before.generation == after.generation {
+            return Some(after);
+        }
+    }
+    None
+}
+
+fn stream(conn: &Conn, now_ns: u64) -> Stream {
+    let [to_upstream, to_downstream] = &conn.flows;
+    let last_payload_ns = to_upstream.live.last_payload_ns.max(to_downstream.live.last_payload_ns);
+    let downstream = Ends::of(conn, Direction::ToUpstream);
+    let upstream = Ends::of(conn, Direction::ToDownstream);
+    let by_direction = |count: fn(&Conn, usize) -> u64| Direction::BOTH.map(|way| count(conn, way as usize));
+    Stream {
+        client: downstream.peer,
+        listener: downstream.local,
+        source: upstream.local,
+        endpoint: upstream.peer,
+        state: conn.state,
+        cluster: conn.cluster,
+        key_hash: (conn.has_key == 1).then_some(conn.key_hash),
+        opened_unix_ms: conn.opened_unix_ms,
+        bytes: by_direction(|conn, way| conn.relayed[way].wrapping_add(conn.flows[way].live.bytes)),
+        packets: by_direction(|conn, way| conn.flows[way].live.packets),
+        idle: Duration::from_nanos(now_ns.saturating_sub(last_payload_ns)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable as _;
+    use proxy_common::flow::DirFixed;
+
+    use super::super::{wire_address, wire_ports};
+    use super::*;
+
+    fn toward(source: SocketAddr, destination: SocketAddr) -> DirFixed {
+        DirFixed {
+            to_source: wire_address(source.ip()),
+            to_destination: wire_address(destination.ip()),
+            to_ports: wire_ports(source.port(), destination.port()),
+            ..DirFixed::zeroed()
+        }
+    }
+
+    #[test]
+    fn a_record_tells_its_stream() {
+        for (family, at) in [(4, ["192.0.2.1", "192.0.2.2"]), (6, ["2001:db8::1", "2001:db8::2"])] {
+            let address = |host: usize, port| SocketAddr::new(at[host].parse().unwrap(), port);
+            let mut conn = Conn {
+                state: state::SPLICED,
+                family,
+                has_key: 1,
+                key_hash: 7,
+                cluster: 9,
+                opened_unix_ms: 1000,
+                relayed: [10, 20],
+                ..Conn::zeroed()
+            };
+            conn.flows[0].fixed = toward(address(1, 20000), address(0, 3000));
+            conn.flows[1].fixed = toward(address(1, 80), address(0, 50000));
+            conn.flows[0].live.bytes = 1;
+            conn.flows[1].live.packets = 2;
+            conn.flows[0].live.last_payload_ns = 5_000_000_000;
+            conn.flows[1].live.last_payload_ns = 4_000_000_000;
+            let expected = Stream {
+                client: address(0, 50000),
+                listener: address(1, 80),
+                source: address(1, 20000),
+                endpoint: address(0, 3000),
+                state: state::SPLICED,
+                cluster: 9,
+                key_hash: Some(7),
+                opened_unix_ms: 1000,
+                bytes: [11, 20],
+                packets: [0, 2],
+                idle: Duration::from_secs(2),
+            };
+            assert_eq!(stream(&conn, 7_000_000_000), expected);
+            conn.has_key = 0;
+            assert_eq!(stream(&conn, 0).key_hash, None);
+            assert_eq!(stream(&conn, 0).idle, Duration::ZERO);
+        }
+    }
+}

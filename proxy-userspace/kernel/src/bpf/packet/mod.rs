@@ -1,0 +1,409 @@
+//! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to. The programs
+//! need Linux 5.15.
+
+mod ageing;
+mod catch_up;
+mod clsact;
+mod conns;
+mod convert;
+pub mod inspect;
+mod interfaces;
+mod key;
+mod migrate;
+mod orphans;
+pub mod pinned;
+mod programs;
+mod records;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::{EbpfLoader, Pod};
+use proxy_common::abi;
+use proxy_common::about::About;
+use proxy_common::flow::{FlowEvent, FlowKey4, FlowKey6, FlowRef};
+use proxy_common::reason::Reason;
+use proxy_common::stat::Stat;
+
+pub use conns::Conns;
+pub use interfaces::{AttachError, Hook};
+pub use key::{Ends, FlowKey, wire_address, wire_ports};
+pub use orphans::{Orphans, remove_pinned};
+
+use super::events::Events;
+use super::loader::{self, Capability, LoadError};
+use super::pins::{Pins, PinsError};
+use crate::bpf::sock::maps::{self, BPF_NOEXIST, into_io};
+use ageing::Heart;
+use interfaces::Interfaces;
+use migrate::Goal;
+use pinned::{PinnedError, Place};
+use programs::Programs;
+
+/// All maps of the packet splice.
+pub(super) const MAPS: [&str; 9] = [
+    abi::MAP_FLOWS4,
+    abi::MAP_FLOWS6,
+    abi::MAP_CONNS,
+    abi::MAP_FLOW_EVENTS,
+    abi::MAP_FLOW_STATS,
+    abi::MAP_ABOUT,
+    abi::MAP_AGEING,
+    abi::MAP_TIMER,
+    abi::MAP_LAYOUT,
+];
+
+/// PERFMON, because the verifier lets nobody else compute with packet pointers as the programs do; NET_RAW for
+/// [`crate::tcp::raw`].
+const NEEDED: [Capability; 4] =
+    [Capability::BPF, Capability::PERFMON, Capability::NET_ADMIN, Capability::NET_RAW];
+
+/// What the programs tell of flows.
+pub type FlowEvents = Events<FlowEvent>;
+
+/// A flow's key was not taken into its map.
+#[derive(Debug, thiserror::Error)]
+pub enum InsertError {
+    #[error("the flow map is full")]
+    Full,
+    #[error("the tuple belongs to another flow")]
+    Taken,
+    #[error("the kernel refused the flow")]
+    Refused(#[source] io::Error),
+}
+
+impl InsertError {
+    /// The reason of streams that are relayed because of it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Full => Reason::MapFull,
+            Self::Taken | Self::Refused(_) => Reason::InsertFailed,
+        }
+    }
+
+    fn from_map(error: MapError) -> Self {
+        let error = into_io(error);
+        match error.raw_os_error() {
+            Some(libc::E2BIG | libc::ENOSPC) => Self::Full,
+            Some(libc::EEXIST) => Self::Taken,
+            _ => Self::Refused(error),
+        }
+    }
+}
+
+/// Programs, maps, and links or filters. Dropping it detaches everything, unless it is pinned: the streams that were spliced end
+/// with a reset as soon as a peer sends something.
+pub struct PacketKernel {
+    flows4: FlowMap<FlowKey4>,
+    flows6: FlowMap<FlowKey6>,
+    conns: Conns,
+    stats: PerCpuArray<MapData, u64>,
+    about: Mutex<Array<MapData, About>>,
+    heart: Heart,
+    interfaces: Interfaces,
+    mark: u32,
+    pins: Option<Pins>,
+    are_new: bool,
+}
+
+impl fmt::Debug for PacketKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // aya's maps are not `Debug`.
+        f.write_str("PacketKernel")
+    }
+}
+
+impl PacketKernel {
+    /// Loads programs, and maps for `max_conns` sessions (2 or more; [`inspect`] takes a map of one for unused). `mark` and
+    /// the number behind it are the packet marks of hand-overs. With `pins` they outlive the process; and if there are
+    /// streams of an earlier one, its maps are taken over, or the streams are brought to new ones if those are of another build
+    /// or size, and its links or filters get the new programs. Must be called inside a tokio runtime, which the event ring joins.
+    ///
+    /// # Errors
+    /// There is no BPF object, a capability is missing (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW), the kernel
+    /// refuses, or what is pinned cannot be used.
+    pub fn load(max_conns: u32, mark: u32, pins: Option<Pins>) -> Result<(Self, FlowEvents), LoadError> {
+        Self::load_for(Hook::of_this_kernel(), max_conns, mark, pins)
+    }
+
+    /// The same for a given kind of hook.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_for(
+        hook: Hook,
+        max_conns: u32,
+        mark: u32,
+        pins: Option<Pins>,
+    ) -> Result<(Self, FlowEvents), LoadError> {
+        let Some(pins) = pins else { return Self::load_at(hook, max_conns, mark, None) };
+        let place = Place::find(&pins, max_conns)?;
+        let is_new = place.is_new();
+        match Self::load_at(hook, max_conns, mark, Some(place)) {
+            Ok((kernel, events)) => Ok((Self { pins: Some(pins), ..kernel }, events)),
+            Err(error) => {
+                if let Err(error) = pinned::remove_refused(&pins, is_new) {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "what was pinned for the packet splice stays");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The same, with maps and links pinned at `place`. The pins of the result are the caller's to add.
+    fn load_at(
+        hook: Hook,
+        max_conns: u32,
+        mark: u32,
+        mut place: Option<Place>,
+    ) -> Result<(Self, FlowEvents), LoadError> {
+        if hook == Hook::Clsact {
+            orphans::remove_orphans();
+        }
+        let max_conns = place.as_ref().map_or(max_conns, |place| place.capacity);
+        let has_loop = u32::from(loader::has_loop());
+        let mut loader = EbpfLoader::new();
+        loader::shrink(&mut loader, &maps::MAPS);
+        loader
+            .map_max_entries(abi::MAP_CONNS, max_conns)
+            .map_max_entries(abi::MAP_FLOWS4, max_conns.saturating_mul(2))
+            .map_max_entries(abi::MAP_FLOWS6, max_conns.saturating_mul(2))
+            .override_global(abi::GLOBAL_MARK, &mark, true)
+            .override_global(abi::GLOBAL_HAS_LOOP, &has_loop, true);
+        if let Some(place) = &place {
+            for name in MAPS {
+                loader.map_pin_path(name, place.path.join(name));
+            }
+        }
+        let mut ebpf = loader::load_object(&mut loader, &NEEDED)?;
+        let earlier =
+            Programs::load(&mut ebpf, loader::build(mark), place.as_ref().map(|place| place.path.as_path()))?;
+        // Before anything is read that the kernel might be changing.
+        let heart = loader::typed(loader::take(&mut ebpf, abi::MAP_AGEING)?, abi::MAP_AGEING)?;
+        let heart = Heart::begin(heart).map_err(|error| LoadError::refused(abi::MAP_AGEING, error))?;
+        if place.is_some()
+            && let Err(error) = ageing::start_timer(&mut ebpf)
+        {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(
+                error,
+                "streams whose peers vanish while no process lives are left to the next one"
+            );
+        }
+
+        let mut take = |name| loader::take(&mut ebpf, name);
+        let flows4 = FlowMap::new(take(abi::MAP_FLOWS4)?, abi::MAP_FLOWS4)?;
+        let flows6 = FlowMap::new(take(abi::MAP_FLOWS6)?, abi::MAP_FLOWS6)?;
+        let stats = loader::typed(take(abi::MAP_FLOW_STATS)?, abi::MAP_FLOW_STATS)?;
+        let mut about = loader::typed(take(abi::MAP_ABOUT)?, abi::MAP_ABOUT)?;
+        let mut layout = loader::typed(take(abi::MAP_LAYOUT)?, abi::MAP_LAYOUT)?;
+        // Open until the programs that refer to it are loaded.
+        let conns_map = take(abi::MAP_CONNS)?;
+        let conns = map_conns(&conns_map, max_conns, place.as_ref().is_some_and(|place| place.adopts))?;
+        let ring = loader::typed::<RingBuf<MapData>>(take(abi::MAP_FLOW_EVENTS)?, abi::MAP_FLOW_EVENTS)?;
+        let events = Events::new(ring).map_err(|error| LoadError::refused("the event ring", error))?;
+        if let Some(place) = &mut place {
+            place.fill(&Goal { conns: &conns, flows4: &flows4, flows6: &flows6 })?;
+            place.complete(&mut about, &mut layout, &conns)?;
+        }
+        // Those of the socket splice, which is loaded by itself.
+        maps::MAPS.iter().for_each(|name| drop(ebpf.take_map(name)));
+        let programs = Programs::new(ebpf, earlier);
+        let pins = place.as_ref().map(|place| (place.instance.clone(), place.path.clone()));
+        let interfaces = Interfaces::new(programs, hook, pins)?;
+        let are_new = place.as_ref().is_none_or(|place| !place.adopts);
+        if let Some(place) = place {
+            place.settle(&conns);
+        }
+        let about = Mutex::new(about);
+        Ok((
+            Self { flows4, flows6, conns, stats, about, heart, interfaces, mark, pins: None, are_new },
+            events,
+        ))
+    }
+
+    /// Whether these maps are not those of an earlier process, even if its streams are in them: it can do nothing for them
+    /// any more.
+    pub fn are_new(&self) -> bool {
+        self.are_new
+    }
+
+    /// Whether the streams can go on when the process ends.
+    pub fn outlives(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// Whether a stop has to end the streams, since nobody could take them over after it.
+    pub fn ends_with_process(&self) -> bool {
+        self.pins.as_ref().is_none_or(Pins::is_private)
+    }
+
+    /// The lock of the instance, for the process that takes it over. `None`: there are no pins.
+    pub fn give_away(&self) -> Option<File> {
+        self.pins.as_ref().and_then(Pins::give_away)
+    }
+
+    /// Removes the pins, so that nothing is left when this is dropped.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn unpin(&self) -> Result<(), PinsError> {
+        self.pins.as_ref().map_or(Ok(()), Pins::remove)
+    }
+
+    /// When the kernel is to give up streams if no process lives: those without a packet in either direction for
+    /// `orphan_timeout` (`None` = never), and those that are over after `linger`. Until this is called, it is what an earlier
+    /// process has said, or never.
+    ///
+    /// # Errors
+    /// The kernel does not take it.
+    pub fn set_limits(&self, orphan_timeout: Option<Duration>, linger: Duration) -> io::Result<()> {
+        self.heart.set_limits(orphan_timeout, linger)
+    }
+
+    /// Tells the kernel that this process lives; to be called every second.
+    ///
+    /// # Errors
+    /// The kernel does not take it.
+    pub fn beat(&self) -> io::Result<()> {
+        self.heart.beat()
+    }
+
+    /// Remembers, for whoever clears up, ports that were added to those which the kernel gives nobody.
+    ///
+    /// # Errors
+    /// The kernel does not take it.
+    pub fn note_reserved(&self, ports: &[RangeInclusive<u16>]) -> Result<(), PinnedError> {
+        // The handle holds a descriptor and nothing that a panic could leave half done.
+        pinned::note_reserved(&mut self.about.lock().unwrap_or_else(PoisonError::into_inner), ports)
+    }
+
+    /// All ports that were noted so, by this process or those before it.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn noted_reserved(&self) -> Result<Vec<RangeInclusive<u16>>, PinnedError> {
+        pinned::noted_reserved(&self.about.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All keys that are in the flow maps now.
+    ///
+    /// # Errors
+    /// The kernel does not let them be read.
+    pub fn keys(&self) -> io::Result<Vec<(FlowKey, FlowRef)>> {
+        let mut keys = self.flows4.all(FlowKey::V4)?;
+        keys.extend(self.flows6.all(FlowKey::V6)?);
+        Ok(keys)
+    }
+
+    /// Makes the programs see what arrives and leaves at an interface of the caller's network namespace. Does nothing
+    /// if they do already.
+    ///
+    /// # Errors
+    /// The interface is neither Ethernet nor loopback, is gone, or the kernel refuses.
+    pub fn attach(&self, ifindex: u32) -> Result<(), AttachError> {
+        self.interfaces.attach(ifindex)
+    }
+
+    /// Makes packets with this key those of a flow, whose record decides (by its state) what becomes of them.
+    ///
+    /// # Errors
+    /// The map is full, or the key is there already.
+    pub fn insert(&self, key: &FlowKey, flow: FlowRef) -> Result<(), InsertError> {
+        match key {
+            FlowKey::V4(key) => self.flows4.insert(key, flow),
+            FlowKey::V6(key) => self.flows6.insert(key, flow),
+        }
+    }
+
+    /// Takes a key out, if it still is this flow's: the program takes it out itself when a new connection uses the
+    /// tuple, which may have become a flow in its turn.
+    pub fn remove(&self, key: &FlowKey, flow: FlowRef) {
+        let removed = match key {
+            FlowKey::V4(key) => self.flows4.remove(key, flow),
+            FlowKey::V6(key) => self.flows6.remove(key, flow),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(%error, ?key, "cannot remove a flow from its BPF map");
+        }
+    }
+
+    /// The records of sessions.
+    pub fn conns(&self) -> &Conns {
+        &self.conns
+    }
+
+    /// What the programs have counted since they were loaded, summed over CPUs.
+    ///
+    /// # Errors
+    /// The kernel does not let the map be read.
+    pub fn stats(&self) -> io::Result<Vec<(Stat, u64)>> {
+        Stat::ALL.iter().map(|stat| Ok((*stat, self.stat(*stat)?))).collect()
+    }
+
+    /// One of [`stats`](Self::stats).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stat(&self, stat: Stat) -> io::Result<u64> {
+        Ok(self.stats.get(&stat.number(), 0).map_err(into_io)?.iter().sum())
+    }
+
+    /// The mark that the sockets of a hand-over get.
+    pub fn mark(&self) -> u32 {
+        self.mark
+    }
+}
+
+/// A map from tuples to flows. Only userspace inserts, so that what is found under the lock stays, or is removed
+/// by the program, until it is released.
+struct FlowMap<K>(Mutex<HashMap<MapData, K, FlowRef>>);
+
+impl<K: Pod> FlowMap<K> {
+    fn new(map: Map, name: &'static str) -> Result<Self, LoadError> {
+        loader::typed(map, name).map(|map| Self(Mutex::new(map)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<MapData, K, FlowRef>> {
+        // The handle holds a descriptor and nothing that a panic could leave half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, key: &K, flow: FlowRef) -> Result<(), InsertError> {
+        self.lock().insert(key, flow, BPF_NOEXIST).map_err(InsertError::from_map)
+    }
+
+    fn all(&self, key: impl Fn(K) -> FlowKey) -> io::Result<Vec<(FlowKey, FlowRef)>> {
+        let entries = self.lock();
+        let entries = entries.iter().map(|entry| entry.map(|(raw, flow)| (key(raw), flow)).map_err(into_io));
+        entries.collect()
+    }
+
+    fn remove(&self, key: &K, flow: FlowRef) -> io::Result<()> {
+        let mut map = self.lock();
+        let removed = match map.get(key, 0) {
+            Ok(found) if found == flow => map.remove(key),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match removed.map_err(into_io) {
+            // The program was quicker.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn map_conns(map: &Map, capacity: u32, are_used: bool) -> Result<Conns, LoadError> {
+    let name = abi::MAP_CONNS;
+    let Map::Array(data) = map else { return Err(LoadError::Incomplete { name }) };
+    let conns = if are_used { pinned::used_conns(data) } else { Conns::map(data.fd().as_fd(), capacity) };
+    conns.map_err(|error| LoadError::refused(name, error))
+}

@@ -1,0 +1,101 @@
+//! Filters that nobody looks after any more.
+
+use std::io;
+
+use proxy_common::instance::Instance;
+
+use super::clsact;
+use super::pinned::{self, PinnedError};
+use super::programs::PROGRAMS;
+use crate::bpf::filters::{self, Filter};
+use crate::bpf::pins::{self, Pins};
+
+/// Filters of the programs in the caller's network namespace whose process has died, and whose instance has no pins that lead to
+/// them: what is left of a crash where there are no links and nothing could be pinned. Nobody looks after their streams, and new
+/// ones that get the same source ports would not come about.
+#[derive(Debug)]
+pub struct Orphans(Vec<Filter>);
+
+impl Orphans {
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn find() -> io::Result<Self> {
+        filters::orphans(&PROGRAMS.map(|(name, _)| name), is_kept).map(Self)
+    }
+
+    /// On how many interfaces they are.
+    pub fn interfaces(&self) -> usize {
+        filters::count_interfaces(&self.0)
+    }
+
+    /// Removes them, and with them their programs and maps. Their streams end: the local stack answers each peer that says
+    /// something with a RST.
+    ///
+    /// # Errors
+    /// CAP_NET_ADMIN is missing.
+    pub fn remove(self) -> io::Result<()> {
+        self.0.iter().try_for_each(|filter| match filter.detach() {
+            // With its interface, or by somebody else.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)) =>
+            {
+                Ok(())
+            }
+            removed => removed,
+        })
+    }
+}
+
+/// Whether the instance's next process will find the filters on an interface by its pins.
+fn is_kept(instance: Option<&Instance>, ifindex: u32) -> bool {
+    // What cannot be read may lead to them.
+    instance.is_some_and(|instance| has_note_of(instance, ifindex).unwrap_or(true))
+}
+
+/// Whether an instance has a note that an interface of the caller's network namespace has its filters.
+fn has_note_of(instance: &Instance, ifindex: u32) -> Result<bool, PinnedError> {
+    let here = pinned::netns()?;
+    let look = || -> Result<bool, PinnedError> {
+        for path in pinned::used_directories(&pins::path_of(instance))? {
+            if clsact::note_of(&path, ifindex).exists()
+                && pinned::read(&pinned::open_about(&path)?)?.netns == here
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    // Its process may have moved the note to a directory that was looked at before.
+    Ok(look()? || look()?)
+}
+
+/// What is left of a crash goes before there are new streams, whose answers it would take.
+pub(super) fn remove_orphans() {
+    let removed = Orphans::find().and_then(|orphans| {
+        let interfaces = orphans.interfaces();
+        orphans.remove().map(|()| interfaces)
+    });
+    match removed {
+        Ok(0) => {}
+        Ok(interfaces) => tracing::info!(
+            interfaces,
+            "removed the filters of a process that has died; its streams end with a reset"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot remove the filters of a process that has died"),
+    }
+}
+
+/// Removes all that a stopped process of an instance has pinned, and its filters in the caller's network namespace.
+///
+/// # Errors
+/// The file system refuses, or CAP_NET_ADMIN is missing.
+pub fn remove_pinned(pins: &Pins) -> Result<(), PinnedError> {
+    // The pins first: filters that they do not lead to are found by everybody.
+    pins.remove()?;
+    let remove = || {
+        let programs = PROGRAMS.map(|(name, _)| name);
+        let others = |instance: Option<&Instance>, _| instance != Some(pins.instance());
+        Orphans(filters::orphans(&programs, others)?).remove()
+    };
+    remove().map_err(PinnedError::Filters)
+}

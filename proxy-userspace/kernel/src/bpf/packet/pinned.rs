@@ -1,0 +1,494 @@
+//! What an instance has pinned: the maps by their names, in a directory that carries the version of their layout, and
+//! beside them the links, or notes of interfaces that have filters (see `interfaces`).
+//!
+//! The directory gets its name when everything in it is in place, so there is no such thing as half of one. Only while streams are
+//! on their way from maps to others (`migrate`) there are several; if they are of one version, the later ones have a
+//! number behind it.
+
+use std::fs;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData};
+use bytemuck::Zeroable as _;
+use proxy_common::abi;
+use proxy_common::about::About;
+use proxy_common::flow::{Conn, FlowRef, state};
+use proxy_common::instance::Instance;
+use proxy_common::layout::{ENTRIES, Entry, LAYOUT, fingerprint};
+
+use super::conns::Conns;
+use super::convert::{Conversion, Unreadable};
+use super::interfaces;
+use super::migrate::{Goal, Migration};
+use super::records::Records;
+use crate::bpf::pins::{self, Pins, PinsError};
+use crate::bpf::sock::maps::into_io;
+use crate::failpoint;
+use crate::net::host;
+
+/// What is pinned cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PinnedError {
+    #[error("`{found}` is of another version of Steer, this one has `{}`", version())]
+    OtherVersion { found: String },
+    #[error("its maps are laid out as this build of Steer cannot read them")]
+    OtherLayout(#[source] Option<Unreadable>),
+    #[error("another build of Steer has left it; `steer run` of this one takes its streams over")]
+    OtherBuild,
+    #[error("the process that was taking its streams over has died; `steer run` goes on with that")]
+    Interrupted,
+    #[error("it belongs to another network namespace")]
+    OtherNamespace,
+    #[error("{what} is damaged")]
+    Damaged {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot remove its filters from interfaces; run as root (CAP_NET_ADMIN)")]
+    Filters(#[source] io::Error),
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    #[error("cannot use {}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The name of the directory for the maps of this version.
+fn version() -> String {
+    format!("abi{}", abi::ABI_VERSION)
+}
+
+/// Ends the name of a directory whose maps no program uses yet, or any more. (The file system takes no dots.)
+const UNUSED: &str = "-unused";
+
+/// The directories of an instance whose maps are used, sorted.
+pub(super) fn used_directories(path: &Path) -> Result<Vec<PathBuf>, PinnedError> {
+    let mut names = pins::names(path).map_err(|source| PinnedError::io(path, source))?;
+    names.retain(|name| !name.ends_with(UNUSED));
+    names.sort();
+    Ok(names.iter().map(|name| path.join(name)).collect())
+}
+
+/// Names the process that owns an instance, for a message: `instance NAME (process 1234)`.
+pub fn owner(instance: &Instance) -> String {
+    let directories = used_directories(&pins::path_of(instance)).unwrap_or_default();
+    let about = directories.iter().filter_map(|path| read(&open_about(path).ok()?).ok());
+    match about.map(|about| about.pid).find(|pid| *pid != 0) {
+        Some(pid) => format!("instance `{instance}` (process {pid})"),
+        None => format!("instance `{instance}`"),
+    }
+}
+
+/// Another instance whose programs see the packets of this network namespace.
+pub struct Neighbour {
+    /// As [`owner`] names it.
+    pub name: String,
+    /// The ports that it has added to those which the kernel gives nobody; none if it needed none.
+    pub reserved: Vec<RangeInclusive<u16>>,
+}
+
+/// The instances but for `own` that have pins for this network namespace, whether a process runs them or has left streams.
+///
+/// # Errors
+/// The pins cannot be listed.
+pub fn neighbours(own: &Instance) -> Result<Vec<Neighbour>, PinsError> {
+    let Ok(here) = netns() else { return Ok(Vec::new()) };
+    let mut instances = pins::instances()?;
+    instances.retain(|instance| instance != own);
+    let neighbour = |instance: &Instance| {
+        // What cannot be read is gone, or of a build that is too different to be told from nothing.
+        let directories = used_directories(&pins::path_of(instance)).unwrap_or_default();
+        let mut about = directories.iter().rev().filter_map(|path| open_about(path).ok());
+        let about = about.find(|about| read(about).is_ok_and(|about| about.netns == here))?;
+        Some(Neighbour { name: owner(instance), reserved: noted_reserved(&about).unwrap_or_default() })
+    };
+    Ok(instances.iter().filter_map(neighbour).collect())
+}
+
+/// What was found of an instance.
+pub struct Pinned {
+    path: PathBuf,
+    about: Array<MapData, About>,
+    conns: Conns,
+}
+
+impl Pinned {
+    /// What the instance's last process has left; `None` if that is nothing.
+    ///
+    /// # Errors
+    /// It is not, or not only, what this build of Steer has itself.
+    pub fn find(pins: &Pins) -> Result<Option<Self>, PinnedError> {
+        let mut left =
+            used_directories(pins.path())?.into_iter().map(Left::open).collect::<Result<Vec<_>, _>>()?;
+        let Some(only) = left.pop() else { return Ok(None) };
+        if !left.is_empty() {
+            return Err(PinnedError::Interrupted);
+        }
+        if !only.is_own() {
+            return Err(PinnedError::OtherBuild);
+        }
+        let conns = used_conns(&only.conns).map_err(PinnedError::damaged(abi::MAP_CONNS))?;
+        Ok(Some(Self { about: open_about(&only.path)?, path: only.path, conns }))
+    }
+
+    /// The ports that were added to those which the kernel gives nobody.
+    pub fn reserved(&self) -> Result<Vec<RangeInclusive<u16>>, PinnedError> {
+        noted_reserved(&self.about)
+    }
+
+    /// How many interfaces have the programs.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn interfaces(&self) -> Result<usize, PinnedError> {
+        let names = pins::names(&self.path).map_err(|source| PinnedError::io(&self.path, source))?;
+        Ok(interfaces::pinned(&names).len())
+    }
+
+    /// # Errors
+    /// The maps are about the packets of another network namespace than the caller's.
+    pub fn ensure_is_here(&self) -> Result<(), PinnedError> {
+        if read(&self.about)?.netns == netns()? { Ok(()) } else { Err(PinnedError::OtherNamespace) }
+    }
+
+    /// Whether its streams are over with the network namespace that they were in: no interface has the programs any more.
+    ///
+    /// # Errors
+    /// The links cannot be looked at.
+    pub fn is_abandoned(&self) -> Result<bool, PinnedError> {
+        if self.ensure_is_here().is_ok() {
+            return Ok(false);
+        }
+        is_attached(&self.path).map(|attached| !attached)
+    }
+
+    /// The records; those that are not OFF are in use.
+    pub fn conns(&self) -> &Conns {
+        &self.conns
+    }
+}
+
+/// The maps in one directory, of any build that describes them.
+#[derive(Debug)]
+pub(super) struct Left {
+    path: PathBuf,
+    about: About,
+    conns: MapData,
+    records: Records,
+    conversion: Conversion,
+}
+
+impl Left {
+    fn open(path: PathBuf) -> Result<Self, PinnedError> {
+        Self::open_described(&path).map_err(|error| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            match error {
+                // Of a build that knew of no such map.
+                PinnedError::Damaged { .. } if name != version() => {
+                    PinnedError::OtherVersion { found: name.into_owned() }
+                }
+                error => error,
+            }
+        })
+    }
+
+    fn open_described(path: &Path) -> Result<Self, PinnedError> {
+        let about = read(&open_about(path)?)?;
+        let entries = read_layout(path).map_err(PinnedError::damaged(abi::MAP_LAYOUT))?;
+        if fingerprint(&entries) != about.layout {
+            return Err(PinnedError::OtherLayout(None));
+        }
+        let conversion = Conversion::new(&entries).map_err(|why| PinnedError::OtherLayout(Some(why)))?;
+        let damaged = || PinnedError::damaged(abi::MAP_CONNS);
+        let conns = MapData::from_pin(path.join(abi::MAP_CONNS)).map_err(into_io).map_err(damaged())?;
+        let info = conns.info().map_err(into_io).map_err(damaged())?;
+        let (len, count) = (conversion.record_len(), info.max_entries());
+        if info.value_size() != len {
+            return Err(damaged()(io::ErrorKind::InvalidData.into()));
+        }
+        let records =
+            Records::map_sized(conns.fd().as_fd(), len, count, libc::PROT_READ).map_err(damaged())?;
+        Ok(Self { path: path.to_owned(), about, conns, records, conversion })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn is_own(&self) -> bool {
+        self.about.layout == LAYOUT
+    }
+
+    /// For how many streams there is room.
+    fn capacity(&self) -> u32 {
+        self.records.count()
+    }
+
+    /// A record, as this build has it.
+    pub(super) fn record(&self, conn: u32) -> Conn {
+        let mut words = vec![0_u64; (self.conversion.record_len() as usize).div_ceil(size_of::<u64>())];
+        self.records.read(conn, &mut words);
+        self.conversion.convert(bytemuck::cast_slice(&words))
+    }
+
+    /// The records that are in use.
+    pub(super) fn used(&self) -> impl DoubleEndedIterator<Item = (u32, Conn)> {
+        let records = (0..self.capacity()).map(|conn| (conn, self.record(conn)));
+        records.filter(|(_, record)| record.state != state::OFF)
+    }
+
+    /// The lowest number that no record in use has, nor a higher one.
+    fn needed(&self) -> u32 {
+        self.used().next_back().map_or(0, |(conn, _)| conn + 1)
+    }
+
+    /// What is in a flow map.
+    pub(super) fn keys<K: Pod>(&self, name: &'static str) -> Result<Vec<(K, FlowRef)>, PinnedError> {
+        let read = || {
+            let map = MapData::from_pin(self.path.join(name)).and_then(Map::from_map_data)?;
+            HashMap::<_, K, FlowRef>::try_from(map)?.iter().collect::<Result<_, _>>()
+        };
+        read().map_err(into_io).map_err(PinnedError::damaged(name))
+    }
+
+    /// Removes all pins, those of links but for such as have been moved.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        // Half of a directory is not to be found by anybody.
+        let mut unused = self.path.clone().into_os_string();
+        unused.push(UNUSED);
+        fs::rename(&self.path, &unused)?;
+        fs::remove_dir_all(unused)
+    }
+}
+
+impl PinnedError {
+    fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    fn damaged(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Damaged { what, source }
+    }
+}
+
+/// Where a process that starts pins what it has.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// Whose it is.
+    pub(super) instance: Instance,
+    /// Where maps are now, or shall be.
+    pub(super) path: PathBuf,
+    /// For how many streams they have, or shall have, room.
+    pub(super) capacity: u32,
+    /// Whether they are there, with streams.
+    pub(super) adopts: bool,
+    /// What the instance's last process has left to be known, whether it has left streams or not.
+    before: About,
+    /// What streams there are in other maps.
+    migration: Option<Migration>,
+}
+
+impl Place {
+    /// Finds the streams of the instance's last process, or makes room for those of this one: for `max_conns`, or as many as are
+    /// needed for the streams to keep their places.
+    pub(super) fn find(pins: &Pins, max_conns: u32) -> Result<Self, PinnedError> {
+        remove_unused(pins)?;
+        let mut left =
+            used_directories(pins.path())?.into_iter().map(Left::open).collect::<Result<Vec<_>, _>>()?;
+        let here = netns()?;
+        remove_abandoned(&mut left, here)?;
+        let before = left.iter().find(|maps| maps.about.netns == here);
+        let before = before.map_or_else(About::zeroed, |maps| maps.about);
+        let needed = left.iter().map(Left::needed).max().unwrap_or(0);
+        if needed > 0 && left.iter().any(|maps| maps.about.netns != here) {
+            return Err(PinnedError::OtherNamespace);
+        }
+        if needed == 0 {
+            // They are made anew.
+            for maps in left.drain(..) {
+                maps.remove().map_err(|source| PinnedError::io(&maps.path, source))?;
+            }
+        }
+        let largest = left.iter().map(Left::capacity).max().unwrap_or(0);
+        let capacity = if needed <= max_conns { max_conns } else { largest };
+        // The latest, if the last process has died while it was filling it; what it had not got to is noted then.
+        let is_interrupted = left.len() > 1;
+        let fits = |maps: &Left| maps.capacity() == capacity || is_interrupted && maps.capacity() >= needed;
+        let own = left.iter().rposition(|maps| maps.is_own() && fits(maps)).map(|index| left.remove(index));
+        let migration = (!left.is_empty()).then(|| Migration::new(left));
+        let adopts = own.is_some();
+        let (path, capacity) = match own {
+            Some(Left { path, records, .. }) => (path, records.count()),
+            None => (fresh(pins)?, capacity),
+        };
+        Ok(Self { instance: pins.instance().clone(), path, capacity, adopts, before, migration })
+    }
+
+    /// Whether no stream is here, nor in other maps.
+    pub(super) fn is_new(&self) -> bool {
+        !self.adopts && self.migration.is_none()
+    }
+
+    /// Brings the streams that are in other maps.
+    pub(super) fn fill(&mut self, goal: &Goal<'_>) -> Result<(), PinnedError> {
+        match &mut self.migration {
+            Some(migration) if !self.adopts => {
+                migration.copy(goal)?;
+                failpoint::reached("copied");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says in `about` and `layout` what the maps are, and gives them their name. From then on they count; with the links, which
+    /// are to get new programs at once.
+    pub(super) fn complete(
+        &mut self,
+        about: &mut Array<MapData, About>,
+        layout: &mut Array<MapData, Entry>,
+        conns: &Conns,
+    ) -> Result<(), PinnedError> {
+        for (index, entry) in (0..).zip(ENTRIES) {
+            layout.set(index, entry, 0).map_err(into_io).map_err(PinnedError::damaged(abi::MAP_LAYOUT))?;
+        }
+        write(about, About { layout: LAYOUT, netns: netns()?, pid: std::process::id(), ..self.before })?;
+        if !self.adopts {
+            let path = free_name(&self.path);
+            fs::rename(&self.path, &path).map_err(|source| PinnedError::io(&path, source))?;
+            self.path = path;
+        }
+        if let Some(migration) = &mut self.migration {
+            failpoint::reached("named");
+            migration.move_links(&self.path)?;
+            migration.look_again(conns);
+        }
+        Ok(())
+    }
+
+    /// To be called when all links have new programs: nothing but these maps is used any more.
+    pub(super) fn settle(self, conns: &Conns) {
+        if let Some(mut migration) = self.migration {
+            failpoint::reached("switched");
+            migration.finish(conns);
+        }
+    }
+}
+
+/// Removes what processes have left that died while they made or removed it.
+fn remove_unused(pins: &Pins) -> Result<(), PinnedError> {
+    let names = pins.versions().map_err(|source| PinnedError::io(pins.path(), source))?;
+    for name in names.iter().filter(|name| name.ends_with(UNUSED)) {
+        let path = pins.path().join(name);
+        fs::remove_dir_all(&path).map_err(|source| PinnedError::io(&path, source))?;
+    }
+    Ok(())
+}
+
+/// Removes what was pinned by a start that the kernel has refused: everything if the place `is_new`, else what does not count yet.
+pub(super) fn remove_refused(pins: &Pins, is_new: bool) -> Result<(), PinnedError> {
+    if !is_new {
+        return remove_unused(pins);
+    }
+    let names = pins.versions().map_err(|source| PinnedError::io(pins.path(), source))?;
+    for name in names {
+        let path = pins.path().join(name);
+        fs::remove_dir_all(&path).map_err(|source| PinnedError::io(&path, source))?;
+    }
+    pins.leave().map_err(|source| PinnedError::io(pins.path(), source))
+}
+
+/// Removes what was about a network namespace that is gone, and with it the interfaces that had the programs.
+fn remove_abandoned(left: &mut Vec<Left>, here: u64) -> Result<(), PinnedError> {
+    let mut kept = Vec::new();
+    for maps in left.drain(..) {
+        if maps.about.netns == here || is_attached(&maps.path)? {
+            kept.push(maps);
+            continue;
+        }
+        maps.remove().map_err(|source| PinnedError::io(&maps.path, source))?;
+        let streams = maps.used().count();
+        tracing::info!(streams, "removed what was left of a network namespace that is gone");
+    }
+    *left = kept;
+    Ok(())
+}
+
+/// Whether an interface still has the programs, by the links that are pinned in a directory.
+fn is_attached(path: &Path) -> Result<bool, PinnedError> {
+    interfaces::any_is_attached(path).map_err(|source| PinnedError::io(path, source))
+}
+
+/// An empty directory, that does not count yet.
+fn fresh(pins: &Pins) -> Result<PathBuf, PinnedError> {
+    let path = pins.path().join(version() + UNUSED);
+    fs::create_dir(&path).map_err(|source| PinnedError::io(&path, source))?;
+    Ok(path)
+}
+
+/// The name of this version, or that with the lowest number behind it, beside `path`, that is free.
+fn free_name(path: &Path) -> PathBuf {
+    let mut names = std::iter::once(version()).chain((2..).map(|number| format!("{}-{number}", version())));
+    let free = names.find_map(|name| Some(path.with_file_name(name)).filter(|path| !path.exists()));
+    free.expect("numbers do not end")
+}
+
+pub(super) fn netns() -> Result<u64, PinnedError> {
+    host::netns_cookie().map_err(PinnedError::damaged("the network namespace's cookie"))
+}
+
+fn read_layout(path: &Path) -> io::Result<Vec<Entry>> {
+    let map = MapData::from_pin(path.join(abi::MAP_LAYOUT)).and_then(Map::from_map_data);
+    let map: Array<_, Entry> = map.and_then(Array::try_from).map_err(into_io)?;
+    map.iter().collect::<Result<_, _>>().map_err(into_io)
+}
+
+pub(super) fn open_about(path: &Path) -> Result<Array<MapData, About>, PinnedError> {
+    let map = MapData::from_pin(path.join(abi::MAP_ABOUT)).and_then(Map::from_map_data);
+    let about = map.and_then(Array::try_from).map_err(into_io);
+    about.map_err(PinnedError::damaged(abi::MAP_ABOUT))
+}
+
+pub(super) fn read(about: &Array<MapData, About>) -> Result<About, PinnedError> {
+    about.get(&0, 0).map_err(into_io).map_err(PinnedError::damaged(abi::MAP_ABOUT))
+}
+
+fn write(about: &mut Array<MapData, About>, value: About) -> Result<(), PinnedError> {
+    about.set(0, value, 0).map_err(into_io).map_err(PinnedError::damaged(abi::MAP_ABOUT))
+}
+
+pub(super) fn noted_reserved(about: &Array<MapData, About>) -> Result<Vec<RangeInclusive<u16>>, PinnedError> {
+    let about = read(about)?;
+    let ranges = about.reserved.iter().take(about.reserved_count as usize);
+    Ok(ranges.map(|[first, last]| *first..=*last).collect())
+}
+
+/// Remembers ports that were added to the reserved ones.
+pub(super) fn note_reserved(
+    about: &mut Array<MapData, About>,
+    ports: &[RangeInclusive<u16>],
+) -> Result<(), PinnedError> {
+    let mut value = read(about)?;
+    let room = value.reserved.iter_mut().skip(value.reserved_count as usize);
+    let noted = room.zip(ports).map(|(place, range)| *place = [*range.start(), *range.end()]).count();
+    // At most the length of the array.
+    value.reserved_count += noted as u32;
+    write(about, value)
+}
+
+/// Records of a map that a process has left, those that are not OFF being in use.
+pub(super) fn used_conns(map: &MapData) -> io::Result<Conns> {
+    let info = map.info().map_err(into_io)?;
+    if info.value_size() as usize != size_of::<Conn>() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Conns::map_used(map.fd().as_fd(), info.max_entries())
+}

@@ -1,0 +1,254 @@
+//! Where the kernel would send a packet (RTM_GETROUTE).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use proxy_common::reason::Reason;
+
+use super::host::{self, Interface};
+use super::netlink::{Netlink, NetworkChanges};
+
+/// The first hop of the way to a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// The interface that packets leave by: loopback if the destination is local.
+    pub ifindex: u32,
+    /// The destination is an address of this host.
+    pub local: bool,
+    /// What the route or an ICMP error says, in bytes; otherwise the interface's MTU counts.
+    pub mtu: Option<u32>,
+    /// The address that the kernel would choose as source, or the one that was asked for.
+    pub source: IpAddr,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    #[error("there is no route to {destination}")]
+    NoRoute {
+        destination: IpAddr,
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The interface is part of such an address, and it cannot be told from the address.
+    #[error("{destination} is a link-local address")]
+    LinkLocal { destination: IpAddr },
+    #[error("cannot ask the kernel for a route")]
+    Unknown(#[source] io::Error),
+}
+
+impl RouteError {
+    /// The reason of streams that are relayed because of it.
+    pub fn reason(&self) -> Reason {
+        Reason::NoRoute
+    }
+}
+
+/// Asks the routing tables of the network namespace in which it was made. Answers take a few microseconds and never
+/// wait for the network.
+pub struct Routes(Mutex<Netlink<RouteNetlinkMessage>>);
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Routes")
+    }
+}
+
+impl Routes {
+    /// # Errors
+    /// The process may not have another descriptor.
+    pub fn new() -> io::Result<Self> {
+        Netlink::route().map(|netlink| Self(Mutex::new(netlink)))
+    }
+
+    /// The way from `source`, an address of this host or the unspecified one, to `destination`. Addresses in
+    /// IPv6's clothes are IPv4 addresses. Marks and incoming interfaces of policy routing are not taken into account.
+    ///
+    /// # Errors
+    /// There is no route to a single host, or none that could be told without an interface; or the kernel did not
+    /// answer.
+    pub fn lookup(&self, source: IpAddr, destination: IpAddr) -> Result<Hop, RouteError> {
+        let (source, destination) = (source.to_canonical(), destination.to_canonical());
+        if matches!(destination, IpAddr::V6(address) if address.is_unicast_link_local()) {
+            return Err(RouteError::LinkLocal { destination });
+        }
+        let request = RouteNetlinkMessage::GetRoute(request(source, destination));
+        let answer = self.netlink().ask(request);
+        match answer {
+            Ok(RouteNetlinkMessage::NewRoute(route)) => {
+                hop(&route, source).ok_or(RouteError::NoRoute { destination, source: None })
+            }
+            Ok(_) => Err(RouteError::Unknown(io::ErrorKind::InvalidData.into())),
+            Err(error) => Err(match error.raw_os_error() {
+                // Of the last three, the kernel answers with one for each type of route that refuses.
+                Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL) => {
+                    RouteError::NoRoute { destination, source: Some(error) }
+                }
+                _ => RouteError::Unknown(error),
+            }),
+        }
+    }
+
+    /// As [`host::interface`], without a socket of its own: for the interfaces of hops.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is no such interface.
+    pub fn interface(&self, ifindex: u32) -> io::Result<Interface> {
+        host::ask_interface(&mut self.netlink(), ifindex)
+    }
+
+    fn netlink(&self) -> MutexGuard<'_, Netlink<RouteNetlinkMessage>> {
+        // The handle keeps nothing between two requests that a panic could leave half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The addresses that the kernel would connect from, as long as nothing has changed in the network namespace in which it
+/// was made.
+#[derive(Debug)]
+pub struct Sources(Mutex<KnownSources>);
+
+#[derive(Debug)]
+struct KnownSources {
+    /// `None`: that cannot be told, and nothing is remembered.
+    changes: Option<NetworkChanges>,
+    by_destination: HashMap<IpAddr, IpAddr>,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Sources {
+    /// Always works; without a descriptor, [`towards`](Self::towards) asks each time.
+    pub fn new() -> Self {
+        Self(Mutex::new(KnownSources { changes: NetworkChanges::new().ok(), by_destination: HashMap::new() }))
+    }
+
+    /// The address that the kernel would connect from. Destinations are remembered, so there should not be too many.
+    ///
+    /// # Errors
+    /// There is no route.
+    pub fn towards(&self, destination: IpAddr) -> io::Result<IpAddr> {
+        // Whatever it is left with is right, or forgotten at the next change.
+        let known = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.changes.as_mut().is_none_or(NetworkChanges::any) {
+            known.by_destination.clear();
+        }
+        if let Some(source) = known.by_destination.get(&destination) {
+            return Ok(*source);
+        }
+        let source = source_towards(destination)?;
+        known.by_destination.insert(destination, source);
+        Ok(source)
+    }
+}
+
+/// Sends nothing.
+fn source_towards(destination: IpAddr) -> io::Result<IpAddr> {
+    const ANY_PORT: u16 = 9;
+    let unspecified: IpAddr = match destination {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((unspecified, 0))?;
+    socket.connect((destination, ANY_PORT))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+fn request(source: IpAddr, destination: IpAddr) -> RouteMessage {
+    let (address_family, bits) = match destination {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    let mut message = RouteMessage::default();
+    message.header =
+        RouteHeader { address_family, destination_prefix_length: bits, ..RouteHeader::default() };
+    message.attributes.push(RouteAttribute::Destination(destination.into()));
+    if !source.is_unspecified() {
+        message.header.source_prefix_length = bits;
+        message.attributes.push(RouteAttribute::Source(source.into()));
+    }
+    message
+}
+
+/// What is needed of an answer; `None` if it is no way to a single host.
+fn hop(route: &RouteMessage, asked: IpAddr) -> Option<Hop> {
+    let local = match route.header.kind {
+        RouteType::Local => true,
+        RouteType::Unicast => false,
+        _ => return None,
+    };
+    let (mut ifindex, mut mtu, mut preferred) = (None, None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => preferred = Some(IpAddr::V4(*address)),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => {
+                preferred = Some(IpAddr::V6(*address))
+            }
+            RouteAttribute::Metrics(metrics) => mtu = metrics.iter().find_map(mtu_of),
+            _ => {}
+        }
+    }
+    // IPv6 tells its own preference also if it was asked with another source.
+    let source = preferred.filter(|_| asked.is_unspecified()).unwrap_or(asked);
+    Some(Hop { ifindex: ifindex?, local, mtu, source })
+}
+
+fn mtu_of(metric: &RouteMetric) -> Option<u32> {
+    match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu).filter(|mtu| *mtu > 0),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::host::LOOPBACK_IFINDEX;
+
+    #[test]
+    fn loopback_is_local() {
+        let routes = Routes::new().unwrap();
+        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        for source in [localhost, IpAddr::V4(Ipv4Addr::UNSPECIFIED)] {
+            let hop = routes.lookup(source, localhost).unwrap();
+            assert_eq!((hop.ifindex, hop.local, hop.source), (LOOPBACK_IFINDEX, true, localhost));
+        }
+        let mapped = Ipv4Addr::new(127, 0, 0, 7).to_ipv6_mapped().into();
+        assert!(routes.lookup(localhost, mapped).unwrap().local);
+    }
+
+    #[test]
+    fn sources_are_told_again() {
+        let sources = Sources::new();
+        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        for _ in 0..2 {
+            assert_eq!(sources.towards(localhost).unwrap(), localhost);
+            assert_eq!(sources.towards(Ipv4Addr::new(127, 0, 0, 7).into()).unwrap(), localhost);
+        }
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused_and_the_next_answer_is_right() {
+        let routes = Routes::new().unwrap();
+        let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let multicast = routes.lookup(unspecified, Ipv4Addr::new(224, 0, 0, 1).into());
+        assert!(matches!(multicast, Err(RouteError::NoRoute { .. })), "{multicast:?}");
+        // No address of this host.
+        let foreign = routes.lookup(Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::LOCALHOST.into());
+        assert!(matches!(foreign, Err(RouteError::NoRoute { .. })), "{foreign:?}");
+        let link_local = routes.lookup(Ipv6Addr::UNSPECIFIED.into(), "fe80::1".parse().unwrap());
+        assert!(matches!(link_local, Err(RouteError::LinkLocal { .. })), "{link_local:?}");
+        assert!(routes.lookup(unspecified, Ipv4Addr::LOCALHOST.into()).unwrap().local);
+    }
+}

@@ -1,0 +1,28 @@
+//! Descriptors that a tokio runtime waits for.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Joins the runtime that this is called in. The descriptor must not block.
+///
+/// # Errors
+///
+/// If the runtime's epoll refuses it.
+pub fn descriptor(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` always gives the same descriptor, and closes it when dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
+}
+
+/// [`descriptor`], for a socket that listens: ready when there is somebody to accept.
+///
+/// # Errors
+///
+/// If the runtime's epoll refuses it.
+pub fn listener(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    // SAFETY: a listening socket has one descriptor, which is open until the socket is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
+}

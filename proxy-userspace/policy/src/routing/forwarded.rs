@@ -1,0 +1,228 @@
+//! What the endpoint is told about the client: x-forwarded-for, x-forwarded-proto, via,
+//! x-envoy-external-address, x-request-id; and which address is trusted to be the client's.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue, VIA};
+
+use super::Connection;
+use crate::affinity::address::{AddressText, HostAddress};
+use crate::affinity::hash_policy::joined;
+use crate::config::HttpOptions;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Edits the headers as the listener's options say. Returns the trusted client address.
+pub(super) fn apply(options: &HttpOptions, connection: &Connection, headers: &mut HeaderMap) -> HostAddress {
+    join_lines(headers, X_FORWARDED_FOR);
+    let peer = HostAddress::from(connection.remote);
+    let client = trusted_client(options, connection, headers.get(X_FORWARDED_FOR));
+    let edge = options.use_remote_address;
+
+    if edge && !options.skip_xff_append {
+        append_peer(headers, peer, connection.node);
+    }
+    if (edge && options.xff_num_trusted_hops == 0) || !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if let Some(via) = &options.via {
+        append_via(headers, via);
+    }
+    if edge {
+        headers.insert(X_ENVOY_EXTERNAL_ADDRESS, address_value(client));
+    }
+    let replace = edge && !options.preserve_external_request_id;
+    if options.generate_request_id && (replace || !headers.contains_key(X_REQUEST_ID)) {
+        headers.insert(X_REQUEST_ID, request_id());
+    }
+    client
+}
+
+/// `:scheme`: what x-forwarded-proto says if that is a scheme of HTTP, else that of the listener.
+pub(super) fn scheme(headers: &HeaderMap) -> &str {
+    headers
+        .get(X_FORWARDED_PROTO)
+        .and_then(|value| value.to_str().ok())
+        .filter(|proto| proto.eq_ignore_ascii_case("http") || proto.eq_ignore_ascii_case("https"))
+        .unwrap_or("http")
+}
+
+/// Makes one line of several, as Envoy does, so that an endpoint that reads only one sees all.
+pub(super) fn join_lines(headers: &mut HeaderMap, name: HeaderName) {
+    if headers.get_all(&name).iter().nth(1).is_none() {
+        return;
+    }
+    let value = joined(headers.get_all(&name).iter().map(HeaderValue::as_bytes));
+    // Parts of valid values make a valid value.
+    if let Ok(value) = HeaderValue::from_bytes(&value) {
+        headers.insert(name, value);
+    }
+}
+
+/// The address that x-forwarded-for gives as the client's, of those added by proxies that are
+/// trusted; the peer's where it gives none.
+fn trusted_client(
+    options: &HttpOptions,
+    connection: &Connection,
+    forwarded_for: Option<&HeaderValue>,
+) -> HostAddress {
+    let peer = HostAddress::from(connection.remote);
+    // The right-most element was added by the peer about its own peer. At the edge the peer's own
+    // address counts as the first of the trusted ones.
+    let hops = options.xff_num_trusted_hops as usize;
+    let skip = if options.use_remote_address {
+        match hops.checked_sub(1) {
+            Some(skip) => skip,
+            None => return peer,
+        }
+    } else {
+        hops
+    };
+    forwarded_for
+        .and_then(|value| value.as_bytes().rsplit(|&byte| byte == b',').nth(skip))
+        .and_then(|element| parse_address(trim_blanks(element), connection.interface_index))
+        .unwrap_or(peer)
+}
+
+/// A field value without the blanks around it (RFC 9112, 5.1).
+pub fn trim_blanks(mut bytes: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = bytes {
+        bytes = rest;
+    }
+    bytes
+}
+
+/// A bare address; an IPv6 one may have a scope, by number or (for link-local ones) by interface.
+fn parse_address(text: &[u8], interface_index: fn(&str) -> Option<u32>) -> Option<HostAddress> {
+    let text = std::str::from_utf8(text).ok()?;
+    if let Some((address, scope)) = text.split_once('%') {
+        let ip: Ipv6Addr = address.parse().ok()?;
+        return Some(HostAddress { ip: ip.into(), scope: parse_scope(ip, scope, interface_index)? });
+    }
+    text.parse::<IpAddr>().ok().map(HostAddress::from)
+}
+
+/// glibc's rule, which is Envoy's.
+fn parse_scope(ip: Ipv6Addr, scope: &str, interface_index: fn(&str) -> Option<u32>) -> Option<u32> {
+    let multicast_scope = (ip.segments()[0] & 0xff0f, ip.is_multicast());
+    let local = ip.is_unicast_link_local() || matches!(multicast_scope, (0xff01 | 0xff02, true));
+    if local && let Some(index) = interface_index(scope) {
+        return Some(index);
+    }
+    if scope.bytes().all(|byte| byte.is_ascii_digit()) { scope.parse().ok() } else { None }
+}
+
+fn append_peer(headers: &mut HeaderMap, peer: HostAddress, node: IpAddr) {
+    // Exactly these two; other addresses of 127.0.0.0/8 stand for themselves.
+    let on_loopback = peer.ip == Ipv4Addr::LOCALHOST || peer.ip == Ipv6Addr::LOCALHOST;
+    let address = address_value(if on_loopback { node.into() } else { peer });
+    append(headers, X_FORWARDED_FOR, b",", &address);
+}
+
+pub(super) fn append_via(headers: &mut HeaderMap, via: &str) {
+    // Config has checked it.
+    let Ok(via) = HeaderValue::from_str(via) else { return };
+    join_lines(headers, VIA);
+    append(headers, VIA, b", ", &via);
+}
+
+/// Appends to the one line of a header; an empty or absent one becomes just the value.
+fn append(headers: &mut HeaderMap, name: HeaderName, separator: &[u8], value: &HeaderValue) {
+    let appended = match headers.get(&name) {
+        Some(old) if !old.is_empty() => {
+            HeaderValue::from_bytes(&[old.as_bytes(), separator, value.as_bytes()].concat())
+        }
+        _ => Ok(value.clone()),
+    };
+    // Parts of valid values make a valid value.
+    if let Ok(appended) = appended {
+        headers.insert(name, appended);
+    }
+}
+
+fn address_value(address: HostAddress) -> HeaderValue {
+    let text = AddressText::of_host(address);
+    // The text of an address is ASCII without control characters.
+    HeaderValue::from_bytes(text.as_bytes()).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn request_id() -> HeaderValue {
+    let random: u128 = rand::random();
+    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let mut text = [b'-'; 36];
+    let digits = text.iter_mut().enumerate().filter(|(position, _)| !matches!(position, 8 | 13 | 18 | 23));
+    for (index, (_, digit)) in digits.enumerate() {
+        let nibble = (bits >> (124 - 4 * index)) & 0xf;
+        *digit = b"0123456789abcdef"[nibble as usize];
+    }
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The index of the interface `lo`.
+    const LO: u32 = 3;
+
+    fn parse(text: &str) -> Option<String> {
+        parse_address(trim_blanks(text.as_bytes()), |name| (name == "lo").then_some(LO))
+            .map(|address| address.to_string())
+    }
+
+    #[test]
+    fn only_bare_addresses_are_trusted() {
+        for (text, expected) in [
+            ("1.2.3.4", Some("1.2.3.4")),
+            ("\t1.2.3.4 ", Some("1.2.3.4")),
+            ("2001:DB8:0:0:1:0:0:1", Some("2001:db8::1:0:0:1")),
+            ("::ffff:1.2.3.4", Some("::ffff:1.2.3.4")),
+            ("1.2.3.4:80", None),
+            ("[::1]", None),
+            ("[::1]:80", None),
+            ("1.2.3.04", None),
+            ("1.2.3", None),
+            ("unknown", None),
+            ("", None),
+            ("fe80::1%", None),
+            ("%1", None),
+        ] {
+            assert_eq!(parse(text).as_deref(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn scopes_print_as_numbers() {
+        assert_eq!(parse("fe80::1%lo"), Some(format!("fe80::1%{LO}")));
+        assert_eq!(parse("ff02::1%lo"), Some(format!("ff02::1%{LO}")));
+        assert_eq!(parse("fe80::1%7"), Some("fe80::1%7".to_owned()));
+        assert_eq!(parse("2001:db8::1%7"), Some("2001:db8::1%7".to_owned()));
+        assert_eq!(parse("fe80::1%0"), Some("fe80::1".to_owned()));
+        assert_eq!(parse("2001:db8::1%lo"), None, "a name needs a link-local address");
+        assert_eq!(parse("fe80::1%no-such-if"), None);
+        assert_eq!(parse("fe80::1%+7"), None);
+        assert_eq!(parse("fe80::1%4294967296"), None);
+        assert_eq!(parse("1.2.3.4%1"), None);
+    }
+
+    #[test]
+    fn request_ids_are_uuids() {
+        let id = request_id();
+        let text = id.to_str().unwrap();
+        assert_eq!(text.len(), 36);
+        for (position, byte) in text.bytes().enumerate() {
+            match position {
+                8 | 13 | 18 | 23 => assert_eq!(byte, b'-'),
+                14 => assert_eq!(byte, b'4'),
+                19 => assert!(b"89ab".contains(&byte)),
+                _ => assert!(byte.is_ascii_hexdigit()),
+            }
+        }
+        assert_ne!(id, request_id());
+    }
+}

@@ -1,0 +1,122 @@
+//! From a request head to a cluster and a hash: forwarded headers, virtual hosts, routes, hash
+//! policies. Pure: the server and `steer route` call the same [`route`].
+
+mod forwarded;
+mod hop_by_hop;
+mod response;
+mod target;
+mod upgrade;
+mod virtual_host;
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderValue, StatusCode, Version, request};
+use thiserror::Error;
+
+pub use forwarded::trim_blanks;
+pub use response::forward_response;
+
+use crate::affinity::hash_policy::{self, Outcome};
+use crate::config::{ClusterIndex, Listener, Route};
+use upgrade::Upgrade;
+
+/// The downstream connection that a request came on.
+#[derive(Debug, Clone, Copy)]
+pub struct Connection {
+    pub remote: SocketAddr,
+    /// The address that the client connected to.
+    pub local: SocketAddr,
+    /// What stands in x-forwarded-for for a client on loopback: this host's first address that is
+    /// not loopback, as Envoy does.
+    pub node: IpAddr,
+    /// The index of an interface of this host, by its name: x-forwarded-for may have it as the scope of an address.
+    pub interface_index: fn(&str) -> Option<u32>,
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+pub struct Routed<'c> {
+    pub route: &'c Route,
+    pub cluster: ClusterIndex,
+    /// `None`: no policy yielded a hash, the endpoint is chosen at random.
+    pub hash: Option<u64>,
+    /// To be added to the response that the endpoint gives.
+    pub set_cookies: Vec<HeaderValue>,
+    /// The request asks for `Upgrade: websocket` and may have it.
+    pub upgrade: bool,
+}
+
+/// Why a request goes nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+pub enum Refusal {
+    /// RFC 9112, 3.2: neither none nor several.
+    #[error("the request does not have exactly one Host header")]
+    MissingHost,
+    #[error("the request target is not a path")]
+    BadTarget,
+    /// A client could hide where it comes from, or what it asks for.
+    #[error("the Connection header names a header that must reach the endpoint")]
+    BadConnection,
+    #[error("HTTP/1.0 is not accepted here")]
+    Http10,
+    #[error("no virtual host or route matches")]
+    NoRoute,
+    #[error("the route does not allow this upgrade")]
+    UpgradeNotAllowed,
+}
+
+impl Refusal {
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::MissingHost | Self::BadTarget | Self::BadConnection => StatusCode::BAD_REQUEST,
+            Self::Http10 => StatusCode::UPGRADE_REQUIRED,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::UpgradeNotAllowed => StatusCode::FORBIDDEN,
+        }
+    }
+}
+
+/// Decides where a request goes, and turns its head into the one the endpoint receives (origin-form
+/// target, `host`, forwarded headers, no hop-by-hop headers; an upgrade keeps `connection` and
+/// `upgrade`). After a refusal the head is of no further use.
+///
+/// The order is Envoy's: hash policies see the head as the endpoint will.
+pub fn route<'c>(
+    listener: &'c Listener,
+    connection: &Connection,
+    head: &mut request::Parts,
+) -> Result<Routed<'c>, Refusal> {
+    let options = &listener.options;
+    if head.version < Version::HTTP_11 && !options.accept_http_10 {
+        return Err(Refusal::Http10);
+    }
+    target::normalise(head)?;
+    let upgrade = upgrade::requested(&mut head.headers);
+    hop_by_hop::strip_request(&mut head.headers, upgrade != Upgrade::None, options.use_remote_address)?;
+    let client = forwarded::apply(options, connection, &mut head.headers);
+
+    let route = virtual_host::find_route(&listener.virtual_hosts, head);
+    // Envoy asks this first: a refused upgrade is 403 even where no route matches.
+    let websocket = route.and_then(|route| route.upgrade_websocket).unwrap_or(options.upgrade_websocket);
+    match upgrade {
+        Upgrade::None => {}
+        Upgrade::WebSocket if websocket => {}
+        Upgrade::WebSocket | Upgrade::Other => return Err(Refusal::UpgradeNotAllowed),
+    }
+    let route = route.ok_or(Refusal::NoRoute)?;
+
+    let Outcome { hash, set_cookies } = hash_policy::evaluate(
+        &route.hash_policy,
+        &hash_policy::Request {
+            head,
+            scheme: forwarded::scheme(&head.headers),
+            client,
+            remote: connection.remote,
+            local: connection.local,
+        },
+    );
+    Ok(Routed { route, cluster: route.cluster, hash, set_cookies, upgrade: upgrade == Upgrade::WebSocket })
+}
+
+#[cfg(test)]
+mod tests;
