@@ -127,6 +127,7 @@ impl Session {
     }
 
     #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "a pointer in disguise: the record is not a part of the session")]
     fn direction(&self, direction: Direction) -> &mut Flow {
         // SAFETY: a live record.
         unsafe { &mut (*self.conn).flows[direction as usize] }

@@ -8,11 +8,10 @@ use proxy_common::flow::{DirFixed, state};
 use proxy_common::packet::headers::Ethernet;
 use proxy_common::packet::icmp::{IcmpError, IcmpIp, is_outstanding};
 use proxy_common::packet::seq;
-use proxy_common::stat::Stat;
 
 use crate::packet::flows::{Flows, Session};
-use crate::packet::stats::count;
-use crate::packet::{PASS, access, forward};
+use crate::packet::verdict::Verdict;
+use crate::packet::{access, forward};
 
 /// The verdict on an ICMP packet that arrives: an error about a spliced packet goes on to the peer that had sent that
 /// packet, all others pass untouched.
@@ -23,16 +22,15 @@ use crate::packet::{PASS, access, forward};
 /// no error has two readers, and none is copied.
 // A function of its own in the program, for its own stack.
 #[inline(never)]
-pub(super) fn packet<I: Flows + IcmpIp>(ctx: &TcContext) -> i32 {
-    let Some(error) = read::<I>(ctx) else { return PASS };
-    let Some(session) = I::find(&error.key()).and_then(Session::of) else { return PASS };
-    let verdict = if access::is_for_us(ctx) && is_for_sender(&session, error.quoted_seq()) {
+pub(super) fn packet<I: Flows + IcmpIp>(ctx: &TcContext) -> Verdict {
+    let Some(error) = read::<I>(ctx) else { return Verdict::Pass };
+    let Some(session) = I::find(&error.key()).and_then(Session::of) else { return Verdict::Pass };
+    let sent = if access::is_for_us(ctx) && is_for_sender(&session, error.quoted_seq()) {
         send(ctx, error, &session.other().fixed, &session.arriving().fixed)
     } else {
         None
     };
-    count(if verdict.is_some() { Stat::IcmpTranslated } else { Stat::IcmpPassed });
-    verdict.unwrap_or(PASS)
+    sent.unwrap_or(Verdict::IcmpPassed)
 }
 
 /// An error about a TCP packet.
@@ -70,10 +68,10 @@ fn send<I: IcmpIp>(
     mut error: IcmpError<I>,
     sent: &DirFixed,
     back: &DirFixed,
-) -> Option<i32> {
+) -> Option<Verdict> {
     error.translate(sent, back);
     store(ctx, &error)?;
-    Some(forward::leave(ctx, back))
+    Some(forward::leave(ctx, back, Verdict::Icmp, Verdict::IcmpInPlace))
 }
 
 /// Reads the first `len` bytes of an error, [`IcmpError::LONG`] at most.
