@@ -70,7 +70,7 @@ fn local_socket<I: Flows>(ctx: &TcContext) -> Option<(u32, u32)> {
     if session.state() != state::HAND_OVER {
         return None;
     }
-    Some((rcv_nxt(ctx, key)?, session.arriving().live.own_end))
+    Some((rcv_nxt(ctx, key)?, session.arriving().live.own_end.get()))
 }
 
 /// The sequence number that the local socket expects; `None` if there is none any more (then the lookup finds the

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{DirFixed, FlowRef, event, flags, output, state};
+use proxy_common::flow::{FlowRef, SharedFixed, event, flags, output, state};
 use proxy_common::packet::checksum::Difference;
 use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
 use proxy_common::packet::life::{self, Clock, Segment};
@@ -143,7 +143,7 @@ fn rewrite<I: Ip>(
     if let (Some(value), true) = (options.ts_value, believed) {
         Timestamps::note(session.arriving(), value);
     }
-    let received = session.other().fixed.received;
+    let received = session.other().fixed.received.get();
     headers::<I>(
         ctx,
         &session.arriving().fixed,
@@ -158,7 +158,7 @@ fn rewrite<I: Ip>(
 #[inline(always)]
 fn headers<I: Ip>(
     ctx: &TcContext,
-    fixed: &DirFixed,
+    fixed: &SharedFixed,
     strip_ecn: bool,
     session_state: u32,
     received: u32,
@@ -167,7 +167,7 @@ fn headers<I: Ip>(
     let ip = at::<I>(ctx, Ethernet::LEN)?;
     // SAFETY: `at` has checked that the header is in the packet, to which nobody else has access.
     let ip = unsafe { &mut *ip };
-    let change = ip.readdress(fixed, strip_ecn);
+    let change = ip.readdress(&fixed.to_source, &fixed.to_destination, strip_ecn);
     let tcp = at::<Tcp>(ctx, tcp_offset::<I>())?;
     // SAFETY: as above; it does not overlap the IP header.
     let tcp = unsafe { &mut *tcp };
@@ -193,20 +193,20 @@ fn headers<I: Ip>(
 
 /// Sends a rewritten packet on its way: `redirected` is its verdict then, or `in_place` if the local stack takes it there.
 #[inline(always)]
-pub(super) fn leave(ctx: &TcContext, fixed: &DirFixed, redirected: Verdict, in_place: Verdict) -> Verdict {
+pub(super) fn leave(ctx: &TcContext, fixed: &SharedFixed, redirected: Verdict, in_place: Verdict) -> Verdict {
     // The helpers only note where the packet is to go, and refuse nothing but flags that they do not know.
-    match fixed.output {
+    match fixed.output.get() {
         output::IN_PLACE => return in_place,
         output::LOOPBACK => {
             if zero_mac_addresses(ctx).is_none() {
                 return Verdict::NotRewritten;
             }
             // SAFETY: the helper has no conditions; the packet is dropped if there is no such interface.
-            let _ = unsafe { bpf_redirect(fixed.ifindex, BPF_F_INGRESS.into()) };
+            let _ = unsafe { bpf_redirect(fixed.ifindex.get(), BPF_F_INGRESS.into()) };
         }
         _ => {
             // SAFETY: as above; without parameters the next hop is looked up.
-            let _ = unsafe { bpf_redirect_neigh(fixed.ifindex, core::ptr::null_mut(), 0, 0) };
+            let _ = unsafe { bpf_redirect_neigh(fixed.ifindex.get(), core::ptr::null_mut(), 0, 0) };
         }
     }
     redirected

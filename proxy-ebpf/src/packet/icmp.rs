@@ -4,7 +4,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{DirFixed, state};
+use proxy_common::flow::{SharedFixed, state};
 use proxy_common::packet::headers::Ethernet;
 use proxy_common::packet::icmp::{IcmpError, IcmpIp, is_outstanding};
 use proxy_common::packet::seq;
@@ -55,10 +55,10 @@ fn is_for_sender(session: &Session, quoted_seq: u32) -> bool {
     let una = match session.state() {
         state::OFF | state::DEAD => return false,
         // What lies in front of `own_end` is the local socket's.
-        state::HAND_OVER => seq::later(back.live.ack_end, back.live.own_end),
-        _ => back.live.ack_end,
+        state::HAND_OVER => seq::later(back.live.ack_end.get(), back.live.own_end.get()),
+        _ => back.live.ack_end.get(),
     };
-    is_outstanding(quoted_seq, una, sent.live.seq_end.wrapping_add(sent.fixed.seq_delta))
+    is_outstanding(quoted_seq, una, sent.live.seq_end.get().wrapping_add(sent.fixed.seq_delta.get()))
 }
 
 /// Translates an error and sends it to the peer; `None` if the kernel refuses to change the packet.
@@ -66,8 +66,8 @@ fn is_for_sender(session: &Session, quoted_seq: u32) -> bool {
 fn send<I: IcmpIp>(
     ctx: &TcContext,
     mut error: IcmpError<I>,
-    sent: &DirFixed,
-    back: &DirFixed,
+    sent: &SharedFixed,
+    back: &SharedFixed,
 ) -> Option<Verdict> {
     error.translate(sent, back);
     store(ctx, &error)?;

@@ -189,7 +189,7 @@ fn tell(flow: FlowRef, key: &PieceKey, segment: &Segment, header_len: u32) -> Op
 #[inline(always)]
 fn takes_pieces(flow: FlowRef) -> bool {
     Session::of(flow).is_some_and(|session| {
-        let output = session.arriving().fixed.output;
+        let output = session.arriving().fixed.output.get();
         output != output::IN_PLACE && output != output::LOOPBACK
     })
 }
@@ -239,14 +239,18 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     }
     let mut plain = take_out(ctx, ip, surplus, true)?;
     let flow = session.arriving();
-    flow.live.packets = flow.live.packets.wrapping_add(1);
+    flow.live.packets.set(flow.live.packets.get().wrapping_add(1));
     if piece.more == 0 && first.believed == 1 {
         let end = first.base.wrapping_add(piece.offset).wrapping_add(plain.piece_len());
-        if life::last_piece(&mut flow.live, end, first.flags as u8) {
+        if life::last_piece(&flow.live, end, first.flags as u8) {
             report(&session, event::FIN);
         }
     }
-    plain.readdress(&flow.fixed, session.flags() & flags::STRIP_ECN != 0);
+    plain.readdress(
+        &flow.fixed.to_source,
+        &flow.fixed.to_destination,
+        session.flags() & flags::STRIP_ECN != 0,
+    );
     plain.set_id(first.id);
     if rename::<I>(ctx, first.id).is_none()
         || ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).is_err()

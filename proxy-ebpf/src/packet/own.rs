@@ -123,7 +123,7 @@ fn freshen<I: Flows>(ctx: &TcContext, session: &Session, tcp: &Tcp) -> Option<()
 #[inline(always)]
 fn raise_floor<I: Flows>(ctx: &TcContext, session: &Session) {
     let flow = session.other();
-    if flow.fixed.ts_floor == 0 {
+    if flow.fixed.ts_floor.get() == 0 {
         return;
     }
     let Some(option) = read::<TimestampsOption>(ctx, tcp_offset::<I>() + Tcp::LEN) else { return };
