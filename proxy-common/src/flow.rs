@@ -10,6 +10,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::shared::{Word, shared};
+
 /// Index of a [`Conn`] in the map `CONNS`, with the direction in the lowest bit: the value of the flow maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(transparent)]
@@ -130,55 +132,68 @@ pub mod output {
     pub const LOOPBACK: u8 = 2;
 }
 
-/// One session. Userspace sees the whole array through mmap and writes single fields of it, never a
-/// whole live record (that would undo what the program writes).
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-pub struct Conn {
-    #[cfg(feature = "other-layout")]
-    pub other: [u64; 8],
-    /// One of [`state`]. Userspace stores it with Release after everything else.
-    pub state: u32,
-    /// [`flags`]. Written by userspace, as long as a process lives.
-    pub flags: u32,
-    /// Grows with each use of the record, so that a late event is not taken for a new session's.
-    pub generation: u32,
-    /// Seconds without payload after which userspace ends the session; 0 = never.
-    pub idle_timeout_secs: u32,
-    /// The hash that chose the endpoint; meaningful if `has_key` is 1.
-    pub key_hash: u64,
-    /// xxh64 (seed 0) of the cluster's name.
-    pub cluster: u64,
-    /// When the stream was opened, Unix milliseconds.
-    pub opened_unix_ms: u64,
-    /// By [`Direction`]: what makes, with [`DirLive::bytes`] (the sum wraps), the stream's payload bytes, once the hand-over is
-    /// over; until then, those that userspace had moved before it.
-    pub relayed: [u64; 2],
-    pub has_key: u32,
-    /// 4 or 6.
-    pub family: u32,
-    /// By [`Direction`].
-    pub flows: [Flow; 2],
+shared! {
+    /// One session. Userspace sees the whole array through mmap and writes single fields of it, never a
+    /// whole live record (that would undo what the program writes).
+    pub struct Conn, shared as SharedConn align(64) {
+        #[cfg(feature = "other-layout")]
+        pub other: [u64; 8],
+        /// One of [`state`]. Userspace stores it with Release after everything else.
+        pub state: u32,
+        /// [`flags`]. Written by userspace, as long as a process lives.
+        pub flags: u32,
+        /// Grows with each use of the record, so that a late event is not taken for a new session's.
+        pub generation: u32,
+        /// Seconds without payload after which userspace ends the session; 0 = never.
+        pub idle_timeout_secs: u32,
+        /// The hash that chose the endpoint; meaningful if `has_key` is 1.
+        pub key_hash: u64,
+        /// xxh64 (seed 0) of the cluster's name.
+        pub cluster: u64,
+        /// When the stream was opened, Unix milliseconds.
+        pub opened_unix_ms: u64,
+        /// By [`Direction`]: what makes, with [`DirLive::bytes`] (the sum wraps), the stream's payload bytes, once the hand-over is
+        /// over; until then, those that userspace had moved before it.
+        pub relayed: [u64; 2],
+        pub has_key: u32,
+        /// 4 or 6.
+        pub family: u32,
+        /// By [`Direction`].
+        pub flows: [Flow; 2],
+    }
 }
 
-impl Conn {
+impl SharedConn {
     /// The key of one of its flows in `FLOWS4`, if it is of IPv4.
     #[inline(always)]
-    pub const fn key4(&self, direction: Direction) -> FlowKey4 {
+    pub fn key4(&self, direction: Direction) -> FlowKey4 {
         let back = &self.flows[direction.opposite() as usize].fixed;
         FlowKey4 {
-            source: back.to_destination[0],
-            destination: back.to_source[0],
-            ports: swapped(back.to_ports),
+            source: back.to_destination[0].get(),
+            destination: back.to_source[0].get(),
+            ports: swapped(back.to_ports.get()),
         }
     }
 
     /// The same in `FLOWS6`, if it is of IPv6.
     #[inline(always)]
-    pub const fn key6(&self, direction: Direction) -> FlowKey6 {
+    pub fn key6(&self, direction: Direction) -> FlowKey6 {
         let back = &self.flows[direction.opposite() as usize].fixed;
-        FlowKey6 { source: back.to_destination, destination: back.to_source, ports: swapped(back.to_ports) }
+        FlowKey6 {
+            source: words(&back.to_destination),
+            destination: words(&back.to_source),
+            ports: swapped(back.to_ports.get()),
+        }
     }
+}
+
+/// An address of a [`SharedFixed`]. Wire; IPv4 in the first word.
+pub type SharedAddress = [Word<u32>; 4];
+
+#[inline(always)]
+fn words(address: &SharedAddress) -> [u32; 4] {
+    let [a, b, c, d] = address;
+    [a.get(), b.get(), c.get(), d.get()]
 }
 
 /// Two ports in the other order.
@@ -186,92 +201,92 @@ const fn swapped(ports: u32) -> u32 {
     ports.rotate_left(16)
 }
 
-/// One direction of a [`Conn`].
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-pub struct Flow {
-    pub fixed: DirFixed,
-    pub live: DirLive,
+shared! {
+    /// One direction of a [`Conn`].
+    pub struct Flow, shared as SharedFlow align(64) {
+        pub fixed: DirFixed,
+        pub live: DirLive,
+    }
 }
 
-/// How this direction's packets are rewritten. Written by userspace before the record is active; except `ts_shift`
-/// and, in HAND_OVER, `received`, nothing changes afterwards, and a copy on another machine (with its own `ifindex`)
-/// carries the stream on.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub struct DirFixed {
-    #[cfg(feature = "other-layout")]
-    pub other: [u64; 8],
-    /// Wire; IPv4 in the first word, the rest zero. The proxy's address towards the next peer.
-    pub to_source: [u32; 4],
-    /// Wire. The next peer.
-    pub to_destination: [u32; 4],
-    /// Wire, source port first.
-    pub to_ports: u32,
-    /// Added to `seq`.
-    pub seq_delta: u32,
-    /// Added to `ack` and to both edges of SACK blocks; the negative of the other direction's `seq_delta`.
-    pub ack_delta: u32,
-    /// Added to TSval, and subtracted from the TSecr of the other direction. 0: not known yet. Written once, by the program that
-    /// sees the first believed packet with a timestamp.
-    pub ts_shift: u32,
-    /// The TSval below which none leaves in this direction, and beyond which the local socket of the outgoing connection has sent
-    /// none; 0 until the record is about to become active. Written by userspace. See [`rewrite::Timestamps`].
-    ///
-    /// [`rewrite::Timestamps`]: crate::packet::rewrite::Timestamps
-    pub ts_floor: u32,
-    /// Where packets leave.
-    pub ifindex: u32,
-    /// One of [`output`].
-    pub output: u8,
-    /// `window << left >> right`, at most 65,535: from the peer's scale to the one that the proxy announced
-    /// on the outgoing connection. Each 0 to 14.
-    pub window_left: u8,
-    pub window_right: u8,
-    pub _pad: u8,
-    /// Arrival space: one behind what the local socket of the arrival connection has received, and therefore
-    /// acknowledged. In HAND_OVER nothing acknowledges less to this direction's peer.
-    pub received: u32,
+shared! {
+    /// How this direction's packets are rewritten. Written by userspace before the record is active; except `ts_shift`
+    /// and, in HAND_OVER, `received`, nothing changes afterwards, and a copy on another machine (with its own `ifindex`)
+    /// carries the stream on.
+    pub struct DirFixed, shared as SharedFixed {
+        #[cfg(feature = "other-layout")]
+        pub other: [u64; 8],
+        /// Wire; IPv4 in the first word, the rest zero. The proxy's address towards the next peer.
+        pub to_source: [u32; 4],
+        /// Wire. The next peer.
+        pub to_destination: [u32; 4],
+        /// Wire, source port first.
+        pub to_ports: u32,
+        /// Added to `seq`.
+        pub seq_delta: u32,
+        /// Added to `ack` and to both edges of SACK blocks; the negative of the other direction's `seq_delta`.
+        pub ack_delta: u32,
+        /// Added to TSval, and subtracted from the TSecr of the other direction. 0: not known yet. Written once, by the program that
+        /// sees the first believed packet with a timestamp.
+        pub ts_shift: u32,
+        /// The TSval below which none leaves in this direction, and beyond which the local socket of the outgoing connection has sent
+        /// none; 0 until the record is about to become active. Written by userspace. See [`rewrite::Timestamps`].
+        ///
+        /// [`rewrite::Timestamps`]: crate::packet::rewrite::Timestamps
+        pub ts_floor: u32,
+        /// Where packets leave.
+        pub ifindex: u32,
+        /// One of [`output`].
+        pub output: u8,
+        /// `window << left >> right`, at most 65,535: from the peer's scale to the one that the proxy announced
+        /// on the outgoing connection. Each 0 to 14.
+        pub window_left: u8,
+        pub window_right: u8,
+        pub _pad: u8,
+        /// Arrival space: one behind what the local socket of the arrival connection has received, and therefore
+        /// acknowledged. In HAND_OVER nothing acknowledges less to this direction's peer.
+        pub received: u32,
+    }
 }
 
-/// What the program counts and remembers of this direction. Userspace initialises `seq_end`, `ack_end`
-/// and (for FINs which the socket had seen) `fin_end` and `bits`; after that only the program writes, except `own_end`
-/// and, in HAND_OVER, `fin_end` and `bits` for FINs that the socket sees.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub struct DirLive {
-    pub packets: u64,
-    #[cfg(feature = "other-layout")]
-    pub other: [u64; 8],
-    /// Payload bytes by advance of `seq_end`: retransmissions and forgeries do not count.
-    pub bytes: u64,
-    /// CLOCK_MONOTONIC_COARSE ns of the last packet with payload that advanced `seq_end`; userspace starts it with the
-    /// moment of the splice.
-    pub last_payload_ns: u64,
-    /// The same of the last plausible packet of any kind.
-    pub last_packet_ns: u64,
-    /// Arrival space: one behind the last byte (or FIN) seen.
-    pub seq_end: u32,
-    /// Arrival space of this flow's `ack` field: the highest acknowledgement seen.
-    pub ack_end: u32,
-    /// The window field of the newest acknowledgement, as it arrived: host order, not scaled.
-    pub window: u16,
-    /// The largest window field seen. Userspace starts it with what the local socket was last offered
-    /// (tcpi_snd_wnd, scaled back). 0: not known, and packets are believed whatever their numbers, since those here
-    /// may be behind; while a stream goes from one map to another.
-    pub window_max: u16,
-    /// The latest TSval of a plausible packet, as it arrived; means something when `ts_shift` is known.
-    pub ts_value: u32,
-    /// Arrival space: one behind the FIN, valid with [`bits::FIN_SEEN`].
-    pub fin_end: u32,
-    /// [`bits`].
-    pub bits: u16,
-    pub _pad: u16,
-    /// The lower half of the kernel's jiffies when `last_packet_ns` was set: the clock need not be read twice in one.
-    pub tick: u32,
-    /// In `ack` space of this flow: end of what the local socket of the *arrival* connection has been given to
-    /// send. Userspace writes it before each write to that socket; the program reads it in HAND_OVER.
-    pub own_end: u32,
+shared! {
+    /// What the program counts and remembers of this direction. Userspace initialises `seq_end`, `ack_end`
+    /// and (for FINs which the socket had seen) `fin_end` and `bits`; after that only the program writes, except `own_end`
+    /// and, in HAND_OVER, `fin_end` and `bits` for FINs that the socket sees.
+    pub struct DirLive, shared as SharedLive {
+        pub packets: u64,
+        #[cfg(feature = "other-layout")]
+        pub other: [u64; 8],
+        /// Payload bytes by advance of `seq_end`: retransmissions and forgeries do not count.
+        pub bytes: u64,
+        /// CLOCK_MONOTONIC_COARSE ns of the last packet with payload that advanced `seq_end`; userspace starts it with the
+        /// moment of the splice.
+        pub last_payload_ns: u64,
+        /// The same of the last plausible packet of any kind.
+        pub last_packet_ns: u64,
+        /// Arrival space: one behind the last byte (or FIN) seen.
+        pub seq_end: u32,
+        /// Arrival space of this flow's `ack` field: the highest acknowledgement seen.
+        pub ack_end: u32,
+        /// The window field of the newest acknowledgement, as it arrived: host order, not scaled.
+        pub window: u16,
+        /// The largest window field seen. Userspace starts it with what the local socket was last offered
+        /// (tcpi_snd_wnd, scaled back). 0: not known, and packets are believed whatever their numbers, since those here
+        /// may be behind; while a stream goes from one map to another.
+        pub window_max: u16,
+        /// The latest TSval of a plausible packet, as it arrived; means something when `ts_shift` is known.
+        pub ts_value: u32,
+        /// Arrival space: one behind the FIN, valid with [`bits::FIN_SEEN`].
+        pub fin_end: u32,
+        /// [`bits`].
+        pub bits: u16,
+        pub _pad: u16,
+        /// The lower half of the kernel's jiffies when `last_packet_ns` was set: the clock need not be read twice in one.
+        pub tick: u32,
+        /// In `ack` space of this flow: end of what the local socket of the *arrival* connection has been given to
+        /// send. Userspace writes it before each write to that socket; the program reads it in HAND_OVER.
+        pub own_end: u32,
+    }
 }
 
 /// Bits of [`DirLive::bits`].

@@ -15,5 +15,6 @@ mod labels;
 pub mod layout;
 pub mod packet;
 pub mod reason;
+pub mod shared;
 pub mod sock;
 pub mod stat;

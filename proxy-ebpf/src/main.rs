@@ -1,29 +1,23 @@
 //! The BPF programs: thin shells over `proxy-common`, without policy. Built for BPF by
-//! `cargo xtask build-ebpf`; for the host this is an ordinary (and useless) program, so that
-//! `cargo check` and `cargo clippy` of the workspace just work.
+//! `cargo xtask build-ebpf`. For the host the same code compiles, too, so that `cargo clippy` and rust-analyzer see it, into
+//! a program that only says what it is.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
-#[cfg(target_arch = "bpf")]
 mod maps;
-#[cfg(target_arch = "bpf")]
 mod packet;
-#[cfg(target_arch = "bpf")]
 mod sock_splice;
 
 /// `SO_MARK` of the proxy's own sockets during a hand-over, set by userspace when it loads the programs
 /// ([`proxy_common::abi::GLOBAL_MARK`]).
-#[cfg(target_arch = "bpf")]
 #[unsafe(no_mangle)]
 static MARK: u32 = proxy_common::abi::DEFAULT_MARK;
 
 /// 1 if the kernel has the helper bpf_loop (Linux 5.17), else 0; set by userspace when it loads the programs
 /// ([`proxy_common::abi::GLOBAL_HAS_LOOP`]). The verifier leaves out what is not reached with this value.
-#[cfg(target_arch = "bpf")]
 #[unsafe(no_mangle)]
 static HAS_LOOP: u32 = 1;
 
 /// Whether bpf_loop may be called.
-#[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn has_loop() -> bool {
     // SAFETY: a constant, but one that userspace sets after the compiler has seen it.
@@ -31,7 +25,6 @@ fn has_loop() -> bool {
 }
 
 /// Helpers such as `bpf_sk_redirect_hash` are for programs under a GPL-compatible licence.
-#[cfg(target_arch = "bpf")]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

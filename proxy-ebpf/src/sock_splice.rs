@@ -29,12 +29,12 @@ fn sock_splice(ctx: SkBuffContext) -> u32 {
 fn redirect(ctx: &SkBuffContext, len: u32) {
     // SAFETY: the context is the one that this program was called with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let Some(flow) = SOCK_FLOW.get_ptr_mut(&cookie) else { return };
+    let Some(flow) = SOCK_FLOW.get_ptr_mut(cookie) else { return };
     // SAFETY: map values stay allocated while a program runs, and only this program writes this
     // one, on one CPU at a time.
     let flow = unsafe { &mut *flow };
     // SAFETY: a value that userspace replaces whole; an older one is freed after this program ran.
-    let Some(credit) = (unsafe { SOCK_CREDIT.get(&cookie) }) else {
+    let Some(credit) = (unsafe { SOCK_CREDIT.get(cookie) }) else {
         return shut(ctx, flow, cookie, gate::CREDIT);
     };
 

@@ -9,7 +9,7 @@
 /// `place` is aligned and live, and others access it only as a whole.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-pub(super) unsafe fn compare_exchange(place: *mut u32, old: u32, new: u32) -> u32 {
+pub(crate) unsafe fn compare_exchange(place: *mut u32, old: u32, new: u32) -> u32 {
     let mut found = u64::from(old);
     // SAFETY: the instruction compares the word with the lower half of r0, writes it at most, and leaves in r0 what it was.
     unsafe {
@@ -29,7 +29,7 @@ pub(super) unsafe fn compare_exchange(place: *mut u32, old: u32, new: u32) -> u3
 /// `place` is aligned and live, and others access it only as a whole.
 #[cfg(not(target_arch = "bpf"))]
 #[inline(always)]
-pub(super) unsafe fn compare_exchange(place: *mut u32, old: u32, new: u32) -> u32 {
+pub(crate) unsafe fn compare_exchange(place: *mut u32, old: u32, new: u32) -> u32 {
     use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
     // SAFETY: as the caller says.
     let word = unsafe { AtomicU32::from_ptr(place) };

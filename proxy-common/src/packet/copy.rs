@@ -1,7 +1,7 @@
 //! The hand-over: the proxy's sockets still wait for acknowledgements, and still send, while the packets already pass
 //! them by. They get copies of the acknowledgements, and what they send is brought up to date.
 
-use crate::flow::Flow;
+use crate::flow::SharedFlow;
 use crate::packet::checksum;
 use crate::packet::headers::{Tcp, tcp_flags};
 use crate::packet::options::{SackBlock, SackHead, TimestampsOption};
@@ -75,13 +75,13 @@ fn clip_blocks<const HEAD: usize>(options: &mut [u32], header_len: u32, own_end:
 /// The number of a RST for the peer that `arriving` comes from, whose local socket is closed in the hand-over since the
 /// process ends, and gives it the number `own`: the one that this peer expects. (All numbers are host order.)
 #[inline(always)]
-pub fn reset_seq(own: u32, arriving: &Flow, forwarded: &Flow) -> u32 {
-    let here = |number: u32| number.wrapping_add(forwarded.fixed.seq_delta);
+pub fn reset_seq(own: u32, arriving: &SharedFlow, forwarded: &SharedFlow) -> u32 {
+    let here = |number: u32| number.wrapping_add(forwarded.fixed.seq_delta.get());
     // What the other peer's socket had received, and this one was not given, is lost: its place is what is expected.
-    if seq::before(own, here(forwarded.fixed.received)) {
+    if seq::before(own, here(forwarded.fixed.received.get())) {
         return own;
     }
-    seq::later(seq::later(own, here(forwarded.live.seq_end)), arriving.live.ack_end)
+    seq::later(seq::later(own, here(forwarded.live.seq_end.get())), arriving.live.ack_end.get())
 }
 
 /// What a packet of the local socket says in the end. Wire order.
@@ -102,27 +102,27 @@ pub struct Fresh {
 /// Bytes leave with the floor of the timestamps, as all that is forwarded in the hand-over. An acknowledgement when all has been
 /// sent is said in the name of the sender of `flow`: with its latest number and timestamp.
 #[inline(always)]
-pub fn freshen(header: &Tcp, payload: u32, flow: &Flow, back: &Flow) -> Fresh {
+pub fn freshen(header: &Tcp, payload: u32, flow: &SharedFlow, back: &SharedFlow) -> Fresh {
     let seq = u32::from_be(header.seq);
     let is_bare = payload == 0 && header.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0;
     // Before the number: the number that belongs to it is there first.
     let newest = Timestamps::newest(flow);
-    let (seq, ts_value) = if is_bare && seq == back.live.own_end {
+    let (seq, ts_value) = if is_bare && seq == back.live.own_end.get() {
         (latest_seq(seq, flow, back), newest)
     } else {
-        (seq, flow.fixed.ts_floor)
+        (seq, flow.fixed.ts_floor.get())
     };
-    let forwarded = flow.live.ack_end.wrapping_add(flow.fixed.ack_delta);
+    let forwarded = flow.live.ack_end.get().wrapping_add(flow.fixed.ack_delta.get());
     let ack = seq::later(forwarded, u32::from_be(header.ack));
     // What the socket has acknowledged beyond that still has to go to the sender.
-    let window = rewrite::window_less(flow.live.window, ack.wrapping_sub(forwarded), &flow.fixed);
+    let window = rewrite::window_less(flow.live.window.get(), ack.wrapping_sub(forwarded), &flow.fixed);
     Fresh { seq: seq.to_be(), ack: ack.to_be(), window: window.to_be(), ts_value: ts_value.to_be() }
 }
 
 /// What the sender of `flow` would send next, as its peer counts, or `own`: that peer discards what lies beyond its window.
 #[inline(always)]
-fn latest_seq(own: u32, flow: &Flow, back: &Flow) -> u32 {
-    let sent = flow.live.seq_end.wrapping_add(flow.fixed.seq_delta);
-    let window = u32::from(back.live.window) << (back.fixed.window_left & 15);
-    if seq::after(sent, back.live.ack_end.wrapping_add(window)) { own } else { seq::later(own, sent) }
+fn latest_seq(own: u32, flow: &SharedFlow, back: &SharedFlow) -> u32 {
+    let sent = flow.live.seq_end.get().wrapping_add(flow.fixed.seq_delta.get());
+    let window = u32::from(back.live.window.get()) << (back.fixed.window_left.get() & 15);
+    if seq::after(sent, back.live.ack_end.get().wrapping_add(window)) { own } else { seq::later(own, sent) }
 }

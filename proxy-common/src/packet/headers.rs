@@ -10,7 +10,7 @@ use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 
-use crate::flow::{DirFixed, FlowKey4, FlowKey6};
+use crate::flow::{FlowKey4, FlowKey6, SharedAddress};
 use crate::packet::checksum::Difference;
 
 /// Ethernet II.
@@ -186,8 +186,14 @@ pub trait Ip: Pod {
     /// The sum over the pseudo header of a segment of `len` bytes.
     fn pseudo_sum(&self, len: u16) -> u64;
 
-    /// From the proxy's tuple towards one peer to that towards the other, with a fresh hop limit.
-    fn readdress(&mut self, fixed: &DirFixed, strip_ecn: bool) -> HeaderChange;
+    /// From the proxy's tuple towards one peer to that towards the other (the addresses are those of a record), with a fresh hop
+    /// limit.
+    fn readdress(
+        &mut self,
+        source: &SharedAddress,
+        destination: &SharedAddress,
+        strip_ecn: bool,
+    ) -> HeaderChange;
 }
 
 impl Ip for Ipv4 {
@@ -257,12 +263,18 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
-    fn readdress(&mut self, fixed: &DirFixed, strip_ecn: bool) -> HeaderChange {
+    fn readdress(
+        &mut self,
+        source: &SharedAddress,
+        destination: &SharedAddress,
+        strip_ecn: bool,
+    ) -> HeaderChange {
         let mut pseudo = Difference::default();
-        pseudo.replace(self.source, fixed.to_source[0]);
-        pseudo.replace(self.destination, fixed.to_destination[0]);
-        self.source = fixed.to_source[0];
-        self.destination = fixed.to_destination[0];
+        let (source, destination) = (source[0].get(), destination[0].get());
+        pseudo.replace(self.source, source);
+        pseudo.replace(self.destination, destination);
+        self.source = source;
+        self.destination = destination;
 
         let mut header = pseudo;
         header.replace(u16::from_ne_bytes([self.ttl, 0]).into(), u16::from_ne_bytes([HOP_LIMIT, 0]).into());
@@ -344,12 +356,17 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
-    fn readdress(&mut self, fixed: &DirFixed, strip_ecn: bool) -> HeaderChange {
+    fn readdress(
+        &mut self,
+        source: &SharedAddress,
+        destination: &SharedAddress,
+        strip_ecn: bool,
+    ) -> HeaderChange {
         const ECN_BITS: u32 = ((ECN as u32) << 20).to_be();
         let mut pseudo = Difference::default();
         // Word by word: of an array LLVM makes a call that copies bytes.
         for i in 0..4 {
-            let (source, destination) = (fixed.to_source[i], fixed.to_destination[i]);
+            let (source, destination) = (source[i].get(), destination[i].get());
             pseudo.replace(self.source[i], source);
             pseudo.replace(self.destination[i], destination);
             self.source[i] = source;

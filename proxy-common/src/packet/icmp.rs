@@ -19,7 +19,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::checksum::Difference;
 use super::headers::{HeaderChange, Ip, Ipv4, Ipv6, Tcp};
-use crate::flow::DirFixed;
+use crate::flow::SharedFixed;
 
 /// The header of an ICMP or ICMPv6 error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -105,10 +105,9 @@ impl<I: IcmpIp> IcmpError<I> {
     /// change when it is spliced, so the MTU is right for the sender too. All checksums are adjusted by
     /// what changed: one that was wrong stays wrong.
     #[inline(always)]
-    pub fn translate(&mut self, sent: &DirFixed, back: &DirFixed) {
-        let outer = self.ip.readdress(back, false);
-        let exchanged = DirFixed { to_source: back.to_destination, to_destination: back.to_source, ..*back };
-        let quoted = self.quoted.readdress(&exchanged, false);
+    pub fn translate(&mut self, sent: &SharedFixed, back: &SharedFixed) {
+        let outer = self.ip.readdress(&back.to_source, &back.to_destination, false);
+        let quoted = self.quoted.readdress(&back.to_destination, &back.to_source, false);
         let mut covered = I::covered(&outer, &quoted);
         covered.add(self.translate_tcp(quoted.pseudo, sent, back));
         self.icmp.check = covered.apply(self.icmp.check);
@@ -116,15 +115,15 @@ impl<I: IcmpIp> IcmpError<I> {
 
     /// Returns what it does to the sum over the TCP header; `pseudo` was done to its pseudo header.
     #[inline(always)]
-    fn translate_tcp(&mut self, pseudo: Difference, sent: &DirFixed, back: &DirFixed) -> Difference {
+    fn translate_tcp(&mut self, pseudo: Difference, sent: &SharedFixed, back: &SharedFixed) -> Difference {
         let old = self.tcp;
-        self.tcp.ports = back.to_ports.rotate_left(16);
-        self.tcp.seq = u32::from_be(old.seq).wrapping_sub(sent.seq_delta).to_be();
+        self.tcp.ports = back.to_ports.get().rotate_left(16);
+        self.tcp.seq = u32::from_be(old.seq).wrapping_sub(sent.seq_delta.get()).to_be();
         let mut header = Difference::default();
         header.replace(old.ports, self.tcp.ports);
         header.replace(old.seq, self.tcp.seq);
         if self.quotes_tcp_header() {
-            self.tcp.ack = u32::from_be(old.ack).wrapping_sub(sent.ack_delta).to_be();
+            self.tcp.ack = u32::from_be(old.ack).wrapping_sub(sent.ack_delta.get()).to_be();
             header.replace(old.ack, self.tcp.ack);
             let mut all = header;
             all.add(pseudo);

@@ -3,7 +3,7 @@
 //! A packet that cannot be the peer's (an attacker guesses the tuple, not the numbers) is forwarded, since
 //! the other peer judges it as it would without a proxy, but it changes nothing here.
 
-use crate::flow::{DirLive, Direction, Flow, bits, event, state};
+use crate::flow::{Direction, SharedFlow, SharedLive, bits, event, state};
 use crate::packet::headers::{Tcp, tcp_flags};
 use crate::packet::seq::{after, before, later};
 use crate::stat::Stat;
@@ -101,11 +101,11 @@ pub struct Clock<F> {
 pub fn observe(
     session_state: u32,
     segment: &Segment,
-    flow: &mut Flow,
-    other: &mut Flow,
+    flow: &SharedFlow,
+    other: &SharedFlow,
     clock: Clock<impl FnOnce() -> u64>,
 ) -> Observed {
-    flow.live.packets = flow.live.packets.wrapping_add(1);
+    flow.live.packets.set(flow.live.packets.get().wrapping_add(1));
     let believed = is_believed(session_state, segment, flow, other);
     if segment.has(tcp_flags::RST) {
         return observe_reset(session_state, segment, flow, other, believed);
@@ -113,14 +113,14 @@ pub fn observe(
     if !believed {
         return Observed { believed, stat: Some(Stat::Implausible), ..Observed::BELIEVED };
     }
-    if flow.live.tick != clock.tick {
-        flow.live.tick = clock.tick;
-        flow.live.last_packet_ns = (clock.now_ns)();
+    if flow.live.tick.get() != clock.tick {
+        flow.live.tick.set(clock.tick);
+        flow.live.last_packet_ns.set((clock.now_ns)());
     }
-    let first_fin = advance(&mut flow.live, segment);
-    acknowledge(flow, &mut other.live, segment);
+    let first_fin = advance(&flow.live, segment);
+    acknowledge(flow, &other.live, segment);
 
-    let both_acked = flow.live.bits & other.live.bits & bits::FIN_ACKED != 0;
+    let both_acked = flow.live.bits.get() & other.live.bits.get() & bits::FIN_ACKED != 0;
     if both_acked && is_open(session_state) {
         return Observed { state: Some(state::FINISHED), event: Some(event::FINISHED), ..Observed::BELIEVED };
     }
@@ -129,11 +129,11 @@ pub fn observe(
 
 /// Whether a segment of `flow` is the peer's, as far as can be told.
 #[inline(always)]
-pub fn is_believed(session_state: u32, segment: &Segment, flow: &mut Flow, other: &Flow) -> bool {
+pub fn is_believed(session_state: u32, segment: &Segment, flow: &SharedFlow, other: &SharedFlow) -> bool {
     if session_state == state::HAND_OVER {
         // What the local socket towards the other peer was given came from this one, whether the program saw it or not.
-        let given = other.live.own_end.wrapping_add(other.fixed.ack_delta);
-        flow.live.seq_end = later(flow.live.seq_end, given);
+        let given = other.live.own_end.get().wrapping_add(other.fixed.ack_delta.get());
+        flow.live.seq_end.set(later(flow.live.seq_end.get(), given));
     }
     is_plausible(session_state, segment, flow, other)
 }
@@ -141,9 +141,9 @@ pub fn is_believed(session_state: u32, segment: &Segment, flow: &mut Flow, other
 /// Takes in the last piece of a believed packet with these TCP flags, whose payload ends with `end`: the first piece has told
 /// less. Returns whether it has the direction's first FIN.
 #[inline(always)]
-pub fn last_piece(live: &mut DirLive, end: u32, flags: u8) -> bool {
+pub fn last_piece(live: &SharedLive, end: u32, flags: u8) -> bool {
     // What does not follow at once was sent again.
-    if end.wrapping_sub(live.seq_end) > 1 << 16 {
+    if end.wrapping_sub(live.seq_end.get()) > 1 << 16 {
         return false;
     }
     advance(live, &Segment { seq: end, ack: 0, payload: 0, window: 0, flags })
@@ -156,12 +156,12 @@ pub fn last_piece(live: &mut DirLive, end: u32, flags: u8) -> bool {
 fn observe_reset(
     session_state: u32,
     segment: &Segment,
-    flow: &Flow,
-    other: &Flow,
+    flow: &SharedFlow,
+    other: &SharedFlow,
     believed: bool,
 ) -> Observed {
-    let expected = other.live.ack_end.wrapping_add(other.fixed.ack_delta);
-    if segment.seq != expected && segment.seq != flow.live.seq_end {
+    let expected = other.live.ack_end.get().wrapping_add(other.fixed.ack_delta.get());
+    if segment.seq != expected && segment.seq != flow.live.seq_end.get() {
         return Observed { believed: false, stat: Some(Stat::RstUnproven), ..Observed::BELIEVED };
     }
     if !is_open(session_state) {
@@ -176,9 +176,9 @@ fn observe_reset(
 /// The stack answers a packet of a connection that it does not know with the number which that packet acknowledges (RFC 9293,
 /// section 3.10.7.1). The peer acknowledges what it last acknowledged, or all that was sent to it.
 #[inline(always)]
-pub fn answers_the_peer(reset_flags: u8, seq: u32, flow: &Flow, other: &Flow) -> bool {
-    let sent = other.live.seq_end.wrapping_add(other.fixed.seq_delta);
-    reset_flags & tcp_flags::ACK == 0 && (seq == flow.live.ack_end || seq == sent)
+pub fn answers_the_peer(reset_flags: u8, seq: u32, flow: &SharedFlow, other: &SharedFlow) -> bool {
+    let sent = other.live.seq_end.get().wrapping_add(other.fixed.seq_delta.get());
+    reset_flags & tcp_flags::ACK == 0 && (seq == flow.live.ack_end.get() || seq == sent)
 }
 
 const fn is_open(session_state: u32) -> bool {
@@ -188,7 +188,7 @@ const fn is_open(session_state: u32) -> bool {
 /// Whether the numbers are such as the peer can have: within what it was offered, and acknowledging about what it was
 /// sent.
 #[inline(always)]
-fn is_plausible(session_state: u32, segment: &Segment, flow: &Flow, other: &Flow) -> bool {
+fn is_plausible(session_state: u32, segment: &Segment, flow: &SharedFlow, other: &SharedFlow) -> bool {
     if segment.has(tcp_flags::SYN) || !segment.has(tcp_flags::ACK) {
         return false;
     }
@@ -198,46 +198,51 @@ fn is_plausible(session_state: u32, segment: &Segment, flow: &Flow, other: &Flow
     }
     // A FIN may stand behind a full window, and a probe in front of it.
     let reach = largest_window(other) + 2;
-    let acked = other.live.ack_end.wrapping_add(other.fixed.ack_delta);
+    let acked = other.live.ack_end.get().wrapping_add(other.fixed.ack_delta.get());
     // In the hand-over the local socket has acknowledged, and offered a window, beyond what the other peer did.
-    let base = if session_state == state::HAND_OVER { later(acked, flow.live.seq_end) } else { acked };
+    let base = if session_state == state::HAND_OVER { later(acked, flow.live.seq_end.get()) } else { acked };
     let too_far = after(segment.end(), base.wrapping_add(reach));
-    let too_old = before(segment.seq, flow.live.seq_end.wrapping_sub(reach));
+    let too_old = before(segment.seq, flow.live.seq_end.get().wrapping_sub(reach));
     !too_far && !too_old && acknowledges_plausibly(session_state, segment, flow, other)
 }
 
 /// Whether the segment acknowledges about what the peer has acknowledged before, or more, but nothing that it cannot have
 /// been sent. How far that lies back says nothing: in the hand-over the local socket may have megabytes to send.
 #[inline(always)]
-fn acknowledges_plausibly(session_state: u32, segment: &Segment, flow: &Flow, other: &Flow) -> bool {
-    let too_old = before(segment.ack, flow.live.ack_end.wrapping_sub(largest_window(flow)));
-    let mut sent = other.live.seq_end;
+fn acknowledges_plausibly(
+    session_state: u32,
+    segment: &Segment,
+    flow: &SharedFlow,
+    other: &SharedFlow,
+) -> bool {
+    let too_old = before(segment.ack, flow.live.ack_end.get().wrapping_sub(largest_window(flow)));
+    let mut sent = other.live.seq_end.get();
     if session_state == state::HAND_OVER {
         // As in `observe`, for the other direction.
-        sent = later(sent, flow.live.own_end.wrapping_add(flow.fixed.ack_delta));
+        sent = later(sent, flow.live.own_end.get().wrapping_add(flow.fixed.ack_delta.get()));
     }
     // What was sent may have been taken for implausible, but not more than a window of it.
-    let acknowledged = segment.ack.wrapping_add(flow.fixed.ack_delta);
+    let acknowledged = segment.ack.wrapping_add(flow.fixed.ack_delta.get());
     !too_old && !after(acknowledged, sent.wrapping_add(largest_window(flow)))
 }
 
 /// Bytes that this direction's peer has offered at most; at least 64 KiB, below which TCP without scaling may stay.
 #[inline(always)]
-fn largest_window(flow: &Flow) -> u32 {
-    let window = u32::from(flow.live.window_max) << (flow.fixed.window_left & 15);
+fn largest_window(flow: &SharedFlow) -> u32 {
+    let window = u32::from(flow.live.window_max.get()) << (flow.fixed.window_left.get() & 15);
     if window < 1 << 16 { 1 << 16 } else { window }
 }
 
 /// Whether other maps may know more of the direction, as is said with an unknown window. Its next packet tells how far it is.
 #[inline(always)]
-const fn may_be_behind(live: &DirLive) -> bool {
-    live.window_max == 0
+fn may_be_behind(live: &SharedLive) -> bool {
+    live.window_max.get() == 0
 }
 
 /// How far `number` lies behind `known`, one of `live`; 0 if it is an old one. Of a record that may be behind by more than half of
 /// all numbers, only those are old that may still be under way.
 #[inline(always)]
-fn ahead(number: u32, known: u32, live: &DirLive) -> u32 {
+fn ahead(number: u32, known: u32, live: &SharedLive) -> u32 {
     const UNDER_WAY: u32 = 64 << 20;
     let distance = number.wrapping_sub(known);
     let limit = if may_be_behind(live) { UNDER_WAY.wrapping_neg() } else { 1 << 31 };
@@ -246,45 +251,46 @@ fn ahead(number: u32, known: u32, live: &DirLive) -> u32 {
 
 /// Takes in bytes and FIN; returns whether it is the direction's first FIN.
 #[inline(always)]
-fn advance(live: &mut DirLive, segment: &Segment) -> bool {
+fn advance(live: &SharedLive, segment: &Segment) -> bool {
     let data_end = segment.data_end();
-    let more = ahead(data_end, live.seq_end, live);
+    let more = ahead(data_end, live.seq_end.get(), live);
     if more != 0 {
-        live.bytes = live.bytes.wrapping_add(more.into());
-        live.last_payload_ns = live.last_packet_ns;
-        live.seq_end = data_end;
+        live.bytes.set(live.bytes.get().wrapping_add(more.into()));
+        live.last_payload_ns.set(live.last_packet_ns.get());
+        live.seq_end.set(data_end);
         // There is no byte behind a FIN: what was taken for one was none. (One that only the local socket has seen lies
         // behind `seq_end`, and whatever follows it does, too.)
-        if live.bits & bits::FIN_SEEN != 0 && after(data_end, live.fin_end) {
-            live.bits = 0;
+        if live.bits.get() & bits::FIN_SEEN != 0 && after(data_end, live.fin_end.get()) {
+            live.bits.set(0);
         }
     }
-    if !segment.has(tcp_flags::FIN) || before(segment.end(), live.seq_end) {
+    if !segment.has(tcp_flags::FIN) || before(segment.end(), live.seq_end.get()) {
         return false;
     }
-    live.seq_end = segment.end();
-    live.fin_end = segment.end();
-    let first = live.bits & bits::FIN_SEEN == 0;
+    live.seq_end.set(segment.end());
+    live.fin_end.set(segment.end());
+    let first = live.bits.get() & bits::FIN_SEEN == 0;
     if first {
-        live.bits |= bits::FIN_SEEN;
+        live.bits.set(live.bits.get() | bits::FIN_SEEN);
     }
     first
 }
 
 /// Takes in acknowledgement and window.
 #[inline(always)]
-fn acknowledge(flow: &mut Flow, other: &mut DirLive, segment: &Segment) {
-    if segment.ack == flow.live.ack_end || ahead(segment.ack, flow.live.ack_end, &flow.live) != 0 {
-        flow.live.ack_end = segment.ack;
-        flow.live.window = segment.window;
+fn acknowledge(flow: &SharedFlow, other: &SharedLive, segment: &Segment) {
+    if segment.ack == flow.live.ack_end.get() || ahead(segment.ack, flow.live.ack_end.get(), &flow.live) != 0
+    {
+        flow.live.ack_end.set(segment.ack);
+        flow.live.window.set(segment.window);
     }
-    if segment.window > flow.live.window_max {
-        flow.live.window_max = segment.window;
+    if segment.window > flow.live.window_max.get() {
+        flow.live.window_max.set(segment.window);
     }
-    let acknowledged = segment.ack.wrapping_add(flow.fixed.ack_delta);
-    let waiting = other.bits & (bits::FIN_SEEN | bits::FIN_ACKED) == bits::FIN_SEEN;
-    if waiting && !before(acknowledged, other.fin_end) {
-        other.bits |= bits::FIN_ACKED;
+    let acknowledged = segment.ack.wrapping_add(flow.fixed.ack_delta.get());
+    let waiting = other.bits.get() & (bits::FIN_SEEN | bits::FIN_ACKED) == bits::FIN_SEEN;
+    if waiting && !before(acknowledged, other.fin_end.get()) {
+        other.bits.set(other.bits.get() | bits::FIN_ACKED);
     }
 }
 

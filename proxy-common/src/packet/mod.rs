@@ -1,7 +1,7 @@
 //! What the packet splice's programs do to a packet, as functions over headers and a record: no packet
 //! access, no maps, no helpers. The programs run them in the kernel, the tests on the host.
 
-mod atomic;
+pub(crate) mod atomic;
 pub mod checksum;
 pub mod copy;
 pub mod headers;

@@ -1,7 +1,7 @@
 //! TCP options: timestamps and SACK blocks name numbers of a connection, so they are translated; the rest is harmless
 //! or blanked.
 
-use crate::flow::{Flow, flags};
+use crate::flow::{SharedFlow, flags};
 use crate::packet::checksum::Difference;
 use crate::packet::rewrite::Timestamps;
 use crate::packet::seq;
@@ -32,9 +32,9 @@ pub struct Translation {
 impl Translation {
     /// Of a packet of `flow`; see [`Timestamps::of`].
     #[inline(always)]
-    pub const fn of(flags: u32, flow: &Flow, other: &Flow) -> Self {
+    pub fn of(flags: u32, flow: &SharedFlow, other: &SharedFlow) -> Self {
         let timestamps = Timestamps::of(flow, other);
-        Self { flags, timestamps, ack_delta: flow.fixed.ack_delta }
+        Self { flags, timestamps, ack_delta: flow.fixed.ack_delta.get() }
     }
 
     #[inline(always)]

@@ -1,10 +1,10 @@
 //! From the numbers of one TCP connection to those of the other.
 
-use crate::flow::{DirFixed, Flow, state};
-use crate::packet::atomic::compare_exchange;
+use crate::flow::{SharedFixed, SharedFlow, state};
 use crate::packet::checksum::Difference;
 use crate::packet::headers::{Tcp, tcp_flags};
 use crate::packet::seq::{self, after};
+use crate::shared::Word;
 
 /// What became of a TCP header.
 #[derive(Debug, Clone, Copy)]
@@ -16,23 +16,23 @@ pub struct TcpChange {
 
 /// Ports, seq, ack, window and (on request) the ECN bits; not the checksum.
 ///
-/// In a hand-over (by `session_state`) nothing below `received` is acknowledged ([`DirFixed::received`] of the opposite
+/// In a hand-over (by `session_state`) nothing below `received` is acknowledged ([`SharedFixed::received`] of the opposite
 /// direction): that is what the local socket has acknowledged already, and Linux discards data with an acknowledgement that is
 /// a window old.
 #[inline(always)]
 pub fn tcp(
     header: &mut Tcp,
-    fixed: &DirFixed,
+    fixed: &SharedFixed,
     strip_ecn: bool,
     session_state: u32,
     received: u32,
 ) -> TcpChange {
     let old = *header;
-    header.ports = fixed.to_ports;
-    header.seq = u32::from_be(old.seq).wrapping_add(fixed.seq_delta).to_be();
+    header.ports = fixed.to_ports.get();
+    header.seq = u32::from_be(old.seq).wrapping_add(fixed.seq_delta.get()).to_be();
     let mut taken = 0;
     if old.flags & tcp_flags::ACK != 0 {
-        let ack = u32::from_be(old.ack).wrapping_add(fixed.ack_delta);
+        let ack = u32::from_be(old.ack).wrapping_add(fixed.ack_delta.get());
         let raised = if session_state == state::HAND_OVER { seq::later(ack, received) } else { ack };
         taken = raised.wrapping_sub(ack);
         header.ack = raised.to_be();
@@ -63,7 +63,7 @@ fn flags_and_window(header: &Tcp) -> u32 {
 /// From the peer's scale to that of the outgoing connection (host order). Rounds down, as TCP itself does, but never to
 /// nothing: see [`window_less`].
 #[inline(always)]
-pub fn window(window: u16, fixed: &DirFixed) -> u16 {
+pub fn window(window: u16, fixed: &SharedFixed) -> u16 {
     window_less(window, 0, fixed)
 }
 
@@ -76,9 +76,9 @@ pub fn window(window: u16, fixed: &DirFixed) -> u16 {
 /// sender repeats the rest when its timer says so, in the rhythm of a probe. So nothing is lost. But it is slow, and a
 /// stream whose windows are always so small is not spliced (`Reason::Window`).
 #[inline(always)]
-pub fn window_less(window: u16, bytes: u32, fixed: &DirFixed) -> u16 {
-    let left = (u32::from(window) << (fixed.window_left & 15)).saturating_sub(bytes);
-    let scaled = left >> (fixed.window_right & 15);
+pub fn window_less(window: u16, bytes: u32, fixed: &SharedFixed) -> u16 {
+    let left = (u32::from(window) << (fixed.window_left.get() & 15)).saturating_sub(bytes);
+    let scaled = left >> (fixed.window_right.get() & 15);
     if scaled == 0 && left > 0 {
         return 1;
     }
@@ -99,9 +99,9 @@ pub fn window_less(window: u16, bytes: u32, fixed: &DirFixed) -> u16 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Timestamps {
-    /// [`DirFixed::ts_shift`], 0 while it is not known.
+    /// [`SharedFixed::ts_shift`], 0 while it is not known.
     shift: u32,
-    /// [`DirFixed::ts_floor`]
+    /// [`SharedFixed::ts_floor`]
     floor: u32,
     /// The shift of the other direction.
     echo: u32,
@@ -116,12 +116,12 @@ impl Timestamps {
 
     /// Of a packet of `flow`, `other` being the opposite direction.
     #[inline(always)]
-    pub const fn of(flow: &Flow, other: &Flow) -> Self {
+    pub fn of(flow: &SharedFlow, other: &SharedFlow) -> Self {
         Self {
-            shift: flow.fixed.ts_shift,
-            floor: flow.fixed.ts_floor,
-            echo: other.fixed.ts_shift,
-            echo_latest: other.live.ts_value,
+            shift: flow.fixed.ts_shift.get(),
+            floor: flow.fixed.ts_floor.get(),
+            echo: other.fixed.ts_shift.get(),
+            echo_latest: other.live.ts_value.get(),
         }
     }
 
@@ -153,7 +153,7 @@ impl Timestamps {
     /// The packet is noted first, and the state of the session read after that. So if it finds the hand-over under way, the one
     /// that finds the hand-over's end knows of its TSval.
     #[inline(always)]
-    pub fn settle(&mut self, flow: &mut Flow, value: u32, session_state: impl FnOnce() -> u32) {
+    pub fn settle(&mut self, flow: &SharedFlow, value: u32, session_state: impl FnOnce() -> u32) {
         Self::note(flow, value);
         if session_state() != state::HAND_OVER {
             self.choose(flow);
@@ -163,52 +163,52 @@ impl Timestamps {
     /// Chooses the shift unless another CPU has: the latest TSval known becomes the floor. (A forged packet must not choose: the
     /// receiver would discard every later segment as old.)
     #[inline(always)]
-    pub fn choose(&mut self, flow: &mut Flow) {
+    pub fn choose(&mut self, flow: &SharedFlow) {
         // A read with barriers: what is exchanged is the same.
-        // SAFETY: a word of the record, which nobody accesses by halves.
-        let latest = unsafe { compare_exchange(&raw mut flow.live.ts_value, 0, 0) };
+        let latest = flow.live.ts_value.compare_exchange(0, 0);
         let shift = nonzero(self.floor.wrapping_sub(latest));
-        // SAFETY: as above.
-        let found = unsafe { compare_exchange(&raw mut flow.fixed.ts_shift, 0, shift) };
+        let found = flow.fixed.ts_shift.compare_exchange(0, shift);
         self.shift = if found == 0 { shift } else { found };
     }
 
     /// Keeps the TSval of a believed packet of `flow` if it is the latest, before the packet leaves.
     #[inline(always)]
-    pub fn note(flow: &mut Flow, value: u32) {
-        raise(&raw mut flow.live.ts_value, value);
+    pub fn note(flow: &SharedFlow, value: u32) {
+        raise(&flow.live.ts_value, value);
     }
 
     /// Raises the floor of `flow` to the TSval of a packet of the own socket, before the packet leaves. To be called when there is
     /// a floor and the record is not active.
     #[inline(always)]
-    pub fn raise_floor(flow: &mut Flow, value: u32) {
-        raise(&raw mut flow.fixed.ts_floor, value);
+    pub fn raise_floor(flow: &SharedFlow, value: u32) {
+        raise(&flow.fixed.ts_floor, value);
     }
 
     /// The TSval (host order) of what the proxy itself sends in the name of the peer that `flow` comes from: that of the
     /// latest packet, or the floor while the shift is not known.
     #[inline(always)]
-    pub fn newest(flow: &Flow) -> u32 {
-        let to = Self { shift: flow.fixed.ts_shift, floor: flow.fixed.ts_floor, echo: 0, echo_latest: 0 };
-        // SAFETY: a live word. It is read here, and not once more when others may have changed it.
-        to.value(unsafe { (&raw const flow.live.ts_value).read_volatile() })
+    pub fn newest(flow: &SharedFlow) -> u32 {
+        let to = Self {
+            shift: flow.fixed.ts_shift.get(),
+            floor: flow.fixed.ts_floor.get(),
+            echo: 0,
+            echo_latest: 0,
+        };
+        to.value(flow.live.ts_value.get())
     }
 }
 
 /// Sets a timestamp of a record that other CPUs set, too, if this one is later. Zero is none.
 #[inline(always)]
-fn raise(word: *mut u32, value: u32) {
+fn raise(word: &Word<u32>, value: u32) {
     // As many CPUs would have to be quicker in between.
     const TRIES: usize = 4;
-    // SAFETY: a word of a record, which nobody accesses by halves. It is read once.
-    let mut known = unsafe { word.read_volatile() };
+    let mut known = word.get();
     for _ in 0..TRIES {
         if known != 0 && !after(value, known) {
             return;
         }
-        // SAFETY: as above.
-        let found = unsafe { compare_exchange(word, known, nonzero(value)) };
+        let found = word.compare_exchange(known, nonzero(value));
         if found == known {
             return;
         }

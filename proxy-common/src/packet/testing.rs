@@ -8,6 +8,7 @@ use crate::packet::checksum::Difference;
 use crate::packet::headers::{HOP_LIMIT, Ip, Ipv4, Ipv6, Tcp, protocol};
 use crate::packet::options::{Translation, Walk};
 use crate::packet::rewrite;
+use crate::shared::Share as _;
 
 /// IP header, TCP header, options and payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,11 +181,12 @@ pub(super) fn conn() -> impl Strategy<Value = Conn> {
 
 /// Does all that a program does to a packet of the session's first direction; the checksums by differences.
 pub(super) fn forward<I: TestIp>(conn: &Conn, packet: &mut Packet<I>) {
-    let to = Translation::of(conn.flags, &conn.flows[0], &conn.flows[1]);
+    let flows = conn.flows.to_shared();
+    let (to, fixed) = (Translation::of(conn.flags, &flows[0], &flows[1]), &flows[0].fixed);
     let strip_ecn = conn.flags & flags::STRIP_ECN != 0;
     let mut change = translate_options(&mut packet.options, &to).0;
-    change.add(packet.ip.readdress(&conn.flows[0].fixed, strip_ecn).pseudo);
-    change.add(rewrite::tcp(&mut packet.tcp, &conn.flows[0].fixed, strip_ecn, state::SPLICED, 0).fields);
+    change.add(packet.ip.readdress(&fixed.to_source, &fixed.to_destination, strip_ecn).pseudo);
+    change.add(rewrite::tcp(&mut packet.tcp, fixed, strip_ecn, state::SPLICED, 0).fields);
     packet.tcp.check = change.apply(packet.tcp.check);
 }
 

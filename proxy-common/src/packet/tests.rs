@@ -11,6 +11,7 @@ use crate::packet::life::Segment;
 use crate::packet::options::{SackBlock, SackHead, TimestampsOption, Translation};
 use crate::packet::rewrite::Timestamps;
 use crate::packet::testing::{Packet, TestIp, conn, forward, inverse, options, packet, translate_options};
+use crate::shared::Share as _;
 
 /// Rewrites a packet; its checksums must be those of the new one.
 fn checksums_follow<I: TestIp>(conn: &Conn, mut packet: Packet<I>, options: Vec<u8>) {
@@ -79,7 +80,8 @@ proptest! {
     /// The walk over unusual options does the same as the fixed places.
     #[test]
     fn both_ways_through_usual_options_agree(conn in conn(), value: u32, echo: u32, left: u32, right: u32) {
-        let to = Translation::of(conn.flags, &conn.flows[0], &conn.flows[1]);
+        let [flow, other] = conn.flows.to_shared();
+        let to = Translation::of(conn.flags, &flow, &other);
         let mut timestamps = TimestampsOption { head: TimestampsOption::HEAD, value, echo };
         let head = SackHead(u32::from_ne_bytes([1, 1, 5, 10]));
         prop_assert_eq!(head.blocks(12), 1);
@@ -102,7 +104,8 @@ proptest! {
     #[test]
     fn any_bytes_can_be_options(conn in conn(), mut bytes in prop::collection::vec(any::<u8>(), 0..=40)) {
         let untranslated = Conn { flags: 0, ..conn };
-        let to = Translation::of(untranslated.flags, &conn.flows[0], &conn.flows[1]);
+        let [flow, other] = conn.flows.to_shared();
+        let to = Translation::of(untranslated.flags, &flow, &other);
         translate_options(&mut bytes, &to);
         let once = bytes.clone();
         let (_, blanked) = translate_options(&mut bytes, &to);
@@ -147,19 +150,20 @@ proptest! {
 #[test]
 fn timestamps_never_go_below_the_floor() {
     for (floor, sent) in [(1000, 50), (u32::MAX - 3, 9), (5, u32::MAX - 1), (7, 7)] {
-        let (mut flow, other) = (Flow::zeroed(), Flow::zeroed());
-        flow.fixed.ts_floor = floor;
+        let [flow, other] = [Flow::zeroed(); 2].to_shared();
+        flow.fixed.ts_floor.set(floor);
         let mut to = Timestamps::of(&flow, &other);
         assert_eq!((to.value(sent), Timestamps::newest(&flow)), (floor, floor), "nothing is known");
-        to.settle(&mut flow, sent, || state::HAND_OVER);
+        let unknown = to;
+        to.settle(&flow, sent, || state::HAND_OVER);
         assert!(!to.is_known());
-        to.settle(&mut flow, sent, || state::SPLICED);
+        to.settle(&flow, sent, || state::SPLICED);
         let first = to.value(sent);
         // A difference of zero would be none.
         assert!(first.wrapping_sub(floor) <= 1 && to.is_known());
         // Another CPU found nothing known, either, but is too late.
-        let mut late = Timestamps::of(&Flow { live: flow.live, ..Flow::zeroed() }, &other);
-        late.settle(&mut flow, sent.wrapping_add(9), || state::SPLICED);
+        let mut late = unknown;
+        late.settle(&flow, sent.wrapping_add(9), || state::SPLICED);
         let to = Timestamps::of(&flow, &other);
         assert_eq!(to.value(sent.wrapping_sub(100)), floor);
         assert_eq!(to.value(sent.wrapping_add(9)), first.wrapping_add(9));
@@ -169,7 +173,7 @@ fn timestamps_never_go_below_the_floor() {
         for (value, newest) in
             [(sent.wrapping_add(9), 9), (sent.wrapping_add(3), 9), (sent.wrapping_add(20), 20)]
         {
-            Timestamps::note(&mut flow, value);
+            Timestamps::note(&flow, value);
             assert_eq!(Timestamps::newest(&flow), first.wrapping_add(newest));
         }
         assert_eq!(Timestamps::of(&other, &flow).echo(first.wrapping_add(9)), sent.wrapping_add(9));

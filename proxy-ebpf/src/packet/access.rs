@@ -3,10 +3,12 @@
 use core::hint::black_box;
 use core::ops::RangeInclusive;
 
-use aya_ebpf::helpers::bpf_skb_vlan_pop;
+use aya_ebpf::helpers::{bpf_csum_update, bpf_skb_vlan_pop};
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
+
+use crate::MARK;
 
 /// Where the TCP header starts behind an IP header without options.
 pub(super) const fn tcp_offset<I: Ip>() -> usize {
@@ -75,6 +77,22 @@ pub(super) fn ingress_ifindex(ctx: &TcContext) -> u32 {
 pub(super) fn mark(ctx: &TcContext) -> u32 {
     // SAFETY: as above.
     unsafe { (*ctx.skb.skb).mark }
+}
+
+/// The mark of the proxy's own sockets during a hand-over.
+#[inline(always)]
+pub(super) fn own_mark() -> u32 {
+    // SAFETY: a constant, but one that userspace sets after the compiler has seen it.
+    unsafe { (&raw const MARK).read_volatile() }
+}
+
+/// Tells the sum that the receiving device has made over the packet, if it has, of a change that no checksum in the
+/// packet makes up for.
+#[inline(always)]
+pub(super) fn uncovered(ctx: &TcContext, change: u32) {
+    // It fails if the device made no sum: then there is nothing to do.
+    // SAFETY: the context is that of the running program.
+    let _ = unsafe { bpf_csum_update(ctx.skb.skb, change) };
 }
 
 /// Whether the packet is addressed to this host, on the interface itself and not on one of its VLANs.

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::ageing::{Ageing, GIVEN_UP_A_TICK, RECORDS_A_TICK, TICK_NS};
-use proxy_common::flow::{Conn, Direction, FlowRef, state};
+use proxy_common::flow::{Direction, FlowRef, SharedConn, state};
 use proxy_common::packet::headers::{Ipv4, Ipv6};
 use proxy_common::stat::Stat;
 
@@ -104,8 +104,8 @@ unsafe extern "C" fn age(_round: u64, look: *mut Look) -> u64 {
 }
 
 #[inline(always)]
-fn last_packet_ns(conn: &Conn) -> u64 {
-    let [up, down] = [&conn.flows[0].live, &conn.flows[1].live].map(|live| live.last_packet_ns);
+fn last_packet_ns(conn: &SharedConn) -> u64 {
+    let [up, down] = [&conn.flows[0].live, &conn.flows[1].live].map(|live| live.last_packet_ns.get());
     if up > down { up } else { down }
 }
 
@@ -123,7 +123,7 @@ fn give_up(session: &Session, session_state: u32) -> bool {
     let mut had_keys = false;
     for direction in Direction::BOTH {
         let flow = FlowRef::new(session.flow.conn(), direction);
-        had_keys |= match conn.family {
+        had_keys |= match conn.family.get() {
             4 => forget_own::<Ipv4>(&Ipv4::key_of(conn, direction), flow),
             _ => forget_own::<Ipv6>(&Ipv6::key_of(conn, direction), flow),
         };

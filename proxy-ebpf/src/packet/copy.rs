@@ -17,16 +17,15 @@ use proxy_common::packet::copy::{HEADER_WORDS, HeaderCopy};
 use proxy_common::packet::headers::{Ethernet, Ip, Tcp, tcp_flags};
 use proxy_common::stat::Stat;
 
-use crate::packet::access::{self, at, checked, read, tcp_offset};
+use crate::packet::access::{self, at, checked, read, tcp_offset, uncovered};
 use crate::packet::flows::{Flows, Session};
-use crate::packet::forward::uncovered;
 use crate::packet::stats::count;
-use crate::packet::{DROP, PASS, own};
+use crate::packet::verdict::Verdict;
 
 /// The mark of a copy.
 #[inline(always)]
 fn copy_mark() -> u32 {
-    own::mark().wrapping_add(1)
+    access::own_mark().wrapping_add(1)
 }
 
 /// Whether the packet is a copy.
@@ -53,20 +52,11 @@ pub(super) fn offer(ctx: &TcContext, session: &Session, session_state: u32, tcp:
 /// The verdict on a copy: to the socket, cut to size. Dropped if the hand-over is past, or its socket is gone. A function
 /// of its own in the program, which has its own stack then.
 #[inline(never)]
-pub(super) fn deliver<I: Flows>(ctx: &TcContext) -> i32 {
-    let Some((rcv_nxt, own_end)) = local_socket::<I>(ctx) else {
-        count(Stat::DropLateCopy);
-        return DROP;
-    };
+pub(super) fn deliver<I: Flows>(ctx: &TcContext) -> Verdict {
+    let Some((rcv_nxt, own_end)) = local_socket::<I>(ctx) else { return Verdict::LateCopy };
     match trim::<I>(ctx, rcv_nxt, own_end) {
-        Some(()) => {
-            count(Stat::CopyPassed);
-            PASS
-        }
-        None => {
-            count(Stat::CopyFailed);
-            DROP
-        }
+        Some(()) => Verdict::Copy,
+        None => Verdict::BadCopy,
     }
 }
 
@@ -80,7 +70,7 @@ fn local_socket<I: Flows>(ctx: &TcContext) -> Option<(u32, u32)> {
     if session.state() != state::HAND_OVER {
         return None;
     }
-    Some((rcv_nxt(ctx, key)?, session.arriving().live.own_end))
+    Some((rcv_nxt(ctx, key)?, session.arriving().live.own_end.get()))
 }
 
 /// The sequence number that the local socket expects; `None` if there is none any more (then the lookup finds the

@@ -1,6 +1,6 @@
 //! From a packet to its session's record.
 
-use proxy_common::flow::{Conn, Direction, Flow, FlowKey4, FlowKey6, FlowRef, state};
+use proxy_common::flow::{Direction, FlowKey4, FlowKey6, FlowRef, SharedConn, SharedFlow, state};
 use proxy_common::packet::headers::{Ip, Ipv4, Ipv6};
 
 use crate::maps::{STEER_CONNS, STEER_FLOWS4, STEER_FLOWS6};
@@ -10,7 +10,7 @@ pub(super) trait Flows: Ip {
     fn find(key: &Self::Key) -> Option<FlowRef>;
     fn forget(key: &Self::Key);
     /// That of a record's flow.
-    fn key_of(conn: &Conn, direction: Direction) -> Self::Key;
+    fn key_of(conn: &SharedConn, direction: Direction) -> Self::Key;
 }
 
 impl Flows for Ipv4 {
@@ -27,7 +27,7 @@ impl Flows for Ipv4 {
     }
 
     #[inline(always)]
-    fn key_of(conn: &Conn, direction: Direction) -> FlowKey4 {
+    fn key_of(conn: &SharedConn, direction: Direction) -> FlowKey4 {
         conn.key4(direction)
     }
 }
@@ -45,90 +45,77 @@ impl Flows for Ipv6 {
     }
 
     #[inline(always)]
-    fn key_of(conn: &Conn, direction: Direction) -> FlowKey6 {
+    fn key_of(conn: &SharedConn, direction: Direction) -> FlowKey6 {
         conn.key6(direction)
     }
 }
 
-/// A session's record, seen from one of its flows.
-///
-/// Userspace and other CPUs write to it at the same time: single aligned words, each with one writer (the CPU
-/// that handles the direction) but for `state`, so a reader sees an old or a new value.
+/// A session's record, seen from one of its flows. Userspace and other CPUs write to it at the same time.
 #[derive(Clone, Copy)]
 pub(super) struct Session {
     pub(super) flow: FlowRef,
-    conn: *mut Conn,
+    conn: &'static SharedConn,
 }
 
 impl Session {
     #[inline(always)]
     pub(super) fn of(flow: FlowRef) -> Option<Self> {
-        STEER_CONNS.get_ptr_mut(flow.conn()).map(|conn| Self { flow, conn })
-    }
-
-    #[inline(always)]
-    fn state_word(&self) -> *mut u32 {
-        // SAFETY: a live record of an array map, which is never freed while a program runs.
-        unsafe { &raw mut (*self.conn).state }
+        let conn: *mut SharedConn = STEER_CONNS.get_ptr_mut(flow.conn())?.cast();
+        // SAFETY: a record of an array map, which is aligned and never freed while a program runs. All programs access it by
+        // words, as userspace does.
+        Some(Self { flow, conn: unsafe { &*conn } })
     }
 
     #[inline(always)]
     pub(super) fn state(&self) -> u32 {
-        // SAFETY: a live, aligned word; others write it at once.
-        unsafe { self.state_word().read_volatile() }
+        self.conn.state.get()
     }
 
     /// Takes the session to another state, unless userspace has freed the record in between. (Between the two accesses it
-    /// still may; the state of a free record does not matter. Compilers for BPF have no compare-exchange.)
+    /// still may; the state of a free record does not matter.)
     #[inline(always)]
     pub(super) fn advance(&self, to: u32) {
         if self.state() != state::OFF {
-            // SAFETY: as above.
-            unsafe { self.state_word().write_volatile(to) };
+            self.conn.state.set(to);
         }
     }
 
-    /// The record. Words of it may change while it is looked at.
+    /// The record.
     #[inline(always)]
-    pub(super) fn conn(&self) -> &Conn {
-        // SAFETY: a live record, see above.
-        unsafe { &*self.conn }
+    pub(super) fn conn(&self) -> &'static SharedConn {
+        self.conn
     }
 
     #[inline(always)]
     pub(super) fn flags(&self) -> u32 {
-        // SAFETY: a live record, see above.
-        unsafe { (*self.conn).flags }
+        self.conn.flags.get()
     }
 
     /// For a session that ends by it, in a hand-over or after: userspace adds flags only before, or to one that has ended.
     #[inline(always)]
     pub(super) fn add_flags(&self, flags: u32) {
-        // SAFETY: as above.
-        unsafe { (*self.conn).flags |= flags };
+        self.conn.flags.set(self.flags() | flags);
     }
 
     #[inline(always)]
     pub(super) fn generation(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.conn).generation }
+        self.conn.generation.get()
     }
 
     /// The flow.
     #[inline(always)]
-    pub(super) fn arriving(&self) -> &mut Flow {
+    pub(super) fn arriving(&self) -> &'static SharedFlow {
         self.direction(self.flow.direction())
     }
 
     /// The opposite direction.
     #[inline(always)]
-    pub(super) fn other(&self) -> &mut Flow {
+    pub(super) fn other(&self) -> &'static SharedFlow {
         self.direction(self.flow.direction().opposite())
     }
 
     #[inline(always)]
-    fn direction(&self, direction: Direction) -> &mut Flow {
-        // SAFETY: a live record.
-        unsafe { &mut (*self.conn).flows[direction as usize] }
+    fn direction(&self, direction: Direction) -> &'static SharedFlow {
+        &self.conn.flows[direction as usize]
     }
 }

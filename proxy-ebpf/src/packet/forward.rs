@@ -1,11 +1,9 @@
 //! The way of a packet through the splice.
 
 use aya_ebpf::bindings::BPF_F_INGRESS;
-use aya_ebpf::helpers::{
-    bpf_csum_update, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_neigh,
-};
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{DirFixed, FlowRef, event, flags, output, state};
+use proxy_common::flow::{FlowRef, SharedFixed, event, flags, output, state};
 use proxy_common::packet::checksum::Difference;
 use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
 use proxy_common::packet::life::{self, Clock, Segment};
@@ -13,11 +11,11 @@ use proxy_common::packet::options::Translation;
 use proxy_common::packet::rewrite::{self, Timestamps};
 use proxy_common::stat::Stat;
 
-use crate::packet::access::{self, at, tcp_offset, view};
-use crate::packet::copy;
+use crate::packet::access::{self, at, tcp_offset, uncovered, view};
 use crate::packet::flows::{Flows, Session};
 use crate::packet::stats::{count, report};
-use crate::packet::{DROP, PASS, options, verify};
+use crate::packet::verdict::Verdict;
+use crate::packet::{copy, options, verify};
 
 /// The flow of a plain TCP packet that arrives, to whose IP header `ip` points.
 #[inline(always)]
@@ -31,48 +29,36 @@ pub(super) fn flow<I: Flows>(ctx: &TcContext, ip: &I) -> Option<FlowRef> {
 ///
 /// [`packet_ingress`]: crate::packet::packet_ingress
 #[inline(never)]
-pub(super) fn packet<I: Flows>(ctx: &TcContext, flow: FlowRef) -> i32 {
-    let Some(session) = Session::of(flow) else { return PASS };
+pub(super) fn packet<I: Flows>(ctx: &TcContext, flow: FlowRef) -> Verdict {
+    let Some(session) = Session::of(flow) else { return Verdict::Pass };
     let session_state = session.state();
     match session_state {
-        state::OFF => return pass(Stat::PassOff),
-        state::DEAD => return pass(Stat::PassDead),
+        state::OFF => return Verdict::Off,
+        state::DEAD => return Verdict::Dead,
         _ => {}
     }
     if !access::is_for_us(ctx) && !access::untag(ctx) {
-        return pass(Stat::PassShape);
+        return Verdict::OddShape;
     }
-    let Some(ip) = view::<I>(ctx, Ethernet::LEN) else { return PASS };
-    let Some(tcp) = view::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
+    let Some(ip) = view::<I>(ctx, Ethernet::LEN) else { return Verdict::Pass };
+    let Some(tcp) = view::<Tcp>(ctx, tcp_offset::<I>()) else { return Verdict::Pass };
     forward::<I>(ctx, &session, session_state, ip, tcp)
-}
-
-#[inline(always)]
-fn pass(stat: Stat) -> i32 {
-    count(stat);
-    PASS
-}
-
-#[inline(always)]
-fn drop(stat: Stat) -> i32 {
-    count(stat);
-    DROP
 }
 
 /// A packet of an active session.
 #[inline(always)]
-fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip: &I, tcp: &Tcp) -> i32 {
+fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip: &I, tcp: &Tcp) -> Verdict {
     let frame_len = ctx.len();
     let segment_len = ip.segment_len(frame_len - Ethernet::LEN as u32);
     let complete = segment_len <= frame_len.wrapping_sub(tcp_offset::<I>() as u32);
     let Some(segment) = Segment::new(tcp, segment_len).filter(|_| complete) else {
-        return pass(Stat::PassShape);
+        return Verdict::OddShape;
     };
     if life::takes_tuple(session_state, session.flow.direction(), tcp.flags) {
         return reused::<I>(session.flow);
     }
     if session_state == state::RESET && session.flags() & flags::GIVEN_UP != 0 {
-        return pass(Stat::PassOff);
+        return Verdict::Off;
     }
     // The views of the headers end here.
     let header_len = tcp.header_len();
@@ -80,15 +66,12 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
 
     let header_end = tcp_offset::<I>() + header_len as usize;
     if ctx.data() + header_end > ctx.data_end() && ctx.pull_data(header_end as u32).is_err() {
-        return pass(Stat::PassShape);
+        return Verdict::OddShape;
     }
     let believed = observe::<I>(ctx, session, session_state, &segment);
     match rewrite::<I>(ctx, session, session_state, header_len, believed) {
-        Some(()) => {
-            count(Stat::Spliced);
-            leave(ctx, &session.arriving().fixed)
-        }
-        None => drop(Stat::DropRewrite),
+        Some(()) => leave(ctx, &session.arriving().fixed, Verdict::Spliced, Verdict::SplicedInPlace),
+        None => Verdict::NotRewritten,
     }
 }
 
@@ -99,12 +82,12 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
 /// record. With the context for an argument LLVM would hand over the packet's two pointers, and the verifier takes those for
 /// numbers there.
 #[inline(never)]
-fn reused<I: Flows>(flow: FlowRef) -> i32 {
-    let Some(session) = Session::of(flow) else { return PASS };
+fn reused<I: Flows>(flow: FlowRef) -> Verdict {
+    let Some(session) = Session::of(flow) else { return Verdict::Pass };
     I::forget(&I::key_of(session.conn(), flow.direction()));
     session.advance(state::DEAD);
     report(&session, event::REUSED);
-    pass(Stat::Reused)
+    Verdict::Reused
 }
 
 /// Lets the record know of the segment; returns whether it is believed.
@@ -152,16 +135,15 @@ fn rewrite<I: Ip>(
     believed: bool,
 ) -> Option<()> {
     let mut to = Translation::of(session.flags(), session.arriving(), session.other());
-    if believed && !to.timestamps.is_known() && to.has(flags::TIMESTAMPS) {
-        if let Some(value) = options::ts_value::<I>(ctx, header_len, &mut to)? {
-            to.timestamps.settle(session.arriving(), value, || session.state());
-        }
+    let is_unsettled = believed && !to.timestamps.is_known() && to.has(flags::TIMESTAMPS);
+    if is_unsettled && let Some(value) = options::ts_value::<I>(ctx, header_len, &mut to)? {
+        to.timestamps.settle(session.arriving(), value, || session.state());
     }
     let options = options::translate::<I>(ctx, header_len, &to)?;
     if let (Some(value), true) = (options.ts_value, believed) {
         Timestamps::note(session.arriving(), value);
     }
-    let received = session.other().fixed.received;
+    let received = session.other().fixed.received.get();
     headers::<I>(
         ctx,
         &session.arriving().fixed,
@@ -176,7 +158,7 @@ fn rewrite<I: Ip>(
 #[inline(always)]
 fn headers<I: Ip>(
     ctx: &TcContext,
-    fixed: &DirFixed,
+    fixed: &SharedFixed,
     strip_ecn: bool,
     session_state: u32,
     received: u32,
@@ -185,7 +167,7 @@ fn headers<I: Ip>(
     let ip = at::<I>(ctx, Ethernet::LEN)?;
     // SAFETY: `at` has checked that the header is in the packet, to which nobody else has access.
     let ip = unsafe { &mut *ip };
-    let change = ip.readdress(fixed, strip_ecn);
+    let change = ip.readdress(&fixed.to_source, &fixed.to_destination, strip_ecn);
     let tcp = at::<Tcp>(ctx, tcp_offset::<I>())?;
     // SAFETY: as above; it does not overlap the IP header.
     let tcp = unsafe { &mut *tcp };
@@ -209,28 +191,25 @@ fn headers<I: Ip>(
     Some(())
 }
 
-/// Tells the sum that the receiving device has made over the packet, if it has, of a change that no checksum in the
-/// packet makes up for.
+/// Sends a rewritten packet on its way: `redirected` is its verdict then, or `in_place` if the local stack takes it there.
 #[inline(always)]
-pub(super) fn uncovered(ctx: &TcContext, change: u32) {
-    // It fails if the device made no sum: then there is nothing to do.
-    // SAFETY: the context is that of the running program.
-    let _ = unsafe { bpf_csum_update(ctx.skb.skb, change) };
-}
-
-/// Sends a rewritten packet on its way; the verdict.
-#[inline(always)]
-pub(super) fn leave(ctx: &TcContext, fixed: &DirFixed) -> i32 {
-    match fixed.output {
-        output::IN_PLACE => PASS,
-        output::LOOPBACK => match zero_mac_addresses(ctx) {
+pub(super) fn leave(ctx: &TcContext, fixed: &SharedFixed, redirected: Verdict, in_place: Verdict) -> Verdict {
+    // The helpers only note where the packet is to go, and refuse nothing but flags that they do not know.
+    match fixed.output.get() {
+        output::IN_PLACE => return in_place,
+        output::LOOPBACK => {
+            if zero_mac_addresses(ctx).is_none() {
+                return Verdict::NotRewritten;
+            }
             // SAFETY: the helper has no conditions; the packet is dropped if there is no such interface.
-            Some(()) => (unsafe { bpf_redirect(fixed.ifindex, BPF_F_INGRESS.into()) }) as i32,
-            None => drop(Stat::DropRewrite),
-        },
-        // SAFETY: as above; without parameters the next hop is looked up.
-        _ => (unsafe { bpf_redirect_neigh(fixed.ifindex, core::ptr::null_mut(), 0, 0) }) as i32,
+            let _ = unsafe { bpf_redirect(fixed.ifindex.get(), BPF_F_INGRESS.into()) };
+        }
+        _ => {
+            // SAFETY: as above; without parameters the next hop is looked up.
+            let _ = unsafe { bpf_redirect_neigh(fixed.ifindex.get(), core::ptr::null_mut(), 0, 0) };
+        }
     }
+    redirected
 }
 
 /// A packet with any others is taken for somebody else's on loopback, and discarded.

@@ -4,15 +4,14 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{DirFixed, state};
+use proxy_common::flow::{SharedFixed, state};
 use proxy_common::packet::headers::Ethernet;
 use proxy_common::packet::icmp::{IcmpError, IcmpIp, is_outstanding};
 use proxy_common::packet::seq;
-use proxy_common::stat::Stat;
 
 use crate::packet::flows::{Flows, Session};
-use crate::packet::stats::count;
-use crate::packet::{PASS, access, forward};
+use crate::packet::verdict::Verdict;
+use crate::packet::{access, forward};
 
 /// The verdict on an ICMP packet that arrives: an error about a spliced packet goes on to the peer that had sent that
 /// packet, all others pass untouched.
@@ -23,16 +22,15 @@ use crate::packet::{PASS, access, forward};
 /// no error has two readers, and none is copied.
 // A function of its own in the program, for its own stack.
 #[inline(never)]
-pub(super) fn packet<I: Flows + IcmpIp>(ctx: &TcContext) -> i32 {
-    let Some(error) = read::<I>(ctx) else { return PASS };
-    let Some(session) = I::find(&error.key()).and_then(Session::of) else { return PASS };
-    let verdict = if access::is_for_us(ctx) && is_for_sender(&session, error.quoted_seq()) {
+pub(super) fn packet<I: Flows + IcmpIp>(ctx: &TcContext) -> Verdict {
+    let Some(error) = read::<I>(ctx) else { return Verdict::Pass };
+    let Some(session) = I::find(&error.key()).and_then(Session::of) else { return Verdict::Pass };
+    let sent = if access::is_for_us(ctx) && is_for_sender(&session, error.quoted_seq()) {
         send(ctx, error, &session.other().fixed, &session.arriving().fixed)
     } else {
         None
     };
-    count(if verdict.is_some() { Stat::IcmpTranslated } else { Stat::IcmpPassed });
-    verdict.unwrap_or(PASS)
+    sent.unwrap_or(Verdict::IcmpPassed)
 }
 
 /// An error about a TCP packet.
@@ -57,10 +55,10 @@ fn is_for_sender(session: &Session, quoted_seq: u32) -> bool {
     let una = match session.state() {
         state::OFF | state::DEAD => return false,
         // What lies in front of `own_end` is the local socket's.
-        state::HAND_OVER => seq::later(back.live.ack_end, back.live.own_end),
-        _ => back.live.ack_end,
+        state::HAND_OVER => seq::later(back.live.ack_end.get(), back.live.own_end.get()),
+        _ => back.live.ack_end.get(),
     };
-    is_outstanding(quoted_seq, una, sent.live.seq_end.wrapping_add(sent.fixed.seq_delta))
+    is_outstanding(quoted_seq, una, sent.live.seq_end.get().wrapping_add(sent.fixed.seq_delta.get()))
 }
 
 /// Translates an error and sends it to the peer; `None` if the kernel refuses to change the packet.
@@ -68,12 +66,12 @@ fn is_for_sender(session: &Session, quoted_seq: u32) -> bool {
 fn send<I: IcmpIp>(
     ctx: &TcContext,
     mut error: IcmpError<I>,
-    sent: &DirFixed,
-    back: &DirFixed,
-) -> Option<i32> {
+    sent: &SharedFixed,
+    back: &SharedFixed,
+) -> Option<Verdict> {
     error.translate(sent, back);
     store(ctx, &error)?;
-    Some(forward::leave(ctx, back))
+    Some(forward::leave(ctx, back, Verdict::Icmp, Verdict::IcmpInPlace))
 }
 
 /// Reads the first `len` bytes of an error, [`IcmpError::LONG`] at most.

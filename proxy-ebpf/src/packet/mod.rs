@@ -11,9 +11,9 @@ mod odd;
 mod options;
 mod own;
 mod stats;
+mod verdict;
 mod verify;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::packet::headers::{Ip, Ipv4, Ipv6, protocol};
@@ -22,24 +22,22 @@ use proxy_common::packet::shape::ShapedIp;
 
 use crate::packet::flows::Flows;
 use crate::packet::odd::Made;
+use crate::packet::verdict::Verdict;
 pub(crate) use crate::packet::verify::Chunk;
-
-/// Not for us: another program of the hook decides, and if there is none the packet goes on.
-pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
-pub(crate) const DROP: i32 = TC_ACT_SHOT as i32;
 
 /// For what arrives: forwards a session's packets, and lets everything else pass.
 #[classifier]
 fn packet_ingress(ctx: TcContext) -> i32 {
-    match access::kind(&ctx) {
+    let verdict = match access::kind(&ctx) {
         Ipv4::KIND => arrival::<Ipv4>(&ctx),
         Ipv6::KIND => arrival::<Ipv6>(&ctx),
-        _ => PASS,
-    }
+        _ => Verdict::Pass,
+    };
+    verdict.conclude()
 }
 
 #[inline(always)]
-fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> i32 {
+fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> Verdict {
     let mut flow = None;
     let mut is_odd = true;
     if let Some(ip) = access::linear_ip::<I>(ctx) {
@@ -52,7 +50,7 @@ fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> i32 {
         } else if ip.protocol() == I::ICMP {
             return icmp::packet::<I>(ctx);
         } else if !ip.may_be_odd() {
-            return PASS;
+            return Verdict::Pass;
         }
     }
     let mut made = Made::PLAIN;
@@ -63,20 +61,20 @@ fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> i32 {
         }
         flow = access::linear_ip::<I>(ctx).and_then(|ip| forward::flow::<I>(ctx, ip));
     }
-    let Some(flow) = flow else { return PASS };
+    let Some(flow) = flow else { return Verdict::Pass };
     let verdict = forward::packet::<I>(ctx, flow);
-    if made.is_first_piece() && odd::put_back::<I>(ctx, made) == 0 { DROP } else { verdict }
+    let is_whole = !made.is_first_piece() || odd::put_back::<I>(ctx, made) != 0;
+    if is_whole { verdict } else { Verdict::NotRewritten }
 }
 
 /// For what leaves: looks after what the local stack sends on a session's connections. Forwarded packets pass here too.
 #[classifier]
 fn packet_egress(ctx: TcContext) -> i32 {
-    if access::is_forwarded(&ctx) {
-        return PASS;
-    }
-    match access::kind(&ctx) {
+    let verdict = match access::kind(&ctx) {
+        _ if access::is_forwarded(&ctx) => Verdict::Pass,
         Ipv4::KIND => own::packet::<Ipv4>(&ctx),
         Ipv6::KIND => own::packet::<Ipv6>(&ctx),
-        _ => PASS,
-    }
+        _ => Verdict::Pass,
+    };
+    verdict.conclude()
 }

@@ -15,9 +15,9 @@ use crate::packet::access::{self, tcp_offset};
 use crate::packet::flows::{Flows, Session};
 use crate::packet::forward;
 use crate::packet::stats::{count, report};
-use crate::packet::{DROP, PASS};
+use crate::packet::verdict::Verdict;
 
-/// What became of an odd packet, in one register: the upper half says what the lower half is.
+/// What became of an odd packet, in one register: the upper half says what the lower half is. If it is 0: a [`Verdict`].
 #[derive(Clone, Copy)]
 pub(super) struct Made(u64);
 
@@ -26,12 +26,12 @@ impl Made {
     pub(super) const PLAIN: Self = Self(1 << 32);
     const FIRST_PIECE: u64 = 2 << 32;
     const HAS_FIN: u64 = 4 << 32;
-    const LEFT_ALONE: Self = Self::verdict(PASS);
+    const LEFT_ALONE: Self = Self::end(Verdict::Pass);
 
-    /// The lower half is the verdict.
+    /// The packet is done with; see [`Self::as_verdict`] for the verdicts that there are.
     #[inline(always)]
-    const fn verdict(verdict: i32) -> Self {
-        Self(verdict as u32 as u64)
+    const fn end(verdict: Verdict) -> Self {
+        Self(verdict as u64)
     }
 
     /// The packet is plain, but was the first piece of one: its fragment header (IPv6), with this identification, and its FIN,
@@ -42,8 +42,15 @@ impl Made {
     }
 
     #[inline(always)]
-    pub(super) const fn as_verdict(self) -> Option<i32> {
-        if self.0 >> 32 == 0 { Some(self.0 as i32) } else { None }
+    pub(super) const fn as_verdict(self) -> Option<Verdict> {
+        const PIECE: u64 = Verdict::Piece as u64;
+        const NOT_REWRITTEN: u64 = Verdict::NotRewritten as u64;
+        match self.0 {
+            PIECE => Some(Verdict::Piece),
+            NOT_REWRITTEN => Some(Verdict::NotRewritten),
+            ..=0xffff_ffff => Some(Verdict::Pass),
+            _ => None,
+        }
     }
 
     #[inline(always)]
@@ -126,7 +133,7 @@ fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     let offset = Ethernet::LEN + I::LEN + (surplus + I::PIECE_LEN) as usize;
     let Some(flow) = session::<I>(ctx, ip, offset).filter(|flow| takes_pieces(*flow)) else {
         // The identification may have been another flow's before.
-        let _ = STEER_PIECES.remove(&key);
+        let _ = STEER_PIECES.remove(key);
         return None;
     };
     let tcp: Tcp = ctx.load(offset).ok()?;
@@ -136,7 +143,7 @@ fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     let mut plain = take_out(ctx, ip, surplus, true)?;
     let segment = Segment::new(&tcp, plain.piece_len())?;
     let told = tell(flow, &key, &segment, tcp.header_len())?;
-    STEER_PIECES.insert(&key, &told, 0).ok()?;
+    STEER_PIECES.insert(key, told, 0).ok()?;
     count(Stat::Fragment);
     if I::PIECE_LEN == 0 {
         plain.set_id(told.id);
@@ -182,7 +189,7 @@ fn tell(flow: FlowRef, key: &PieceKey, segment: &Segment, header_len: u32) -> Op
 #[inline(always)]
 fn takes_pieces(flow: FlowRef) -> bool {
     Session::of(flow).is_some_and(|session| {
-        let output = session.arriving().fixed.output;
+        let output = session.arriving().fixed.output.get();
         output != output::IN_PLACE && output != output::LOOPBACK
     })
 }
@@ -206,8 +213,8 @@ fn came_too_late(key: &PieceKey, flow: FlowRef, seq: u32) -> bool {
     // No packet's key: the first word of an address is not the number of a flow in a key without a destination.
     let of_flow = PieceKey { source: [flow.0, 0, 0, 0], destination: [0; 4], id: 0 };
     // SAFETY: as above.
-    let again = unsafe { STEER_PIECES.get(&of_flow) }.is_some_and(|before| before.base == seq);
-    let _ = STEER_PIECES.insert(&of_flow, &FirstPiece { flow, base: seq, ..FirstPiece::not_yet() }, 0);
+    let again = unsafe { STEER_PIECES.get(of_flow) }.is_some_and(|before| before.base == seq);
+    let _ = STEER_PIECES.insert(of_flow, FirstPiece { flow, base: seq, ..FirstPiece::not_yet() }, 0);
     again
 }
 
@@ -217,10 +224,10 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     let key = key(ip, piece);
     // SAFETY: as above.
     let Some(first) =
-        unsafe { STEER_PIECES.get(&key) }.copied().filter(|first| first.flow != FirstPiece::NOT_YET)
+        unsafe { STEER_PIECES.get(key) }.copied().filter(|first| first.flow != FirstPiece::NOT_YET)
     else {
         count(Stat::FragmentEarly);
-        let _ = STEER_PIECES.insert(&key, &FirstPiece::not_yet(), 0);
+        let _ = STEER_PIECES.insert(key, FirstPiece::not_yet(), 0);
         return None;
     };
     let session = Session::of(first.flow).filter(|session| session.generation() == first.generation)?;
@@ -232,23 +239,26 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     }
     let mut plain = take_out(ctx, ip, surplus, true)?;
     let flow = session.arriving();
-    flow.live.packets = flow.live.packets.wrapping_add(1);
+    flow.live.packets.set(flow.live.packets.get().wrapping_add(1));
     if piece.more == 0 && first.believed == 1 {
         let end = first.base.wrapping_add(piece.offset).wrapping_add(plain.piece_len());
-        if life::last_piece(&mut flow.live, end, first.flags as u8) {
+        if life::last_piece(&flow.live, end, first.flags as u8) {
             report(&session, event::FIN);
         }
     }
-    plain.readdress(&flow.fixed, session.flags() & flags::STRIP_ECN != 0);
+    plain.readdress(
+        &flow.fixed.to_source,
+        &flow.fixed.to_destination,
+        session.flags() & flags::STRIP_ECN != 0,
+    );
     plain.set_id(first.id);
     if rename::<I>(ctx, first.id).is_none()
         || ctx.store(Ethernet::LEN, &plain, BPF_F_RECOMPUTE_CSUM.into()).is_err()
     {
-        count(Stat::DropRewrite);
-        return Some(Made::verdict(DROP));
+        return Some(Made::end(Verdict::NotRewritten));
     }
-    count(Stat::Fragment);
-    Some(Made::verdict(forward::leave(ctx, &flow.fixed)))
+    // The local stack is never told to take a piece: see `takes_pieces`.
+    Some(Made::end(forward::leave(ctx, &flow.fixed, Verdict::Piece, Verdict::Pass)))
 }
 
 /// Gives a piece another identification, if it stands in a fragment header (which then follows the IP header).

@@ -30,12 +30,12 @@ pub(super) fn translate<I: Ip>(ctx: &TcContext, header_len: u32, to: &Translatio
     let mut all = Translated::default();
     let mut offset = tcp_offset::<I>() + Tcp::LEN;
     let mut left = header_len - Tcp::LEN as u32;
-    if left >= TimestampsOption::LEN as u32 {
-        if let Some((change, value)) = timestamps(ctx, offset, to) {
-            all = Translated { change, ts_value: Some(value) };
-            offset += TimestampsOption::LEN;
-            left -= TimestampsOption::LEN as u32;
-        }
+    if left >= TimestampsOption::LEN as u32
+        && let Some((change, value)) = timestamps(ctx, offset, to)
+    {
+        all = Translated { change, ts_value: Some(value) };
+        offset += TimestampsOption::LEN;
+        left -= TimestampsOption::LEN as u32;
     }
     if left == 0 {
         return Some(all);

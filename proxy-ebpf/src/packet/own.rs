@@ -10,42 +10,34 @@ use proxy_common::packet::options::TimestampsOption;
 use proxy_common::packet::rewrite::Timestamps;
 use proxy_common::stat::Stat;
 
-use crate::MARK;
 use crate::packet::access::{self, read, tcp_offset};
 use crate::packet::flows::{Flows, Session};
 use crate::packet::stats::{count, report};
-use crate::packet::{DROP, PASS};
-
-/// The mark of the proxy's own sockets during a hand-over.
-#[inline(always)]
-pub(super) fn mark() -> u32 {
-    // SAFETY: a constant, but one that userspace sets after the compiler has seen it.
-    unsafe { (&raw const MARK).read_volatile() }
-}
+use crate::packet::verdict::Verdict;
 
 /// The verdict on a packet of the local stack.
 #[inline(always)]
-pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
-    let Some(tcp) = read::<Tcp>(ctx, tcp_offset::<I>()) else { return PASS };
+pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
+    let Some(tcp) = read::<Tcp>(ctx, tcp_offset::<I>()) else { return Verdict::Pass };
     let is_reset = tcp.flags & tcp_flags::RST != 0;
-    let is_own = access::mark(ctx) == mark();
+    let is_own = access::mark(ctx) == access::own_mark();
     if !is_reset && !is_own {
-        return PASS;
+        return Verdict::Pass;
     }
-    let Some(session) = session::<I>(ctx, &tcp) else { return PASS };
+    let Some(session) = session::<I>(ctx, &tcp) else { return Verdict::Pass };
     let session_state = session.state();
     if is_reset && is_own && matches!(session_state, state::HAND_OVER | state::RESET) {
         return match last_word::<I>(ctx, &session, session_state, &tcp) {
-            Some(()) => PASS,
-            None => drop(Stat::DropRewrite),
+            Some(()) => Verdict::Pass,
+            None => Verdict::NotRewritten,
         };
     }
     if session_state == state::OFF && !is_reset {
         raise_floor::<I>(ctx, &session);
-        return PASS;
+        return Verdict::Pass;
     }
     if !matches!(session_state, state::HAND_OVER | state::SPLICED) {
-        return PASS;
+        return Verdict::Pass;
     }
     if is_reset {
         // The stream lives. (Who ends a session takes its state further before the RST.) The RST is of a socket that is being
@@ -53,14 +45,14 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> i32 {
         let reset_seq = u32::from_be(tcp.seq);
         let is_peers = life::answers_the_peer(tcp.flags, reset_seq, session.arriving(), session.other());
         if is_own || session_state != state::SPLICED || !is_peers {
-            return drop(Stat::DropStackRst);
+            return Verdict::StackReset;
         }
         give_up(&session);
-        return PASS;
+        return Verdict::GivenUp;
     }
     match freshen::<I>(ctx, &session, &tcp) {
-        Some(()) => PASS,
-        None => drop(Stat::DropRewrite),
+        Some(()) => Verdict::Freshened,
+        None => Verdict::NotRewritten,
     }
 }
 
@@ -92,13 +84,6 @@ fn give_up(session: &Session) {
     session.add_flags(flags::GIVEN_UP | flags::not_carried(session.flow.direction()));
     session.advance(state::RESET);
     report(session, event::RESET);
-    count(Stat::GivenUp);
-}
-
-#[inline(always)]
-fn drop(stat: Stat) -> i32 {
-    count(stat);
-    DROP
 }
 
 /// The session to whose peer the packet goes.
@@ -131,16 +116,14 @@ fn freshen<I: Flows>(ctx: &TcContext, session: &Session, tcp: &Tcp) -> Option<()
     ctx.store(offset + core::mem::offset_of!(Tcp, seq), &fresh.seq, 0).ok()?;
     ctx.store(offset + core::mem::offset_of!(Tcp, ack), &fresh.ack, 0).ok()?;
     ctx.store(offset + core::mem::offset_of!(Tcp, window), &fresh.window, 0).ok()?;
-    ctx.l4_csum_replace(offset + Tcp::CHECK, 0, change.folded().into(), 0).ok()?;
-    count(Stat::Freshened);
-    Some(())
+    ctx.l4_csum_replace(offset + Tcp::CHECK, 0, change.folded().into(), 0).ok()
 }
 
 /// A packet of the socket goes out just before its record becomes active: no later timestamp than the floor may have left then.
 #[inline(always)]
 fn raise_floor<I: Flows>(ctx: &TcContext, session: &Session) {
     let flow = session.other();
-    if flow.fixed.ts_floor == 0 {
+    if flow.fixed.ts_floor.get() == 0 {
         return;
     }
     let Some(option) = read::<TimestampsOption>(ctx, tcp_offset::<I>() + Tcp::LEN) else { return };

@@ -7,8 +7,9 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::flow::{FlowKey4, FlowKey6};
+use crate::flow::{DirFixed, FlowKey4, FlowKey6};
 use crate::packet::headers::{HOP_LIMIT, protocol};
+use crate::shared::Share as _;
 
 /// An error and the packet that it quotes, as values.
 #[derive(Debug, Clone)]
@@ -123,16 +124,17 @@ fn store<I: IcmpIp>(error: &IcmpError<I>, bytes: &mut [u8]) {
     bytes[..length].copy_from_slice(&all[..length]);
 }
 
-fn fixed(source: [u32; 4], destination: [u32; 4], ports: [u16; 2], seq: u32, ack: u32) -> DirFixed {
+fn fixed(source: [u32; 4], destination: [u32; 4], ports: [u16; 2], seq: u32, ack: u32) -> SharedFixed {
     let ([a, b], [c, d]) = (ports[0].to_be_bytes(), ports[1].to_be_bytes());
-    DirFixed {
+    let plain = DirFixed {
         to_source: source,
         to_destination: destination,
         to_ports: u32::from_ne_bytes([a, b, c, d]),
         seq_delta: seq,
         ack_delta: ack,
         ..Zeroable::zeroed()
-    }
+    };
+    plain.to_shared()
 }
 
 fn address<const V6: bool>() -> impl Strategy<Value = [u32; 4]> {

@@ -2,7 +2,8 @@ use bytemuck::Zeroable as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::flow::Conn;
+use crate::flow::{Conn, DirLive};
+use crate::shared::Share as _;
 
 const ACK: u8 = tcp_flags::ACK;
 const FIN: u8 = tcp_flags::FIN | ACK;
@@ -54,7 +55,7 @@ impl Session {
         let [client, endpoint] = &mut self.conn.flows;
         let (arriving, other) = if flow == CLIENT { (client, endpoint) } else { (endpoint, client) };
         let clock = Clock { tick: 1, now_ns: || 1 };
-        let observed = observe(self.conn.state, &segment, arriving, other, clock);
+        let observed = observe(self.conn.state, &segment, arriving.shared(), other.shared(), clock);
         self.conn.state = observed.state.unwrap_or(self.conn.state);
         observed
     }
@@ -268,12 +269,12 @@ fn the_last_piece_tells_how_far_a_packet_goes_and_whether_it_has_a_fin() {
     let before = DirLive { seq_end: 0xffff_ff00, bytes: 5, ..DirLive::zeroed() };
     for (end, bytes) in [(0x100, 0x205), (0xffff_fe00, 5), (0x0002_0000, 5), (0xffff_ff00, 5)] {
         let mut live = before;
-        assert!(!last_piece(&mut live, end, tcp_flags::ACK));
+        assert!(!last_piece(live.shared(), end, tcp_flags::ACK));
         assert_eq!(live.bytes, bytes, "{end:x}");
     }
     let mut live = before;
     for is_first in [true, false] {
-        assert_eq!(last_piece(&mut live, 0x100, FIN), is_first);
+        assert_eq!(last_piece(live.shared(), 0x100, FIN), is_first);
         assert_eq!(
             (live.seq_end, live.fin_end, live.bits, live.bytes),
             (0x101, 0x101, bits::FIN_SEEN, 0x205)

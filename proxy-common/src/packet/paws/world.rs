@@ -11,6 +11,7 @@ use crate::packet::copy;
 use crate::packet::headers::{Tcp, tcp_flags};
 use crate::packet::rewrite::Timestamps;
 use crate::packet::seq::{after, before, later};
+use crate::shared::Share as _;
 
 /// Which code translates timestamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,7 +257,7 @@ impl World {
                 };
                 if job.segment.believed {
                     self.old.note(job.stamp, job.session_state, value);
-                    Timestamps::note(&mut self.flow, value);
+                    Timestamps::note(self.flow.shared(), value);
                 }
             }
             _ => {
@@ -277,7 +278,7 @@ impl World {
             // As far away as can be.
             flow.fixed.ts_floor = flow.fixed.ts_floor.wrapping_add(1 << 31);
         }
-        Timestamps::of(&flow, &self.back)
+        Timestamps::of(flow.shared(), &self.back.to_shared())
     }
 
     /// [`Timestamps::settle`], step by step.
@@ -285,7 +286,7 @@ impl World {
         let Some(to) = job.to.as_mut().filter(|_| job.segment.believed) else { return };
         match job.step {
             2 if self.rule == Rule::NotNoted => {}
-            2 if !to.is_known() => Timestamps::note(&mut self.flow, job.segment.value),
+            2 if !to.is_known() => Timestamps::note(self.flow.shared(), job.segment.value),
             3 => {
                 job.is_due = self.session_state != state::HAND_OVER || self.rule == Rule::ShiftEarly;
             }
@@ -293,7 +294,7 @@ impl World {
                 if self.rule == Rule::EachCpuByItself {
                     self.flow.fixed.ts_shift = 0;
                 }
-                to.choose(&mut self.flow);
+                to.choose(self.flow.shared());
             }
             _ => {}
         }
@@ -356,10 +357,12 @@ impl World {
             _ if is_active => {
                 let header =
                     Tcp { seq: segment.seq.to_be(), flags: tcp_flags::ACK, offset: 0x50, ..Tcp::zeroed() };
-                let fresh = copy::freshen(&header, segment.len, &self.flow, &self.back);
+                let fresh = copy::freshen(&header, segment.len, self.flow.shared(), self.back.shared());
                 (segment.seq, segment.value) = (u32::from_be(fresh.seq), u32::from_be(fresh.ts_value));
             }
-            _ if self.flow.fixed.ts_floor != 0 => Timestamps::raise_floor(&mut self.flow, segment.value),
+            _ if self.flow.fixed.ts_floor != 0 => {
+                Timestamps::raise_floor(self.flow.shared(), segment.value);
+            }
             _ => {}
         }
     }
@@ -403,7 +406,7 @@ impl World {
         }
         let value = match self.rule {
             Rule::Old => self.old.made_up(self.now),
-            _ => Timestamps::newest(&self.flow),
+            _ => Timestamps::newest(self.flow.shared()),
         };
         let segment = Segment { seq: self.back.live.ack_end, len: 0, value, believed: true };
         self.made_up = Some((segment, self.flow.live.ts_value));

@@ -5,6 +5,7 @@ use proxy_common::flow::{Conn, Direction, flags};
 use proxy_common::packet::headers::tcp_flags;
 use proxy_common::packet::rewrite::{self, Timestamps};
 use proxy_common::packet::seq;
+use proxy_common::shared::Share as _;
 use steer_kernel::bpf::packet::Ends;
 use steer_kernel::tcp::raw::Segment;
 
@@ -23,7 +24,7 @@ pub(super) fn acknowledgement(record: &Conn, from: Direction, received: u32) -> 
     let forwarded = to.live.ack_end.wrapping_add(to.fixed.ack_delta);
     let ack = seq::later(forwarded, received);
     // The other peer's window ends where it ends.
-    let window = rewrite::window_less(to.live.window, ack.wrapping_sub(forwarded), &to.fixed);
+    let window = rewrite::window_less(to.live.window, ack.wrapping_sub(forwarded), &to.fixed.to_shared());
     let expected = record.flows[from as usize].live.ack_end;
     Segment { ack, window, ..segment(record, from, expected, tcp_flags::ACK) }
 }
@@ -51,7 +52,7 @@ fn segment(record: &Conn, from: Direction, seq: u32, flag_bits: u8) -> Segment {
         seq,
         ack: live.seq_end,
         flags: flag_bits,
-        window: rewrite::window(to.live.window, &to.fixed),
-        timestamps: has_timestamps.then(|| (Timestamps::newest(to), echo)),
+        window: rewrite::window(to.live.window, &to.fixed.to_shared()),
+        timestamps: has_timestamps.then(|| (Timestamps::newest(&to.to_shared()), echo)),
     }
 }
