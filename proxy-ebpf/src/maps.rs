@@ -1,4 +1,4 @@
-//! Every map. "Userspace" is always its `kernel/` module. The maps of the packet splice (`STEER_*`) are pinned where
+//! Every map. "Userspace" is always the crate `steer-kernel`. The maps of the packet splice (`STEER_*`) are pinned where
 //! that is possible, and then live until nothing of a stream is left and no daemon is; the others live as long as the
 //! daemon. An entry's lifetime is that of the session unless stated otherwise.
 
