@@ -7,9 +7,9 @@ use crate::flow::state;
 
 /// How often the kernel looks, in nanoseconds. A process is to say that it lives about as often.
 pub const TICK_NS: u64 = 1_000_000_000;
-/// At so many records at most each time, so that no CPU is kept for long: some 15 ns each.
+/// Records examined per tick, at most, so that no CPU is kept for long: some 15 ns each.
 pub const RECORDS_A_TICK: u32 = 4096;
-/// Of which it gives up so many at most: to take the keys of a stream out takes about a microsecond.
+/// Records expired per tick, at most: to take the keys of a stream out takes about a microsecond.
 pub const GIVEN_UP_A_TICK: u32 = 512;
 
 /// The only value of the map `STEER_AGEING`. Times in nanoseconds, points in time by CLOCK_MONOTONIC.

@@ -243,7 +243,7 @@ shared! {
         pub window_left: u8,
         pub window_right: u8,
         pub _pad: u8,
-        /// Arrival space: one behind what the local socket of the arrival connection has received, and therefore
+        /// Arrival space: one past what the local socket of the arrival connection has received, and therefore
         /// acknowledged. In HAND_OVER nothing acknowledges less to this direction's peer.
         pub received: u32,
     }
@@ -264,7 +264,7 @@ shared! {
         pub last_payload_ns: u64,
         /// The same of the last plausible packet of any kind.
         pub last_packet_ns: u64,
-        /// Arrival space: one behind the last byte (or FIN) seen.
+        /// Arrival space: one past the last byte (or FIN) seen.
         pub seq_end: u32,
         /// Arrival space of this flow's `ack` field: the highest acknowledgement seen.
         pub ack_end: u32,
@@ -272,11 +272,11 @@ shared! {
         pub window: u16,
         /// The largest window field seen. Userspace starts it with what the local socket was last offered
         /// (tcpi_snd_wnd, scaled back). 0: not known, and packets are believed whatever their numbers, since those here
-        /// may be behind; while a stream goes from one map to another.
+        /// may lag; while a stream goes from one map to another.
         pub window_max: u16,
         /// The latest TSval of a plausible packet, as it arrived; means something when `ts_shift` is known.
         pub ts_value: u32,
-        /// Arrival space: one behind the FIN, valid with [`bits::FIN_SEEN`].
+        /// Arrival space: one past the FIN, valid with [`bits::FIN_SEEN`].
         pub fin_end: u32,
         /// [`bits`].
         pub bits: u16,

@@ -29,7 +29,7 @@ labelled! {
         Gated = 10, "gated";
         /// The socket's TCP state could not be read.
         StateUnreadable = 11, "state_unreadable";
-        /// One connection has TCP timestamps and the other has not.
+        /// One connection has TCP timestamps and the other does not.
         TimestampsDiffer = 12, "timestamps_differ";
         /// A connection's timestamps are in microseconds.
         MicrosecondTimestamps = 13, "microsecond_timestamps";

@@ -70,7 +70,7 @@ pub(crate) struct Timer {
     _pad: u32,
 }
 
-/// Room for the work on unusual TCP options, which the stack has not. Only `packet_ingress` uses it, from one packet to
+/// Room for the work on unusual TCP options, which the stack does not have. Only `packet_ingress` uses it, from one packet to
 /// the next.
 #[map]
 pub(crate) static STEER_OPTIONS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);

@@ -62,7 +62,7 @@ pub(crate) fn socketio() -> Result<()> {
 /// The benchmark and the proxies that it needs.
 #[derive(Debug)]
 pub(crate) struct Bench {
-    /// The program behind `cargo xtask bench`.
+    /// The program of `cargo xtask bench`.
     pub(crate) binary: PathBuf,
     pub(crate) envoy: PathBuf,
 }
@@ -77,7 +77,7 @@ pub(crate) fn bench() -> Result<Bench> {
     Ok(Bench { envoy: envoy()?, binary: steer_bench()? })
 }
 
-/// Only the program behind `cargo xtask bench`.
+/// Only the program of `cargo xtask bench`.
 pub(crate) fn steer_bench() -> Result<PathBuf> {
     step("Set-up: steer-bench, release build");
     let args = "build --locked --release --package steer-tests --features bench --bin steer-bench";
@@ -144,7 +144,7 @@ fn debian_packages(wanted: &[Package]) -> Result<()> {
     let _quiet = NoServices::begin()?;
     apt(&[&["install", "--yes", "--no-install-recommends"], &missing[..]].concat()).context(by_hand)?;
     for service in SERVICES.into_iter().filter(|service| missing.contains(service)) {
-        // Nor with the next boot. There may be no systemd, which is as good.
+        // Also disable it at boot; ignore a missing systemd.
         let _disabled = answer(Command::new("systemctl").args(["disable", service]));
     }
     for (name, present) in wanted {

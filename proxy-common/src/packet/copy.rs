@@ -14,7 +14,7 @@ pub const HEADER_WORDS: usize = 15;
 /// A word of options that says nothing (RFC 9293, 3.1).
 const NOPS: u32 = 0x0101_0101;
 
-/// A TCP header with its options, to be given to the local socket; what is behind `len` is zero.
+/// A TCP header with its options, to be given to the local socket; what follows the header is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct HeaderCopy(pub [u32; HEADER_WORDS]);

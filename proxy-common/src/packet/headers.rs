@@ -79,7 +79,7 @@ impl Tcp {
     /// Where `check` stands.
     pub const CHECK: usize = offset_of!(Self, check);
 
-    /// Bytes of the header with its options: 0 to 60, honest if 20 or more.
+    /// Bytes of the header with its options: 0 to 60, valid if at least 20.
     #[inline(always)]
     pub const fn header_len(&self) -> u32 {
         (self.offset >> 4) as u32 * 4
@@ -168,7 +168,7 @@ pub trait Ip: Pod {
     fn is_piece(&self) -> bool;
 
     /// Bytes of TCP header and payload, if the packet has `len` bytes from the IP header on, padding included (BIG TCP
-    /// says zero in the header). May be nonsense for a packet that is.
+    /// says zero in the header). Meaningless for a malformed packet.
     fn segment_len(&self, len: u32) -> u32;
 
     /// What a change does to the sum over the whole packet, TCP's checksum having made up for [`HeaderChange::pseudo`].

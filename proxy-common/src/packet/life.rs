@@ -53,7 +53,7 @@ impl Segment {
         self.seq.wrapping_add(self.payload)
     }
 
-    /// One behind the last byte or FIN.
+    /// One past the last byte or FIN.
     #[inline(always)]
     const fn end(&self) -> u32 {
         self.data_end().wrapping_add((self.flags & tcp_flags::FIN) as u32)
@@ -193,10 +193,10 @@ fn is_plausible(session_state: u32, segment: &Segment, flow: &SharedFlow, other:
         return false;
     }
     // Then nothing can be said of either: each is held against what is known of the other one.
-    if may_be_behind(&flow.live) || may_be_behind(&other.live) {
+    if may_lag(&flow.live) || may_lag(&other.live) {
         return true;
     }
-    // A FIN may stand behind a full window, and a probe in front of it.
+    // A FIN may follow a full window, and a probe may come one before it.
     let reach = largest_window(other) + 2;
     let acked = other.live.ack_end.get().wrapping_add(other.fixed.ack_delta.get());
     // In the hand-over the local socket has acknowledged, and offered a window, beyond what the other peer did.
@@ -235,17 +235,17 @@ fn largest_window(flow: &SharedFlow) -> u32 {
 
 /// Whether other maps may know more of the direction, as is said with an unknown window. Its next packet tells how far it is.
 #[inline(always)]
-fn may_be_behind(live: &SharedLive) -> bool {
+fn may_lag(live: &SharedLive) -> bool {
     live.window_max.get() == 0
 }
 
-/// How far `number` lies behind `known`, one of `live`; 0 if it is an old one. Of a record that may be behind by more than half of
+/// How far `number` is ahead of `known`, one of `live`; 0 if it is an old one. Of a record that may lag by more than half of
 /// all numbers, only those are old that may still be under way.
 #[inline(always)]
 fn ahead(number: u32, known: u32, live: &SharedLive) -> u32 {
     const UNDER_WAY: u32 = 64 << 20;
     let distance = number.wrapping_sub(known);
-    let limit = if may_be_behind(live) { UNDER_WAY.wrapping_neg() } else { 1 << 31 };
+    let limit = if may_lag(live) { UNDER_WAY.wrapping_neg() } else { 1 << 31 };
     if distance < limit { distance } else { 0 }
 }
 
@@ -258,8 +258,8 @@ fn advance(live: &SharedLive, segment: &Segment) -> bool {
         live.bytes.set(live.bytes.get().wrapping_add(more.into()));
         live.last_payload_ns.set(live.last_packet_ns.get());
         live.seq_end.set(data_end);
-        // There is no byte behind a FIN: what was taken for one was none. (One that only the local socket has seen lies
-        // behind `seq_end`, and whatever follows it does, too.)
+        // No byte follows a FIN: what was taken for one was none. (A FIN that only the local socket has seen lies after
+        // `seq_end`, and whatever follows it does, too.)
         if live.bits.get() & bits::FIN_SEEN != 0 && after(data_end, live.fin_end.get()) {
             live.bits.set(0);
         }

@@ -98,7 +98,7 @@ impl TimestampsOption {
     }
 }
 
-/// The word in front of SACK blocks as practically everybody writes it: `NOP NOP SACK length`.
+/// The word before SACK blocks as practically every stack writes it: `NOP NOP SACK length`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 pub struct SackHead(pub u32);
@@ -156,7 +156,7 @@ impl SackBlock {
 /// combination of bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Walk {
-    /// The options, wire order; what is behind them does not matter.
+    /// The options, wire order; what follows them does not matter.
     pub words: [u32; MAX_LEN / 4],
     /// Bytes of options.
     len: u32,
@@ -246,7 +246,7 @@ impl Walk {
     fn length(&mut self, i: usize, byte: u8) {
         let room = self.len - i as u32 + 1;
         let honest = byte >= 2 && u32::from(byte) <= room;
-        // Behind a length that cannot be true, nothing can be told apart any more.
+        // After a length that cannot be true, nothing can be told apart any more.
         self.left = if honest { u32::from(byte) - 2 } else { room - 2 };
         self.at = At::Body;
         if !honest || !self.to.takes(self.kind, byte) {

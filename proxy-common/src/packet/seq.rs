@@ -1,12 +1,12 @@
 //! Sequence numbers: 32 bits that wrap, compared by their distance (RFC 9293, section 3.4).
 
-/// Whether `a` lies behind `b`. Meaningless when they are 2^31 or more apart.
+/// Whether `a` comes after `b`. Meaningless when they are 2^31 or more apart.
 #[inline(always)]
 pub const fn after(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) > 0
 }
 
-/// Whether `a` lies in front of `b`.
+/// Whether `a` comes before `b`.
 #[inline(always)]
 pub const fn before(a: u32, b: u32) -> bool {
     after(b, a)

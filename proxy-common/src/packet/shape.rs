@@ -43,7 +43,7 @@ impl Extension {
         (self.length as u32 + 1) * 8
     }
 
-    /// A fragment header in front of TCP.
+    /// A fragment header before TCP.
     #[inline(always)]
     pub const fn of_piece(piece: &Piece) -> Self {
         let place = (piece.offset as u16 | piece.more as u16).to_be();
@@ -56,7 +56,7 @@ impl Extension {
 pub struct Piece {
     /// Identification, as it stands in the packet. (IPv4: in the first half of the word.)
     pub id: u32,
-    /// Bytes in front of this piece; a multiple of eight.
+    /// Bytes before this piece; a multiple of eight.
     pub offset: u32,
     /// Whether others follow: 1 or 0.
     pub more: u32,
@@ -91,7 +91,7 @@ impl Piece {
 /// nothing was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// What stands directly behind the IP header and can be taken out.
+    /// What directly follows the IP header and can be taken out.
     pub surplus: u32,
     pub piece: Piece,
 }
@@ -107,12 +107,12 @@ pub trait ShapedIp: Ip {
     /// `None`: not TCP, or a shape that is left alone. `read` returns what stands so many bytes after the IP header.
     fn shape(&self, read: impl FnMut(u32) -> Option<Extension>) -> Option<Shape>;
 
-    /// The header of the same packet without `surplus` bytes that stood directly behind it. With `is_piece` a fragment header
+    /// The header of the same packet without the `surplus` bytes that directly followed it. With `is_piece` a fragment header
     /// (of [`Self::PIECE_LEN`]) follows then, else TCP.
     #[must_use]
     fn without(&self, surplus: u32, is_piece: bool) -> Self;
 
-    /// Bytes behind the header, and the fragment header, that a piece without surplus has.
+    /// Bytes after the header, and the fragment header, that a piece without surplus has.
     fn piece_len(&self) -> u32;
 
     /// Gives a piece another identification (as [`Piece::id`]), if it stands in this header.
@@ -214,7 +214,7 @@ impl ShapedIp for Ipv6 {
                     let place = u32::from(u16::from_be(extension.place));
                     let piece = Piece::of(extension.id, place & 0xfff8, place & 1 != 0);
                     if !piece.is_whole() {
-                        // What stands in the first piece behind the fragment header cannot be taken out.
+                        // What follows the fragment header in the first piece cannot be taken out.
                         let is_tcp = extension.next_header == protocol::TCP;
                         return if is_tcp { Some(Shape { surplus, piece }) } else { None };
                     }

@@ -10,7 +10,7 @@ use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
 
 use crate::MARK;
 
-/// Where the TCP header starts behind an IP header without options.
+/// Where the TCP header starts after an IP header without options.
 pub(super) const fn tcp_offset<I: Ip>() -> usize {
     Ethernet::LEN + I::LEN
 }
@@ -42,7 +42,7 @@ pub(super) fn read<T: Pod>(ctx: &TcContext, offset: usize) -> Option<T> {
     view(ctx, offset).copied()
 }
 
-/// The IP header, with as many bytes behind it made linear as a TCP header has. `None` if the packet is shorter.
+/// The IP header, made linear together with as many following bytes as a TCP header has. `None` if the packet is shorter.
 #[inline(always)]
 pub(super) fn linear_ip<I: Ip>(ctx: &TcContext) -> Option<&I> {
     let needed = tcp_offset::<I>() + Tcp::LEN;

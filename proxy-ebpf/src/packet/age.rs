@@ -30,7 +30,7 @@ fn packet_age(_ctx: TcContext) -> i32 {
     }
     let Some(timer) = STEER_TIMER.get_ptr_mut(0) else { return 0 };
     let map = (&raw const STEER_TIMER).cast_mut().cast();
-    // SAFETY: `timer` is in a value of `map`. It fails if an earlier process has done it, which is as well.
+    // SAFETY: `timer` is in a value of `map`. It fails if an earlier process has done it, which is fine.
     let _ = unsafe { bpf_timer_init(timer.cast(), map, CLOCK_MONOTONIC) };
     // SAFETY: `timer` was initialised, or the helper fails; `tick` takes what the kernel gives to callbacks.
     let set = unsafe { bpf_timer_set_callback(timer.cast(), tick as *mut c_void) };

@@ -25,7 +25,7 @@ pub(super) fn flow<I: Flows>(ctx: &TcContext, ip: &I) -> Option<FlowRef> {
 }
 
 /// The verdict on a plain packet of a flow. A function of its own in the program, as the others that [`packet_ingress`] calls:
-/// they need not share their stack then, and what is none of ours does not pay for it.
+/// they need not share their stack then, and packets that are not ours skip it.
 ///
 /// [`packet_ingress`]: crate::packet::packet_ingress
 #[inline(never)]

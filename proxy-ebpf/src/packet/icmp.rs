@@ -54,7 +54,7 @@ fn is_for_sender(session: &Session, quoted_seq: u32) -> bool {
     let (back, sent) = (session.arriving(), session.other());
     let una = match session.state() {
         state::OFF | state::DEAD => return false,
-        // What lies in front of `own_end` is the local socket's.
+        // What comes before `own_end` is the local socket's.
         state::HAND_OVER => seq::later(back.live.ack_end.get(), back.live.own_end.get()),
         _ => back.live.ack_end.get(),
     };

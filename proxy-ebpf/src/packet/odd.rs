@@ -59,7 +59,7 @@ impl Made {
     }
 }
 
-/// Looks for a living session's packet behind options and extension headers, and makes it plain. A function of its own in the
+/// Looks past options and extension headers for a living session's packet, and makes it plain. A function of its own in the
 /// program, for its own stack.
 #[inline(never)]
 pub(super) fn packet<I: Flows + ShapedIp>(ctx: &TcContext) -> Made {
@@ -70,8 +70,8 @@ pub(super) fn packet<I: Flows + ShapedIp>(ctx: &TcContext) -> Made {
 #[inline(always)]
 fn make<I: Flows + ShapedIp>(ctx: &TcContext) -> Option<Made> {
     let ip: I = ctx.load(Ethernet::LEN).ok()?;
-    let behind = Ethernet::LEN + I::LEN;
-    let shape = ip.shape(|bytes| ctx.load(behind + bytes as usize).ok())?;
+    let after_ip = Ethernet::LEN + I::LEN;
+    let shape = ip.shape(|bytes| ctx.load(after_ip + bytes as usize).ok())?;
     let Shape { surplus, piece } = shape;
     if !piece.is_whole() {
         return if piece.is_first() {
@@ -83,7 +83,7 @@ fn make<I: Flows + ShapedIp>(ctx: &TcContext) -> Option<Made> {
     if surplus == 0 {
         return None;
     }
-    session::<I>(ctx, &ip, behind + surplus as usize)?;
+    session::<I>(ctx, &ip, after_ip + surplus as usize)?;
     take_out(ctx, &ip, surplus, false)?;
     count(Stat::MadePlain);
     Some(Made::PLAIN)
@@ -107,7 +107,7 @@ fn is_active(flow: FlowRef) -> bool {
     }
 }
 
-/// Takes `surplus` bytes out from behind the IP header, which says so then. `None`: the kernel refused, or the packet is in
+/// Takes out the `surplus` bytes after the IP header, which says so then. `None`: the kernel refused, or the packet is in
 /// pieces, which the checksum of its IP header or the lack of a TCP header then tells the local stack.
 #[inline(always)]
 fn take_out<I: ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, is_piece: bool) -> Option<I> {
@@ -119,7 +119,7 @@ fn take_out<I: ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, is_piece: bool) 
     Some(plain)
 }
 
-/// Changes the room behind the IP header by so many bytes. Segments of a super-packet keep their size.
+/// Changes the room after the IP header by so many bytes. Segments of a super-packet keep their size.
 #[inline(always)]
 fn resize(ctx: &TcContext, bytes: i32) -> Option<()> {
     let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
@@ -151,7 +151,7 @@ fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     } else {
         take_out(ctx, &plain, I::PIECE_LEN, false)?;
     }
-    // There are bytes behind this piece, and the FIN stands behind them: it counts with the last piece.
+    // More bytes follow this piece, and the FIN follows them: it counts with the last piece.
     let has_fin = tcp.flags & tcp_flags::FIN != 0;
     if has_fin {
         set_flags::<I>(ctx, tcp.flags & !tcp_flags::FIN)?;

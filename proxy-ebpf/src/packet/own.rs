@@ -40,7 +40,7 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
         return Verdict::Pass;
     }
     if is_reset {
-        // The stream lives. (Who ends a session takes its state further before the RST.) The RST is of a socket that is being
+        // The stream lives. (A process that ends a session takes its state further before the RST.) The RST is of a socket that is being
         // closed, or the stack knows no socket.
         let reset_seq = u32::from_be(tcp.seq);
         let is_peers = life::answers_the_peer(tcp.flags, reset_seq, session.arriving(), session.other());
@@ -57,7 +57,7 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
 }
 
 /// The RST of a socket that the kernel closes in the hand-over because the process has ended. What the process had read
-/// is lost, so the stream is over, and both peers are to know at once. (Who ends a stream by itself takes its state
+/// is lost, so the stream is over, and both peers are to know at once. (A process that ends a stream by itself takes its state
 /// further, or its keys out, before.) `None`: the packet is in pieces.
 #[inline(always)]
 fn last_word<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, tcp: &Tcp) -> Option<()> {

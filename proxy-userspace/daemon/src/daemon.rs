@@ -128,7 +128,7 @@ impl Daemon {
                 told = signals.next() => match told {
                     Told::Stop(signal) => return Why::Stop(signal),
                     Told::Upgrade if successor.is_running() => {
-                        tracing::warn!("SIGUSR2 is not heeded now: a takeover is under way");
+                        tracing::warn!("ignoring SIGUSR2: a takeover is under way");
                     }
                     Told::Upgrade => start_successor(&mut successor),
                 },

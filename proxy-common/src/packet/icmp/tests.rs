@@ -21,7 +21,7 @@ struct Parts<const V6: bool> {
     ports: [u16; 2],
     seq: u32,
     ack: u32,
-    /// Of the quoted header behind `ack`, without its checksum, then options and payload.
+    /// Of the quoted header after `ack`, without its checksum, then options and payload.
     rest: [u8; 6],
     payload: Vec<u8>,
     /// Bytes of the quoted TCP segment that the error holds.

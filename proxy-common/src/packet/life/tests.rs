@@ -111,7 +111,7 @@ proptest! {
         ] {
             prop_assert!(session.send(CLIENT, ACK, seq, payload, 0).believed, "{what}");
         }
-        prop_assert!(session.send(CLIENT, FIN, WINDOW, 0, 0).believed, "a FIN behind a full window");
+        prop_assert!(session.send(CLIENT, FIN, WINDOW, 0, 0).believed, "a FIN after a full window");
         prop_assert!(session.send(ENDPOINT, ACK, 0, 0, WINDOW + 1).believed);
         prop_assert!(session.send(ENDPOINT, ACK, 0, 0, 7).believed, "an acknowledgement that comes late");
         prop_assert_eq!(session.live(ENDPOINT).ack_end, session.segment(ENDPOINT, ACK, 0, 0, WINDOW + 1).ack);
@@ -199,11 +199,11 @@ fn only_the_expected_number_resets() {
 fn a_fin_that_only_the_local_socket_saw_is_not_forgotten() {
     let mut session = Session::new(100, 7000);
     session.conn.state = state::HAND_OVER;
-    // Userspace has read it, behind ten bytes, and notes it.
+    // Userspace has read the FIN, after ten bytes, and notes it.
     let live = &mut session.conn.flows[CLIENT].live;
     live.seq_end = 110;
     (live.fin_end, live.bits) = (111, bits::FIN_SEEN);
-    // An acknowledgement behind it comes before it was passed on.
+    // An acknowledgement of the FIN comes before the FIN was passed on.
     session.send(CLIENT, ACK, 11, 0, 0);
     assert_eq!((session.live(CLIENT).bits, session.live(CLIENT).seq_end), (bits::FIN_SEEN, 111));
     session.send(ENDPOINT, FIN, 0, 0, 11);

@@ -1,13 +1,14 @@
 //! Whether a peer ever refuses, because of the splice, a segment as too old (PAWS): a model in which a scheduler without mercy
 //! decides what happens next.
 //!
-//! *A* is a receiver with the rule of Linux; the endpoint *B* sends to it by its own clock. B's packets wait on two CPUs of the proxy,
-//! which take them through the real code step by step; the proxy's own socket towards A still sends, and repeats, what it was
-//! given before the hand-over; userspace sets the floor, switches twice, and makes up acknowledgements. Between any two steps
-//! anything else may happen, and any time may pass. The network behind the proxy keeps the order: what is changed there is no
-//! matter of the splice, nor of that between the egress program and it. A step of one function is one step of the model: what several CPUs write at once is written by
-//! compare-exchange. (`seq_end` is not; that two CPUs lose an advance of it, the own socket acknowledges something at that moment
-//! and a third packet is overtaken is left out.)
+//! *A* is a receiver with the rule of Linux; the endpoint *B* sends to it by its own clock. B's packets wait on two CPUs of
+//! the proxy, which take them through the real code step by step; the proxy's own socket towards A still sends, and repeats,
+//! what it was given before the hand-over; userspace sets the floor, switches twice, and makes up acknowledgements. Between
+//! any two steps anything else may happen, and any time may pass. The network after the proxy keeps the order, and so does
+//! the way from the egress program to the network: a change of order there does not come from the splice. A step of one
+//! function is one step of the model: what several CPUs write at once is written by compare-exchange. (`seq_end` is not; that
+//! two CPUs lose an advance of it, the own socket acknowledges something at that moment and a third packet is overtaken is
+//! left out.)
 //!
 //! What must hold:
 //! 1. A segment of B that A refuses would have been refused without a proxy, too, had B sent the made-up ones with its latest

@@ -27,7 +27,7 @@ use crate::upstream::pool::Pool;
 use crate::upstream::ports::SourcePorts;
 use crate::upstream::{Clusters, mss};
 
-/// How often it is looked whether the last stream has ended.
+/// How often to check whether the last stream has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) struct Server {
@@ -134,7 +134,7 @@ impl Server {
         }
     }
 
-    /// Where it accepts.
+    /// The addresses of its listeners.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.iter().map(|serving| serving.listener.address).collect()
     }
@@ -158,7 +158,7 @@ impl Server {
     /// Lets another process take over, if it [can](Self::can_give).
     ///
     /// # Errors
-    /// It has not, and this process serves as before.
+    /// The takeover failed, and this process serves as before.
     pub(super) async fn give(&mut self, request: Request) -> Result<(), TakeoverError> {
         request.prepare(&self.descriptors()).await?;
         self.tell(|_| Phase::Paused);
@@ -200,7 +200,7 @@ impl Server {
         self.close();
     }
 
-    /// Accepts nobody any more.
+    /// Stops accepting.
     pub(super) fn stop(&mut self) {
         self.admin.set_ready(false);
         self.tell(|_| Phase::Stopping);
@@ -237,7 +237,7 @@ impl Server {
         self.splicer.stop().await;
     }
 
-    /// Has clients send only what endpoints can take, where packets may be passed on as they come.
+    /// Limits the MSS announced to clients to what endpoints accept (packet splice only).
     fn limit_mss(&self) {
         if !self.splicer.needs_source_ports() {
             return;

@@ -1,4 +1,4 @@
-//! What an operator wants, by signals.
+//! The signals by which an operator controls the process.
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -36,7 +36,7 @@ impl Signals {
         loop {
             match self.next().await {
                 Told::Stop(signal) => return signal,
-                Told::Upgrade => tracing::warn!("SIGUSR2 is not heeded now: a takeover is under way, or was"),
+                Told::Upgrade => tracing::warn!("ignoring SIGUSR2: a takeover is under way, or was"),
             }
         }
     }

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use crate::systemd;
 
-/// What the kernel puts behind the path of a file that is not there any more.
+/// What the kernel appends to the path of a file that is not there any more.
 const DELETED: &[u8] = b" (deleted)";
 
 /// A process that was started to take over.

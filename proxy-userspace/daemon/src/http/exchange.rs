@@ -1,5 +1,5 @@
 //! What the three parts of a downstream connection must agree on: the guard before hyper (which head
-//! may pass), the service behind it (which request is in flight), and the connection's task (what to
+//! may pass), the service (which request is in flight), and the connection's task (what to
 //! wait for, and how long). All three run in one task, so the lock is never contended.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,7 +34,7 @@ pub(super) struct RequestTimeouts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Passed {
     Request,
-    /// Asks for an upgrade; the bytes behind it are held back. `had_body`: it announced a body,
+    /// Asks for an upgrade; the bytes after it are held back. `had_body`: it announced a body,
     /// which counts as payload of the stream.
     Upgrade {
         had_body: bool,
@@ -43,7 +43,7 @@ pub(super) enum Passed {
     Refused(Fault),
 }
 
-/// Who may read what.
+/// Whose turn it is to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// Nothing is in flight: the next head may pass.

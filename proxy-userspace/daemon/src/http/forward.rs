@@ -185,7 +185,7 @@ async fn unless_failed<F: Future>(downstream: &Downstream, future: F) -> Result<
     .await
 }
 
-/// The fault behind an error of the pool or of hyper's client.
+/// The fault that an error of the pool or of hyper's client stands for.
 pub(super) fn upstream_fault(error: &(dyn Error + 'static)) -> Fault {
     let mut cause = Some(error);
     while let Some(error) = cause {

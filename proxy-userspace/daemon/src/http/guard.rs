@@ -23,7 +23,7 @@ use crate::splice::reset_on_close;
 
 /// Read from the socket at once: a head and a body of 16 KiB, which is a common size, fit in.
 const READ_BYTES: usize = 32 * 1024;
-/// How much of what a client sends ahead (pipelined requests, data behind an upgrade) is taken from
+/// How much of what a client sends ahead (pipelined requests, data after an upgrade) is taken from
 /// the socket before its turn; the rest waits in the kernel.
 const MAX_AHEAD: usize = 16 * 1024;
 /// What hyper reads in place of a refused head.

@@ -1,4 +1,4 @@
-//! What the process wants of a listener and its connections.
+//! The life-cycle phase of a listener and its connections.
 
 use tokio::sync::watch;
 

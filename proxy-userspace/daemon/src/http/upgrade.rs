@@ -29,7 +29,7 @@ pub(super) struct Switched {
     pub(super) upstream: TcpStream,
     /// See [`Session::source`](crate::splice::Session::source).
     pub(super) source: Option<Lease>,
-    /// What the endpoint sent right behind its 101.
+    /// What the endpoint sent right after its 101.
     pub(super) to_downstream: Bytes,
     pub(super) idle_timeout: Option<Duration>,
     pub(super) flow: FlowGuard,
@@ -37,7 +37,7 @@ pub(super) struct Switched {
 
 /// An endpoint's answer to an upgrade.
 pub(super) enum Answer {
-    /// 101; the connection, and what was read from it behind the head.
+    /// 101; the connection, and what was read from it after the head.
     Switched(Response<()>, Connected, Bytes),
     /// Any other response.
     Declined(Response<Incoming>),
@@ -80,7 +80,7 @@ pub(super) async fn ask(
         return Ok(Answer::Declined(response));
     }
     // An endpoint that says 101 has read the request, so none of it waits here to be written; and
-    // hyper takes nothing behind the head for itself.
+    // hyper keeps nothing that follows the head.
     let parts = connection.into_parts();
     let socket = parts.io.into_inner();
     reset_on_close(&socket);

@@ -26,7 +26,7 @@ use crate::telemetry::flows::FlowGuard;
 use crate::upstream::ports::{Lease, SourcePorts};
 
 /// Two connected sockets whose bytes belong together, and what was already read from them. Closing them resets both
-/// connections, also at the end of the process: bytes may wait in either, and a FIN would be a lie. (Closing silently does
+/// connections, also at the end of the process: bytes may wait in either, and a FIN would claim that all data was delivered. (Closing silently does
 /// not mind.)
 #[derive(Debug)]
 pub struct Session {
@@ -36,7 +36,7 @@ pub struct Session {
     pub source: Option<Lease>,
     /// Read from `downstream`, not yet written to `upstream`.
     pub to_upstream: Bytes,
-    /// Read from `upstream` (behind the 101), not yet written to `downstream`.
+    /// Read from `upstream` (after the 101), not yet written to `downstream`.
     pub to_downstream: Bytes,
     pub mode: SpliceMode,
     /// Ends the stream when nothing has moved in either direction for this long.

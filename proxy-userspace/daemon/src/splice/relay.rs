@@ -234,7 +234,7 @@ async fn pump_bulk(
         }
         coop::consume_budget().await;
         match pipe.fill(from) {
-            // The FIN, or an urgent byte, which `splice(2)` does not pass, and a FIN behind that: a read tells.
+            // The FIN, or an urgent byte, which `splice(2)` does not pass, and a FIN after that: a read tells.
             Ok(0) => break,
             Ok(filled) => small_fills = if filled < SMALL_FILL { small_fills + 1 } else { 0 },
             Err(error) if would_block(&error) => continue,

@@ -64,7 +64,7 @@ pub enum TakeoverError {
     Silent { pid: i32 },
     #[error("the other process (process {pid}) has ended")]
     Ended { pid: i32 },
-    #[error("the other process (process {pid}) says something else than is its turn to say: {said}")]
+    #[error("the other process (process {pid}) sent an unexpected message: {said}")]
     Unexpected { pid: i32, said: String },
     #[error("the connection to the other process (process {pid}) broke")]
     Broken {

@@ -280,7 +280,7 @@ impl FlowGuard {
         self.end = Some(end);
     }
 
-    /// Says that the stream goes on without this process, so that its end is none.
+    /// Says that the stream goes on without this process, so that it does not count as ended.
     pub fn left(mut self) {
         self.end = None;
     }

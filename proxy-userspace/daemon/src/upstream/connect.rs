@@ -170,7 +170,7 @@ impl Connector {
     fn lease(&self, endpoint: SocketAddr) -> Option<Lease> {
         let ports = self.inner.ports.as_ref()?;
         if matches!(endpoint.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local()) {
-            // Its source would need a scope, which a lease has not.
+            // Its source would need a scope, which a lease does not have.
             return None;
         }
         let mut sources: Vec<_> = self.sources(endpoint).collect();

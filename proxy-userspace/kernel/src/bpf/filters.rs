@@ -69,7 +69,7 @@ fn lives(token: u64) -> io::Result<bool> {
     }
 }
 
-/// The name of a filter, as `packet_ingress/TOKEN` or `packet_ingress/TOKEN/INSTANCE`; with a `+` behind it if the qdisc was
+/// The name of a filter, as `packet_ingress/TOKEN` or `packet_ingress/TOKEN/INSTANCE`; with a `+` appended if the qdisc was
 /// made for it.
 #[derive(Debug, PartialEq, Eq)]
 struct Name<'n> {

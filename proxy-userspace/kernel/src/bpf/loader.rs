@@ -227,7 +227,7 @@ fn start_program_log(ebpf: &mut Ebpf) {
     }
 }
 
-/// The first one that this process has not.
+/// The first one that this process does not have.
 fn missing_capability(needed: &[Capability]) -> Option<Capability> {
     let effective = effective_capabilities(&std::fs::read_to_string("/proc/self/status").ok()?)?;
     needed.iter().copied().find(|capability| !capability.is_in(effective))

@@ -16,7 +16,7 @@ const HOP_LIMIT: u8 = 64;
 /// A segment without payload. Host order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
-    /// Both of one family; IPv4 in IPv6's clothes is IPv4. The source need not be an address of this host.
+    /// Both of one family; IPv4-mapped addresses count as IPv4. The source need not be an address of this host.
     pub source: SocketAddr,
     pub destination: SocketAddr,
     /// As they stand in the header, which has a byte for the flags: [`proxy_common::packet::headers::tcp_flags`].

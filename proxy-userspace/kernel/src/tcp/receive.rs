@@ -1,7 +1,7 @@
 //! Reading from a TCP socket, and learning from the same system call whether that has emptied the socket.
 //!
 //! A read that does not fill its buffer has emptied the socket as a rule. But it also stops before an urgent byte
-//! (tcp_recvmsg_locked, 6.18), and nothing tells of what waits behind that, if no more comes.
+//! (tcp_recvmsg_locked, 6.18), and nothing tells of what waits after that, if no more comes.
 
 use std::io;
 use std::mem::{self, size_of};

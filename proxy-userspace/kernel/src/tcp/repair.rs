@@ -38,7 +38,7 @@ pub fn select_send_queue(socket: impl AsFd) -> io::Result<()> {
     select_queue(socket.as_fd(), SEND_QUEUE)
 }
 
-/// One behind the last byte that was ever put into the socket's send queue, sent or not. Can be told once, since the
+/// One past the last byte that was ever put into the socket's send queue, sent or not. Can be told once, since the
 /// receive queue is selected afterwards, as [`rcv_nxt`] needs it. Leaves SO_REUSEADDR set: leaving repair mode cleared
 /// it, and a restarted listener could not bind to the port while this connection, or its rest, is there.
 ///

@@ -23,7 +23,7 @@ pub enum Event {
     Head { len: usize, head: Head },
     /// This many bytes of the current request's body, chunk framing included.
     Body(usize),
-    /// Nothing behind this can be understood any more.
+    /// Nothing after this can be understood any more.
     Malformed(Malformed),
 }
 
@@ -199,7 +199,7 @@ impl Framing {
 }
 
 impl Chunk {
-    /// The position behind `byte`; `None` behind the end of the body.
+    /// The position after `byte`; `None` after the end of the body.
     fn after(self, byte: u8) -> Result<Option<Self>, Malformed> {
         Ok(Some(match (self, byte) {
             (Self::Size { value, digits }, _) if byte.is_ascii_hexdigit() && digits < MAX_CHUNK_DIGITS => {

@@ -17,7 +17,7 @@ use super::table::Stream;
 use crate::telemetry::flows::{FlowGuard, FlowInfo};
 use crate::upstream::ports::SourcePorts;
 
-/// Stands for a cluster that this configuration has not.
+/// Stands for a cluster that this configuration does not have.
 const UNKNOWN_CLUSTER: &str = "(unknown)";
 
 /// TCP's window scale is at most this (RFC 7323).

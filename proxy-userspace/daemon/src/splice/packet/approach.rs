@@ -27,7 +27,7 @@ use crate::splice::Refused;
 /// have to be repeated.
 const WINDOW: u32 = 32 * 1024;
 
-/// How long a moment is waited for at which nothing waits anywhere. Between two messages that is so, in bulk it never is.
+/// How long to wait for both queues to be empty. Between two messages that is so, in bulk it never is.
 const PAUSE_WITHIN: Duration = Duration::from_millis(10);
 /// How long a stream in bulk may be held back, so that little is under way at the switch ...
 const REST_WITHIN: Duration = Duration::from_millis(250);

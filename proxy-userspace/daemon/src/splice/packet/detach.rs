@@ -1,4 +1,4 @@
-//! The end of streams that a process has left behind, when none is to take them over.
+//! The end of streams that a process has left, when no other process is to take them over.
 
 use std::io;
 use std::thread;

@@ -34,7 +34,7 @@ use crate::splice::{End, Path};
 use crate::telemetry::flows::{FlowGuard, KernelBytes};
 use crate::upstream::ports::Lease;
 
-/// How often it is looked whether the sockets' bytes are acknowledged, which the kernel does not tell by itself: at
+/// How often to check whether the sockets' bytes are acknowledged, which the kernel does not tell by itself: at
 /// first, and at most, the time being doubled while nothing happens.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_millis(64);
@@ -220,7 +220,7 @@ impl HandOver<'_> {
         }
     }
 
-    /// Has the sockets asked for what they have received and not told: what waits behind an urgent byte, say. No packet comes
+    /// Asks the sockets for what they have received and not told: what waits after an urgent byte, say. No packet comes
     /// to them any more that could tell.
     fn ask_for_unread(&mut self) {
         for (side, unread) in self.lanes.unread.iter_mut().enumerate() {
@@ -296,7 +296,7 @@ impl HandOver<'_> {
         failpoint::reached("settled");
     }
 
-    /// The bytes that the kernel carries: all that comes behind what the sockets have received, which does not grow after
+    /// The bytes that the kernel carries: all that comes after what the sockets have received, which does not grow after
     /// the grace period.
     fn carried(&mut self) -> Arc<Carried> {
         let carried = self.carried.get_or_insert_with(|| {
@@ -307,7 +307,7 @@ impl HandOver<'_> {
         Arc::clone(carried)
     }
 
-    /// One behind what was written for each direction, in the numbers with which it arrived.
+    /// One past what was written for each direction, in the numbers with which it arrived.
     fn written(&self) -> [u32; 2] {
         let flows = self.watcher.record.snapshot().flows;
         [0, 1].map(|from| self.lanes.write_end[1 - from].wrapping_sub(flows[from].fixed.seq_delta))
@@ -320,7 +320,7 @@ impl HandOver<'_> {
     }
 }
 
-/// One behind the last byte, or FIN, that each socket has received.
+/// One past the last byte, or FIN, that each socket has received.
 fn received(lanes: &Lanes) -> [u32; 2] {
     // What was read is what there was, should the kernel not tell.
     [0, 1].map(|side| repair::rcv_nxt(&lanes.sockets[side]).unwrap_or(lanes.read_end[side]))

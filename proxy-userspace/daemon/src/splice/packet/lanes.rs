@@ -27,7 +27,7 @@ pub(super) trait Watcher {
     const PASSES_FINS: bool;
     /// The socket at `side` is given everything up to the sequence number `end`.
     fn gives(&self, side: usize, end: u32);
-    /// The FIN of the peer at `side` was read; `end` is the sequence number behind it.
+    /// The FIN of the peer at `side` was read; `end` is the sequence number after it.
     fn read_fin(&self, side: usize, end: u32);
 }
 
@@ -48,9 +48,9 @@ pub(super) struct Lanes {
     pub(super) fin: [Fin; 2],
     /// There may be something to read from a side that its readiness does not tell of (see [`relay::try_read`]).
     pub(super) unread: [bool; 2],
-    /// Of what a side's peer sends: one behind the last byte, or FIN, that was read.
+    /// Of what a side's peer sends: one past the last byte, or FIN, that was read.
     pub(super) read_end: [u32; 2],
-    /// Of what a side's peer is sent: one behind the last byte, or FIN, that its socket was given.
+    /// Of what a side's peer is sent: one past the last byte, or FIN, that its socket was given.
     pub(super) write_end: [u32; 2],
 }
 

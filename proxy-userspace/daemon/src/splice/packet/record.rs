@@ -245,7 +245,7 @@ impl Drop for Record {
 pub(super) struct Carried {
     records: Arc<Records>,
     conn: u32,
-    /// By direction, in arrival space: one behind what came, or will come, by way of the sockets. `None`: the record says
+    /// By direction, in arrival space: one past what came, or will come, by way of the sockets. `None`: the record says
     /// what came before, too.
     begin: Option<[AtomicU32; 2]>,
     /// Set before the record goes.
@@ -318,12 +318,12 @@ impl KernelBytes for Carried {
     }
 }
 
-/// Payload bytes behind `begin`.
+/// Payload bytes after `begin`.
 fn bytes_since(begin: u32, live: &DirLive) -> u64 {
     live.bytes.saturating_add_signed(uncounted(begin, live).into())
 }
 
-/// By how many bytes the program's own count differs from those behind `begin`: it does by what came during the hand-over to the
+/// By how many bytes the program's own count differs from those after `begin`: it does by what came during the hand-over to the
 /// sockets, but tells how often the sequence numbers have wrapped. More are to be taken off than were counted if what
 /// went by the sockets last is still to be noticed by the program.
 fn uncounted(begin: u32, live: &DirLive) -> i32 {

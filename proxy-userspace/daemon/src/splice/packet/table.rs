@@ -232,7 +232,7 @@ impl Table {
         }
     }
 
-    /// Returns whether there are more places behind the batch that begins at `from`.
+    /// Returns whether there are more places after the batch that begins at `from`.
     fn sweep_batch(&self, from: usize, all: bool) -> bool {
         let mut later = Later::default();
         let now_ns = clock::monotonic_ns();

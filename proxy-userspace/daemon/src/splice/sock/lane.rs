@@ -8,7 +8,7 @@
 //! Why taking back loses nothing: see [`steer_kernel::tcp::hold`]. It always concerns both directions. A
 //! socket has *one* queue, for what is redirected to it and for what the gate leaves to it, in
 //! order of arrival: were one direction left in the kernel, its gate would one day put segments
-//! behind those of the stalled one, where they neither move nor count as received.
+//! after those of the stalled one, where they neither move nor count as received.
 
 use std::cell::RefCell;
 use std::io;
@@ -37,8 +37,8 @@ use crate::telemetry::flows::Flow;
 const CREDIT: u64 = 32 << 20;
 /// Userspace looks each time after this many.
 const LOOK_AFTER: u64 = 512 << 10;
-/// A reader is behind if more than this many bytes wait for room in its socket ...
-const BEHIND: u64 = 256 << 10;
+/// A reader lags if more than this many bytes wait for room in its socket ...
+const LAGGING: u64 = 256 << 10;
 /// ... and still do after this long, or after this many more bytes.
 const CATCH_UP: Duration = Duration::from_millis(8);
 const CATCH_UP_BYTES: u64 = 1 << 20;
@@ -230,7 +230,7 @@ impl<'a> Lane<'a> {
         loop {
             let flow = self.flow()?;
             let waiting = flow.bytes.saturating_sub(self.given(base).map_err(Broken::To)?);
-            if waiting <= BEHIND {
+            if waiting <= LAGGING {
                 let credit = SockCredit { limit: flow.bytes + CREDIT, warn: flow.bytes + LOOK_AFTER };
                 let set = self.session.splice.maps.set_credit(self.from.cookie, credit);
                 return set.map(|()| true).map_err(Broken::From);

@@ -102,7 +102,7 @@ impl Kept {
         }
     }
 
-    /// Polls with the connection's own waker, which wakes the task behind `cx` from now on. Parts of hyper
+    /// Polls with the connection's own waker, which wakes the task of `cx` from now on. Parts of hyper
     /// that wake each other while they are polled in here do not wake the task.
     fn poll_with<R>(
         &mut self,

@@ -96,7 +96,7 @@ impl FreePorts {
     /// Gives a taken port back, but not before some time has passed.
     pub(super) fn set_aside(&mut self, port: u16, now: Instant) {
         self.aside.push_back((now, port));
-        // Whoever uses it may use all those behind it, too, as a process does that this one has taken over from.
+        // A user of this port may use the following ones, too: so does a process that this one has taken over from.
         self.next = rand::random();
     }
 

@@ -23,7 +23,7 @@ const GONE_AFTER: Duration = Duration::from_secs(30);
 /// What a program can be run on: an Ethernet header.
 const FRAME: [u8; 14] = [0; 14];
 
-/// By which the kernel knows that this process lives.
+/// The heartbeat that tells the BPF timer that this process is alive.
 pub(super) struct Heart(Mutex<Held>);
 
 struct Held {

@@ -8,12 +8,12 @@
 //! * what the old one has seen later is noted in the new one, for as long as a program may write to the old: sequence numbers only
 //!   grow, states only advance, so that nothing is lost when that is done twice, or against packets that the new program sees
 //!   at the same time;
-//! * as long as the new record may be behind, it has no largest windows ([`DirLive::window_max`]): the next packet of a direction is
+//! * as long as the new record may lag, it has no largest windows ([`DirLive::window_max`]): the next packet of a direction is
 //!   believed however far ahead it is, and brings the numbers up to date; and one direction is believed until a packet of the other
 //!   has come, too. Without that, a stream that has gone further than a window meanwhile would never be believed again, and be
 //!   given up as silent. Streams that are quiet are as strict as before when all links have changed. Nobody from outside can
 //!   bring about such a change, and a RST needs the very number at any time;
-//! * a RST, or the acknowledgement of a FIN, that comes to a record which is behind is passed on, and changes nothing. The state
+//! * a RST, or the acknowledgement of a FIN, that comes to a lagging record is passed on, and changes nothing. The state
 //!   of the old record, or the numbers, tell of it afterwards; a RST that no record has believed is noticed as one that
 //!   was lost before it got here: the next probe finds nobody.
 
@@ -104,7 +104,7 @@ pub(super) fn expect_no_leaps(to: &Conns, conn: u32, old: &Conn, up_to_date: boo
 }
 
 /// Returns how many bytes of payload the new record did not know of. They are not added to [`DirLive::bytes`], which belongs to the
-/// program: it counts by advance from `seq_end`, so what is behind that is never counted by both. `counted` is how many bytes more
+/// program: it counts by advance from `seq_end`, so what comes after that is never counted by both. `counted` is how many bytes more
 /// the old one has counted: it tells how often the numbers have wrapped since the two were the same.
 fn numbers(to: &Conns, flow: FlowRef, old: &DirLive, new: &DirLive, counted: i64) -> u64 {
     let place = |offset| to.live(flow, offset);

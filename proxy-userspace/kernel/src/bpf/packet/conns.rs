@@ -160,7 +160,7 @@ impl Conns {
         }
     }
 
-    /// Notes a FIN of this direction that the socket saw, and `fin_end`, the number behind it.
+    /// Notes a FIN of this direction that the socket saw, and `fin_end`, the number after it.
     pub fn note_fin(&self, flow: FlowRef, fin_end: u32) {
         self.live(flow, offset_of!(DirLive, fin_end)).store(fin_end, Ordering::Release);
         self.live_half(flow, offset_of!(DirLive, bits)).fetch_or(bits::FIN_SEEN, Ordering::AcqRel);

@@ -52,7 +52,7 @@ impl Conversion {
         self.record_len
     }
 
-    /// What `record`, of [`record_len`](Self::record_len) bytes, is here. Fields that it has not are zero.
+    /// What `record`, of [`record_len`](Self::record_len) bytes, is here. Fields that the record does not have are zero.
     pub(super) fn convert(&self, record: &[u8]) -> Conn {
         let mut conn = Conn::zeroed();
         let bytes = bytemuck::bytes_of_mut(&mut conn);

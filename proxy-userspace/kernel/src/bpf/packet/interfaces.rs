@@ -33,7 +33,7 @@ use crate::net::netlink::LinkMonitor;
 pub enum Hook {
     /// Links (Linux 6.6): the kernel detaches those that are not pinned when the process ends, however it ends.
     Tcx,
-    /// Filters of the qdisc clsact: a process that is killed leaves them behind, and the next one of its instance takes them over,
+    /// Filters of the qdisc clsact: a process that is killed leaves them, and the next one of its instance takes them over,
     /// or removes them if there are no pins. The qdisc goes with them if it was made for them and nobody else uses it by then.
     Clsact,
 }

@@ -121,7 +121,7 @@ impl fmt::Debug for PacketKernel {
 
 impl PacketKernel {
     /// Loads programs, and maps for `max_conns` sessions (2 or more; [`inspect`] takes a map of one for unused). `mark` and
-    /// the number behind it are the packet marks of hand-overs. With `pins` they outlive the process; and if there are
+    /// the next number are the packet marks of hand-overs. With `pins` they outlive the process; and if there are
     /// streams of an earlier one, its maps are taken over, or the streams are brought to new ones if those are of another build
     /// or size, and its links or filters get the new programs. Must be called inside a tokio runtime, which the event ring joins.
     ///

@@ -3,7 +3,7 @@
 //!
 //! The directory gets its name when everything in it is in place, so there is no such thing as half of one. Only while streams are
 //! on their way from maps to others (`migrate`) there are several; if they are of one version, the later ones have a
-//! number behind it.
+//! number appended.
 
 use std::fs;
 use std::io;
@@ -434,7 +434,7 @@ fn fresh(pins: &Pins) -> Result<PathBuf, PinnedError> {
     Ok(path)
 }
 
-/// The name of this version, or that with the lowest number behind it, beside `path`, that is free.
+/// The name of this version, or that with the lowest number appended, beside `path`, that is free.
 fn free_name(path: &Path) -> PathBuf {
     let mut names = std::iter::once(version()).chain((2..).map(|number| format!("{}-{number}", version())));
     let free = names.find_map(|name| Some(path.with_file_name(name)).filter(|path| !path.exists()));
