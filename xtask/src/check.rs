@@ -2,6 +2,8 @@
 
 mod markdown;
 mod paths;
+#[cfg(test)]
+mod walls;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -9,6 +9,7 @@ pub mod net;
 pub mod tcp;
 
 pub mod failpoint;
+pub mod grace;
 pub mod memory;
 pub mod process;
 pub mod ready;

@@ -23,6 +23,7 @@ use self::packet::{Before, PacketSplice};
 use self::sock::SockSplice;
 use crate::telemetry::Telemetry;
 use crate::telemetry::flows::FlowGuard;
+use crate::telemetry::stream::Path;
 use crate::upstream::ports::{Lease, SourcePorts};
 
 /// Two connected sockets whose bytes belong together, and what was already read from them. Closing them resets both
@@ -224,51 +225,6 @@ const fn fix(reason: Reason) -> Option<&'static str> {
         Reason::Interface => "only Ethernet and loopback are spliced; splice: relay says that you know",
         _ => return None,
     })
-}
-
-/// What carries a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Path {
-    Relay,
-    Sockmap,
-    Packet,
-}
-
-impl Path {
-    pub const ALL: [Self; 3] = [Self::Relay, Self::Sockmap, Self::Packet];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Relay => "relay",
-            Self::Sockmap => "sockmap",
-            Self::Packet => "packet",
-        }
-    }
-}
-
-/// How a stream ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum End {
-    /// Both directions were finished by FIN.
-    Finished,
-    /// One side reset, or vanished; the other was reset too.
-    Reset,
-    IdleTimeout,
-    /// A packet of it came that the packet splice cannot carry; both sides were reset.
-    NotCarried,
-}
-
-impl End {
-    pub const ALL: [Self; 4] = [Self::Finished, Self::Reset, Self::IdleTimeout, Self::NotCarried];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::Reset => "reset",
-            Self::IdleTimeout => "idle_timeout",
-            Self::NotCarried => "not_carried",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -15,8 +15,9 @@ use tokio::net::TcpStream;
 use tokio::task::coop;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::Session;
 use super::pipe::{Pipe, Pipes};
-use super::{End, Session};
+use crate::telemetry::stream::End;
 
 /// Bytes that one read takes at most. Also bounds what a stream whose reader stalls keeps in
 /// userspace (in each direction): the part of one read that could not be written.

@@ -28,9 +28,10 @@ use tokio::time::sleep;
 use self::gauge::MapEntries;
 use self::lane::{Lane, Socket};
 use self::watch::Watch;
-use super::{End, Path, Refused, Session};
+use super::{Refused, Session};
 use crate::telemetry::Telemetry;
 use crate::telemetry::flows::{Flow, FlowGuard, KernelBytes};
+use crate::telemetry::stream::{End, Path};
 
 /// Why there is no socket splice in this process.
 #[derive(Debug, thiserror::Error)]

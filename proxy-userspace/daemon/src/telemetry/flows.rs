@@ -12,7 +12,7 @@ use serde::Serialize;
 use slab::Slab;
 
 use super::metrics::Metrics;
-use crate::splice::{End, Path};
+use crate::telemetry::stream::{End, Path};
 
 /// What is known of a stream when it is opened.
 #[derive(Debug, Clone)]

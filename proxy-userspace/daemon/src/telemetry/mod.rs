@@ -3,6 +3,7 @@
 pub mod flows;
 pub mod log;
 pub mod metrics;
+pub mod stream;
 
 use std::sync::Arc;
 

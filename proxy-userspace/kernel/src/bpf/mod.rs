@@ -4,7 +4,6 @@
 
 pub mod events;
 mod filters;
-pub mod grace;
 mod links;
 pub mod loader;
 pub mod packet;

@@ -10,7 +10,7 @@ use std::net::TcpStream;
 
 use socket2::{SockFilter, SockRef};
 
-use crate::bpf::grace;
+use crate::grace;
 
 /// Classic BPF over the TCP header: keeps segments without payload and RSTs, drops the others.
 /// The length that a socket filter of TCP sees begins with the TCP header (tcp_filter).

@@ -30,8 +30,8 @@ use super::life::{Life, Look, Step};
 use super::record::{Carried, Record};
 use super::table::Stream;
 use crate::splice::relay::Broken;
-use crate::splice::{End, Path};
 use crate::telemetry::flows::{FlowGuard, KernelBytes};
+use crate::telemetry::stream::{End, Path};
 use crate::upstream::ports::Lease;
 
 /// How often to check whether the sockets' bytes are acknowledged, which the kernel does not tell by itself: at

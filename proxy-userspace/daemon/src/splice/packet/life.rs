@@ -6,7 +6,7 @@ use std::time::Duration;
 use proxy_common::flow::{Conn, Direction, bits, flags, state};
 use steer_policy::config;
 
-use crate::splice::End;
+use crate::telemetry::stream::End;
 
 /// A reset is repeated after this time, when what was under way has arrived and its number is exact; and after the same
 /// time again the tuple of a reset stream goes.

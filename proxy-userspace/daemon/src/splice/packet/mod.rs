@@ -32,10 +32,10 @@ use std::time::Duration;
 
 use proxy_common::instance::Instance;
 use proxy_common::reason::Reason;
-use steer_kernel::bpf::grace::Grace;
 use steer_kernel::bpf::loader::LoadError;
 use steer_kernel::bpf::packet::{FlowEvents, PacketKernel, pinned};
 use steer_kernel::bpf::pins::{Pins, PinsError};
+use steer_kernel::grace::Grace;
 use steer_policy::config::Config;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_common::flow::event;
-use steer_kernel::bpf::grace::Grace;
 use steer_kernel::bpf::packet::FlowEvents;
+use steer_kernel::grace::Grace;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::record::Records;

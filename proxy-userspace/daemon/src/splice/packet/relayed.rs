@@ -7,9 +7,10 @@ use tokio::task::coop;
 use tokio::time::{Instant, timeout_at};
 
 use super::lanes::{Fin, Lanes};
+use crate::splice::Session;
 use crate::splice::relay::Broken;
-use crate::splice::{End, Session};
 use crate::telemetry::flows::FlowGuard;
+use crate::telemetry::stream::End;
 use crate::upstream::ports::Lease;
 
 pub(super) struct Relayed {

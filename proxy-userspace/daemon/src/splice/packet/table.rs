@@ -8,8 +8,8 @@ use steer_kernel::tcp::clock;
 
 use super::life::{Life, Limits, Look, Step};
 use super::record::{Carried, Record, Records};
-use crate::splice::End;
 use crate::telemetry::flows::FlowGuard;
+use crate::telemetry::stream::End;
 use crate::upstream::ports::Lease;
 
 /// Places that are looked at under one lock.

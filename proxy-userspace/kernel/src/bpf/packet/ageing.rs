@@ -13,9 +13,9 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use proxy_common::abi;
 use proxy_common::ageing::Ageing;
 
-use crate::bpf::grace::wait_for_rcu_readers;
 use crate::bpf::loader::{self, LoadError};
 use crate::bpf::sock::maps::into_io;
+use crate::grace::wait_for_rcu_readers;
 use crate::tcp::clock::monotonic_ns;
 
 /// A process that has not said for so long that it lives is gone. Many times what the machine may keep it waiting.

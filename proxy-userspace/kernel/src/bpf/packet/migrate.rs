@@ -26,7 +26,7 @@ use super::catch_up::{catch_up, correct_counts, expect_leaps, expect_no_leaps};
 use super::conns::Conns;
 use super::pinned::{Left, PinnedError};
 use super::{FlowMap, InsertError, ageing, interfaces};
-use crate::bpf::grace;
+use crate::grace;
 
 /// Streams on their way from old maps.
 #[derive(Debug)]
