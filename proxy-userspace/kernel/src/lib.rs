@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod net;
 pub mod tcp;
 
+pub mod capability;
 pub mod failpoint;
 pub mod grace;
 pub mod memory;

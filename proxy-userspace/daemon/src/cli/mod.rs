@@ -1,6 +1,7 @@
 //! The command line: one module for each subcommand.
 //!
-//! Exit codes: 0 fine, 1 failed at run time (for `check`: the file is bad), 2 wrong usage.
+//! Exit codes: 0 fine, 1 failed at run time (for `check`: the file is bad), 2 wrong usage, 78 (EX_CONFIG of sysexits.h) for `run`
+//! with a bad configuration.
 
 mod check;
 mod cleanup;
@@ -49,7 +50,7 @@ pub fn main() -> ExitCode {
         Command::Flows(args) => exit_code(flows::run(&args)),
         Command::Import(args) => import::run(&args),
         Command::Route(args) => exit_code(route::run(&args)),
-        Command::Run(run) => exit_code(run.run()),
+        Command::Run(run) => run.run(),
     }
 }
 

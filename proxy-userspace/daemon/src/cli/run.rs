@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::builder::PossibleValue;
@@ -9,6 +10,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use proxy_common::instance::Instance;
 use steer_policy::config::{self, Config, HashSource, SpliceMode};
 
+use super::exit_code;
 use crate::daemon;
 use crate::telemetry::log;
 
@@ -61,6 +63,9 @@ pub(super) struct Run {
     log_level: String,
 }
 
+/// EX_CONFIG of sysexits.h: systemd calls it CONFIG, and `RestartPreventExitStatus=` of the unit names it.
+const BAD_CONFIGURATION: u8 = 78;
+
 /// A [`SpliceMode`] as an argument.
 #[derive(Debug, Clone, Copy)]
 struct Mode(SpliceMode);
@@ -102,14 +107,44 @@ impl std::str::FromStr for AdminAddress {
 }
 
 impl Run {
-    pub(super) fn run(self) -> anyhow::Result<()> {
-        log::init(self.log_format, &self.log_level)
-            .with_context(|| format!("--log-level {:?}: try info, or debug", self.log_level))?;
-        let config = self.config()?;
+    pub(super) fn run(self) -> ExitCode {
+        let log = log::init(self.log_format, &self.log_level)
+            .with_context(|| format!("--log-level {:?}: try info, or debug", self.log_level));
+        if log.is_err() {
+            return exit_code(log);
+        }
+        self.introduce();
+        let config = match self.config() {
+            Ok(config) => config,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                return ExitCode::from(BAD_CONFIGURATION);
+            }
+        };
         for warning in &config.warnings {
             tracing::warn!(line = warning.line, column = warning.column, "{}", warning.text);
         }
-        daemon::run(config, self.takeover)
+        tracing::info!(
+            instance = %config.instance,
+            listeners = config.listeners.len(),
+            clusters = config.clusters.len(),
+            splice = config.splice.as_str(),
+            "configuration read",
+        );
+        exit_code(daemon::run(config, self.takeover))
+    }
+
+    /// The first line of the log: what runs, where, and with what. It is there also if the configuration turns out to be bad.
+    fn introduce(&self) {
+        let source = self.config.as_ref().map_or("command line".into(), |file| file.to_string_lossy());
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            commit = option_env!("STEER_COMMIT").unwrap_or("unknown"),
+            kernel = %rustix::system::uname().release().to_string_lossy(),
+            capabilities = steer_kernel::capability::held(),
+            configuration = %source,
+            "starting",
+        );
     }
 
     fn config(&self) -> anyhow::Result<Config> {

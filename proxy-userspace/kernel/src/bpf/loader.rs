@@ -19,6 +19,7 @@ use super::events::Events;
 use super::packet::pinned::PinnedError;
 use super::refusal;
 use crate::bpf::sock::maps::{Handles, SockMaps, Sockets};
+use crate::capability::{self, Capability};
 
 /// Built by `cargo xtask build-ebpf`; empty if that had not been run before this was compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer-ebpf.o"));
@@ -68,24 +69,6 @@ impl LoadError {
     }
 }
 
-/// A capability by its name and number (include/uapi/linux/capability.h).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Capability(&'static str, u32);
-
-impl Capability {
-    pub(crate) const NET_ADMIN: Self = Self("CAP_NET_ADMIN", 12);
-    pub(crate) const NET_RAW: Self = Self("CAP_NET_RAW", 13);
-    /// Stands in for the next two, which came with Linux 5.8.
-    const SYS_ADMIN: Self = Self("CAP_SYS_ADMIN", 21);
-    pub(crate) const PERFMON: Self = Self("CAP_PERFMON", 38);
-    pub(crate) const BPF: Self = Self("CAP_BPF", 39);
-
-    fn is_in(self, effective: u64) -> bool {
-        let has = |Self(_, number): Self| effective & (1 << number) != 0;
-        has(self) || (matches!(self, Self::BPF | Self::PERFMON) && has(Self::SYS_ADMIN))
-    }
-}
-
 /// The socket splice's part of the kernel. Dropping both takes it out again.
 #[derive(Debug)]
 pub struct SockPrograms {
@@ -129,9 +112,9 @@ pub(crate) fn load_object(loader: &mut EbpfLoader<'_>, needed: &[Capability]) ->
         return Err(LoadError::NoObject);
     }
     // Asked first, since EPERM does not tell which one it is.
-    if let Some(Capability(missing, _)) = missing_capability(needed) {
-        let needed: Vec<_> = needed.iter().map(|Capability(name, _)| *name).collect();
-        return Err(LoadError::NoCapability { missing, needed: needed.join(", ") });
+    if let Some(missing) = capability::missing(needed) {
+        let needed: Vec<_> = needed.iter().map(|needed| needed.0).collect();
+        return Err(LoadError::NoCapability { missing: missing.0, needed: needed.join(", ") });
     }
     // aya raises RLIMIT_MEMLOCK itself where the kernel (before 5.11) counts maps against it.
     let mut ebpf = loader.load(OBJECT).map_err(not_loaded)?;
@@ -227,39 +210,9 @@ fn start_program_log(ebpf: &mut Ebpf) {
     }
 }
 
-/// The first one that this process does not have.
-fn missing_capability(needed: &[Capability]) -> Option<Capability> {
-    let effective = effective_capabilities(&std::fs::read_to_string("/proc/self/status").ok()?)?;
-    needed.iter().copied().find(|capability| !capability.is_in(effective))
-}
-
-/// `CapEff` of `/proc/PID/status`.
-fn effective_capabilities(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn capabilities_are_read_from_proc() {
-        assert_eq!(
-            effective_capabilities("Name:\tsteer\nCapEff:\t000001ffffffffff\n"),
-            Some(0x1ff_ffff_ffff)
-        );
-        assert_eq!(effective_capabilities("Name:\tsteer\n"), None);
-    }
-
-    #[test]
-    fn the_old_capability_stands_in_for_the_new_ones() {
-        let sys_admin = 1 << 21;
-        assert!(Capability::BPF.is_in(sys_admin) && Capability::PERFMON.is_in(sys_admin));
-        assert!(!Capability::NET_ADMIN.is_in(sys_admin));
-        assert!(Capability::NET_ADMIN.is_in(1 << 12) && Capability::BPF.is_in(1 << 39));
-        assert!(!Capability::BPF.is_in(1 << 38));
-    }
 
     #[test]
     fn errors_name_the_next_step() {

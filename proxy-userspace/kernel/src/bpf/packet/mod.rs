@@ -37,9 +37,10 @@ pub use key::{Ends, FlowKey, wire_address, wire_ports};
 pub use orphans::{Orphans, remove_pinned};
 
 use super::events::Events;
-use super::loader::{self, Capability, LoadError};
+use super::loader::{self, LoadError};
 use super::pins::{Pins, PinsError};
 use crate::bpf::sock::maps::{self, BPF_NOEXIST, into_io};
+use crate::capability::Capability;
 use ageing::Heart;
 use interfaces::Interfaces;
 use migrate::Goal;
@@ -58,11 +59,6 @@ pub(super) const MAPS: [&str; 9] = [
     abi::MAP_TIMER,
     abi::MAP_LAYOUT,
 ];
-
-/// PERFMON, because the verifier lets nobody else compute with packet pointers as the programs do; NET_RAW for
-/// [`crate::tcp::raw`].
-const NEEDED: [Capability; 4] =
-    [Capability::BPF, Capability::PERFMON, Capability::NET_ADMIN, Capability::NET_RAW];
 
 /// What the programs tell of flows.
 pub type FlowEvents = Events<FlowEvent>;
@@ -182,7 +178,7 @@ impl PacketKernel {
                 loader.map_pin_path(name, place.path.join(name));
             }
         }
-        let mut ebpf = loader::load_object(&mut loader, &NEEDED)?;
+        let mut ebpf = loader::load_object(&mut loader, &Capability::OF_THE_SPLICE)?;
         let earlier =
             Programs::load(&mut ebpf, loader::build(mark), place.as_ref().map(|place| place.path.as_path()))?;
         // Before anything is read that the kernel might be changing.
