@@ -226,11 +226,12 @@ shared! {
         pub seq_delta: u32,
         /// Added to `ack` and to both edges of SACK blocks; the negative of the other direction's `seq_delta`.
         pub ack_delta: u32,
-        /// Added to TSval, and subtracted from the TSecr of the other direction. 0: not known yet. Written once, by the program that
-        /// sees the first believed packet with a timestamp.
+        /// Added to TSval, and subtracted from the TSecr of the other direction. 0: not known yet. Written once, by the program
+        /// that sees the first believed packet with a timestamp after the hand-over.
         pub ts_shift: u32,
-        /// The TSval below which none leaves in this direction, and beyond which the local socket of the outgoing connection has sent
-        /// none; 0 until the record is about to become active. Written by userspace. See [`rewrite::Timestamps`].
+        /// The TSval below which none leaves in this direction, and beyond which the local socket of the outgoing connection
+        /// has sent none; 0 until the record is about to become active. Written by userspace, and raised by the egress program
+        /// until the record is active. See [`rewrite::Timestamps`].
         ///
         /// [`rewrite::Timestamps`]: crate::packet::rewrite::Timestamps
         pub ts_floor: u32,
@@ -274,7 +275,7 @@ shared! {
         /// (tcpi_snd_wnd, scaled back). 0: not known, and packets are believed whatever their numbers, since those here
         /// may lag; while a stream goes from one map to another.
         pub window_max: u16,
-        /// The latest TSval of a plausible packet, as it arrived; means something when `ts_shift` is known.
+        /// The latest TSval of a believed packet, as it arrived. 0: none yet.
         pub ts_value: u32,
         /// Arrival space: one past the FIN, valid with [`bits::FIN_SEEN`].
         pub fin_end: u32,

@@ -175,7 +175,8 @@ const fn size_of_field<T, F>(_field: fn(&T) -> &F) -> u32 {
     size_of::<F>() as u32
 }
 
-/// Writes `of`, whose type starts at `start` and is called `path`, after the first `count` fields; returns how many there are then.
+/// Writes `of`, whose type starts at `start` and is called `path`, after the first `count` fields; returns how many there
+/// are then.
 const fn append(
     fields: &mut [Field],
     mut count: usize,

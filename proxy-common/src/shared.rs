@@ -1,7 +1,8 @@
 //! Words of memory that others read and write at the same time: those of a map, which all CPUs and userspace share.
 //!
-//! A reference to an ordinary value tells the compiler that nobody else writes it, so nothing may make one into a map. It makes
-//! one to the value's *shared form* ([`Share::Shared`]) instead: the same fields in the same places, each in a [`Word`].
+//! A reference to an ordinary value tells the compiler that nobody else writes the value. So no reference to an ordinary value
+//! may point into a map. A reference to the value's *shared form* ([`Share::Shared`]) may: the shared form has the same fields
+//! in the same places, each in a [`Word`].
 
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -41,13 +42,14 @@ impl<T: Pod> Word<T> {
     /// The number that is there now.
     #[inline(always)]
     pub fn get(&self) -> T {
-        // SAFETY: the place is live and aligned as long as the reference, nobody makes a plain reference to it, and it is no larger
-        // than a machine word: [`Share`] is implemented for integers only. A volatile access of that size is one instruction, done
-        // once and where it stands, so the compiler assumes nothing of the number, and every bit pattern is one.
+        // SAFETY: the place is live and aligned as long as the reference, nobody makes a plain reference to the place, and the
+        // place is no larger than a machine word: [`Share`] is implemented for integers only. A volatile access of that size is
+        // one instruction, done once and where it stands. So the compiler assumes nothing of the number, and every bit pattern
+        // is a number.
         unsafe { self.0.get().read_volatile() }
     }
 
-    /// Writes it. What another one writes at the same time is lost, or is written over this.
+    /// Writes the number. If another CPU writes at the same time, one of the two numbers is lost.
     #[inline(always)]
     pub fn set(&self, value: T) {
         // SAFETY: as for `get`.

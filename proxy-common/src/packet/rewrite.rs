@@ -147,8 +147,9 @@ impl Timestamps {
         if self.echo != 0 { echo.wrapping_sub(self.echo) } else { self.echo_latest }
     }
 
-    /// A believed packet of `flow` with this TSval found the shift unknown: it [chooses](Self::choose) the shift if the hand-over is
-    /// over, and leaves with the floor otherwise. To be called before the packet is translated.
+    /// For a believed packet of `flow` with this TSval that found the shift unknown. If the hand-over is over, the packet
+    /// [chooses](Self::choose) the shift; otherwise the packet leaves with the floor. To be called before the packet is
+    /// translated.
     ///
     /// The packet is noted first, and the state of the session read after that. So if it finds the hand-over under way, the one
     /// that finds the hand-over's end knows of its TSval.
@@ -177,8 +178,8 @@ impl Timestamps {
         raise(&flow.live.ts_value, value);
     }
 
-    /// Raises the floor of `flow` to the TSval of a packet of the own socket, before the packet leaves. To be called when there is
-    /// a floor and the record is not active.
+    /// Raises the floor of `flow` to the TSval of a packet of the own socket, before the packet leaves. To be called when
+    /// there is a floor and the record is not active.
     #[inline(always)]
     pub fn raise_floor(flow: &SharedFlow, value: u32) {
         raise(&flow.fixed.ts_floor, value);

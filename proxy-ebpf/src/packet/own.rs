@@ -40,8 +40,8 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
         return Verdict::Pass;
     }
     if is_reset {
-        // The stream lives. (A process that ends a session takes its state further before the RST.) The RST is of a socket that is being
-        // closed, or the stack knows no socket.
+        // The stream lives. (A process that ends a session takes its state further before the RST.) The RST is of a socket
+        // that is being closed, or the stack knows no socket.
         let reset_seq = u32::from_be(tcp.seq);
         let is_peers = life::answers_the_peer(tcp.flags, reset_seq, session.arriving(), session.other());
         if is_own || session_state != state::SPLICED || !is_peers {

@@ -1,4 +1,5 @@
-//! Whether docs/architecture.md says of the crates and their modules what is true: who uses whom, and who may have unsafe code.
+//! Whether docs/architecture.md tells the truth about the crates and their modules: what each uses, and whether it may have
+//! unsafe code.
 
 use std::collections::BTreeSet;
 use std::fs;

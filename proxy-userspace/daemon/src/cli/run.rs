@@ -81,9 +81,9 @@ impl ValueEnum for Mode {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         let help = match self.0 {
-            SpliceMode::Auto => "The packet splice where it can be had, else the relay",
-            SpliceMode::Packet => "The same, but do not start where it cannot be had at all",
-            SpliceMode::Sockmap => "The socket splice where it can be had, else the relay",
+            SpliceMode::Auto => "The packet splice where possible, else the relay",
+            SpliceMode::Packet => "The same, but do not start where the packet splice is impossible",
+            SpliceMode::Sockmap => "The socket splice where possible, else the relay",
             SpliceMode::Relay => "The relay: copy in userspace",
         };
         Some(PossibleValue::new(self.0.as_str()).help(help))
@@ -134,7 +134,7 @@ impl Run {
         exit_code(daemon::run(config, self.takeover))
     }
 
-    /// The first line of the log: what runs, where, and with what. It is there also if the configuration turns out to be bad.
+    /// The first line of the log: what runs, where, and with what. It comes before the configuration is read.
     fn introduce(&self) {
         let source = self.config.as_ref().map_or("command line".into(), |file| file.to_string_lossy());
         tracing::info!(

@@ -1,7 +1,7 @@
 //! HTTP/1.1 between clients and endpoints: listeners, requests, upgrades, and what the client is told
 //! when something fails. In reading order:
 //!
-//! `listener` accepts and deals to the `worker`s · `server` runs one connection · `guard` (with `framing` and `head`) lets only
+//! `listener` accepts and deals to the `worker`s · `server` runs one connection · `guard` (with `http1` of `steer-policy`) lets only
 //! sound requests through to hyper, one at a time · `forward` answers a request · `upgrade` turns one
 //! into a stream · `exchange` is what these share, `phase` what the process wants of them · `fault` is the table of failures.
 //!

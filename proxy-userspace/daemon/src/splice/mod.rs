@@ -27,8 +27,8 @@ use crate::telemetry::stream::Path;
 use crate::upstream::ports::{Lease, SourcePorts};
 
 /// Two connected sockets whose bytes belong together, and what was already read from them. Closing them resets both
-/// connections, also at the end of the process: bytes may wait in either, and a FIN would claim that all data was delivered. (Closing silently does
-/// not mind.)
+/// connections, also at the end of the process: bytes may wait in either, and a FIN would claim that all data was
+/// delivered. (Closing silently does not mind.)
 #[derive(Debug)]
 pub struct Session {
     pub downstream: TcpStream,

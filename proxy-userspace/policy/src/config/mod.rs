@@ -68,12 +68,12 @@ pub struct Warning {
 /// Which path carries a stream after its 101.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SpliceMode {
-    /// The packet splice where it can be had, else the relay.
+    /// The packet splice where possible, else the relay.
     #[default]
     Auto,
     /// The same, but Steer does not start where it cannot be had at all.
     Packet,
-    /// The socket splice where it can be had, else the relay.
+    /// The socket splice where possible, else the relay.
     Sockmap,
     /// The relay: always copy in userspace.
     Relay,

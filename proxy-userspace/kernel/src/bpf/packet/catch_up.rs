@@ -41,7 +41,7 @@ pub(super) fn catch_up(to: &Conns, conn: u32, old: &Conn, packets: [u64; 2]) {
         relayed[way] = relayed[way].wrapping_add(more);
         counts(to, flow, &old_flow.live, packets[way]);
         if old_flow.fixed.ts_shift != 0 {
-            // As the program does it: who finds the shift known finds a value, too.
+            // In the order of the program: a CPU that finds the shift known finds a value, too.
             replace(to.live(flow, offset_of!(DirLive, ts_value)), 0, old_flow.live.ts_value);
             replace(to.fixed(flow, offset_of!(DirFixed, ts_shift)), 0, old_flow.fixed.ts_shift);
         }
