@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::reader::{Field, Map};
 use super::{
-    Cluster, Config, Endpoint, HashFunction, HashPolicy, Health, HttpOptions, Instance, LbPolicy, Listener,
-    PacketSplice, PathMatch, Route, SpliceMode, VirtualHost, hash_policy, listening, load_balancing, native,
+    Cluster, Config, Endpoint, HashFunction, HashPolicy, Health, HttpOptions, LbPolicy, Listener, PathMatch,
+    Route, VirtualHost, hash_policy, listening, load_balancing, native,
 };
 
 /// Where a bare fragment, which names no address, is served.
@@ -73,16 +73,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         }
     };
     listening::unique_addresses(&servers);
-    Some(Config {
-        listeners,
-        clusters,
-        admin: admin.map(|(_, address)| address),
-        splice: SpliceMode::default(),
-        packet_splice: PacketSplice::default(),
-        instance: Instance::default(),
-        drain_timeout: native::DEFAULT_DRAIN_TIMEOUT,
-        warnings: Vec::new(),
-    })
+    Some(Config::new(listeners, clusters, admin.map(|(_, address)| address)))
 }
 
 fn admin<'t>(field: &Field<'t>) -> Option<(Field<'t>, SocketAddr)> {

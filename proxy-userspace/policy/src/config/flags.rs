@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    Cluster, Config, Endpoint, HashPolicy, HashSource, Health, HttpOptions, Instance, LbPolicy, Listener,
-    PacketSplice, PathMatch, Route, SpliceMode, VirtualHost, load_balancing, native,
+    Cluster, Config, Endpoint, HashPolicy, HashSource, Health, HttpOptions, LbPolicy, Listener, PathMatch,
+    Route, VirtualHost, load_balancing, native,
 };
 
 /// One listener, one route that allows websocket, one ring over `backends`; the rest is the native
@@ -24,30 +24,23 @@ pub fn from_flags(listen: SocketAddr, backends: &[SocketAddr], hash: HashSource)
         upgrade_websocket: Some(true),
         hash_policy: vec![HashPolicy { source: hash, terminal: false }],
     };
-    Config {
-        listeners: vec![Listener {
-            name: "listener_0".to_owned(),
-            address: listen,
-            options: HttpOptions::default(),
-            virtual_hosts: vec![VirtualHost {
-                name: native::ONLY_VIRTUAL_HOST.to_owned(),
-                domains: vec!["*".to_owned()],
-                routes: vec![route],
-            }],
+    let listener = Listener {
+        name: "listener_0".to_owned(),
+        address: listen,
+        options: HttpOptions::default(),
+        virtual_hosts: vec![VirtualHost {
+            name: native::ONLY_VIRTUAL_HOST.to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![route],
         }],
-        clusters: vec![Cluster {
-            name: "backends".to_owned(),
-            lb_policy: LbPolicy::RING_HASH,
-            connect_timeout: native::DEFAULT_CONNECT_TIMEOUT,
-            endpoints: backends.iter().map(endpoint).collect(),
-            healthy_panic_threshold: native::DEFAULT_PANIC_THRESHOLD,
-            source_addresses: Vec::new(),
-        }],
-        admin: Some(native::DEFAULT_ADMIN),
-        splice: SpliceMode::default(),
-        packet_splice: PacketSplice::default(),
-        instance: Instance::default(),
-        drain_timeout: native::DEFAULT_DRAIN_TIMEOUT,
-        warnings: Vec::new(),
-    }
+    };
+    let cluster = Cluster {
+        name: "backends".to_owned(),
+        lb_policy: LbPolicy::RING_HASH,
+        connect_timeout: native::DEFAULT_CONNECT_TIMEOUT,
+        endpoints: backends.iter().map(endpoint).collect(),
+        healthy_panic_threshold: native::DEFAULT_PANIC_THRESHOLD,
+        source_addresses: Vec::new(),
+    };
+    Config::new(vec![listener], vec![cluster], Some(native::DEFAULT_ADMIN))
 }

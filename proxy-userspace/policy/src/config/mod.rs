@@ -56,6 +56,22 @@ pub struct Config {
     pub warnings: Vec<Warning>,
 }
 
+impl Config {
+    /// With the defaults for everything else. Only a native file can say otherwise.
+    fn new(listeners: Vec<Listener>, clusters: Vec<Cluster>, admin: Option<SocketAddr>) -> Self {
+        Self {
+            listeners,
+            clusters,
+            admin,
+            splice: SpliceMode::default(),
+            packet_splice: PacketSplice::default(),
+            instance: Instance::default(),
+            drain_timeout: native::DEFAULT_DRAIN_TIMEOUT,
+            warnings: Vec::new(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// 1-based; 0 when the setting came from a flag.

@@ -9,7 +9,7 @@ mod http;
 use std::net::{IpAddr, SocketAddr};
 
 use super::reader::{Field, Map};
-use super::{Config, Instance, PacketSplice, SpliceMode, listening, native};
+use super::{Config, listening};
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     let map = root.map()?;
@@ -67,16 +67,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     };
     let listeners = items.iter().enumerate().filter_map(read).collect();
     listening::unique_addresses(&servers);
-    Some(Config {
-        listeners,
-        clusters,
-        admin: admin.map(|(_, address)| address),
-        splice: SpliceMode::default(),
-        packet_splice: PacketSplice::default(),
-        instance: Instance::default(),
-        drain_timeout: native::DEFAULT_DRAIN_TIMEOUT,
-        warnings: Vec::new(),
-    })
+    Some(Config::new(listeners, clusters, admin.map(|(_, address)| address)))
 }
 
 fn admin<'t>(field: &Field<'t>) -> Option<(Field<'t>, SocketAddr)> {
