@@ -32,9 +32,9 @@ pub const GLOBAL_MARK: &str = "MARK";
 pub const GLOBAL_HAS_LOOP: &str = "HAS_LOOP";
 pub const DEFAULT_MARK: u32 = 0x5b11_ce00;
 
-/// Sessions that the packet splice has room for, unless userspace sets another size when it loads the
+/// Streams that the packet splice has room for, unless userspace sets another size when it loads the
 /// maps (`STEER_CONNS` has so many entries, the flow maps twice as many).
-pub const DEFAULT_MAX_CONNS: u32 = 65_536;
+pub const DEFAULT_MAX_RECORDS: u32 = 65_536;
 /// Bytes of the event ring; events may be lost, so it need not hold all that can be under way.
 pub const FLOW_EVENTS_BYTES: u32 = 1 << 20;
 
@@ -44,7 +44,7 @@ pub const MAP_SOCK_FLOW: &str = "SOCK_FLOW";
 pub const MAP_SOCK_CREDIT: &str = "SOCK_CREDIT";
 pub const MAP_SOCK_EVENTS: &str = "SOCK_EVENTS";
 
-/// Entries in each socket map: one for each direction, hence two for each session.
+/// Entries in each socket map: one for each direction, hence two for each stream.
 pub const SOCK_ENTRIES: u32 = 131_072;
 
 /// Bytes of the event ring; a power of two and a multiple of the page size.

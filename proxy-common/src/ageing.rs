@@ -37,8 +37,8 @@ impl Ageing {
     /// the last plausible packet in either direction. No time counts before the end of the process: until then
     /// that knew better whether the peers were there.
     #[inline(always)]
-    pub const fn has_come_for(&self, session_state: u32, last_packet_ns: u64, now_ns: u64) -> bool {
-        let limit_ns = match session_state {
+    pub const fn has_come_for(&self, record_state: u32, last_packet_ns: u64, now_ns: u64) -> bool {
+        let limit_ns = match record_state {
             state::OFF => return false,
             state::SPLICED => self.orphan_timeout_ns,
             state::FINISHED | state::RESET => self.linger_ns,

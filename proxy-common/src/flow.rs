@@ -1,9 +1,9 @@
 //! Map types of the packet splice.
 //!
-//! A *connection record* ([`Conn`]) describes one spliced session: two TCP connections, of which
-//! the proxy was one end each. A *flow* is one direction of it as the kernel sees it: the packets that
-//! arrive from one peer. Words of sequence space: *arrival space* of a flow is that of the TCP connection
-//! its packets arrive on (their `seq`, before it is rewritten), and the same for acknowledgements.
+//! A *record* ([`Record`]) describes one spliced stream: two TCP connections, of each of which the proxy was one end. A *flow* is
+//! the packets of one direction as they arrive, found by a map key. So a stream has two flows, one from each peer. Words of
+//! sequence space: *arrival space* of a flow is that of the TCP connection its packets arrive on (their `seq`, before it is
+//! rewritten), and the same for acknowledgements.
 //!
 //! Byte order: fields that say "wire" hold the bytes of the packet as a native load reads them; all
 //! others are host order.
@@ -12,17 +12,17 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::shared::{Word, shared};
 
-/// Index of a [`Conn`] in the map `CONNS`, with the direction in the lowest bit: the value of the flow maps.
+/// Index of a [`Record`] in the map `STEER_CONNS`, with the direction in the lowest bit: the value of the flow maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct FlowRef(pub u32);
 
 impl FlowRef {
-    pub const fn new(conn: u32, direction: Direction) -> Self {
-        Self(conn << 1 | direction as u32)
+    pub const fn new(record: u32, direction: Direction) -> Self {
+        Self(record << 1 | direction as u32)
     }
 
-    pub const fn conn(self) -> u32 {
+    pub const fn record(self) -> u32 {
         self.0 >> 1
     }
 
@@ -76,7 +76,7 @@ pub struct FlowKey6 {
     pub ports: u32,
 }
 
-/// Values of [`Conn::state`]. Userspace takes OFF -> HAND_OVER -> SPLICED, and anything -> OFF when it frees
+/// Values of [`Record::state`]. Userspace takes OFF -> HAND_OVER -> SPLICED, and anything -> OFF when it frees
 /// the record; the program takes the later ones. Every change is a compare-exchange or a store that loses
 /// nothing when it is overwritten by a later state.
 pub mod state {
@@ -89,14 +89,14 @@ pub mod state {
     pub const SPLICED: u32 = 2;
     /// Both FINs were acknowledged. Late retransmissions are still spliced.
     pub const FINISHED: u32 = 3;
-    /// A plausible RST went through, or Steer has ended the session. Stragglers are still spliced, unless it is
+    /// A plausible RST went through, or Steer has ended the stream. Stragglers are still spliced, unless it is
     /// [given up](super::flags::GIVEN_UP).
     pub const RESET: u32 = 4;
     /// The tuple was taken by a new connection: packets pass to the local stack.
     pub const DEAD: u32 = 5;
 }
 
-/// Bits of [`Conn::flags`].
+/// Bits of [`Record::flags`].
 pub mod flags {
     /// Both connections negotiated timestamps, which are translated.
     pub const TIMESTAMPS: u32 = 1 << 0;
@@ -106,7 +106,7 @@ pub mod flags {
     pub const COPY_ACKS: u32 = 1 << 2;
     /// Only one of the connections negotiated ECN: clear ECT, ECE and CWR.
     pub const STRIP_ECN: u32 = 1 << 3;
-    /// Steer has ended the session, or died in its hand-over. In RESET its packets pass to the local stack then, which
+    /// Steer has ended the stream, or died in its hand-over. In RESET its packets pass to the local stack then, which
     /// knows no such connection, and answers each with a RST of the very number that its sender expects. Written by
     /// userspace, and by the program for a process that has died or a packet that it cannot carry.
     pub const GIVEN_UP: u32 = 1 << 4;
@@ -133,18 +133,18 @@ pub mod output {
 }
 
 shared! {
-    /// One session. Userspace sees the whole array through mmap and writes single fields of it, never a
+    /// One stream. Userspace sees the whole array through mmap and writes single fields of it, never a
     /// whole live record (that would undo what the program writes).
-    pub struct Conn, shared as SharedConn align(64) {
+    pub struct Record, shared as SharedRecord align(64) {
         #[cfg(feature = "other-layout")]
         pub other: [u64; 8],
         /// One of [`state`]. Userspace stores it with Release after everything else.
         pub state: u32,
         /// [`flags`]. Written by userspace, as long as a process lives.
         pub flags: u32,
-        /// Grows with each use of the record, so that a late event is not taken for a new session's.
+        /// Grows with each use of the record, so that a late event is not taken for a new stream's.
         pub generation: u32,
-        /// Seconds without payload after which userspace ends the session; 0 = never.
+        /// Seconds without payload after which userspace ends the stream; 0 = never.
         pub idle_timeout_secs: u32,
         /// The hash that chose the endpoint; meaningful if `has_key` is 1.
         pub key_hash: u64,
@@ -163,7 +163,7 @@ shared! {
     }
 }
 
-impl SharedConn {
+impl SharedRecord {
     /// The key of one of its flows in `FLOWS4`, if it is of IPv4.
     #[inline(always)]
     pub fn key4(&self, direction: Direction) -> FlowKey4 {
@@ -202,7 +202,7 @@ const fn swapped(ports: u32) -> u32 {
 }
 
 shared! {
-    /// One direction of a [`Conn`].
+    /// One flow of a [`Record`]: how its packets are rewritten, and what was seen of them.
     pub struct Flow, shared as SharedFlow align(64) {
         pub fixed: DirFixed,
         pub live: DirLive,
@@ -335,8 +335,8 @@ mod user {
 #[cfg(not(feature = "other-layout"))]
 const _: () = {
     use core::mem::{align_of, offset_of, size_of};
-    assert!(size_of::<Conn>() == 320 && align_of::<Conn>() == 64);
-    assert!(offset_of!(Conn, flows) == 64 && size_of::<Flow>() == 128);
+    assert!(size_of::<Record>() == 320 && align_of::<Record>() == 64);
+    assert!(offset_of!(Record, flows) == 64 && size_of::<Flow>() == 128);
     assert!(offset_of!(Flow, live) == 64);
     assert!(size_of::<DirFixed>() == 64 && offset_of!(DirFixed, to_ports) == 32);
     assert!(offset_of!(DirFixed, output) == 56 && offset_of!(DirFixed, received) == 60);

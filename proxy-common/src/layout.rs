@@ -11,7 +11,7 @@ use core::mem::{offset_of, size_of};
 use bytemuck::{Pod, Zeroable};
 
 use crate::abi::ABI_VERSION;
-use crate::flow::{Conn, DirFixed, DirLive, Flow, FlowEvent, FlowKey4, FlowKey6, FlowRef};
+use crate::flow::{DirFixed, DirLive, Flow, FlowEvent, FlowKey4, FlowKey6, FlowRef, Record};
 use crate::stat::Stat;
 
 /// What the frozen parts are, taken together.
@@ -70,7 +70,7 @@ macro_rules! fields {
     }};
 }
 
-const OF_CONN: &[Field] = fields!(Conn {
+const OF_RECORD: &[Field] = fields!(Record {
     Needed: state, flags, generation, family;
     OrZero: idle_timeout_secs, key_hash, cluster, opened_unix_ms, relayed, has_key,
         #[cfg(feature = "other-layout")] other;
@@ -93,22 +93,22 @@ const OF_LIVE: &[Field] = fields!(DirLive {
     Padding: _pad;
 });
 
-const COUNT: usize = OF_CONN.len() - 1 + 2 * (OF_FIXED.len() + OF_LIVE.len());
+const COUNT: usize = OF_RECORD.len() - 1 + 2 * (OF_FIXED.len() + OF_LIVE.len());
 
-/// All fields of [`Conn`], down to those that have no fields themselves.
+/// All fields of [`Record`], down to those that have no fields themselves.
 pub const FIELDS: [Field; COUNT] = {
-    let mut fields = [OF_CONN[0]; COUNT];
-    let mut count = append(&mut fields, 0, OF_CONN, "", 0);
+    let mut fields = [OF_RECORD[0]; COUNT];
+    let mut count = append(&mut fields, 0, OF_RECORD, "", 0);
     let paths = [["flows[0].fixed.", "flows[0].live."], ["flows[1].fixed.", "flows[1].live."]];
     let mut flow = 0;
     while flow < paths.len() {
-        let start = offset_of!(Conn, flows) + flow * size_of::<Flow>();
+        let start = offset_of!(Record, flows) + flow * size_of::<Flow>();
         count = append(&mut fields, count, OF_FIXED, paths[flow][0], start + offset_of!(Flow, fixed));
         count = append(&mut fields, count, OF_LIVE, paths[flow][1], start + offset_of!(Flow, live));
         flow += 1;
     }
     assert!(OF_FLOW.len() == 2 && paths.len() * size_of::<Flow>() == size_of::<[Flow; 2]>());
-    assert!(count == COUNT && are_disjoint(&fields) && total(&fields) == size_of::<Conn>());
+    assert!(count == COUNT && are_disjoint(&fields) && total(&fields) == size_of::<Record>());
     fields
 };
 
@@ -124,7 +124,7 @@ pub const ENTRY_COUNT: usize = COUNT + 3;
 
 /// What the map `STEER_LAYOUT` says of the maps of this build.
 pub const ENTRIES: [Entry; ENTRY_COUNT] = {
-    let record = Entry { name: RECORD, offset: BASIS, size: size_of::<Conn>() as u32 };
+    let record = Entry { name: RECORD, offset: BASIS, size: size_of::<Record>() as u32 };
     let mut entries = [record; ENTRY_COUNT];
     entries[1] = Entry { name: EVENT, offset: ABI_VERSION, size: size_of::<FlowEvent>() as u32 };
     entries[2] = Entry { name: COUNTER, offset: Stat::ALL.len() as u32, size: size_of::<u64>() as u32 };
@@ -255,9 +255,9 @@ mod tests {
         let of = |path: &str, name: &str| {
             *FIELDS.iter().find(|field| (field.path, field.name) == (path, name)).unwrap()
         };
-        assert_eq!(of("", "state").offset as usize, offset_of!(Conn, state));
+        assert_eq!(of("", "state").offset as usize, offset_of!(Record, state));
         let second = of("flows[1].live.", "window");
-        let start = offset_of!(Conn, flows) + size_of::<Flow>() + offset_of!(Flow, live);
+        let start = offset_of!(Record, flows) + size_of::<Flow>() + offset_of!(Flow, live);
         assert_eq!((second.offset as usize, second.size), (start + offset_of!(DirLive, window), 2));
         assert_ne!(second.id(), of("flows[0].live.", "window").id());
         assert!(FIELDS.iter().all(|field| field.name != "flows"));

@@ -1,15 +1,15 @@
 //! Every map. "Userspace" is always the crate `steer-kernel`. The maps of the packet splice (`STEER_*`) are pinned where
 //! that is possible, and then live until nothing of a stream is left and no daemon is; the others live as long as the
-//! daemon. An entry's lifetime is that of the session unless stated otherwise.
+//! daemon. An entry's lifetime is that of the stream unless stated otherwise.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
 use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash};
-use proxy_common::abi::{DEFAULT_MAX_CONNS, FLOW_EVENTS_BYTES, SOCK_ENTRIES, SOCK_EVENTS_BYTES};
+use proxy_common::abi::{DEFAULT_MAX_RECORDS, FLOW_EVENTS_BYTES, SOCK_ENTRIES, SOCK_EVENTS_BYTES};
 use proxy_common::about::About;
 use proxy_common::ageing::Ageing;
-use proxy_common::flow::{Conn, FlowKey4, FlowKey6, FlowRef};
+use proxy_common::flow::{FlowKey4, FlowKey6, FlowRef, Record};
 use proxy_common::layout::{ENTRY_COUNT, Entry};
 use proxy_common::packet::options::Walk;
 use proxy_common::packet::shape::{FirstPiece, PieceKey};
@@ -18,23 +18,23 @@ use proxy_common::stat::Stat;
 
 use crate::packet::Chunk;
 
-/// Tuple of a packet that arrives -> its flow. Two entries for each session.
+/// Tuple of a packet that arrives -> its flow. Two entries for each stream.
 /// Never an LRU map: an eviction would reset a living stream.
 /// Writer: userspace inserts and removes; `packet_ingress` removes when a SYN takes a tuple whose
 /// stream is over. Readers: `packet_ingress`, `packet_egress`.
 #[map]
 pub(crate) static STEER_FLOWS4: HashMap<FlowKey4, FlowRef> =
-    HashMap::with_max_entries(2 * DEFAULT_MAX_CONNS, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(2 * DEFAULT_MAX_RECORDS, BPF_F_NO_PREALLOC);
 
 /// As [`STEER_FLOWS4`].
 #[map]
 pub(crate) static STEER_FLOWS6: HashMap<FlowKey6, FlowRef> =
-    HashMap::with_max_entries(2 * DEFAULT_MAX_CONNS, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(2 * DEFAULT_MAX_RECORDS, BPF_F_NO_PREALLOC);
 
-/// One record for each session; an array, so a record is never freed but used again under a new
-/// generation. Writers, field by field: see [`Conn`]. Readers: the programs, and userspace through mmap.
+/// One record for each stream; an array, so a record is never freed but used again under a new
+/// generation. Writers, field by field: see [`Record`]. Readers: the programs, and userspace through mmap.
 #[map]
-pub(crate) static STEER_CONNS: Array<Conn> = Array::with_max_entries(DEFAULT_MAX_CONNS, BPF_F_MMAPABLE);
+pub(crate) static STEER_CONNS: Array<Record> = Array::with_max_entries(DEFAULT_MAX_RECORDS, BPF_F_MMAPABLE);
 
 /// [`proxy_common::flow::FlowEvent`]s. Writer: `packet_ingress`. Reader: userspace.
 #[map]

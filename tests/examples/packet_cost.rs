@@ -69,7 +69,7 @@ fn main() {
         look(lab, "a process lives", Ageing { gone_after_ns: u64::MAX, ..due });
         look(lab, "no process, free records", due);
         let session = Session::new(Family::V4);
-        (0..LAP).for_each(|index| lab.set_conn(index, &session.conn));
+        (0..LAP).for_each(|index| lab.set_record(index, &session.record));
         look(lab, "no process, living streams", due);
     });
     in_namespace_with(RECORDS_A_TICK, give_up);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use bytemuck::Zeroable as _;
-use proxy_common::flow::{Conn, Direction, FlowEvent, FlowRef, event, state};
+use proxy_common::flow::{Direction, FlowEvent, FlowRef, Record, event, state};
 use proxy_common::stat::Stat;
 use socket2::{Domain, SockRef, Socket, Type};
 use steer_kernel::bpf::packet::{
@@ -131,9 +131,9 @@ fn key() -> FlowKey {
 }
 
 /// A session whose packets to upstream come with [`key`].
-fn record() -> Conn {
+fn record() -> Record {
     let [far, near]: [SocketAddr; 2] = [FAR, NEAR].map(|address| address.parse().unwrap());
-    let mut record = Conn { family: 4, ..Conn::zeroed() };
+    let mut record = Record { family: 4, ..Record::zeroed() };
     // They come on the connection on which those to downstream leave.
     let fixed = &mut record.flows[Direction::ToDownstream as usize].fixed;
     fixed.to_source = wire_address(near.ip());
@@ -248,7 +248,7 @@ fn a_key_has_one_flow_and_only_that_removes_it() {
     }
     let network = Network::new();
     network.with_programs(Hook::of_this_kernel(), |kernel, _| {
-        let [flow, other] = [1, 2].map(|conn| FlowRef::new(conn, Direction::ToUpstream));
+        let [flow, other] = [1, 2].map(|index| FlowRef::new(index, Direction::ToUpstream));
         let v6 = FlowKey::new("[fd75::2]:1".parse().unwrap(), "[fd75::1]:2".parse().unwrap());
         for key in [key(), v6] {
             kernel.insert(&key, flow).unwrap();
@@ -277,14 +277,14 @@ fn a_new_connection_takes_the_tuple_of_a_finished_one() {
     let network = Network::new();
     for hook in HOOKS {
         network.with_programs(hook, |kernel, mut reader| {
-            let conns = kernel.conns();
-            let conn = conns.allocate().unwrap();
-            let generation = conns.prepare(conn, record());
-            let flow = FlowRef::new(conn, Direction::ToUpstream);
+            let records = kernel.records();
+            let index = records.allocate().unwrap();
+            let generation = records.prepare(index, record());
+            let flow = FlowRef::new(index, Direction::ToUpstream);
             kernel.insert(&key(), flow).unwrap();
-            conns.set_state(conn, state::FINISHED);
+            records.set_state(index, state::FINISHED);
             network.connect();
-            assert_eq!((conns.state(conn), count(kernel, Stat::Reused)), (state::DEAD, 1));
+            assert_eq!((records.state(index), count(kernel, Stat::Reused)), (state::DEAD, 1));
             let expected = FlowEvent { flow, generation, kind: event::REUSED, _pad: 0 };
             assert_eq!(reader.read(), [expected]);
             kernel.insert(&key(), flow).unwrap();

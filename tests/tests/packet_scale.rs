@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use proxy_common::flow::Conn;
+use proxy_common::flow::Record;
 use serde_json::Value;
 use steer_tests::eventually::eventually;
 use steer_tests::netns::NetNs;
@@ -218,7 +218,7 @@ impl Cost {
         }
         anyhow::ensure!(seen.len() == 2, "steer has {} flow maps", seen.len());
         let used = steer.metric("steer_packet_streams", &[("kind", "used")])?;
-        Ok(Self { descriptors, memory, flow_maps, records: used as u64 * size_of::<Conn>() as u64 })
+        Ok(Self { descriptors, memory, flow_maps, records: used as u64 * size_of::<Record>() as u64 })
     }
 
     /// Bytes for each stream that has come since `before`: memory of the process, flow maps, record.

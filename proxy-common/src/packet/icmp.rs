@@ -4,7 +4,7 @@
 //! quotes the packet's beginning. Only the sender can do anything about it (send smaller packets, most
 //! of all), so the error has to reach it, and has to quote the packet as the sender had sent it.
 //!
-//! Three flows' names, seen from the quote: the quoted packet was *sent* by one flow of the session; the *back* flow is the other one.
+//! Three flows' names, seen from the quote: the quoted packet was *sent* by one flow of the stream; the *back* flow is the other one.
 //! The back flow's packets arrive from the host that the quoted packet was for, and leave towards the
 //! sender, as the error must. So the quote, source and destination exchanged, is the back flow's key, and the addresses
 //! that the back flow's packets are given are those that the error needs.

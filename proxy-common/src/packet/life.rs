@@ -1,4 +1,4 @@
-//! What a packet tells about its session: how far each direction is, and when the session is over.
+//! What a packet tells about its stream: how far each direction is, and when the stream is over.
 //!
 //! A packet that cannot be the peer's (an attacker guesses the tuple, not the numbers) is forwarded, since
 //! the other peer judges it as it would without a proxy, but it changes nothing here.
@@ -60,12 +60,12 @@ impl Segment {
     }
 }
 
-/// Whether a segment opens a connection with the tuple of a session that is over: the client takes its port again, or
+/// Whether a segment opens a connection with the tuple of a stream that is over: the client takes its port again, or
 /// the endpoint answers a new connection of the proxy's stack.
 #[inline(always)]
-pub const fn takes_tuple(session_state: u32, direction: Direction, flags: u8) -> bool {
+pub const fn takes_tuple(record_state: u32, direction: Direction, flags: u8) -> bool {
     const BOTH: u8 = tcp_flags::SYN | tcp_flags::ACK;
-    let over = session_state == state::FINISHED || session_state == state::RESET;
+    let over = record_state == state::FINISHED || record_state == state::RESET;
     let answer = matches!(direction, Direction::ToDownstream) && flags & BOTH == BOTH;
     over && (flags & BOTH == tcp_flags::SYN || answer)
 }
@@ -75,7 +75,7 @@ pub const fn takes_tuple(session_state: u32, direction: Direction, flags: u8) ->
 pub struct Observed {
     /// The segment is the peer's, as far as can be told.
     pub believed: bool,
-    /// The session's new state, if it changes.
+    /// The stream's new state, if it changes.
     pub state: Option<u32>,
     /// One of [`event`] for userspace.
     pub event: Option<u32>,
@@ -96,19 +96,19 @@ pub struct Clock<F> {
     pub now_ns: F,
 }
 
-/// Takes in a segment of `flow` in an active session; `other` is the opposite direction.
+/// Takes in a segment of `flow` in an active stream; `other` is the opposite direction.
 #[inline(always)]
 pub fn observe(
-    session_state: u32,
+    record_state: u32,
     segment: &Segment,
     flow: &SharedFlow,
     other: &SharedFlow,
     clock: Clock<impl FnOnce() -> u64>,
 ) -> Observed {
     flow.live.packets.set(flow.live.packets.get().wrapping_add(1));
-    let believed = is_believed(session_state, segment, flow, other);
+    let believed = is_believed(record_state, segment, flow, other);
     if segment.has(tcp_flags::RST) {
-        return observe_reset(session_state, segment, flow, other, believed);
+        return observe_reset(record_state, segment, flow, other, believed);
     }
     if !believed {
         return Observed { believed, stat: Some(Stat::Implausible), ..Observed::BELIEVED };
@@ -121,7 +121,7 @@ pub fn observe(
     acknowledge(flow, &other.live, segment);
 
     let both_acked = flow.live.bits.get() & other.live.bits.get() & bits::FIN_ACKED != 0;
-    if both_acked && is_open(session_state) {
+    if both_acked && is_open(record_state) {
         return Observed { state: Some(state::FINISHED), event: Some(event::FINISHED), ..Observed::BELIEVED };
     }
     Observed { event: first_fin.then_some(event::FIN), ..Observed::BELIEVED }
@@ -129,13 +129,13 @@ pub fn observe(
 
 /// Whether a segment of `flow` is the peer's, as far as can be told.
 #[inline(always)]
-pub fn is_believed(session_state: u32, segment: &Segment, flow: &SharedFlow, other: &SharedFlow) -> bool {
-    if session_state == state::HAND_OVER {
+pub fn is_believed(record_state: u32, segment: &Segment, flow: &SharedFlow, other: &SharedFlow) -> bool {
+    if record_state == state::HAND_OVER {
         // What the local socket towards the other peer was given came from this one, whether the program saw it or not.
         let given = other.live.own_end.get().wrapping_add(other.fixed.ack_delta.get());
         flow.live.seq_end.set(later(flow.live.seq_end.get(), given));
     }
-    is_plausible(session_state, segment, flow, other)
+    is_plausible(record_state, segment, flow, other)
 }
 
 /// Takes in the last piece of a believed packet with these TCP flags, whose payload ends with `end`: the first piece has told
@@ -149,12 +149,12 @@ pub fn last_piece(live: &SharedLive, end: u32, flags: u8) -> bool {
     advance(live, &Segment { seq: end, ack: 0, payload: 0, window: 0, flags })
 }
 
-/// A RST ends the session only with the very number that its receiver expects, or the last one that was seen. Its
+/// A RST ends the stream only with the very number that its receiver expects, or the last one that was seen. Its
 /// receiver answers any other one with an acknowledgement (RFC 5961), upon which the peer, if it was the
 /// peer, repeats it with the right number.
 #[inline(always)]
 fn observe_reset(
-    session_state: u32,
+    record_state: u32,
     segment: &Segment,
     flow: &SharedFlow,
     other: &SharedFlow,
@@ -164,7 +164,7 @@ fn observe_reset(
     if segment.seq != expected && segment.seq != flow.live.seq_end.get() {
         return Observed { believed: false, stat: Some(Stat::RstUnproven), ..Observed::BELIEVED };
     }
-    if !is_open(session_state) {
+    if !is_open(record_state) {
         return Observed { believed, ..Observed::BELIEVED };
     }
     Observed { believed, state: Some(state::RESET), event: Some(event::RESET), stat: None }
@@ -181,14 +181,14 @@ pub fn answers_the_peer(reset_flags: u8, seq: u32, flow: &SharedFlow, other: &Sh
     reset_flags & tcp_flags::ACK == 0 && (seq == flow.live.ack_end.get() || seq == sent)
 }
 
-const fn is_open(session_state: u32) -> bool {
-    session_state == state::HAND_OVER || session_state == state::SPLICED
+const fn is_open(record_state: u32) -> bool {
+    record_state == state::HAND_OVER || record_state == state::SPLICED
 }
 
 /// Whether the numbers are such as the peer can have: within what it was offered, and acknowledging about what it was
 /// sent.
 #[inline(always)]
-fn is_plausible(session_state: u32, segment: &Segment, flow: &SharedFlow, other: &SharedFlow) -> bool {
+fn is_plausible(record_state: u32, segment: &Segment, flow: &SharedFlow, other: &SharedFlow) -> bool {
     if segment.has(tcp_flags::SYN) || !segment.has(tcp_flags::ACK) {
         return false;
     }
@@ -200,24 +200,24 @@ fn is_plausible(session_state: u32, segment: &Segment, flow: &SharedFlow, other:
     let reach = largest_window(other) + 2;
     let acked = other.live.ack_end.get().wrapping_add(other.fixed.ack_delta.get());
     // In the hand-over the local socket has acknowledged, and offered a window, beyond what the other peer did.
-    let base = if session_state == state::HAND_OVER { later(acked, flow.live.seq_end.get()) } else { acked };
+    let base = if record_state == state::HAND_OVER { later(acked, flow.live.seq_end.get()) } else { acked };
     let too_far = after(segment.end(), base.wrapping_add(reach));
     let too_old = before(segment.seq, flow.live.seq_end.get().wrapping_sub(reach));
-    !too_far && !too_old && acknowledges_plausibly(session_state, segment, flow, other)
+    !too_far && !too_old && acknowledges_plausibly(record_state, segment, flow, other)
 }
 
 /// Whether the segment acknowledges about what the peer has acknowledged before, or more, but nothing that it cannot have
 /// been sent. How far that lies back says nothing: in the hand-over the local socket may have megabytes to send.
 #[inline(always)]
 fn acknowledges_plausibly(
-    session_state: u32,
+    record_state: u32,
     segment: &Segment,
     flow: &SharedFlow,
     other: &SharedFlow,
 ) -> bool {
     let too_old = before(segment.ack, flow.live.ack_end.get().wrapping_sub(largest_window(flow)));
     let mut sent = other.live.seq_end.get();
-    if session_state == state::HAND_OVER {
+    if record_state == state::HAND_OVER {
         // As in `observe`, for the other direction.
         sent = later(sent, flow.live.own_end.get().wrapping_add(flow.fixed.ack_delta.get()));
     }

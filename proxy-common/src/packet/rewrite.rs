@@ -16,7 +16,7 @@ pub struct TcpChange {
 
 /// Ports, seq, ack, window and (on request) the ECN bits; not the checksum.
 ///
-/// In a hand-over (by `session_state`) nothing below `received` is acknowledged ([`SharedFixed::received`] of the opposite
+/// In a hand-over (by `record_state`) nothing below `received` is acknowledged ([`SharedFixed::received`] of the opposite
 /// direction): that is what the local socket has acknowledged already, and Linux discards data with an acknowledgement that is
 /// a window old.
 #[inline(always)]
@@ -24,7 +24,7 @@ pub fn tcp(
     header: &mut Tcp,
     fixed: &SharedFixed,
     strip_ecn: bool,
-    session_state: u32,
+    record_state: u32,
     received: u32,
 ) -> TcpChange {
     let old = *header;
@@ -33,7 +33,7 @@ pub fn tcp(
     let mut taken = 0;
     if old.flags & tcp_flags::ACK != 0 {
         let ack = u32::from_be(old.ack).wrapping_add(fixed.ack_delta.get());
-        let raised = if session_state == state::HAND_OVER { seq::later(ack, received) } else { ack };
+        let raised = if record_state == state::HAND_OVER { seq::later(ack, received) } else { ack };
         taken = raised.wrapping_sub(ack);
         header.ack = raised.to_be();
     }
@@ -151,12 +151,12 @@ impl Timestamps {
     /// [chooses](Self::choose) the shift; otherwise the packet leaves with the floor. To be called before the packet is
     /// translated.
     ///
-    /// The packet is noted first, and the state of the session read after that. So if it finds the hand-over under way, the one
+    /// The packet is noted first, and the state of the stream read after that. So if it finds the hand-over under way, the one
     /// that finds the hand-over's end knows of its TSval.
     #[inline(always)]
-    pub fn settle(&mut self, flow: &SharedFlow, value: u32, session_state: impl FnOnce() -> u32) {
+    pub fn settle(&mut self, flow: &SharedFlow, value: u32, record_state: impl FnOnce() -> u32) {
         Self::note(flow, value);
-        if session_state() != state::HAND_OVER {
+        if record_state() != state::HAND_OVER {
             self.choose(flow);
         }
     }

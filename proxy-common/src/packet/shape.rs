@@ -280,7 +280,7 @@ pub struct FirstPiece {
     pub id: u32,
     /// Host order: the sequence number of the packet's first byte, were the TCP header payload too.
     pub base: u32,
-    /// [`crate::flow::Conn::generation`] of the flow's session: its record may be another session's since.
+    /// [`crate::flow::Record::generation`] of the flow's stream: its record may be another stream's since.
     pub generation: u32,
     /// 1: the packet is the peer's, as far as can be told. 0: it changes nothing.
     pub believed: u32,

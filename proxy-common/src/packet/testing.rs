@@ -3,7 +3,7 @@
 use bytemuck::{Zeroable as _, bytes_of};
 use proptest::prelude::*;
 
-use crate::flow::{Conn, Direction, flags, state};
+use crate::flow::{Direction, Record, flags, state};
 use crate::packet::checksum::Difference;
 use crate::packet::headers::{HOP_LIMIT, Ip, Ipv4, Ipv6, Tcp, protocol};
 use crate::packet::options::{Translation, Walk};
@@ -156,34 +156,34 @@ pub(super) fn options() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// A session in which both directions have spliced packets.
-pub(super) fn conn() -> impl Strategy<Value = Conn> {
+/// A stream in which both directions have spliced packets.
+pub(super) fn record() -> impl Strategy<Value = Record> {
     let direction = any::<([u32; 4], [u32; 4], u32, u32, u32)>();
     (direction, direction, 0..=14_u8, 0..=14_u8).prop_map(|(up, down, left, right)| {
-        let mut conn = Conn::zeroed();
-        conn.state = state::SPLICED;
-        conn.flags = flags::TIMESTAMPS | flags::SACK;
+        let mut record = Record::zeroed();
+        record.state = state::SPLICED;
+        record.flags = flags::TIMESTAMPS | flags::SACK;
         for ((source, destination, ports, seq_delta, ts_shift), direction) in
             [up, down].into_iter().zip(Direction::BOTH)
         {
-            let fixed = &mut conn.flows[direction as usize].fixed;
+            let fixed = &mut record.flows[direction as usize].fixed;
             (fixed.to_source, fixed.to_destination, fixed.to_ports) = (source, destination, ports);
             (fixed.seq_delta, fixed.ts_shift) = (seq_delta, ts_shift.max(1));
-            conn.flows[direction.opposite() as usize].fixed.ack_delta = seq_delta.wrapping_neg();
+            record.flows[direction.opposite() as usize].fixed.ack_delta = seq_delta.wrapping_neg();
         }
-        let up = &mut conn.flows[0].fixed;
+        let up = &mut record.flows[0].fixed;
         (up.window_left, up.window_right) = (left, right);
-        let down = &mut conn.flows[1].fixed;
+        let down = &mut record.flows[1].fixed;
         (down.window_left, down.window_right) = (right, left);
-        conn
+        record
     })
 }
 
-/// Does all that a program does to a packet of the session's first direction; the checksums by differences.
-pub(super) fn forward<I: TestIp>(conn: &Conn, packet: &mut Packet<I>) {
-    let flows = conn.flows.to_shared();
-    let (to, fixed) = (Translation::of(conn.flags, &flows[0], &flows[1]), &flows[0].fixed);
-    let strip_ecn = conn.flags & flags::STRIP_ECN != 0;
+/// Does all that a program does to a packet of the stream's first direction; the checksums by differences.
+pub(super) fn forward<I: TestIp>(record: &Record, packet: &mut Packet<I>) {
+    let flows = record.flows.to_shared();
+    let (to, fixed) = (Translation::of(record.flags, &flows[0], &flows[1]), &flows[0].fixed);
+    let strip_ecn = record.flags & flags::STRIP_ECN != 0;
     let mut change = translate_options(&mut packet.options, &to).0;
     change.add(packet.ip.readdress(&fixed.to_source, &fixed.to_destination, strip_ecn).pseudo);
     change.add(rewrite::tcp(&mut packet.tcp, fixed, strip_ecn, state::SPLICED, 0).fields);
@@ -208,9 +208,9 @@ pub(super) fn translate_options(options: &mut [u8], to: &Translation) -> (Differ
     (change, walk.blanked)
 }
 
-/// A session that undoes what this one does to a packet of its first direction.
-pub(super) fn inverse<I: TestIp>(conn: &Conn, packet: &Packet<I>) -> Conn {
-    let mut inverse = *conn;
+/// A stream that undoes what this one does to a packet of its first direction.
+pub(super) fn inverse<I: TestIp>(record: &Record, packet: &Packet<I>) -> Record {
+    let mut inverse = *record;
     for flow in &mut inverse.flows {
         let fixed = &mut flow.fixed;
         fixed.seq_delta = fixed.seq_delta.wrapping_neg();

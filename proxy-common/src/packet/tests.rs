@@ -3,26 +3,26 @@
 use bytemuck::Zeroable as _;
 use proptest::prelude::*;
 
-use crate::flow::{Conn, Flow, flags, state};
+use crate::flow::{Flow, Record, flags, state};
 use crate::packet::checksum;
 use crate::packet::copy::HeaderCopy;
 use crate::packet::headers::{Ip as _, Ipv4, Ipv6, Tcp, tcp_flags};
 use crate::packet::life::Segment;
 use crate::packet::options::{SackBlock, SackHead, TimestampsOption, Translation};
 use crate::packet::rewrite::Timestamps;
-use crate::packet::testing::{Packet, TestIp, conn, forward, inverse, options, packet, translate_options};
+use crate::packet::testing::{Packet, TestIp, forward, inverse, options, packet, record, translate_options};
 use crate::shared::Share as _;
 
 /// Rewrites a packet; its checksums must be those of the new one.
-fn checksums_follow<I: TestIp>(conn: &Conn, mut packet: Packet<I>, options: Vec<u8>) {
+fn checksums_follow<I: TestIp>(record: &Record, mut packet: Packet<I>, options: Vec<u8>) {
     packet.options = options;
     packet.seal();
     assert!(packet.is_right(), "the test's own checksums");
     let old = packet.clone();
-    forward(conn, &mut packet);
+    forward(record, &mut packet);
     assert!(packet.is_right(), "{old:?} became {packet:?}");
 
-    let fixed = &conn.flows[0].fixed;
+    let fixed = &record.flows[0].fixed;
     assert_eq!(packet.payload, old.payload);
     assert_eq!(packet.tcp.ports, fixed.to_ports);
     assert_eq!(u32::from_be(packet.tcp.seq), u32::from_be(old.tcp.seq).wrapping_add(fixed.seq_delta));
@@ -33,55 +33,55 @@ fn checksums_follow<I: TestIp>(conn: &Conn, mut packet: Packet<I>, options: Vec<
 
 /// Rewrites a packet with options that are kept, and back.
 fn the_way_back_restores<I: TestIp>(
-    mut conn: Conn,
+    mut record: Record,
     mut packet: Packet<I>,
     timestamps: [u8; 8],
     sack: [u8; 16],
 ) {
     // Another scale loses the low bits of a window.
-    for flow in &mut conn.flows {
+    for flow in &mut record.flows {
         flow.fixed.window_right = flow.fixed.window_left;
     }
     // And what lies below the floor would come back later.
     let value = u32::from_be_bytes(timestamps[..4].try_into().unwrap());
-    let fixed = &mut conn.flows[0].fixed;
+    let fixed = &mut record.flows[0].fixed;
     fixed.ts_floor = value.wrapping_add(fixed.ts_shift);
     packet.options = [&[1, 1, 8, 10][..], &timestamps, &[1, 1, 5, 18], &sack].concat();
     packet.seal();
     let old = packet.clone();
-    forward(&conn, &mut packet);
-    forward(&inverse(&conn, &old), &mut packet);
+    forward(&record, &mut packet);
+    forward(&inverse(&record, &old), &mut packet);
     assert_eq!(packet, old);
 }
 
 proptest! {
     #[test]
-    fn checksums_follow_v4(conn in conn(), strip: bool, packet in packet::<Ipv4>(), options in options()) {
+    fn checksums_follow_v4(record in record(), strip: bool, packet in packet::<Ipv4>(), options in options()) {
         let ecn = if strip { flags::STRIP_ECN } else { 0 };
-        checksums_follow(&Conn { flags: conn.flags | ecn, ..conn }, packet, options);
+        checksums_follow(&Record { flags: record.flags | ecn, ..record }, packet, options);
     }
 
     #[test]
-    fn checksums_follow_v6(conn in conn(), strip: bool, packet in packet::<Ipv6>(), options in options()) {
+    fn checksums_follow_v6(record in record(), strip: bool, packet in packet::<Ipv6>(), options in options()) {
         let ecn = if strip { flags::STRIP_ECN } else { 0 };
-        checksums_follow(&Conn { flags: conn.flags | ecn, ..conn }, packet, options);
+        checksums_follow(&Record { flags: record.flags | ecn, ..record }, packet, options);
     }
 
     #[test]
-    fn the_way_back_restores_v4(conn in conn(), packet in packet::<Ipv4>(), ts: [u8; 8], sack: [u8; 16]) {
-        the_way_back_restores(conn, packet, ts, sack);
+    fn the_way_back_restores_v4(record in record(), packet in packet::<Ipv4>(), ts: [u8; 8], sack: [u8; 16]) {
+        the_way_back_restores(record, packet, ts, sack);
     }
 
     #[test]
-    fn the_way_back_restores_v6(conn in conn(), packet in packet::<Ipv6>(), ts: [u8; 8], sack: [u8; 16]) {
-        the_way_back_restores(conn, packet, ts, sack);
+    fn the_way_back_restores_v6(record in record(), packet in packet::<Ipv6>(), ts: [u8; 8], sack: [u8; 16]) {
+        the_way_back_restores(record, packet, ts, sack);
     }
 
     /// The walk over unusual options does the same as the fixed places.
     #[test]
-    fn both_ways_through_usual_options_agree(conn in conn(), value: u32, echo: u32, left: u32, right: u32) {
-        let [flow, other] = conn.flows.to_shared();
-        let to = Translation::of(conn.flags, &flow, &other);
+    fn both_ways_through_usual_options_agree(record in record(), value: u32, echo: u32, left: u32, right: u32) {
+        let [flow, other] = record.flows.to_shared();
+        let to = Translation::of(record.flags, &flow, &other);
         let mut timestamps = TimestampsOption { head: TimestampsOption::HEAD, value, echo };
         let head = SackHead(u32::from_ne_bytes([1, 1, 5, 10]));
         prop_assert_eq!(head.blocks(12), 1);
@@ -102,9 +102,9 @@ proptest! {
 
     /// No options whatever make the walk fail, and none of a connection's numbers get through as they are.
     #[test]
-    fn any_bytes_can_be_options(conn in conn(), mut bytes in prop::collection::vec(any::<u8>(), 0..=40)) {
-        let untranslated = Conn { flags: 0, ..conn };
-        let [flow, other] = conn.flows.to_shared();
+    fn any_bytes_can_be_options(record in record(), mut bytes in prop::collection::vec(any::<u8>(), 0..=40)) {
+        let untranslated = Record { flags: 0, ..record };
+        let [flow, other] = record.flows.to_shared();
         let to = Translation::of(untranslated.flags, &flow, &other);
         translate_options(&mut bytes, &to);
         let once = bytes.clone();

@@ -9,13 +9,13 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::ageing::{Ageing, GIVEN_UP_A_TICK, RECORDS_A_TICK, TICK_NS};
-use proxy_common::flow::{Direction, FlowRef, SharedConn, state};
+use proxy_common::flow::{Direction, FlowRef, SharedRecord, state};
 use proxy_common::packet::headers::{Ipv4, Ipv6};
 use proxy_common::stat::Stat;
 
 use crate::has_loop;
 use crate::maps::{STEER_AGEING, STEER_TIMER, Timer};
-use crate::packet::flows::{Flows, Session};
+use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::stats::count;
 
 const CLOCK_MONOTONIC: u64 = 1;
@@ -87,49 +87,49 @@ unsafe extern "C" fn age(_round: u64, look: *mut Look) -> u64 {
     // SAFETY: `look` hands its own variable over, and does not touch it meanwhile.
     let look = unsafe { &mut *look };
     // The direction does not matter.
-    let Some(session) = Session::of(FlowRef::new(look.next, Direction::ToUpstream)) else {
+    let Some(record) = RecordHandle::of(FlowRef::new(look.next, Direction::ToUpstream)) else {
         look.next = 0;
         return 1;
     };
-    let session_state = session.state();
-    let last_packet_ns = last_packet_ns(session.conn());
-    if look.ageing.has_come_for(session_state, last_packet_ns, look.now_ns) {
+    let record_state = record.state();
+    let last_packet_ns = last_packet_ns(record.shared());
+    if look.ageing.has_come_for(record_state, last_packet_ns, look.now_ns) {
         if look.given_up == GIVEN_UP_A_TICK {
             return 1;
         }
-        look.given_up += u32::from(give_up(&session, session_state));
+        look.given_up += u32::from(give_up(&record, record_state));
     }
     look.next += 1;
     0
 }
 
 #[inline(always)]
-fn last_packet_ns(conn: &SharedConn) -> u64 {
-    let [up, down] = [&conn.flows[0].live, &conn.flows[1].live].map(|live| live.last_packet_ns.get());
+fn last_packet_ns(record: &SharedRecord) -> u64 {
+    let [up, down] = [&record.flows[0].live, &record.flows[1].live].map(|live| live.last_packet_ns.get());
     if up > down { up } else { down }
 }
 
 /// Takes the keys out, so that the peers' later packets are answered with a RST by the local stack. The record is free at the
 /// next look only, since until then a packet that had found a key may still write to it. Returns whether there were keys.
 #[inline(always)]
-fn give_up(session: &Session, session_state: u32) -> bool {
-    if session_state != state::DEAD {
-        session.advance(state::DEAD);
+fn give_up(record: &RecordHandle, record_state: u32) -> bool {
+    if record_state != state::DEAD {
+        record.advance(state::DEAD);
     }
-    if matches!(session_state, state::HAND_OVER | state::SPLICED) {
+    if matches!(record_state, state::HAND_OVER | state::SPLICED) {
         count(Stat::Aged);
     }
-    let conn = session.conn();
+    let shared = record.shared();
     let mut had_keys = false;
     for direction in Direction::BOTH {
-        let flow = FlowRef::new(session.flow.conn(), direction);
-        had_keys |= match conn.family.get() {
-            4 => forget_own::<Ipv4>(&Ipv4::key_of(conn, direction), flow),
-            _ => forget_own::<Ipv6>(&Ipv6::key_of(conn, direction), flow),
+        let flow = FlowRef::new(record.flow.record(), direction);
+        had_keys |= match shared.family.get() {
+            4 => forget_own::<Ipv4>(&Ipv4::key_of(shared, direction), flow),
+            _ => forget_own::<Ipv6>(&Ipv6::key_of(shared, direction), flow),
         };
     }
-    if !had_keys && session_state == state::DEAD {
-        session.advance(state::OFF);
+    if !had_keys && record_state == state::DEAD {
+        record.advance(state::OFF);
     }
     had_keys
 }

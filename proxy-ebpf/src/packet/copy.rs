@@ -18,7 +18,7 @@ use proxy_common::packet::headers::{Ethernet, Ip, Tcp, tcp_flags};
 use proxy_common::stat::Stat;
 
 use crate::packet::access::{self, at, checked, read, tcp_offset, uncovered};
-use crate::packet::flows::{Flows, Session};
+use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::stats::count;
 use crate::packet::verdict::Verdict;
 
@@ -34,11 +34,11 @@ pub(super) fn is_copy(ctx: &TcContext) -> bool {
     access::mark(ctx) == copy_mark()
 }
 
-/// Sends the local stack a copy of an acknowledgement, if the session asks for it.
+/// Sends the local stack a copy of an acknowledgement, if the record asks for it.
 #[inline(always)]
-pub(super) fn offer(ctx: &TcContext, session: &Session, session_state: u32, tcp: u8) {
+pub(super) fn offer(ctx: &TcContext, record: &RecordHandle, record_state: u32, tcp: u8) {
     const RELEVANT: u8 = tcp_flags::SYN | tcp_flags::RST | tcp_flags::ACK;
-    let wanted = session_state == state::HAND_OVER && session.flags() & flags::COPY_ACKS != 0;
+    let wanted = record_state == state::HAND_OVER && record.flags() & flags::COPY_ACKS != 0;
     if !wanted || tcp & RELEVANT != tcp_flags::ACK {
         return;
     }
@@ -66,11 +66,11 @@ fn local_socket<I: Flows>(ctx: &TcContext) -> Option<(u32, u32)> {
     let ip = read::<I>(ctx, Ethernet::LEN)?;
     let tcp = read::<Tcp>(ctx, tcp_offset::<I>())?;
     let key = ip.key(tcp.ports);
-    let session = I::find(&key).and_then(Session::of)?;
-    if session.state() != state::HAND_OVER {
+    let record = I::find(&key).and_then(RecordHandle::of)?;
+    if record.state() != state::HAND_OVER {
         return None;
     }
-    Some((rcv_nxt(ctx, key)?, session.arriving().live.own_end.get()))
+    Some((rcv_nxt(ctx, key)?, record.arriving().live.own_end.get()))
 }
 
 /// The sequence number that the local socket expects; `None` if there is none any more (then the lookup finds the

@@ -1,6 +1,6 @@
-//! From a packet to its session's record.
+//! From a packet to the record of its stream.
 
-use proxy_common::flow::{Direction, FlowKey4, FlowKey6, FlowRef, SharedConn, SharedFlow, state};
+use proxy_common::flow::{Direction, FlowKey4, FlowKey6, FlowRef, SharedFlow, SharedRecord, state};
 use proxy_common::packet::headers::{Ip, Ipv4, Ipv6};
 
 use crate::maps::{STEER_CONNS, STEER_FLOWS4, STEER_FLOWS6};
@@ -10,7 +10,7 @@ pub(super) trait Flows: Ip {
     fn find(key: &Self::Key) -> Option<FlowRef>;
     fn forget(key: &Self::Key);
     /// That of a record's flow.
-    fn key_of(conn: &SharedConn, direction: Direction) -> Self::Key;
+    fn key_of(record: &SharedRecord, direction: Direction) -> Self::Key;
 }
 
 impl Flows for Ipv4 {
@@ -27,8 +27,8 @@ impl Flows for Ipv4 {
     }
 
     #[inline(always)]
-    fn key_of(conn: &SharedConn, direction: Direction) -> FlowKey4 {
-        conn.key4(direction)
+    fn key_of(record: &SharedRecord, direction: Direction) -> FlowKey4 {
+        record.key4(direction)
     }
 }
 
@@ -45,61 +45,61 @@ impl Flows for Ipv6 {
     }
 
     #[inline(always)]
-    fn key_of(conn: &SharedConn, direction: Direction) -> FlowKey6 {
-        conn.key6(direction)
+    fn key_of(record: &SharedRecord, direction: Direction) -> FlowKey6 {
+        record.key6(direction)
     }
 }
 
-/// A session's record, seen from one of its flows. Userspace and other CPUs write to it at the same time.
+/// A record, seen from one of its flows. Userspace and other CPUs write to it at the same time.
 #[derive(Clone, Copy)]
-pub(super) struct Session {
+pub(super) struct RecordHandle {
     pub(super) flow: FlowRef,
-    conn: &'static SharedConn,
+    shared: &'static SharedRecord,
 }
 
-impl Session {
+impl RecordHandle {
     #[inline(always)]
     pub(super) fn of(flow: FlowRef) -> Option<Self> {
-        let conn: *mut SharedConn = STEER_CONNS.get_ptr_mut(flow.conn())?.cast();
+        let shared: *mut SharedRecord = STEER_CONNS.get_ptr_mut(flow.record())?.cast();
         // SAFETY: a record of an array map, which is aligned and never freed while a program runs. All programs access it by
         // words, as userspace does.
-        Some(Self { flow, conn: unsafe { &*conn } })
+        Some(Self { flow, shared: unsafe { &*shared } })
     }
 
     #[inline(always)]
     pub(super) fn state(&self) -> u32 {
-        self.conn.state.get()
+        self.shared.state.get()
     }
 
-    /// Takes the session to another state, unless userspace has freed the record in between. (Between the two accesses it
+    /// Takes the stream to another state, unless userspace has freed the record in between. (Between the two accesses it
     /// still may; the state of a free record does not matter.)
     #[inline(always)]
     pub(super) fn advance(&self, to: u32) {
         if self.state() != state::OFF {
-            self.conn.state.set(to);
+            self.shared.state.set(to);
         }
     }
 
     /// The record.
     #[inline(always)]
-    pub(super) fn conn(&self) -> &'static SharedConn {
-        self.conn
+    pub(super) fn shared(&self) -> &'static SharedRecord {
+        self.shared
     }
 
     #[inline(always)]
     pub(super) fn flags(&self) -> u32 {
-        self.conn.flags.get()
+        self.shared.flags.get()
     }
 
-    /// For a session that ends by it, in a hand-over or after: userspace adds flags only before, or to one that has ended.
+    /// For a stream that ends by it, in a hand-over or after: userspace adds flags only before, or to one that has ended.
     #[inline(always)]
     pub(super) fn add_flags(&self, flags: u32) {
-        self.conn.flags.set(self.flags() | flags);
+        self.shared.flags.set(self.flags() | flags);
     }
 
     #[inline(always)]
     pub(super) fn generation(&self) -> u32 {
-        self.conn.generation.get()
+        self.shared.generation.get()
     }
 
     /// The flow.
@@ -116,6 +116,6 @@ impl Session {
 
     #[inline(always)]
     fn direction(&self, direction: Direction) -> &'static SharedFlow {
-        &self.conn.flows[direction as usize]
+        &self.shared.flows[direction as usize]
     }
 }

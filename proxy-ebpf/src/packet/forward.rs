@@ -12,7 +12,7 @@ use proxy_common::packet::rewrite::{self, Timestamps};
 use proxy_common::stat::Stat;
 
 use crate::packet::access::{self, at, tcp_offset, uncovered, view};
-use crate::packet::flows::{Flows, Session};
+use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::stats::{count, report};
 use crate::packet::verdict::Verdict;
 use crate::packet::{copy, options, verify};
@@ -30,9 +30,9 @@ pub(super) fn flow<I: Flows>(ctx: &TcContext, ip: &I) -> Option<FlowRef> {
 /// [`packet_ingress`]: crate::packet::packet_ingress
 #[inline(never)]
 pub(super) fn packet<I: Flows>(ctx: &TcContext, flow: FlowRef) -> Verdict {
-    let Some(session) = Session::of(flow) else { return Verdict::Pass };
-    let session_state = session.state();
-    match session_state {
+    let Some(record) = RecordHandle::of(flow) else { return Verdict::Pass };
+    let record_state = record.state();
+    match record_state {
         state::OFF => return Verdict::Off,
         state::DEAD => return Verdict::Dead,
         _ => {}
@@ -42,40 +42,46 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext, flow: FlowRef) -> Verdict {
     }
     let Some(ip) = view::<I>(ctx, Ethernet::LEN) else { return Verdict::Pass };
     let Some(tcp) = view::<Tcp>(ctx, tcp_offset::<I>()) else { return Verdict::Pass };
-    forward::<I>(ctx, &session, session_state, ip, tcp)
+    forward::<I>(ctx, &record, record_state, ip, tcp)
 }
 
-/// A packet of an active session.
+/// A packet of an active stream.
 #[inline(always)]
-fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip: &I, tcp: &Tcp) -> Verdict {
+fn forward<I: Flows>(
+    ctx: &TcContext,
+    record: &RecordHandle,
+    record_state: u32,
+    ip: &I,
+    tcp: &Tcp,
+) -> Verdict {
     let frame_len = ctx.len();
     let segment_len = ip.segment_len(frame_len - Ethernet::LEN as u32);
     let complete = segment_len <= frame_len.wrapping_sub(tcp_offset::<I>() as u32);
     let Some(segment) = Segment::new(tcp, segment_len).filter(|_| complete) else {
         return Verdict::OddShape;
     };
-    if life::takes_tuple(session_state, session.flow.direction(), tcp.flags) {
-        return reused::<I>(session.flow);
+    if life::takes_tuple(record_state, record.flow.direction(), tcp.flags) {
+        return reused::<I>(record.flow);
     }
-    if session_state == state::RESET && session.flags() & flags::GIVEN_UP != 0 {
+    if record_state == state::RESET && record.flags() & flags::GIVEN_UP != 0 {
         return Verdict::Off;
     }
     // The views of the headers end here.
     let header_len = tcp.header_len();
-    copy::offer(ctx, session, session_state, tcp.flags);
+    copy::offer(ctx, record, record_state, tcp.flags);
 
     let header_end = tcp_offset::<I>() + header_len as usize;
     if ctx.data() + header_end > ctx.data_end() && ctx.pull_data(header_end as u32).is_err() {
         return Verdict::OddShape;
     }
-    let believed = observe::<I>(ctx, session, session_state, &segment);
-    match rewrite::<I>(ctx, session, session_state, header_len, believed) {
-        Some(()) => leave(ctx, &session.arriving().fixed, Verdict::Spliced, Verdict::SplicedInPlace),
+    let believed = observe::<I>(ctx, record, record_state, &segment);
+    match rewrite::<I>(ctx, record, record_state, header_len, believed) {
+        Some(()) => leave(ctx, &record.arriving().fixed, Verdict::Spliced, Verdict::SplicedInPlace),
         None => Verdict::NotRewritten,
     }
 }
 
-/// The verdict on a SYN that takes the tuple of a session that is over.
+/// The verdict on a SYN that takes the tuple of a stream that is over.
 ///
 /// A function of its own in the program, so that its key needs no room on the stack of [`packet`]: the frames of a chain of calls,
 /// each rounded up to 32 bytes, may have 512 together. (Linux 6.8 refused 544, which 6.12 took.) The key comes from the
@@ -83,27 +89,27 @@ fn forward<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, ip:
 /// numbers there.
 #[inline(never)]
 fn reused<I: Flows>(flow: FlowRef) -> Verdict {
-    let Some(session) = Session::of(flow) else { return Verdict::Pass };
-    I::forget(&I::key_of(session.conn(), flow.direction()));
-    session.advance(state::DEAD);
-    report(&session, event::REUSED);
+    let Some(record) = RecordHandle::of(flow) else { return Verdict::Pass };
+    I::forget(&I::key_of(record.shared(), flow.direction()));
+    record.advance(state::DEAD);
+    report(&record, event::REUSED);
     Verdict::Reused
 }
 
 /// Lets the record know of the segment; returns whether it is believed.
 #[inline(always)]
-fn observe<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, segment: &Segment) -> bool {
+fn observe<I: Flows>(ctx: &TcContext, record: &RecordHandle, record_state: u32, segment: &Segment) -> bool {
     if segment.is_an_end() && verify::is_damaged::<I>(ctx) {
         count(Stat::BadChecksum);
         return false;
     }
     let clock = Clock { tick: jiffies(), now_ns: coarse_ns };
-    let observed = life::observe(session_state, segment, session.arriving(), session.other(), clock);
+    let observed = life::observe(record_state, segment, record.arriving(), record.other(), clock);
     if let Some(next) = observed.state {
-        session.advance(next);
+        record.advance(next);
     }
     if let Some(kind) = observed.event {
-        report(session, kind);
+        report(record, kind);
     }
     if let Some(stat) = observed.stat {
         count(stat);
@@ -129,26 +135,26 @@ fn coarse_ns() -> u64 {
 #[inline(always)]
 fn rewrite<I: Ip>(
     ctx: &TcContext,
-    session: &Session,
-    session_state: u32,
+    record: &RecordHandle,
+    record_state: u32,
     header_len: u32,
     believed: bool,
 ) -> Option<()> {
-    let mut to = Translation::of(session.flags(), session.arriving(), session.other());
+    let mut to = Translation::of(record.flags(), record.arriving(), record.other());
     let is_unsettled = believed && !to.timestamps.is_known() && to.has(flags::TIMESTAMPS);
     if is_unsettled && let Some(value) = options::ts_value::<I>(ctx, header_len, &mut to)? {
-        to.timestamps.settle(session.arriving(), value, || session.state());
+        to.timestamps.settle(record.arriving(), value, || record.state());
     }
     let options = options::translate::<I>(ctx, header_len, &to)?;
     if let (Some(value), true) = (options.ts_value, believed) {
-        Timestamps::note(session.arriving(), value);
+        Timestamps::note(record.arriving(), value);
     }
-    let received = session.other().fixed.received.get();
+    let received = record.other().fixed.received.get();
     headers::<I>(
         ctx,
-        &session.arriving().fixed,
+        &record.arriving().fixed,
         to.has(flags::STRIP_ECN),
-        session_state,
+        record_state,
         received,
         options.change,
     )
@@ -160,7 +166,7 @@ fn headers<I: Ip>(
     ctx: &TcContext,
     fixed: &SharedFixed,
     strip_ecn: bool,
-    session_state: u32,
+    record_state: u32,
     received: u32,
     options: Difference,
 ) -> Option<()> {
@@ -171,7 +177,7 @@ fn headers<I: Ip>(
     let tcp = at::<Tcp>(ctx, tcp_offset::<I>())?;
     // SAFETY: as above; it does not overlap the IP header.
     let tcp = unsafe { &mut *tcp };
-    let tcp_change = rewrite::tcp(tcp, fixed, strip_ecn, session_state, received);
+    let tcp_change = rewrite::tcp(tcp, fixed, strip_ecn, record_state, received);
     if change.ecn_stripped || tcp_change.ecn_stripped {
         count(Stat::EcnStripped);
     }

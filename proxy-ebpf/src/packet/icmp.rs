@@ -9,7 +9,7 @@ use proxy_common::packet::headers::Ethernet;
 use proxy_common::packet::icmp::{IcmpError, IcmpIp, is_outstanding};
 use proxy_common::packet::seq;
 
-use crate::packet::flows::{Flows, Session};
+use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::verdict::Verdict;
 use crate::packet::{access, forward};
 
@@ -24,9 +24,9 @@ use crate::packet::{access, forward};
 #[inline(never)]
 pub(super) fn packet<I: Flows + IcmpIp>(ctx: &TcContext) -> Verdict {
     let Some(error) = read::<I>(ctx) else { return Verdict::Pass };
-    let Some(session) = I::find(&error.key()).and_then(Session::of) else { return Verdict::Pass };
-    let sent = if access::is_for_us(ctx) && is_for_sender(&session, error.quoted_seq()) {
-        send(ctx, error, &session.other().fixed, &session.arriving().fixed)
+    let Some(record) = I::find(&error.key()).and_then(RecordHandle::of) else { return Verdict::Pass };
+    let sent = if access::is_for_us(ctx) && is_for_sender(&record, error.quoted_seq()) {
+        send(ctx, error, &record.other().fixed, &record.arriving().fixed)
     } else {
         None
     };
@@ -47,12 +47,12 @@ fn read<I: IcmpIp>(ctx: &TcContext) -> Option<IcmpError<I>> {
     Some(error)
 }
 
-/// Whether `quoted_seq`, as it left the proxy, is of a spliced packet that is on its way. The session is seen from the host
+/// Whether `quoted_seq`, as it left the proxy, is of a spliced packet that is on its way. The stream is seen from the host
 /// for which that packet was.
 #[inline(always)]
-fn is_for_sender(session: &Session, quoted_seq: u32) -> bool {
-    let (back, sent) = (session.arriving(), session.other());
-    let una = match session.state() {
+fn is_for_sender(record: &RecordHandle, quoted_seq: u32) -> bool {
+    let (back, sent) = (record.arriving(), record.other());
+    let una = match record.state() {
         state::OFF | state::DEAD => return false,
         // What comes before `own_end` is the local socket's.
         state::HAND_OVER => seq::later(back.live.ack_end.get(), back.live.own_end.get()),

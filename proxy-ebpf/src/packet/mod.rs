@@ -1,4 +1,4 @@
-//! Packet splice: forwards the packets of a session from one peer to the other. What is done to a packet is written in
+//! Packet splice: forwards the packets of a stream from one peer to the other. What is done to a packet is written in
 //! `proxy_common::packet`; here are packet access, maps and helpers.
 
 mod access;
@@ -25,7 +25,7 @@ use crate::packet::odd::Made;
 use crate::packet::verdict::Verdict;
 pub(crate) use crate::packet::verify::Chunk;
 
-/// For what arrives: forwards a session's packets, and lets everything else pass.
+/// For what arrives: forwards a stream's packets, and lets everything else pass.
 #[classifier]
 fn packet_ingress(ctx: TcContext) -> i32 {
     let verdict = match access::kind(&ctx) {
@@ -67,7 +67,7 @@ fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> Verdict {
     if is_whole { verdict } else { Verdict::NotRewritten }
 }
 
-/// For what leaves: looks after what the local stack sends on a session's connections. Forwarded packets pass here too.
+/// For what leaves: looks after what the local stack sends on a stream's connections. Forwarded packets pass here too.
 #[classifier]
 fn packet_egress(ctx: TcContext) -> i32 {
     let verdict = match access::kind(&ctx) {

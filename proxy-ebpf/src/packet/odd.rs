@@ -12,7 +12,7 @@ use proxy_common::stat::Stat;
 
 use crate::maps::STEER_PIECES;
 use crate::packet::access::{self, tcp_offset};
-use crate::packet::flows::{Flows, Session};
+use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::forward;
 use crate::packet::stats::{count, report};
 use crate::packet::verdict::Verdict;
@@ -59,7 +59,7 @@ impl Made {
     }
 }
 
-/// Looks past options and extension headers for a living session's packet, and makes it plain. A function of its own in the
+/// Looks past options and extension headers for a living stream's packet, and makes it plain. A function of its own in the
 /// program, for its own stack.
 #[inline(never)]
 pub(super) fn packet<I: Flows + ShapedIp>(ctx: &TcContext) -> Made {
@@ -83,24 +83,24 @@ fn make<I: Flows + ShapedIp>(ctx: &TcContext) -> Option<Made> {
     if surplus == 0 {
         return None;
     }
-    session::<I>(ctx, &ip, after_ip + surplus as usize)?;
+    forwarded_flow::<I>(ctx, &ip, after_ip + surplus as usize)?;
     take_out(ctx, &ip, surplus, false)?;
     count(Stat::MadePlain);
     Some(Made::PLAIN)
 }
 
-/// The session of the packet whose TCP header begins at `offset`, if its packets are forwarded.
+/// The flow of the packet whose TCP header begins at `offset`, if the packets of its stream are forwarded.
 #[inline(always)]
-fn session<I: Flows>(ctx: &TcContext, ip: &I, offset: usize) -> Option<FlowRef> {
+fn forwarded_flow<I: Flows>(ctx: &TcContext, ip: &I, offset: usize) -> Option<FlowRef> {
     let flow = I::find(&ip.key(ctx.load(offset).ok()?))?;
     is_active(flow).then_some(flow)
 }
 
 #[inline(always)]
 fn is_active(flow: FlowRef) -> bool {
-    let Some(session) = Session::of(flow) else { return false };
-    let given_up = session.flags() & flags::GIVEN_UP != 0;
-    match session.state() {
+    let Some(record) = RecordHandle::of(flow) else { return false };
+    let given_up = record.flags() & flags::GIVEN_UP != 0;
+    match record.state() {
         state::OFF | state::DEAD => false,
         state::RESET => !given_up,
         _ => true,
@@ -131,7 +131,7 @@ fn resize(ctx: &TcContext, bytes: i32) -> Option<()> {
 fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Piece) -> Option<Made> {
     let key = key(ip, piece);
     let offset = Ethernet::LEN + I::LEN + (surplus + I::PIECE_LEN) as usize;
-    let Some(flow) = session::<I>(ctx, ip, offset).filter(|flow| takes_pieces(*flow)) else {
+    let Some(flow) = forwarded_flow::<I>(ctx, ip, offset).filter(|flow| takes_pieces(*flow)) else {
         // The identification may have been another flow's before.
         let _ = STEER_PIECES.remove(key);
         return None;
@@ -168,8 +168,8 @@ fn set_flags<I: ShapedIp>(ctx: &TcContext, flags: u8) -> Option<()> {
 /// What the first piece of a packet tells of the others; its part of the packet is `segment`.
 #[inline(always)]
 fn tell(flow: FlowRef, key: &PieceKey, segment: &Segment, header_len: u32) -> Option<FirstPiece> {
-    let session = Session::of(flow)?;
-    let (base, generation) = (segment.seq.wrapping_sub(header_len), session.generation());
+    let record = RecordHandle::of(flow)?;
+    let (base, generation) = (segment.seq.wrapping_sub(header_len), record.generation());
     // The first piece may come twice, with others between: one packet has one identification.
     // SAFETY: the value is copied at once, and an element is freed after the programs that see it.
     let same = unsafe { STEER_PIECES.get(key) }
@@ -179,7 +179,7 @@ fn tell(flow: FlowRef, key: &PieceKey, segment: &Segment, header_len: u32) -> Op
         // SAFETY: the helper has no conditions.
         None => unsafe { bpf_get_prandom_u32() },
     };
-    let believed = life::is_believed(session.state(), segment, session.arriving(), session.other());
+    let believed = life::is_believed(record.state(), segment, record.arriving(), record.other());
     Some(FirstPiece { flow, id, base, generation, believed: believed.into(), flags: segment.flags.into() })
 }
 
@@ -188,8 +188,8 @@ fn tell(flow: FlowRef, key: &PieceKey, segment: &Segment, header_len: u32) -> Op
 /// piece, which it discards as one that has no business here. The local stack ends the stream instead.
 #[inline(always)]
 fn takes_pieces(flow: FlowRef) -> bool {
-    Session::of(flow).is_some_and(|session| {
-        let output = session.arriving().fixed.output.get();
+    RecordHandle::of(flow).is_some_and(|record| {
+        let output = record.arriving().fixed.output.get();
         output != output::IN_PLACE && output != output::LOOPBACK
     })
 }
@@ -230,7 +230,7 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
         let _ = STEER_PIECES.insert(key, FirstPiece::not_yet(), 0);
         return None;
     };
-    let session = Session::of(first.flow).filter(|session| session.generation() == first.generation)?;
+    let record = RecordHandle::of(first.flow).filter(|record| record.generation() == first.generation)?;
     if !is_active(first.flow) {
         return None;
     }
@@ -238,18 +238,18 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
         return None;
     }
     let mut plain = take_out(ctx, ip, surplus, true)?;
-    let flow = session.arriving();
+    let flow = record.arriving();
     flow.live.packets.set(flow.live.packets.get().wrapping_add(1));
     if piece.more == 0 && first.believed == 1 {
         let end = first.base.wrapping_add(piece.offset).wrapping_add(plain.piece_len());
         if life::last_piece(&flow.live, end, first.flags as u8) {
-            report(&session, event::FIN);
+            report(&record, event::FIN);
         }
     }
     plain.readdress(
         &flow.fixed.to_source,
         &flow.fixed.to_destination,
-        session.flags() & flags::STRIP_ECN != 0,
+        record.flags() & flags::STRIP_ECN != 0,
     );
     plain.set_id(first.id);
     if rename::<I>(ctx, first.id).is_none()

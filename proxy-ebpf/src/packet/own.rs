@@ -1,4 +1,4 @@
-//! What the local stack sends on the connections of a session.
+//! What the local stack sends on the connections of a stream.
 
 use aya_ebpf::programs::TcContext;
 use proxy_common::flow::{event, flags, state};
@@ -11,7 +11,7 @@ use proxy_common::packet::rewrite::Timestamps;
 use proxy_common::stat::Stat;
 
 use crate::packet::access::{self, read, tcp_offset};
-use crate::packet::flows::{Flows, Session};
+use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::stats::{count, report};
 use crate::packet::verdict::Verdict;
 
@@ -24,33 +24,33 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
     if !is_reset && !is_own {
         return Verdict::Pass;
     }
-    let Some(session) = session::<I>(ctx, &tcp) else { return Verdict::Pass };
-    let session_state = session.state();
-    if is_reset && is_own && matches!(session_state, state::HAND_OVER | state::RESET) {
-        return match last_word::<I>(ctx, &session, session_state, &tcp) {
+    let Some(record) = record_of::<I>(ctx, &tcp) else { return Verdict::Pass };
+    let record_state = record.state();
+    if is_reset && is_own && matches!(record_state, state::HAND_OVER | state::RESET) {
+        return match last_word::<I>(ctx, &record, record_state, &tcp) {
             Some(()) => Verdict::Pass,
             None => Verdict::NotRewritten,
         };
     }
-    if session_state == state::OFF && !is_reset {
-        raise_floor::<I>(ctx, &session);
+    if record_state == state::OFF && !is_reset {
+        raise_floor::<I>(ctx, &record);
         return Verdict::Pass;
     }
-    if !matches!(session_state, state::HAND_OVER | state::SPLICED) {
+    if !matches!(record_state, state::HAND_OVER | state::SPLICED) {
         return Verdict::Pass;
     }
     if is_reset {
-        // The stream lives. (A process that ends a session takes its state further before the RST.) The RST is of a socket
+        // The stream lives. (A process that ends a stream takes its state further before the RST.) The RST is of a socket
         // that is being closed, or the stack knows no socket.
         let reset_seq = u32::from_be(tcp.seq);
-        let is_peers = life::answers_the_peer(tcp.flags, reset_seq, session.arriving(), session.other());
-        if is_own || session_state != state::SPLICED || !is_peers {
+        let is_peers = life::answers_the_peer(tcp.flags, reset_seq, record.arriving(), record.other());
+        if is_own || record_state != state::SPLICED || !is_peers {
             return Verdict::StackReset;
         }
-        give_up(&session);
+        give_up(&record);
         return Verdict::GivenUp;
     }
-    match freshen::<I>(ctx, &session, &tcp) {
+    match freshen::<I>(ctx, &record, &tcp) {
         Some(()) => Verdict::Freshened,
         None => Verdict::NotRewritten,
     }
@@ -60,15 +60,15 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
 /// is lost, so the stream is over, and both peers are to know at once. (A process that ends a stream by itself takes its state
 /// further, or its keys out, before.) `None`: the packet is in pieces.
 #[inline(always)]
-fn last_word<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, tcp: &Tcp) -> Option<()> {
-    if session_state == state::HAND_OVER {
+fn last_word<I: Flows>(ctx: &TcContext, record: &RecordHandle, record_state: u32, tcp: &Tcp) -> Option<()> {
+    if record_state == state::HAND_OVER {
         // A RST that misses its peer, because more is under way, is answered, and the answer with the right one.
-        session.add_flags(flags::GIVEN_UP);
-        session.advance(state::RESET);
-        report(session, event::RESET);
+        record.add_flags(flags::GIVEN_UP);
+        record.advance(state::RESET);
+        report(record, event::RESET);
         count(Stat::OwnerDied);
     }
-    let seq = copy::reset_seq(u32::from_be(tcp.seq), session.arriving(), session.other()).to_be();
+    let seq = copy::reset_seq(u32::from_be(tcp.seq), record.arriving(), record.other()).to_be();
     let mut change = Difference::default();
     change.replace(tcp.seq, seq);
     let offset = tcp_offset::<I>();
@@ -80,37 +80,37 @@ fn last_word<I: Flows>(ctx: &TcContext, session: &Session, session_state: u32, t
 /// nobody would be told; so it ends. This peer learns of it by the stack's RST, whose number is exact, the other one by
 /// userspace or by the next thing that it says.
 #[inline(always)]
-fn give_up(session: &Session) {
-    session.add_flags(flags::GIVEN_UP | flags::not_carried(session.flow.direction()));
-    session.advance(state::RESET);
-    report(session, event::RESET);
+fn give_up(record: &RecordHandle) {
+    record.add_flags(flags::GIVEN_UP | flags::not_carried(record.flow.direction()));
+    record.advance(state::RESET);
+    report(record, event::RESET);
 }
 
-/// The session to whose peer the packet goes.
+/// The record of the stream to whose peer the packet goes.
 #[inline(always)]
-fn session<I: Flows>(ctx: &TcContext, tcp: &Tcp) -> Option<Session> {
+fn record_of<I: Flows>(ctx: &TcContext, tcp: &Tcp) -> Option<RecordHandle> {
     let ip = read::<I>(ctx, Ethernet::LEN)?;
     if !ip.is_plain_tcp() {
         return None;
     }
-    I::find(&ip.answer_key(tcp.ports)).and_then(Session::of)
+    I::find(&ip.answer_key(tcp.ports)).and_then(RecordHandle::of)
 }
 
 /// Brings numbers, window and timestamp up to date. By helpers, not in place: a program that writes in place
 /// makes the kernel prepare every packet for it. `None`: the packet is in pieces.
 #[inline(always)]
-fn freshen<I: Flows>(ctx: &TcContext, session: &Session, tcp: &Tcp) -> Option<()> {
+fn freshen<I: Flows>(ctx: &TcContext, record: &RecordHandle, tcp: &Tcp) -> Option<()> {
     let offset = tcp_offset::<I>();
     // What was last forwarded to this peer came from the other one.
-    let forwarded = session.other();
+    let forwarded = record.other();
     let ip = read::<I>(ctx, Ethernet::LEN)?;
     let payload = ip.segment_len(ctx.len() - Ethernet::LEN as u32).wrapping_sub(tcp.header_len());
-    let fresh = copy::freshen(tcp, payload, forwarded, session.arriving());
+    let fresh = copy::freshen(tcp, payload, forwarded, record.arriving());
     let mut change = Difference::default();
     change.replace(tcp.seq, fresh.seq);
     change.replace(tcp.ack, fresh.ack);
     change.replace(tcp.window.into(), fresh.window.into());
-    if session.flags() & flags::TIMESTAMPS != 0 {
+    if record.flags() & flags::TIMESTAMPS != 0 {
         change.add(stamp(ctx, offset + Tcp::LEN, fresh.ts_value)?);
     }
     ctx.store(offset + core::mem::offset_of!(Tcp, seq), &fresh.seq, 0).ok()?;
@@ -121,8 +121,8 @@ fn freshen<I: Flows>(ctx: &TcContext, session: &Session, tcp: &Tcp) -> Option<()
 
 /// A packet of the socket goes out just before its record becomes active: no later timestamp than the floor may have left then.
 #[inline(always)]
-fn raise_floor<I: Flows>(ctx: &TcContext, session: &Session) {
-    let flow = session.other();
+fn raise_floor<I: Flows>(ctx: &TcContext, record: &RecordHandle) {
+    let flow = record.other();
     if flow.fixed.ts_floor.get() == 0 {
         return;
     }

@@ -4,7 +4,7 @@ use proxy_common::flow::FlowEvent;
 use proxy_common::stat::Stat;
 
 use crate::maps::{STEER_EVENTS, STEER_STATS};
-use crate::packet::flows::Session;
+use crate::packet::flows::RecordHandle;
 
 /// Counts one packet.
 #[inline(always)]
@@ -17,10 +17,10 @@ pub(crate) fn count(stat: Stat) {
 
 /// Sends a [`proxy_common::flow::event`].
 #[inline(always)]
-pub(super) fn report(session: &Session, kind: u32) {
+pub(super) fn report(record: &RecordHandle, kind: u32) {
     match STEER_EVENTS.reserve::<FlowEvent>(0) {
         Some(mut entry) => {
-            entry.write(FlowEvent { flow: session.flow, generation: session.generation(), kind, _pad: 0 });
+            entry.write(FlowEvent { flow: record.flow, generation: record.generation(), kind, _pad: 0 });
             entry.submit(0);
         }
         None => count(Stat::EventLost),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use proxy_common::abi;
-use proxy_common::flow::{Conn, FlowKey4, FlowRef, state};
+use proxy_common::flow::{FlowKey4, FlowRef, Record, state};
 use steer_tests::eventually::eventually;
 use steer_tests::require;
 use steer_tests::steer::Attach;
@@ -34,10 +34,11 @@ fn pinned(maps: &Path, name: &str) -> Map {
 /// How many keys there are, and how many records that are in use.
 fn kept(maps: &Path) -> (usize, usize) {
     let flows: HashMap<_, FlowKey4, FlowRef> = pinned(maps, abi::MAP_FLOWS4).try_into().unwrap();
-    let conns: Array<_, [u8; size_of::<Conn>()]> = pinned(maps, abi::MAP_CONNS).try_into().unwrap();
-    let is_used =
-        |conn: &[u8; size_of::<Conn>()]| bytemuck::pod_read_unaligned::<Conn>(conn).state != state::OFF;
-    (flows.keys().count(), conns.iter().filter(|conn| is_used(conn.as_ref().unwrap())).count())
+    let records: Array<_, [u8; size_of::<Record>()]> = pinned(maps, abi::MAP_CONNS).try_into().unwrap();
+    let is_used = |record: &[u8; size_of::<Record>()]| {
+        bytemuck::pod_read_unaligned::<Record>(record).state != state::OFF
+    };
+    (flows.keys().count(), records.iter().filter(|record| is_used(record.as_ref().unwrap())).count())
 }
 
 fn expect_kept(maps: &Path, streams: u32) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
 use proxy_common::abi;
-use proxy_common::flow::{Conn, Direction, state};
+use proxy_common::flow::{Direction, Record, state};
 use steer_kernel::bpf::packet::Ends;
 use steer_tests::eventually::eventually;
 use steer_tests::require;
@@ -167,9 +167,9 @@ impl<'n> Mortal<'n> {
     /// The records that are in use, by the addresses of their clients.
     fn states(&self) -> HashMap<SocketAddr, u32> {
         let map = MapData::from_pin(self.bed.maps().join(abi::MAP_CONNS)).unwrap();
-        let records: Array<_, [u8; size_of::<Conn>()]> =
+        let records: Array<_, [u8; size_of::<Record>()]> =
             Array::try_from(Map::from_map_data(map).unwrap()).unwrap();
-        let records = records.iter().map(|record| bytemuck::pod_read_unaligned::<Conn>(&record.unwrap()));
+        let records = records.iter().map(|record| bytemuck::pod_read_unaligned::<Record>(&record.unwrap()));
         let used = records.filter(|record| record.state != state::OFF);
         used.map(|record| (Ends::of(&record, Direction::ToUpstream).peer, record.state)).collect()
     }

@@ -9,7 +9,7 @@ use proxy_common::stat::Stat;
 use steer_kernel::tcp::clock::monotonic_ns;
 use steer_tests::eventually::eventually;
 
-use crate::support::lab::{CONNS, Hook, Input, Lab, Verdict, in_namespace, in_namespace_with};
+use crate::support::lab::{Hook, Input, Lab, RECORDS, Verdict, in_namespace, in_namespace_with};
 use crate::support::session::{Family, Session};
 
 /// Times of packets: long ago, and not to be overtaken by any clock during the test.
@@ -23,10 +23,10 @@ fn alive() -> Ageing {
     Ageing { heartbeat_ns: monotonic_ns(), gone_after_ns: 1 << 40, ..DUE }
 }
 
-fn session(family: Family, index: u32, session_state: u32, last_packet_ns: u64) -> Session {
+fn session(family: Family, index: u32, record_state: u32, last_packet_ns: u64) -> Session {
     let mut session = Session::numbered(family, index);
-    session.conn.state = session_state;
-    session.conn.flows.iter_mut().for_each(|flow| flow.live.last_packet_ns = last_packet_ns);
+    session.record.state = record_state;
+    session.record.flows.iter_mut().for_each(|flow| flow.live.last_packet_ns = last_packet_ns);
     session
 }
 
@@ -54,23 +54,23 @@ fn what_is_old_goes_when_no_process_lives() {
         (state::DEAD, !AGED),
     ];
     in_namespace(|lab| {
-        for (session_state, counts) in cases {
+        for (record_state, counts) in cases {
             for family in Family::BOTH {
-                eprintln!("state {session_state}, {family:?}");
-                let session = session(family, 3, session_state, OLD);
+                eprintln!("state {record_state}, {family:?}");
+                let session = session(family, 3, record_state, OLD);
                 lab.set_ageing(alive());
                 lab.open(&session);
                 let before = aged(lab);
                 look(lab);
-                assert_eq!((lab.conn(3).state, has_keys(lab, &session)), (session_state, [true; 2]));
+                assert_eq!((lab.record(3).state, has_keys(lab, &session)), (record_state, [true; 2]));
 
                 lab.set_ageing(DUE);
                 look(lab);
                 assert_eq!(has_keys(lab, &session), [false; 2]);
                 // The timer may have looked, too.
-                assert!(matches!(lab.conn(3).state, state::DEAD | state::OFF));
+                assert!(matches!(lab.record(3).state, state::DEAD | state::OFF));
                 look(lab);
-                assert_eq!(lab.conn(3).state, state::OFF);
+                assert_eq!(lab.record(3).state, state::OFF);
                 assert_eq!(aged(lab) - before, u64::from(counts));
             }
         }
@@ -88,7 +88,7 @@ fn a_stream_with_a_packet_in_either_direction_is_left_alone() {
                 lab.open(&session);
                 lab.set_ageing(DUE);
                 (0..3).for_each(|_| look(lab));
-                assert_eq!((lab.conn(3).state, has_keys(lab, &session)), (state::SPLICED, [true; 2]));
+                assert_eq!((lab.record(3).state, has_keys(lab, &session)), (state::SPLICED, [true; 2]));
             }
         }
     });
@@ -104,13 +104,13 @@ fn the_key_of_another_stream_is_left_alone() {
             // A stream that has the tuple now.
             let next = Session { index: 4, ..old.clone() };
             lab.point_keys_at(&next, 4);
-            let mut living = next.conn;
+            let mut living = next.record;
             living.state = state::SPLICED;
             living.flows[0].live.last_packet_ns = FRESH;
-            lab.set_conn(4, &living);
+            lab.set_record(4, &living);
             lab.set_ageing(DUE);
             (0..3).for_each(|_| look(lab));
-            assert_eq!((lab.conn(3).state, lab.conn(4).state), (state::OFF, state::SPLICED));
+            assert_eq!((lab.record(3).state, lab.record(4).state), (state::OFF, state::SPLICED));
             assert_eq!(has_keys(lab, &next), [true; 2]);
         }
     });
@@ -122,17 +122,17 @@ fn a_full_table_of_living_streams_stays_as_it_is() {
         lab.set_ageing(DUE);
         for family in Family::BOTH {
             lab.clear();
-            let streams: Vec<_> = (0..CONNS).map(|i| session(family, i, state::SPLICED, FRESH)).collect();
+            let streams: Vec<_> = (0..RECORDS).map(|i| session(family, i, state::SPLICED, FRESH)).collect();
             streams.iter().for_each(|stream| lab.open(stream));
             for _ in 0..10 {
                 look(lab);
-                let one_more = session(family, CONNS, state::SPLICED, FRESH).key(Direction::ToUpstream);
+                let one_more = session(family, RECORDS, state::SPLICED, FRESH).key(Direction::ToUpstream);
                 let refused = lab.insert(one_more, FlowRef(0));
                 assert!(matches!(refused, Err(MapError::SyscallError(_))), "{refused:?}");
             }
             for stream in &streams {
                 assert_eq!(
-                    (lab.conn(stream.index).state, has_keys(lab, stream)),
+                    (lab.record(stream.index).state, has_keys(lab, stream)),
                     (state::SPLICED, [true; 2])
                 );
             }
@@ -160,10 +160,10 @@ fn the_timer_takes_looks_too() {
     in_namespace(|lab| {
         lab.set_ageing(alive());
         look(lab);
-        let streams = open_old(lab, 0..CONNS);
+        let streams = open_old(lab, 0..RECORDS);
         let gone = || Ok(are_gone(lab, &streams).then_some(()));
         eventually("the timer's looks", Duration::from_secs(60), gone).unwrap();
-        assert_eq!(aged(lab), u64::from(CONNS));
+        assert_eq!(aged(lab), u64::from(RECORDS));
     });
 }
 
@@ -177,7 +177,8 @@ fn open_old(lab: &mut Lab, places: impl IntoIterator<Item = u32>) -> Vec<Session
 }
 
 fn are_gone(lab: &Lab, streams: &[Session]) -> bool {
-    let is_gone =
-        |stream: &Session| lab.conn(stream.index).state == state::OFF && has_keys(lab, stream) == [false; 2];
+    let is_gone = |stream: &Session| {
+        lab.record(stream.index).state == state::OFF && has_keys(lab, stream) == [false; 2]
+    };
     streams.iter().all(is_gone)
 }

@@ -1,6 +1,6 @@
 //! FIN, RST and SYN: what they do to a session, and what forged ones do not.
 
-use proxy_common::flow::{Conn, Direction, bits, event, state};
+use proxy_common::flow::{Direction, Record, bits, event, state};
 use proxy_common::stat::Stat;
 
 use crate::support::lab::in_namespace;
@@ -18,17 +18,18 @@ fn other_has_fin(session: &mut Session, direction: Direction) {
 
 /// This direction has, and it was acknowledged.
 fn own_fin_is_acknowledged(session: &mut Session, direction: Direction) {
-    let [mut own, mut other] = [direction, direction.opposite()].map(|d| session.conn.flows[d as usize].live);
+    let [mut own, mut other] =
+        [direction, direction.opposite()].map(|d| session.record.flows[d as usize].live);
     own.seq_end = own.seq_end.wrapping_add(1);
     own.fin_end = own.seq_end;
     own.bits = bits::FIN_SEEN | bits::FIN_ACKED;
     other.ack_end = other.ack_end.wrapping_add(1);
-    session.conn.flows[direction as usize].live = own;
-    session.conn.flows[direction.opposite() as usize].live = other;
+    session.record.flows[direction as usize].live = own;
+    session.record.flows[direction.opposite() as usize].live = other;
 }
 
-fn other_fin_is_acknowledged(conn: &mut Conn, direction: Direction) {
-    conn.flows[direction.opposite() as usize].live.bits |= bits::FIN_ACKED;
+fn other_fin_is_acknowledged(record: &mut Record, direction: Direction) {
+    record.flows[direction.opposite() as usize].live.bits |= bits::FIN_ACKED;
 }
 
 #[test]
@@ -60,9 +61,9 @@ const FINS: &[Row] = &[
         name: "the acknowledgement of the other's FIN",
         session: other_has_fin,
         packet: |p, _| p.ack = p.ack.wrapping_add(1),
-        record: |conn, direction, packet| {
-            believed(conn, direction, packet);
-            other_fin_is_acknowledged(conn, direction);
+        record: |record, direction, packet| {
+            believed(record, direction, packet);
+            other_fin_is_acknowledged(record, direction);
         },
         ..SPLICED
     },
@@ -78,9 +79,9 @@ const FINS: &[Row] = &[
             p.flags = ACK | FIN;
             p.ack = p.ack.wrapping_add(1);
         },
-        record: |conn, direction, packet| {
-            believed(conn, direction, packet);
-            other_fin_is_acknowledged(conn, direction);
+        record: |record, direction, packet| {
+            believed(record, direction, packet);
+            other_fin_is_acknowledged(record, direction);
         },
         events: &[event::FIN],
         ..SPLICED
@@ -92,10 +93,10 @@ const FINS: &[Row] = &[
             other_has_fin(s, d);
         },
         packet: |p, _| p.ack = p.ack.wrapping_add(1),
-        record: |conn, direction, packet| {
-            believed(conn, direction, packet);
-            other_fin_is_acknowledged(conn, direction);
-            conn.state = state::FINISHED;
+        record: |record, direction, packet| {
+            believed(record, direction, packet);
+            other_fin_is_acknowledged(record, direction);
+            record.state = state::FINISHED;
         },
         events: &[event::FINISHED],
         ..SPLICED
@@ -104,7 +105,7 @@ const FINS: &[Row] = &[
         name: "a straggler of a finished session",
         session: |s, d| {
             own_fin_is_acknowledged(s, d);
-            s.conn.state = state::FINISHED;
+            s.record.state = state::FINISHED;
         },
         packet: |p, _| {
             p.seq = p.seq.wrapping_sub(301);
@@ -131,9 +132,9 @@ fn resets() {
 const UNPROVEN: Row = Row { counts: &[Stat::Spliced, Stat::RstUnproven], ..DOUBTED };
 /// Ends the session; whether it is also taken for the last packet is not said here.
 const PROVEN: Row = Row {
-    record: |conn, direction, _| {
-        conn.flows[direction as usize].live.packets += 1;
-        conn.state = state::RESET;
+    record: |record, direction, _| {
+        record.flows[direction as usize].live.packets += 1;
+        record.state = state::RESET;
     },
     counts: &[Stat::Spliced],
     events: &[event::RESET],
@@ -182,12 +183,12 @@ const RESETS: &[Row] = &[
     },
     Row {
         name: "a RST of a finished session",
-        session: |s, _| s.conn.state = state::FINISHED,
+        session: |s, _| s.record.state = state::FINISHED,
         packet: |p, _| p.flags = RST,
         counts: &[Stat::Spliced],
         ..DOUBTED
     },
-    Row { name: "a straggler of a reset session", session: |s, _| s.conn.state = state::RESET, ..SPLICED },
+    Row { name: "a straggler of a reset session", session: |s, _| s.record.state = state::RESET, ..SPLICED },
 ];
 
 #[test]
@@ -222,7 +223,7 @@ const LIVE_SYNS: &[Row] = &[
     },
     Row {
         name: "a SYN in a hand-over",
-        session: |s, _| s.conn.state = state::HAND_OVER,
+        session: |s, _| s.record.state = state::HAND_OVER,
         packet: |p, _| p.flags = SYN,
         ..DOUBTED
     },
@@ -230,7 +231,7 @@ const LIVE_SYNS: &[Row] = &[
 
 const REUSED: Row = Row {
     packet: |p, _| p.flags = SYN,
-    record: |conn, _, _| conn.state = state::DEAD,
+    record: |record, _, _| record.state = state::DEAD,
     counts: &[Stat::Reused],
     events: &[event::REUSED],
     keeps_key: false,
@@ -238,9 +239,9 @@ const REUSED: Row = Row {
 };
 
 const SYN_FINISHED: Row =
-    Row { name: "a SYN after the end", session: |s, _| s.conn.state = state::FINISHED, ..REUSED };
+    Row { name: "a SYN after the end", session: |s, _| s.record.state = state::FINISHED, ..REUSED };
 const SYN_RESET: Row =
-    Row { name: "a SYN after a reset", session: |s, _| s.conn.state = state::RESET, ..REUSED };
+    Row { name: "a SYN after a reset", session: |s, _| s.record.state = state::RESET, ..REUSED };
 
 /// The proxy's own stack may take the port towards the endpoint again; its SYN was not seen, the answer is.
 #[test]
@@ -254,7 +255,7 @@ fn an_endpoints_answer_to_a_new_connection_takes_the_tuple_a_clients_does_not() 
     const STRAY: Row = Row {
         name: "SYN and ACK from a client after the end",
         packet: |p: &mut Packet, _| p.flags = SYN | ACK,
-        session: |s, _| s.conn.state = state::FINISHED,
+        session: |s, _| s.record.state = state::FINISHED,
         ..DOUBTED
     };
     in_namespace(|lab| {

@@ -93,7 +93,7 @@ const NUMBERS: &[Row] = &[
     Row {
         name: "a fragmentable packet",
         packet: |p, s| {
-            if s.conn.family == 4 {
+            if s.record.family == 4 {
                 p.fragment = 0
             }
         },
@@ -143,14 +143,14 @@ fn congestion_marks_are_taken_off_when_the_other_connection_has_none() {
 const STRIPPED: &[Row] = &[
     Row {
         name: "ECT(0)",
-        session: |s, _| s.conn.flags |= flags::STRIP_ECN,
+        session: |s, _| s.record.flags |= flags::STRIP_ECN,
         packet: |p, _| p.traffic_class = 0xb8 | 2,
         counts: &[Stat::Spliced, Stat::EcnStripped],
         ..SPLICED
     },
     Row {
         name: "CE, ECE and CWR",
-        session: |s, _| s.conn.flags |= flags::STRIP_ECN,
+        session: |s, _| s.record.flags |= flags::STRIP_ECN,
         packet: |p, _| {
             p.traffic_class = 3;
             p.flags = ACK | ECE | CWR;
@@ -161,14 +161,14 @@ const STRIPPED: &[Row] = &[
     },
     Row {
         name: "ECE alone",
-        session: |s, _| s.conn.flags |= flags::STRIP_ECN,
+        session: |s, _| s.record.flags |= flags::STRIP_ECN,
         packet: |p, _| p.flags = ACK | ECE,
         counts: &[Stat::Spliced, Stat::EcnStripped],
         ..SPLICED
     },
     Row {
         name: "nothing to strip",
-        session: |s, _| s.conn.flags |= flags::STRIP_ECN,
+        session: |s, _| s.record.flags |= flags::STRIP_ECN,
         packet: |p, _| p.traffic_class = 0xfc,
         ..SPLICED
     },

@@ -17,8 +17,8 @@ const NO_SUCH_INTERFACE: u32 = 9999;
 
 fn handing_over(family: Family) -> Session {
     let mut session = Session::new(family);
-    session.conn.state = state::HAND_OVER;
-    session.conn.flags |= flags::COPY_ACKS;
+    session.record.state = state::HAND_OVER;
+    session.record.flags |= flags::COPY_ACKS;
     session
 }
 
@@ -73,10 +73,10 @@ fn nothing_else_is_copied() {
         let syn = Packet { flags: SYN | ACK, ..packet.clone() };
         run(lab, &session, Hook::Ingress, &input(&syn), &[Stat::Spliced, Stat::Implausible]);
         let mut quiet = session.clone();
-        quiet.conn.flags &= !flags::COPY_ACKS;
+        quiet.record.flags &= !flags::COPY_ACKS;
         run(lab, &quiet, Hook::Ingress, &input(&packet), &[Stat::Spliced]);
         let mut spliced = session;
-        spliced.conn.state = state::SPLICED;
+        spliced.record.state = state::SPLICED;
         run(lab, &spliced, Hook::Ingress, &input(&packet), &[Stat::Spliced]);
     });
 }
@@ -149,7 +149,7 @@ fn a_copy_becomes_an_acknowledgement_that_the_socket_takes() {
             let expected = connection.expected();
             let mut session = connection.session(family);
             let own_end = 0xffff_fff0;
-            session.conn.flows[DIRECTION as usize].live.own_end = own_end;
+            session.record.flows[DIRECTION as usize].live.own_end = own_end;
             let (behind, ahead) = (own_end - 500, own_end.wrapping_add(500));
             let plain = Packet { seq: 0x0bad_cafe, ack: behind, ttl: 33, ..session.packet(DIRECTION) };
             let blocks = |blocks: &[(u32, u32)]| [options::timestamps(3, 4), options::sack(blocks)].concat();
@@ -192,7 +192,7 @@ fn a_copy_becomes_an_acknowledgement_that_the_socket_takes() {
                     ..packet.clone()
                 };
                 assert_eq!(Packet::parse(&frame), trimmed);
-                check_record(lab.conn(session.index), session.conn);
+                check_record(lab.record(session.index), session.record);
                 // A packet that is cut is one without a sum to the kernel, but the test run goes on to look at it.
                 if packet.payload.is_empty() && packet.trailer.is_empty() {
                     let summed = lab.run_summed(Hook::Ingress, &copy_of(&packet)).unwrap();
@@ -212,7 +212,7 @@ fn a_copy_that_comes_late_is_dropped() {
             let copy = copy_of(&session.packet(DIRECTION));
             for late in [state::OFF, state::SPLICED, state::FINISHED, state::RESET, state::DEAD] {
                 let mut session = session.clone();
-                session.conn.state = late;
+                session.record.state = late;
                 let (verdict, _) = run(lab, &session, Hook::Ingress, &copy, &[Stat::DropLateCopy]);
                 assert_eq!(verdict, Verdict::Drop);
             }
@@ -244,7 +244,7 @@ fn what_the_own_socket_sends_is_brought_up_to_date() {
         for family in Family::BOTH {
             for direction in Direction::BOTH {
                 let mut session = handing_over(family);
-                session.conn.flags &= !flags::TIMESTAMPS;
+                session.record.flags &= !flags::TIMESTAMPS;
                 let flow = session.flow(direction);
                 (flow.live.window, flow.fixed.window_left, flow.fixed.window_right) = (3000, 7, 5);
                 let newest = session.own_packet(direction);
@@ -259,7 +259,7 @@ fn what_the_own_socket_sends_is_brought_up_to_date() {
                     let (_, frame) = run(lab, &session, Hook::Egress, &own(&newer), &[Stat::Freshened]);
                     assert_eq!(Packet::parse(&frame), Packet { window, ..newer });
                 }
-                check_record(lab.conn(session.index), session.conn);
+                check_record(lab.record(session.index), session.record);
             }
         }
     });
@@ -273,11 +273,11 @@ fn and_stamped_like_the_forwarded_packets() {
     in_namespace(|lab| {
         for family in Family::BOTH {
             let mut session = handing_over(family);
-            session.conn.flows[there].live.ts_value = 0x1234;
+            session.record.flows[there].live.ts_value = 0x1234;
             let newest = 0x1234 + TS_SHIFTS[there];
             let own_packet = session.own_packet(DIRECTION);
             // The socket has sent what the peer has acknowledged, and since then 100 bytes were forwarded.
-            session.conn.flows[back].live.own_end = own_packet.seq.wrapping_sub(100);
+            session.record.flows[back].live.own_end = own_packet.seq.wrapping_sub(100);
             let packet = Packet {
                 options: options::timestamps(1, 99),
                 seq: own_packet.seq.wrapping_sub(100),
@@ -295,11 +295,11 @@ fn and_stamped_like_the_forwarded_packets() {
             check(lab, &session, &probe, probe.seq, TS_FLOOR);
             // Beyond the window of the peer, which would discard it.
             let mut narrow = session.clone();
-            narrow.conn.flows[back].live.ack_end = packet.seq;
-            narrow.conn.flows[back].live.window = 0;
+            narrow.record.flows[back].live.ack_end = packet.seq;
+            narrow.record.flows[back].live.window = 0;
             check(lab, &narrow, &packet, packet.seq, newest);
             let mut unknown = session.clone();
-            unknown.conn.flows[there].fixed.ts_shift = 0;
+            unknown.record.flows[there].fixed.ts_shift = 0;
             check(lab, &unknown, &packet, own_packet.seq, TS_FLOOR);
         }
     });
@@ -311,20 +311,20 @@ fn what_is_ahead_of_the_floor_raises_the_floor_before() {
     in_namespace(|lab| {
         for family in Family::BOTH {
             let mut session = handing_over(family);
-            session.conn.state = state::OFF;
+            session.record.state = state::OFF;
             let packet = |value| {
                 own(&Packet { options: options::timestamps(value, 99), ..session.own_packet(DIRECTION) })
             };
             let [ahead, not_ahead] = [packet(TS_FLOOR + 1), packet(TS_FLOOR)];
             let index = session.index;
-            let floor = |lab: &mut Lab| lab.conn(index).flows[DIRECTION as usize].fixed.ts_floor;
+            let floor = |lab: &mut Lab| lab.record(index).flows[DIRECTION as usize].fixed.ts_floor;
             let (verdict, frame) = run(lab, &session, Hook::Egress, &ahead, &[]);
             assert_eq!((verdict, &frame), (Verdict::Pass, &ahead.frame));
             assert_eq!(floor(lab), TS_FLOOR + 1);
             let (verdict, frame) = run(lab, &session, Hook::Egress, &not_ahead, &[]);
             assert_eq!((verdict, &frame), (Verdict::Pass, &not_ahead.frame));
             assert_eq!(floor(lab), TS_FLOOR);
-            session.conn.flows[DIRECTION as usize].fixed.ts_floor = 0;
+            session.record.flows[DIRECTION as usize].fixed.ts_floor = 0;
             let (verdict, frame) = run(lab, &session, Hook::Egress, &ahead, &[]);
             assert_eq!((verdict, &frame), (Verdict::Pass, &ahead.frame));
             assert_eq!(floor(lab), 0);
@@ -347,7 +347,7 @@ fn other_packets_of_the_stack_are_left_alone() {
             untouched(lab, &session, &own(&stranger));
             for other in [state::OFF, state::DEAD] {
                 let mut session = session.clone();
-                session.conn.state = other;
+                session.record.state = other;
                 untouched(lab, &session, &own(&stale));
             }
             // Forwarded.
@@ -373,7 +373,7 @@ fn the_stack_does_not_reset_a_living_stream() {
                     (state::RESET, false),
                     (state::DEAD, false),
                 ] {
-                    session.conn.state = state;
+                    session.record.state = state;
                     // The own sockets' are another matter in these.
                     let own_too = !matches!(state, state::HAND_OVER | state::RESET);
                     for mark in [0].into_iter().chain(own_too.then_some(MARK)) {
@@ -398,7 +398,7 @@ fn when_the_process_dies_its_sockets_reset_the_stream_with_the_number_that_is_ex
         for family in Family::BOTH {
             for direction in Direction::BOTH {
                 let session = handing_over(family);
-                let forwarded = &session.conn.flows[direction as usize];
+                let forwarded = &session.record.flows[direction as usize];
                 let (received, sent) = (forwarded.fixed.received, forwarded.live.seq_end);
                 let here = |number: u32| number.wrapping_add(forwarded.fixed.seq_delta);
                 let lost = here(received).wrapping_sub(5);
@@ -408,14 +408,14 @@ fn when_the_process_dies_its_sockets_reset_the_stream_with_the_number_that_is_ex
                     (state::RESET, here(received), here(sent)),
                 ] {
                     let mut session = session.clone();
-                    session.conn.state = state;
+                    session.record.state = state;
                     let packet = session.own_packet(direction);
                     let reset = Packet { flags: RST | ACK, seq: own_seq, ..packet };
                     let counts: &[Stat] = if state == state::RESET { &[] } else { &[Stat::OwnerDied] };
                     let (verdict, frame) = run(lab, &session, Hook::Egress, &own(&reset), counts);
                     assert_eq!(verdict, Verdict::Pass);
                     assert_eq!(Packet::parse(&frame), Packet { seq: expected, ..reset });
-                    let after = lab.conn(session.index);
+                    let after = lab.record(session.index);
                     let given_up = state == state::HAND_OVER;
                     assert_eq!((after.state, after.flags & flags::GIVEN_UP != 0), (state::RESET, given_up));
                 }
@@ -434,7 +434,7 @@ fn a_full_event_ring_is_counted() {
         lab.open(&session);
         let room = crate::support::lab::EVENTS_BYTES / 24;
         for _ in 0..room + 10 {
-            lab.set_conn(session.index, &session.conn);
+            lab.set_record(session.index, &session.record);
             assert_eq!(lab.run(Hook::Ingress, &input).verdict, Verdict::Redirect);
         }
         let lost = lab.stats()[Stat::EventLost.number() as usize] - before;

@@ -117,7 +117,7 @@ fn check_passed(lab: &mut Lab, session: &Session, frame: Vec<u8>, counts: &[Stat
     assert_eq!(output.verdict, Verdict::Pass);
     assert!(output.frame == frame, "the packet was changed");
     check_counts(lab, &before, counts);
-    check_record(lab.conn(session.index), session.conn);
+    check_record(lab.record(session.index), session.record);
 }
 
 /// ... and one that must reach the sender of `arrived`, when `left` is what it quotes.
@@ -140,7 +140,7 @@ fn check_translated(
     assert_eq!((source, destination), (proxy.ip(), sender.ip()));
     assert_eq!(output.frame, expected.to_bytes());
     check_counts(lab, &before, &[Stat::IcmpTranslated]);
-    check_record(lab.conn(session.index), session.conn);
+    check_record(lab.record(session.index), session.record);
     let summed = lab.run_summed(Hook::Ingress, &input).unwrap();
     assert_eq!(summed.frame, output.frame);
 }
@@ -229,9 +229,9 @@ fn in_a_hand_over_the_local_sockets_own_bytes_are_its_own_matter() {
     for_each(|lab, family, direction| {
         let mut session = Session::new(family);
         let (mut arrived, left) = under_way(&mut session, direction);
-        session.conn.state = state::HAND_OVER;
+        session.record.state = state::HAND_OVER;
         // The socket towards the next peer was given 300 of the 1000 bytes.
-        session.conn.flows[direction.opposite() as usize].live.own_end = left.seq.wrapping_add(300);
+        session.record.flows[direction.opposite() as usize].live.own_end = left.seq.wrapping_add(300);
         check_passed(lab, &session, IcmpError::about(&left, 8).to_bytes(), &[Stat::IcmpPassed]);
         let at = |packet: &Packet, seq: u32| Packet { seq: packet.seq.wrapping_add(seq), ..packet.clone() };
         check_passed(lab, &session, IcmpError::about(&at(&left, 299), 8).to_bytes(), &[Stat::IcmpPassed]);
@@ -253,7 +253,7 @@ fn the_state_decides_whose_the_error_is() {
         ] {
             let mut session = Session::new(family);
             let (arrived, left) = under_way(&mut session, direction);
-            session.conn.state = state;
+            session.record.state = state;
             let error = IcmpError::about(&left, 20);
             if spliced {
                 check_translated(lab, &session, direction, &error, &arrived);

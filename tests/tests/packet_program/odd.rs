@@ -119,9 +119,9 @@ fn options_and_extension_headers_are_taken_off() {
             assert_eq!(output.verdict, Verdict::Redirect, "{first} {extra:?}");
             assert_eq!(Packet::parse(&output.frame), session.rewritten(direction, &packet));
             check_counts(lab, &before, &[Stat::MadePlain, Stat::Spliced]);
-            let mut expected = session.conn;
+            let mut expected = session.record;
             believed(&mut expected, direction, &packet);
-            check_record(lab.conn(session.index), expected);
+            check_record(lab.record(session.index), expected);
             // The kernel verifies the sum that a network card would have made.
             open(lab, &session);
             let summed = lab.run_summed(Hook::Ingress, &odd).unwrap();
@@ -171,11 +171,11 @@ fn odd_packets_of_strangers_and_of_other_states_pass_untouched() {
     each(|lab, family, direction| {
         let session = Session::new(family);
         let given_up = |session: &mut Session| {
-            session.conn.state = state::RESET;
-            session.conn.flags |= flags::GIVEN_UP;
+            session.record.state = state::RESET;
+            session.record.flags |= flags::GIVEN_UP;
         };
         let changes: [&dyn Fn(&mut Session); 3] =
-            [&|s| s.conn.state = state::OFF, &|s| s.conn.state = state::DEAD, &given_up];
+            [&|s| s.record.state = state::OFF, &|s| s.record.state = state::DEAD, &given_up];
         for (first, extra) in carried(family) {
             let odd = with_extra(&data(&session, direction).to_bytes(), first, &extra);
             for change in changes {
@@ -208,7 +208,7 @@ fn an_end_with_a_wrong_checksum_changes_nothing() {
                 let output = lab.run(Hook::Ingress, &input(&frame));
                 assert_eq!(output.verdict, Verdict::Redirect);
                 check_counts(lab, &before, &[Stat::Spliced, Stat::BadChecksum]);
-                check_record(lab.conn(session.index), session.conn);
+                check_record(lab.record(session.index), session.record);
                 assert_eq!(lab.events(), []);
             }
         }
@@ -242,12 +242,12 @@ fn a_reset_of_the_stack_with_the_peers_number_gives_the_stream_up() {
         // Something is on its way to the peer that `direction` goes to.
         session.flow(direction).live.seq_end = session.flow(direction).live.seq_end.wrapping_add(900);
         let back = direction.opposite();
-        let acknowledged = session.conn.flows[back as usize].live.ack_end;
+        let acknowledged = session.record.flows[back as usize].live.ack_end;
         let cases = [(0, true), (900, true), (1, false), (899, false), (u32::MAX, false)];
         for (ahead, is_peers) in cases {
             for (state, gives_up) in [(state::SPLICED, is_peers), (state::HAND_OVER, false)] {
                 let mut session = session.clone();
-                session.conn.state = state;
+                session.record.state = state;
                 let seq = acknowledged.wrapping_add(ahead);
                 let reset = Packet { flags: RST, seq, ack: 0, window: 0, ..session.own_packet(direction) };
                 // A socket's that is being closed.
@@ -261,12 +261,12 @@ fn a_reset_of_the_stack_with_the_peers_number_gives_the_stream_up() {
                 let verdict = if gives_up { Verdict::Pass } else { Verdict::Drop };
                 assert_eq!(output.verdict, verdict, "{ahead} {state}");
                 check_counts(lab, &before, &[if gives_up { Stat::GivenUp } else { Stat::DropStackRst }]);
-                let mut expected = session.conn;
+                let mut expected = session.record;
                 if gives_up {
                     expected.state = state::RESET;
                     expected.flags |= flags::GIVEN_UP | flags::not_carried(back);
                 }
-                check_record(lab.conn(session.index), expected);
+                check_record(lab.record(session.index), expected);
                 let events: Vec<_> =
                     lab.events().iter().map(|event| (event.kind, event.flow.direction())).collect();
                 assert_eq!(events, if gives_up { vec![(event::RESET, back)] } else { vec![] });

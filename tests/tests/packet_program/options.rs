@@ -209,7 +209,7 @@ fn malformed_and_unwanted_numbers_are_overwritten() {
             for family in Family::BOTH {
                 eprintln!("{name} ({family:?})");
                 let mut session = Session::new(family);
-                session.conn.flags = *flags;
+                session.record.flags = *flags;
                 let direction = Direction::ToUpstream;
                 lab.clear();
                 lab.open(&session);
@@ -234,12 +234,12 @@ fn the_first_timestamp_becomes_the_floor() {
     let layouts =
         [options::timestamps(5000, 6000), [options::bare_timestamps(5000, 6000), vec![1, 1]].concat()];
     in_namespace(|lab| {
-        for (conn_state, options) in
+        for (record_state, options) in
             [state::HAND_OVER, state::SPLICED].into_iter().flat_map(|s| layouts.iter().map(move |o| (s, o)))
         {
             for (other_known, believed) in [(false, true), (true, true), (true, false)] {
                 let mut session = Session::new(Family::V6);
-                session.conn.state = conn_state;
+                session.record.state = record_state;
                 let fixed = &mut session.flow(direction).fixed;
                 (fixed.ts_shift, fixed.ts_floor) = (0, FLOOR);
                 if !other_known {
@@ -260,8 +260,8 @@ fn the_first_timestamp_becomes_the_floor() {
                 assert_eq!(number(at + 2), FLOOR);
                 let echo = if other_known { 6000u32.wrapping_sub(TS_SHIFTS[0]) } else { 7000 };
                 assert_eq!(number(at + 6), echo);
-                let flow = lab.conn(session.index).flows[direction as usize];
-                let shift = if conn_state == state::SPLICED { FLOOR.wrapping_sub(5000) } else { 0 };
+                let flow = lab.record(session.index).flows[direction as usize];
+                let shift = if record_state == state::SPLICED { FLOOR.wrapping_sub(5000) } else { 0 };
                 let expected = if believed { (shift, 5000) } else { (0, 0) };
                 assert_eq!((flow.fixed.ts_shift, flow.live.ts_value), expected);
             }
@@ -286,7 +286,7 @@ fn none_goes_below_the_floor() {
             let left = Packet::parse(&output.frame).options;
             assert_eq!(u32::from_be_bytes(left[4..8].try_into().unwrap()), leaves, "{value}");
         }
-        let newest = lab.conn(session.index).flows[0].live.ts_value;
+        let newest = lab.record(session.index).flows[0].live.ts_value;
         assert_eq!(newest, first.wrapping_add(9));
     });
 }

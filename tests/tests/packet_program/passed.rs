@@ -16,21 +16,21 @@ fn states() {
 const STATES: &[Row] = &[
     Row {
         name: "before the splice",
-        session: |s, _| s.conn.state = state::OFF,
+        session: |s, _| s.record.state = state::OFF,
         counts: &[Stat::PassOff],
         ..IGNORED
     },
     Row {
         name: "after the tuple was taken",
-        session: |s, _| s.conn.state = state::DEAD,
+        session: |s, _| s.record.state = state::DEAD,
         counts: &[Stat::PassDead],
         ..IGNORED
     },
     Row {
         name: "after Steer has ended it",
         session: |s, _| {
-            s.conn.state = state::RESET;
-            s.conn.flags |= flags::GIVEN_UP;
+            s.record.state = state::RESET;
+            s.record.flags |= flags::GIVEN_UP;
         },
         counts: &[Stat::PassOff],
         ..IGNORED
@@ -158,7 +158,7 @@ fn a_tagged_frame_is_not_for_us() {
             let output = lab.run(Hook::Ingress, &Input { frame: frame.clone(), ..Input::default() });
             assert_eq!((output.verdict, output.frame), (Verdict::Pass, frame));
             check_counts(lab, &before, &[]);
-            check_record(lab.conn(session.index), session.conn);
+            check_record(lab.record(session.index), session.record);
         }
     });
 }
@@ -177,9 +177,9 @@ fn an_arp_request_passes() {
 fn a_key_to_a_record_beyond_the_map_passes() {
     in_namespace(|lab| {
         let mut session = Session::new(Family::V4);
-        session.index = crate::support::lab::CONNS - 1;
+        session.index = crate::support::lab::RECORDS - 1;
         lab.open(&session);
-        lab.point_keys_at(&session, crate::support::lab::CONNS);
+        lab.point_keys_at(&session, crate::support::lab::RECORDS);
         let frame = Packet { payload: vec![1], ..session.packet(Direction::ToUpstream) }.to_bytes();
         let output = lab.run(Hook::Ingress, &Input { frame: frame.clone(), ..Input::default() });
         assert_eq!((output.verdict, output.frame), (Verdict::Pass, frame));

@@ -81,7 +81,7 @@ fn the_pieces_of_a_packet_are_forwarded_and_fit_together() {
         for size in [64, 248, 400] {
             for state in [state::SPLICED, state::HAND_OVER, state::FINISHED] {
                 let mut session = Session::new(family);
-                session.conn.state = state;
+                session.record.state = state;
                 let packet = Packet { fragment: 0, ..data(&session, direction) };
                 let arriving = pieces(&packet.to_bytes(), size, 0x0102_0304);
                 let mut order: Vec<_> = (0..arriving.len()).collect();
@@ -98,8 +98,8 @@ fn the_pieces_of_a_packet_are_forwarded_and_fit_together() {
                 let mut counts = vec![Stat::Fragment; arriving.len()];
                 counts.push(Stat::Spliced);
                 check_counts(lab, &before, &counts);
-                let live = lab.conn(session.index).flows[direction as usize].live;
-                let before = session.conn.flows[direction as usize].live;
+                let live = lab.record(session.index).flows[direction as usize].live;
+                let before = session.record.flows[direction as usize].live;
                 assert_eq!(live.seq_end, before.seq_end.wrapping_add(packet.payload.len() as u32));
                 assert_eq!(live.bytes, packet.payload.len() as u64);
             }
@@ -149,11 +149,11 @@ fn a_fin_in_pieces_counts_when_the_last_piece_has_come() {
             let mut counts = vec![Stat::Fragment; arriving.len()];
             counts.push(Stat::Spliced);
             check_counts(lab, &before, &counts);
-            let mut expected = session.conn;
+            let mut expected = session.record;
             believed(&mut expected, direction, &packet);
             expected.flows[direction as usize].live.packets =
                 arriving.len() as u64 * if id == 31 { 1 } else { 2 };
-            check_record(lab.conn(session.index), expected);
+            check_record(lab.record(session.index), expected);
         }
         let kinds: Vec<_> = lab.events().iter().map(|event| event.kind).collect();
         assert_eq!(kinds, [event::FIN]);
@@ -170,9 +170,9 @@ fn pieces_that_cannot_be_the_peers_are_sent_on_and_change_nothing() {
         open(lab, &session);
         let outputs = run_all(lab, &pieces(&packet.to_bytes(), 400, 41), &[0, 1]);
         assert!(outputs.iter().all(|output| output.verdict == Verdict::Redirect));
-        let mut expected = session.conn;
+        let mut expected = session.record;
         expected.flows[direction as usize].live.packets += 2;
-        check_record(lab.conn(session.index), expected);
+        check_record(lab.record(session.index), expected);
         assert_eq!(lab.events(), []);
     });
 }
@@ -184,11 +184,11 @@ fn a_piece_of_an_earlier_session_is_not_of_the_one_that_has_its_record_now() {
         let arriving = pieces(&Packet { fragment: 0, ..data(&session, direction) }.to_bytes(), 400, 51);
         open(lab, &session);
         run_all(lab, &arriving[..1], &[0]);
-        session.conn.generation += 1;
+        session.record.generation += 1;
         open(lab, &session);
         let output = lab.run(Hook::Ingress, &input(&arriving[1]));
         assert_eq!((output.verdict, &output.frame), (Verdict::Pass, &arriving[1]));
-        check_record(lab.conn(session.index), session.conn);
+        check_record(lab.record(session.index), session.record);
     });
 }
 

@@ -110,7 +110,7 @@ const HAND_OVER: &[Row] = &[
     Row {
         name: "an acknowledgement of the local socket's bytes",
         session: |s, d| {
-            s.conn.state = state::HAND_OVER;
+            s.record.state = state::HAND_OVER;
             let live = &mut s.flow(d).live;
             live.own_end = live.own_end.wrapping_add(10_000);
         },
@@ -120,7 +120,7 @@ const HAND_OVER: &[Row] = &[
     Row {
         name: "bytes behind those that the local socket has taken",
         session: |s, d| {
-            s.conn.state = state::HAND_OVER;
+            s.record.state = state::HAND_OVER;
             let live = &mut s.flow(d).live;
             live.seq_end = live.seq_end.wrapping_add(50_000);
         },
@@ -166,9 +166,9 @@ fn forged_packets_change_nothing() {
                         assert_eq!(Packet::parse(&output.frame), session.rewritten(direction, &packet));
                     }
                 }
-                let mut expected = session.conn;
+                let mut expected = session.record;
                 expected.flows[direction as usize].live.packets = 6 * u64::from(FORGED);
-                check_record(lab.conn(session.index), expected);
+                check_record(lab.record(session.index), expected);
                 assert_eq!(lab.events(), []);
                 let count = |stat: Stat| lab.stats()[stat.number() as usize] - before[stat.number() as usize];
                 assert_eq!(count(Stat::Implausible) + count(Stat::RstUnproven), 6 * u64::from(FORGED));

@@ -26,9 +26,9 @@ fn random() -> StdRng {
 fn random_session(random: &mut StdRng) -> (Session, Direction) {
     let family = Family::BOTH[random.random_range(0..2)];
     let mut session = Session::new(family);
-    session.conn.state = STATES[random.random_range(0..STATES.len())];
-    session.conn.flags = random.random::<u32>() & (flags::TIMESTAMPS | flags::SACK | flags::STRIP_ECN);
-    for flow in &mut session.conn.flows {
+    session.record.state = STATES[random.random_range(0..STATES.len())];
+    session.record.flags = random.random::<u32>() & (flags::TIMESTAMPS | flags::SACK | flags::STRIP_ECN);
+    for flow in &mut session.record.flows {
         flow.fixed.window_left = random.random_range(0..15);
         flow.fixed.window_right = random.random_range(0..15);
     }

@@ -2,7 +2,7 @@
 //!
 //! Each row is tried on both families and in both directions. What a row does not mention must not change.
 
-use proxy_common::flow::{Conn, Direction, FlowEvent, FlowRef, bits};
+use proxy_common::flow::{Direction, FlowEvent, FlowRef, Record, bits};
 use proxy_common::stat::Stat;
 
 use crate::support::lab::{Hook, Input, Lab, Output, Verdict};
@@ -21,7 +21,7 @@ pub(crate) struct Row {
     pub(crate) input: fn(&mut Input),
     pub(crate) expect: Expect,
     /// Changes to the record; the packet is the one that arrived.
-    pub(crate) record: fn(&mut Conn, Direction, &Packet),
+    pub(crate) record: fn(&mut Record, Direction, &Packet),
     /// What was counted, each once.
     pub(crate) counts: &'static [Stat],
     /// Kinds of events of the packet's flow.
@@ -47,7 +47,7 @@ pub(crate) const DOUBTED: Row = Row {
     packet: |_, _| {},
     input: |_| {},
     expect: Expect::Rewritten(|_| {}),
-    record: |conn, direction, _| conn.flows[direction as usize].live.packets += 1,
+    record: |record, direction, _| record.flows[direction as usize].live.packets += 1,
     counts: &[Stat::Spliced, Stat::Implausible],
     events: &[],
     keeps_key: true,
@@ -61,8 +61,8 @@ pub(crate) const IGNORED: Row =
     Row { expect: Expect::Untouched, record: |_, _, _| {}, counts: &[], ..DOUBTED };
 
 /// What a plausible packet leaves in the record, by the descriptions of its fields.
-pub(crate) fn believed(conn: &mut Conn, direction: Direction, packet: &Packet) {
-    let live = &mut conn.flows[direction as usize].live;
+pub(crate) fn believed(record: &mut Record, direction: Direction, packet: &Packet) {
+    let live = &mut record.flows[direction as usize].live;
     let after = |a: u32, b: u32| a.wrapping_sub(b) as i32 > 0;
     live.packets += 1;
     (live.tick, live.last_packet_ns) = (1, 1);
@@ -132,9 +132,9 @@ pub(crate) fn check_row(lab: &mut Lab, row: &Row, family: Family, direction: Dir
 
     let output = lab.run(Hook::Ingress, &input);
     check_output(row, &session, direction, &packet, &input, &output);
-    let mut expected = session.conn;
+    let mut expected = session.record;
     (row.record)(&mut expected, direction, &packet);
-    check_record(lab.conn(session.index), expected);
+    check_record(lab.record(session.index), expected);
     check_counts(lab, &counted, row.counts);
     check_events(lab, &session, direction, row.events);
     assert_eq!(lab.has_key(session.key(direction)), row.keeps_key, "the packet's key");
@@ -171,13 +171,13 @@ fn check_output(
 }
 
 /// Times are only compared for whether they were set.
-pub(crate) fn check_record(mut found: Conn, expected: Conn) {
+pub(crate) fn check_record(mut found: Record, expected: Record) {
     for live in found.flows.iter_mut().map(|flow| &mut flow.live) {
         live.tick = live.tick.min(1);
         live.last_packet_ns = live.last_packet_ns.min(1);
         live.last_payload_ns = live.last_payload_ns.min(1);
     }
-    let [found, expected] = [found, expected].map(|conn| format!("{conn:#?}"));
+    let [found, expected] = [found, expected].map(|record| format!("{record:#?}"));
     let differences: Vec<_> = found.lines().zip(expected.lines()).filter(|(a, b)| a != b).collect();
     assert!(differences.is_empty(), "the record (found, expected): {differences:?}");
 }

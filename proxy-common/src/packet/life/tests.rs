@@ -2,7 +2,7 @@ use bytemuck::Zeroable as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::flow::{Conn, DirLive};
+use crate::flow::{DirLive, Record};
 use crate::shared::Share as _;
 
 const ACK: u8 = tcp_flags::ACK;
@@ -13,21 +13,21 @@ const ENDPOINT: usize = Direction::ToDownstream as usize;
 const WINDOW: u32 = 1 << 16;
 
 /// Two peers that have sent nothing yet, and what the program knows about them.
-struct Session {
-    conn: Conn,
+struct Stream {
+    record: Record,
     /// Where each peer's sequence numbers start.
     start: [u32; 2],
 }
 
-impl Session {
+impl Stream {
     fn new(client: u32, endpoint: u32) -> Self {
-        let mut conn = Conn::zeroed();
-        conn.state = state::SPLICED;
+        let mut record = Record::zeroed();
+        record.state = state::SPLICED;
         let start = [client, endpoint];
         // The proxy's own numbers: towards the endpoint, and towards the client.
         let deltas = [77_u32, 0xffff_0000];
         for flow in [CLIENT, ENDPOINT] {
-            let (fixed, live) = (&mut conn.flows[flow].fixed, &mut conn.flows[flow].live);
+            let (fixed, live) = (&mut record.flows[flow].fixed, &mut record.flows[flow].live);
             fixed.seq_delta = deltas[flow];
             fixed.ack_delta = deltas[1 - flow].wrapping_neg();
             live.seq_end = start[flow];
@@ -35,12 +35,12 @@ impl Session {
             live.own_end = live.ack_end;
             live.window_max = 1;
         }
-        Self { conn, start }
+        Self { record, start }
     }
 
     /// A segment of `flow`, its numbers counted from the start of each peer.
     fn segment(&self, flow: usize, flags: u8, seq: u32, payload: u32, ack: u32) -> Segment {
-        let delta = self.conn.flows[1 - flow].fixed.seq_delta;
+        let delta = self.record.flows[1 - flow].fixed.seq_delta;
         Segment {
             seq: self.start[flow].wrapping_add(seq),
             ack: self.start[1 - flow].wrapping_add(delta).wrapping_add(ack),
@@ -52,16 +52,16 @@ impl Session {
 
     fn send(&mut self, flow: usize, flags: u8, seq: u32, payload: u32, ack: u32) -> Observed {
         let segment = self.segment(flow, flags, seq, payload, ack);
-        let [client, endpoint] = &mut self.conn.flows;
+        let [client, endpoint] = &mut self.record.flows;
         let (arriving, other) = if flow == CLIENT { (client, endpoint) } else { (endpoint, client) };
         let clock = Clock { tick: 1, now_ns: || 1 };
-        let observed = observe(self.conn.state, &segment, arriving.shared(), other.shared(), clock);
-        self.conn.state = observed.state.unwrap_or(self.conn.state);
+        let observed = observe(self.record.state, &segment, arriving.shared(), other.shared(), clock);
+        self.record.state = observed.state.unwrap_or(self.record.state);
         observed
     }
 
     fn live(&self, flow: usize) -> &DirLive {
-        &self.conn.flows[flow].live
+        &self.record.flows[flow].live
     }
 }
 
@@ -72,36 +72,36 @@ fn numbers() -> impl Strategy<Value = u32> {
 proptest! {
     #[test]
     fn a_session_ends_when_both_fins_are_acknowledged(client in numbers(), endpoint in numbers()) {
-        let mut session = Session::new(client, endpoint);
-        prop_assert!(session.send(CLIENT, ACK, 0, 10, 0).believed);
-        prop_assert!(session.send(ENDPOINT, ACK, 0, 5, 10).believed);
-        prop_assert_eq!(session.send(CLIENT, FIN, 10, 3, 5).event, Some(event::FIN));
+        let mut stream = Stream::new(client, endpoint);
+        prop_assert!(stream.send(CLIENT, ACK, 0, 10, 0).believed);
+        prop_assert!(stream.send(ENDPOINT, ACK, 0, 5, 10).believed);
+        prop_assert_eq!(stream.send(CLIENT, FIN, 10, 3, 5).event, Some(event::FIN));
         // Repeated: no news.
-        prop_assert_eq!(session.send(CLIENT, FIN, 10, 3, 5).event, None);
-        prop_assert_eq!(session.live(CLIENT).bits, bits::FIN_SEEN);
-        prop_assert!(session.send(ENDPOINT, ACK, 5, 0, 14).believed);
-        prop_assert_eq!(session.live(CLIENT).bits, bits::FIN_SEEN | bits::FIN_ACKED);
-        prop_assert_eq!(session.send(ENDPOINT, FIN, 5, 0, 14).event, Some(event::FIN));
-        let last = session.send(CLIENT, ACK, 14, 0, 6);
+        prop_assert_eq!(stream.send(CLIENT, FIN, 10, 3, 5).event, None);
+        prop_assert_eq!(stream.live(CLIENT).bits, bits::FIN_SEEN);
+        prop_assert!(stream.send(ENDPOINT, ACK, 5, 0, 14).believed);
+        prop_assert_eq!(stream.live(CLIENT).bits, bits::FIN_SEEN | bits::FIN_ACKED);
+        prop_assert_eq!(stream.send(ENDPOINT, FIN, 5, 0, 14).event, Some(event::FIN));
+        let last = stream.send(CLIENT, ACK, 14, 0, 6);
         prop_assert_eq!((last.state, last.event), (Some(state::FINISHED), Some(event::FINISHED)));
         // A late FIN still passes, and is no news.
-        prop_assert_eq!(session.send(ENDPOINT, FIN, 5, 0, 14), Observed::BELIEVED);
-        prop_assert_eq!((session.live(CLIENT).bytes, session.live(ENDPOINT).bytes), (13, 5));
+        prop_assert_eq!(stream.send(ENDPOINT, FIN, 5, 0, 14), Observed::BELIEVED);
+        prop_assert_eq!((stream.live(CLIENT).bytes, stream.live(ENDPOINT).bytes), (13, 5));
     }
 
     #[test]
     fn bytes_count_once(client in numbers(), endpoint in numbers()) {
-        let mut session = Session::new(client, endpoint);
+        let mut stream = Stream::new(client, endpoint);
         for (seq, payload) in [(0, 100), (50, 100), (0, 100), (300, 10), (150, 150)] {
-            prop_assert!(session.send(CLIENT, ACK, seq, payload, 0).believed);
+            prop_assert!(stream.send(CLIENT, ACK, seq, payload, 0).believed);
         }
-        prop_assert_eq!(session.live(CLIENT).bytes, 310);
-        prop_assert_eq!(session.live(CLIENT).seq_end, client.wrapping_add(310));
+        prop_assert_eq!(stream.live(CLIENT).bytes, 310);
+        prop_assert_eq!(stream.live(CLIENT).seq_end, client.wrapping_add(310));
     }
 
     #[test]
     fn what_peers_do_is_believed(client in numbers(), endpoint in numbers()) {
-        let mut session = Session::new(client, endpoint);
+        let mut stream = Stream::new(client, endpoint);
         for (seq, payload, what) in [
             (0, 0, "nothing"),
             (0, WINDOW, "a whole window in one packet"),
@@ -109,26 +109,26 @@ proptest! {
             (u32::MAX, 0, "a keepalive or window probe"),
             (u32::MAX, 1, "the same with a byte"),
         ] {
-            prop_assert!(session.send(CLIENT, ACK, seq, payload, 0).believed, "{what}");
+            prop_assert!(stream.send(CLIENT, ACK, seq, payload, 0).believed, "{what}");
         }
-        prop_assert!(session.send(CLIENT, FIN, WINDOW, 0, 0).believed, "a FIN after a full window");
-        prop_assert!(session.send(ENDPOINT, ACK, 0, 0, WINDOW + 1).believed);
-        prop_assert!(session.send(ENDPOINT, ACK, 0, 0, 7).believed, "an acknowledgement that comes late");
-        prop_assert_eq!(session.live(ENDPOINT).ack_end, session.segment(ENDPOINT, ACK, 0, 0, WINDOW + 1).ack);
+        prop_assert!(stream.send(CLIENT, FIN, WINDOW, 0, 0).believed, "a FIN after a full window");
+        prop_assert!(stream.send(ENDPOINT, ACK, 0, 0, WINDOW + 1).believed);
+        prop_assert!(stream.send(ENDPOINT, ACK, 0, 0, 7).believed, "an acknowledgement that comes late");
+        prop_assert_eq!(stream.live(ENDPOINT).ack_end, stream.segment(ENDPOINT, ACK, 0, 0, WINDOW + 1).ack);
     }
 
     #[test]
     fn what_cannot_be_the_peer_changes_nothing(seq: u32, ack: u32, flags: u8, payload in 0..3000_u32) {
-        let mut session = Session::new(9, 1 << 31);
-        session.send(CLIENT, ACK, 0, 100, 0);
-        session.send(ENDPOINT, ACK, 0, 100, 100);
+        let mut stream = Stream::new(9, 1 << 31);
+        stream.send(CLIENT, ACK, 0, 100, 0);
+        stream.send(ENDPOINT, ACK, 0, 100, 100);
         let far = |number: u32| number.wrapping_sub(100).wrapping_add(WINDOW + 3000) > 2 * (WINDOW + 3000);
         prop_assume!(far(seq) || (far(ack) && flags & RST == 0));
-        let before = session.conn;
-        let observed = session.send(CLIENT, flags, seq, payload, ack);
+        let before = stream.record;
+        let observed = stream.send(CLIENT, flags, seq, payload, ack);
         prop_assert!(!observed.believed);
         prop_assert_eq!((observed.state, observed.event), (None, None));
-        let mut after = session.conn;
+        let mut after = stream.record;
         after.flows[CLIENT].live.packets -= 1;
         prop_assert_eq!(bytemuck::bytes_of(&after), bytemuck::bytes_of(&before));
     }
@@ -138,17 +138,17 @@ proptest! {
 #[test]
 fn packets_ahead_of_a_record_bring_it_up_to_date_while_windows_are_not_known() {
     for (ahead, known) in [(500_000_000, true), (500_000_000, false), (3_000_000_000, false)] {
-        let mut session = Session::new(u32::MAX - 5, 5);
+        let mut stream = Stream::new(u32::MAX - 5, 5);
         for flow in [CLIENT, ENDPOINT] {
-            session.conn.flows[flow].live.window_max = known.into();
+            stream.record.flows[flow].live.window_max = known.into();
         }
-        assert_eq!(session.send(CLIENT, ACK, ahead, 100, ahead).believed, !known);
-        assert_eq!(session.send(ENDPOINT, ACK, ahead, 1400, ahead + 100).believed, !known);
+        assert_eq!(stream.send(CLIENT, ACK, ahead, 100, ahead).believed, !known);
+        assert_eq!(stream.send(ENDPOINT, ACK, ahead, 1400, ahead + 100).believed, !known);
         if !known {
-            assert_eq!(session.conn.flows.map(|flow| flow.live.window_max), [500; 2]);
-            assert!(!session.send(CLIENT, ACK, ahead + 500_000_000, 100, ahead).believed);
-            assert_eq!(session.live(CLIENT).bytes, u64::from(ahead) + 100);
-            assert_eq!(session.live(ENDPOINT).bytes, u64::from(ahead) + 1400);
+            assert_eq!(stream.record.flows.map(|flow| flow.live.window_max), [500; 2]);
+            assert!(!stream.send(CLIENT, ACK, ahead + 500_000_000, 100, ahead).believed);
+            assert_eq!(stream.live(CLIENT).bytes, u64::from(ahead) + 100);
+            assert_eq!(stream.live(ENDPOINT).bytes, u64::from(ahead) + 1400);
         }
     }
 }
@@ -157,22 +157,22 @@ fn packets_ahead_of_a_record_bring_it_up_to_date_while_windows_are_not_known() {
 /// the other.
 #[test]
 fn one_direction_may_run_ahead_while_the_other_is_seen_elsewhere() {
-    let mut session = Session::new(u32::MAX - 5, 5);
+    let mut stream = Stream::new(u32::MAX - 5, 5);
     for flow in [CLIENT, ENDPOINT] {
-        session.conn.flows[flow].live.window_max = 0;
+        stream.record.flows[flow].live.window_max = 0;
     }
     for window in 0..100 {
         let far = window * WINDOW;
-        assert!(session.send(CLIENT, ACK, far, WINDOW, far).believed, "{window}");
+        assert!(stream.send(CLIENT, ACK, far, WINDOW, far).believed, "{window}");
     }
     // What comes late tells nothing.
-    assert!(session.send(ENDPOINT, ACK, 0, 0, 0).believed);
+    assert!(stream.send(ENDPOINT, ACK, 0, 0, 0).believed);
     for window in 98..200 {
         let far = window * WINDOW;
-        assert!(session.send(ENDPOINT, ACK, far, WINDOW, far + 2 * WINDOW).believed, "{window}");
-        assert!(session.send(CLIENT, ACK, far + 2 * WINDOW, WINDOW, far + WINDOW).believed, "{window}");
+        assert!(stream.send(ENDPOINT, ACK, far, WINDOW, far + 2 * WINDOW).believed, "{window}");
+        assert!(stream.send(CLIENT, ACK, far + 2 * WINDOW, WINDOW, far + WINDOW).believed, "{window}");
     }
-    let windows = |flow| session.live(flow).bytes / u64::from(WINDOW);
+    let windows = |flow| stream.live(flow).bytes / u64::from(WINDOW);
     assert_eq!((windows(CLIENT), windows(ENDPOINT)), (202, 200));
 }
 
@@ -186,10 +186,10 @@ fn only_the_expected_number_resets() {
         (100, 60, true),
         (80, 60, false),
     ] {
-        let mut session = Session::new(u32::MAX - 50, 5);
-        session.send(CLIENT, ACK, 0, 100, 0);
-        session.send(ENDPOINT, ACK, 0, 0, acked);
-        let observed = session.send(CLIENT, RST, seq, 0, 0);
+        let mut stream = Stream::new(u32::MAX - 50, 5);
+        stream.send(CLIENT, ACK, 0, 100, 0);
+        stream.send(ENDPOINT, ACK, 0, 0, acked);
+        let observed = stream.send(CLIENT, RST, seq, 0, 0);
         assert_eq!(observed.state, resets.then_some(state::RESET), "{seq} of {acked}");
         assert_eq!(observed.stat, (!resets).then_some(Stat::RstUnproven), "{seq} of {acked}");
     }
@@ -197,60 +197,60 @@ fn only_the_expected_number_resets() {
 
 #[test]
 fn a_fin_that_only_the_local_socket_saw_is_not_forgotten() {
-    let mut session = Session::new(100, 7000);
-    session.conn.state = state::HAND_OVER;
+    let mut stream = Stream::new(100, 7000);
+    stream.record.state = state::HAND_OVER;
     // Userspace has read the FIN, after ten bytes, and notes it.
-    let live = &mut session.conn.flows[CLIENT].live;
+    let live = &mut stream.record.flows[CLIENT].live;
     live.seq_end = 110;
     (live.fin_end, live.bits) = (111, bits::FIN_SEEN);
     // An acknowledgement of the FIN comes before the FIN was passed on.
-    session.send(CLIENT, ACK, 11, 0, 0);
-    assert_eq!((session.live(CLIENT).bits, session.live(CLIENT).seq_end), (bits::FIN_SEEN, 111));
-    session.send(ENDPOINT, FIN, 0, 0, 11);
-    let last = session.send(CLIENT, ACK, 11, 0, 1);
+    stream.send(CLIENT, ACK, 11, 0, 0);
+    assert_eq!((stream.live(CLIENT).bits, stream.live(CLIENT).seq_end), (bits::FIN_SEEN, 111));
+    stream.send(ENDPOINT, FIN, 0, 0, 11);
+    let last = stream.send(CLIENT, ACK, 11, 0, 1);
     assert_eq!(last.state, Some(state::FINISHED));
 }
 
 #[test]
 fn a_fin_with_bytes_behind_it_was_none() {
-    let mut session = Session::new(0, 0);
-    session.send(CLIENT, FIN, 200, 0, 0);
-    assert_eq!(session.live(CLIENT).bits, bits::FIN_SEEN);
-    session.send(CLIENT, ACK, 0, 500, 0);
-    session.send(ENDPOINT, ACK, 0, 0, 500);
-    assert_eq!(session.live(CLIENT).bits, 0);
+    let mut stream = Stream::new(0, 0);
+    stream.send(CLIENT, FIN, 200, 0, 0);
+    assert_eq!(stream.live(CLIENT).bits, bits::FIN_SEEN);
+    stream.send(CLIENT, ACK, 0, 500, 0);
+    stream.send(ENDPOINT, ACK, 0, 0, 500);
+    assert_eq!(stream.live(CLIENT).bits, 0);
     // One in front of bytes that are there is none either.
-    assert_eq!(session.send(CLIENT, FIN, 300, 0, 0).event, None);
-    assert_eq!(session.live(CLIENT).bits, 0);
+    assert_eq!(stream.send(CLIENT, FIN, 300, 0, 0).event, None);
+    assert_eq!(stream.live(CLIENT).bits, 0);
 }
 
 #[test]
 fn in_a_hand_over_what_the_local_socket_was_given_counts() {
     const OWN: u32 = 5_000_000;
-    let mut session = Session::new(1000, 2000);
-    session.conn.state = state::HAND_OVER;
+    let mut stream = Stream::new(1000, 2000);
+    stream.record.state = state::HAND_OVER;
     // The client has sent so much, and the socket towards the endpoint has it, not sent yet.
-    let endpoint = &mut session.conn.flows[ENDPOINT].live;
+    let endpoint = &mut stream.record.flows[ENDPOINT].live;
     endpoint.own_end = endpoint.ack_end.wrapping_add(OWN);
-    assert!(session.send(CLIENT, ACK, OWN, 1448, 0).believed);
-    assert!(session.send(ENDPOINT, ACK, 0, 0, 1448).believed);
-    assert!(session.send(ENDPOINT, ACK, 0, 0, OWN).believed);
-    session.conn.state = state::SPLICED;
-    assert!(session.send(CLIENT, ACK, OWN + 1448, 1448, 0).believed);
-    assert_eq!(session.live(CLIENT).bytes, 2 * 1448);
+    assert!(stream.send(CLIENT, ACK, OWN, 1448, 0).believed);
+    assert!(stream.send(ENDPOINT, ACK, 0, 0, 1448).believed);
+    assert!(stream.send(ENDPOINT, ACK, 0, 0, OWN).believed);
+    stream.record.state = state::SPLICED;
+    assert!(stream.send(CLIENT, ACK, OWN + 1448, 1448, 0).believed);
+    assert_eq!(stream.live(CLIENT).bytes, 2 * 1448);
 }
 
 #[test]
 fn a_tuple_is_taken_only_when_its_session_is_over() {
     use Direction::{ToDownstream, ToUpstream};
     const SYN: u8 = tcp_flags::SYN;
-    for session_state in [state::HAND_OVER, state::SPLICED, state::FINISHED, state::RESET] {
-        let over = session_state >= state::FINISHED;
-        assert_eq!(takes_tuple(session_state, ToUpstream, SYN), over);
-        assert_eq!(takes_tuple(session_state, ToDownstream, SYN), over);
-        assert_eq!(takes_tuple(session_state, ToDownstream, SYN | ACK), over);
-        assert!(!takes_tuple(session_state, ToUpstream, SYN | ACK));
-        assert!(!takes_tuple(session_state, ToUpstream, FIN));
+    for record_state in [state::HAND_OVER, state::SPLICED, state::FINISHED, state::RESET] {
+        let over = record_state >= state::FINISHED;
+        assert_eq!(takes_tuple(record_state, ToUpstream, SYN), over);
+        assert_eq!(takes_tuple(record_state, ToDownstream, SYN), over);
+        assert_eq!(takes_tuple(record_state, ToDownstream, SYN | ACK), over);
+        assert!(!takes_tuple(record_state, ToUpstream, SYN | ACK));
+        assert!(!takes_tuple(record_state, ToUpstream, FIN));
     }
 }
 

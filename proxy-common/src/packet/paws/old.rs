@@ -25,7 +25,7 @@ impl Record {
         Stamp { fixed: self.fixed, number: if self.fixed { self.delta } else { clock } }
     }
 
-    pub(super) fn note(&mut self, stamp: Stamp, session_state: u32, value: u32) {
+    pub(super) fn note(&mut self, stamp: Stamp, record_state: u32, value: u32) {
         self.value = value;
         if !stamp.fixed {
             let delta = stamp.number.wrapping_sub(value);
@@ -33,7 +33,7 @@ impl Record {
                 self.delta = delta;
             }
             self.known = true;
-            self.fixed = session_state != state::HAND_OVER;
+            self.fixed = record_state != state::HAND_OVER;
         }
     }
 

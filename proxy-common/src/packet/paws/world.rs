@@ -61,7 +61,7 @@ impl Segment {
 struct Job {
     segment: Segment,
     step: u8,
-    session_state: u32,
+    record_state: u32,
     to: Option<Timestamps>,
     is_due: bool,
     stamp: old::Stamp,
@@ -93,7 +93,7 @@ pub(super) struct World {
     now: u32,
     away: u32,
     first_seq: u32,
-    session_state: u32,
+    record_state: u32,
     flow: Flow,
     back: Flow,
     old: old::Record,
@@ -166,7 +166,7 @@ impl World {
             now,
             away,
             first_seq,
-            session_state: state::OFF,
+            record_state: state::OFF,
             flow: Flow::zeroed(),
             back: Flow::zeroed(),
             old: old::Record::default(),
@@ -237,9 +237,9 @@ impl World {
         let mut job = *self.cpus[cpu].front()?;
         let value = job.segment.value;
         match job.step {
-            0 if self.session_state == state::OFF => return None,
+            0 if self.record_state == state::OFF => return None,
             0 => {
-                job.session_state = self.session_state;
+                job.record_state = self.record_state;
                 if job.segment.believed {
                     self.flow.live.seq_end = later(self.flow.live.seq_end, job.segment.end());
                 }
@@ -256,7 +256,7 @@ impl World {
                     (_, None) => unreachable!("the second step"),
                 };
                 if job.segment.believed {
-                    self.old.note(job.stamp, job.session_state, value);
+                    self.old.note(job.stamp, job.record_state, value);
                     Timestamps::note(self.flow.shared(), value);
                 }
             }
@@ -288,7 +288,7 @@ impl World {
             2 if self.rule == Rule::NotNoted => {}
             2 if !to.is_known() => Timestamps::note(self.flow.shared(), job.segment.value),
             3 => {
-                job.is_due = self.session_state != state::HAND_OVER || self.rule == Rule::ShiftEarly;
+                job.is_due = self.record_state != state::HAND_OVER || self.rule == Rule::ShiftEarly;
             }
             4 if !to.is_known() && job.is_due => {
                 if self.rule == Rule::EachCpuByItself {
@@ -330,7 +330,7 @@ impl World {
             own.forwarded = Some(self.forwarded);
             let says = own.segment.len == 0 && self.flow.fixed.ts_shift != 0;
             own.native = says.then_some(self.flow.live.ts_value);
-            own.late = self.session_state == state::SPLICED;
+            own.late = self.record_state == state::SPLICED;
             self.own = Some(own);
             return None;
         };
@@ -350,7 +350,7 @@ impl World {
     }
 
     fn egress(&mut self, segment: &mut Segment) {
-        let is_active = self.session_state != state::OFF;
+        let is_active = self.record_state != state::OFF;
         match self.rule {
             Rule::Old if is_active => segment.value = self.now,
             Rule::Old | Rule::OwnByTheClock => {}
@@ -368,7 +368,7 @@ impl World {
     }
 
     fn userspace(&mut self) -> Option<Refused> {
-        match (self.session_state, self.looked) {
+        match (self.record_state, self.looked) {
             (state::OFF, None) => self.looked = Some((self.now, false)),
             (state::OFF, Some((looked, false))) => {
                 self.flow.fixed.ts_floor = looked.max(1);
@@ -378,11 +378,11 @@ impl World {
             (state::OFF, Some((looked, true))) if self.now != looked && self.rule != Rule::FloorLate => {
                 self.looked = None;
             }
-            (state::OFF, _) => self.session_state = state::HAND_OVER,
+            (state::OFF, _) => self.record_state = state::HAND_OVER,
             (state::HAND_OVER, _)
                 if !before(self.back.live.ack_end, self.back.live.own_end) || !self.cast.own =>
             {
-                self.session_state = state::SPLICED;
+                self.record_state = state::SPLICED;
             }
             _ => {}
         }
@@ -391,7 +391,7 @@ impl World {
 
     /// Userspace makes up an acknowledgement, or it leaves.
     fn make_up(&mut self) -> Option<Refused> {
-        if !self.cast.made_up || self.session_state == state::OFF {
+        if !self.cast.made_up || self.record_state == state::OFF {
             return None;
         }
         // What the proxy itself sends keeps its order.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use proxy_common::abi::{DEFAULT_MARK, DEFAULT_MAX_CONNS};
+use proxy_common::abi::{DEFAULT_MARK, DEFAULT_MAX_RECORDS};
 
 use super::Endpoint;
 use super::reader::{Field, Map};
@@ -55,7 +55,7 @@ impl Default for Keepalive {
 impl Default for PacketSplice {
     fn default() -> Self {
         Self {
-            max_streams: DEFAULT_MAX_CONNS,
+            max_streams: DEFAULT_MAX_RECORDS,
             source_ports: None,
             hand_over_after: HAND_OVER_AFTER,
             hand_over_within: Duration::ZERO,

@@ -9,7 +9,7 @@ use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi;
 use proxy_common::ageing::Ageing;
-use proxy_common::flow::{Conn, Direction, FlowEvent, FlowKey4, FlowKey6, FlowRef};
+use proxy_common::flow::{Direction, FlowEvent, FlowKey4, FlowKey6, FlowRef, Record};
 use proxy_common::stat::Stat;
 use steer_tests::netns::NetNs;
 use steer_tests::require;
@@ -21,7 +21,7 @@ pub(crate) const MARK: u32 = 0x0c0f_fee0;
 /// That of copied acknowledgements.
 pub(crate) const COPY_MARK: u32 = MARK + 1;
 
-pub(crate) const CONNS: u32 = 16;
+pub(crate) const RECORDS: u32 = 16;
 /// Small, so that it can be filled.
 pub(crate) const EVENTS_BYTES: u32 = 4096;
 
@@ -73,7 +73,7 @@ pub(crate) struct Lab {
     age: OwnedFd,
     flows4: HashMap<MapData, FlowKey4, FlowRef>,
     flows6: HashMap<MapData, FlowKey6, FlowRef>,
-    conns: Array<MapData, [u8; size_of::<Conn>()]>,
+    records: Array<MapData, [u8; size_of::<Record>()]>,
     stats: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
     ageing: Array<MapData, Ageing>,
@@ -83,11 +83,11 @@ pub(crate) struct Lab {
 
 /// Runs a test in a network namespace of its own, with fresh programs; says why if it cannot.
 pub(crate) fn in_namespace(test: impl FnOnce(&mut Lab) + Send) {
-    in_namespace_with(CONNS, test);
+    in_namespace_with(RECORDS, test);
 }
 
 /// The same with so many records.
-pub(crate) fn in_namespace_with(conns: u32, test: impl FnOnce(&mut Lab) + Send) {
+pub(crate) fn in_namespace_with(records: u32, test: impl FnOnce(&mut Lab) + Send) {
     if !require::root() {
         return;
     }
@@ -96,7 +96,7 @@ pub(crate) fn in_namespace_with(conns: u32, test: impl FnOnce(&mut Lab) + Send) 
         return;
     }
     let netns = NetNs::new("steer-t", "programs").unwrap();
-    netns.run(|| test(&mut Lab::load(conns))).unwrap();
+    netns.run(|| test(&mut Lab::load(records))).unwrap();
 }
 
 /// Where `cargo xtask build-ebpf` leaves it.
@@ -105,13 +105,13 @@ fn object() -> PathBuf {
 }
 
 impl Lab {
-    fn load(conns: u32) -> Self {
+    fn load(records: u32) -> Self {
         let mut ebpf = EbpfLoader::new()
             .override_global(abi::GLOBAL_MARK, &MARK, true)
-            .map_max_entries(abi::MAP_CONNS, conns)
+            .map_max_entries(abi::MAP_CONNS, records)
             .map_max_entries(abi::MAP_FLOW_EVENTS, EVENTS_BYTES)
-            .map_max_entries(abi::MAP_FLOWS4, 2 * conns)
-            .map_max_entries(abi::MAP_FLOWS6, 2 * conns)
+            .map_max_entries(abi::MAP_FLOWS4, 2 * records)
+            .map_max_entries(abi::MAP_FLOWS6, 2 * records)
             .load(&std::fs::read(object()).unwrap())
             .unwrap();
         let ingress = load_program(&mut ebpf, abi::PROG_PACKET_INGRESS);
@@ -124,7 +124,7 @@ impl Lab {
             age,
             flows4: take(abi::MAP_FLOWS4).try_into().unwrap(),
             flows6: take(abi::MAP_FLOWS6).try_into().unwrap(),
-            conns: take(abi::MAP_CONNS).try_into().unwrap(),
+            records: take(abi::MAP_CONNS).try_into().unwrap(),
             stats: take(abi::MAP_FLOW_STATS).try_into().unwrap(),
             events: take(abi::MAP_FLOW_EVENTS).try_into().unwrap(),
             ageing: take(abi::MAP_AGEING).try_into().unwrap(),
@@ -134,7 +134,7 @@ impl Lab {
 
     /// Writes the record and both keys, as the daemon does.
     pub(crate) fn open(&mut self, session: &Session) {
-        self.set_conn(session.index, &session.conn);
+        self.set_record(session.index, &session.record);
         self.point_keys_at(session, session.index);
     }
 
@@ -170,12 +170,12 @@ impl Lab {
         }
     }
 
-    pub(crate) fn conn(&self, index: u32) -> Conn {
-        bytemuck::pod_read_unaligned(&self.conns.get(&index, 0).unwrap())
+    pub(crate) fn record(&self, index: u32) -> Record {
+        bytemuck::pod_read_unaligned(&self.records.get(&index, 0).unwrap())
     }
 
-    pub(crate) fn set_conn(&mut self, index: u32, conn: &Conn) {
-        self.conns.set(index, bytemuck::bytes_of(conn).first_chunk().unwrap(), 0).unwrap();
+    pub(crate) fn set_record(&mut self, index: u32, record: &Record) {
+        self.records.set(index, bytemuck::bytes_of(record).first_chunk().unwrap(), 0).unwrap();
     }
 
     /// All counters, by number.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::flow::{Conn, Direction, Flow, FlowKey4, FlowKey6, flags, output, state};
+use proxy_common::flow::{Direction, Flow, FlowKey4, FlowKey6, Record, flags, output, state};
 
 use super::packet::{ACK, CWR, ECE, Packet, SYN};
 
@@ -33,7 +33,7 @@ pub(crate) struct Session {
     pub(crate) front: SocketAddr,
     pub(crate) back: SocketAddr,
     pub(crate) endpoint: SocketAddr,
-    pub(crate) conn: Conn,
+    pub(crate) record: Record,
 }
 
 /// Next sequence numbers of the peers, as their packets arrive.
@@ -56,10 +56,10 @@ impl Session {
     /// In state SPLICED, with timestamps and SACK, and no window scaling to be done.
     pub(crate) fn new(family: Family) -> Self {
         let mut session = Self::closed(family);
-        session.conn.state = state::SPLICED;
-        session.conn.flags = flags::TIMESTAMPS | flags::SACK;
-        session.conn.generation = GENERATION;
-        session.conn.family = if family == Family::V4 { 4 } else { 6 };
+        session.record.state = state::SPLICED;
+        session.record.flags = flags::TIMESTAMPS | flags::SACK;
+        session.record.generation = GENERATION;
+        session.record.family = if family == Family::V4 { 4 } else { 6 };
         let next = [(CLIENT_NEXT, FRONT_NEXT, BACK_NEXT), (ENDPOINT_NEXT, BACK_NEXT, FRONT_NEXT)];
         for (direction, (seq, ack, sent_as)) in Direction::BOTH.into_iter().zip(next) {
             let (source, destination) = session.leaves(direction);
@@ -94,7 +94,7 @@ impl Session {
         let front = at("192.0.2.1", "2001:db8:1::1", 443);
         let back = at("198.51.100.1", "2001:db8:2:ffff::1", 20_007);
         let endpoint = at("198.51.100.20", "2001:db8:2::20", 8080);
-        Self { index: 3, client, front, back, endpoint, conn: bytemuck::Zeroable::zeroed() }
+        Self { index: 3, client, front, back, endpoint, record: bytemuck::Zeroable::zeroed() }
     }
 
     /// That of another record, with a tuple that no other one's has.
@@ -130,7 +130,7 @@ impl Session {
 
     /// This direction's part of the record.
     pub(crate) fn flow(&mut self, direction: Direction) -> &mut Flow {
-        &mut self.conn.flows[direction as usize]
+        &mut self.record.flows[direction as usize]
     }
 
     /// Source and destination of what arrives.
@@ -153,7 +153,7 @@ impl Session {
         let (source, destination) = self.arrives(direction);
         let ports = wire_ports(source, destination);
         let (source, destination) = (wire(source.ip()), wire(destination.ip()));
-        if self.conn.family == 4 {
+        if self.record.family == 4 {
             Key::V4(FlowKey4 { source: source[0], destination: destination[0], ports })
         } else {
             Key::V6(FlowKey6 { source, destination, ports })
@@ -163,7 +163,7 @@ impl Session {
     /// An empty acknowledgement as it arrives next: in order, of all that was sent.
     pub(crate) fn packet(&self, direction: Direction) -> Packet {
         let (source, destination) = self.arrives(direction);
-        let live = &self.conn.flows[direction as usize].live;
+        let live = &self.record.flows[direction as usize].live;
         Packet { seq: live.seq_end, ack: live.ack_end, ttl: 57, ..Packet::new(source, destination) }
     }
 
@@ -176,8 +176,8 @@ impl Session {
 
     /// What a packet must become.
     pub(crate) fn rewritten(&self, direction: Direction, packet: &Packet) -> Packet {
-        let fixed = &self.conn.flows[direction as usize].fixed;
-        let back = &self.conn.flows[direction.opposite() as usize].fixed;
+        let fixed = &self.record.flows[direction as usize].fixed;
+        let back = &self.record.flows[direction.opposite() as usize].fixed;
         let (source, destination) = self.leaves(direction);
         let mut out = Packet { source, destination, ttl: 64, ..packet.clone() };
         out.seq = packet.seq.wrapping_add(fixed.seq_delta);
@@ -186,7 +186,7 @@ impl Session {
         if packet.flags & ACK != 0 {
             out.ack = packet.ack.wrapping_add(fixed.ack_delta);
             let lacks = back.received.wrapping_sub(out.ack).cast_signed();
-            if self.conn.state == state::HAND_OVER && lacks > 0 {
+            if self.record.state == state::HAND_OVER && lacks > 0 {
                 (out.ack, missing) = (back.received, lacks as u64);
             }
         }
@@ -196,7 +196,7 @@ impl Session {
             let units = (left >> fixed.window_right).max(u64::from(left > 0));
             out.window = units.min(0xffff) as u16;
         }
-        if self.conn.flags & flags::STRIP_ECN != 0 {
+        if self.record.flags & flags::STRIP_ECN != 0 {
             out.traffic_class &= !3;
             out.flags &= !(ECE | CWR);
         }
@@ -213,7 +213,7 @@ impl Session {
                     at += 1;
                     continue;
                 }
-                8 if self.conn.flags & flags::TIMESTAMPS != 0 => {
+                8 if self.record.flags & flags::TIMESTAMPS != 0 => {
                     add(&mut out.options[at + 2..at + 6], fixed.ts_shift);
                     add(&mut out.options[at + 6..at + 10], back.ts_shift.wrapping_neg());
                     let below = fixed.ts_floor.wrapping_sub(number(&out.options[at + 2..at + 6]));
@@ -221,7 +221,7 @@ impl Session {
                         add(&mut out.options[at + 2..at + 6], below);
                     }
                 }
-                5 if self.conn.flags & flags::SACK != 0 => {
+                5 if self.record.flags & flags::SACK != 0 => {
                     let end = at + usize::from(out.options[at + 1]);
                     for edge in out.options[at + 2..end].chunks_mut(4) {
                         add(edge, fixed.ack_delta);

@@ -5,14 +5,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use proxy_common::flow::{Conn, Direction, FlowRef, output, state};
+use proxy_common::flow::{Direction, FlowRef, Record, output, state};
 use steer_kernel::bpf::packet::{Ends, FlowKey};
 use steer_kernel::tcp::clock;
 use steer_policy::config;
 use xxhash_rust::xxh64::xxh64;
 
 use super::PacketSplice;
-use super::record::{Carried, Record, Records};
+use super::owned_record::{Carried, OwnedRecord, RecordPool};
 use super::table::Stream;
 use crate::telemetry::flows::{FlowGuard, FlowInfo};
 use crate::upstream::ports::SourcePorts;
@@ -46,7 +46,7 @@ enum Fate {
 }
 
 /// `keys` is how many of its two keys lead to the record. `completes`: the earlier process completes its hand-overs.
-fn fate(record: &Conn, keys: usize, completes: bool) -> Fate {
+fn fate(record: &Record, keys: usize, completes: bool) -> Fate {
     let is_possible = matches!(record.family, 4 | 6)
         && record.flows.iter().all(|flow| {
             let fixed = &flow.fixed;
@@ -76,7 +76,7 @@ pub(super) fn adopt(
     completes: bool,
 ) {
     let records = &splice.records;
-    let used = records.kernel.conns().all_used();
+    let used = records.kernel.records().all_used();
     if used.is_empty() {
         return;
     }
@@ -86,10 +86,10 @@ pub(super) fn adopt(
         .collect();
     let keys = valid_keys(records);
     let mut counts = Counts::default();
-    for conn in used {
-        let record = Record::adopt(records, conn);
+    for index in used {
+        let record = OwnedRecord::adopt(records, index);
         let content = record.snapshot();
-        let has_key = |direction: &Direction| keys.contains(&FlowRef::new(conn, *direction));
+        let has_key = |direction: &Direction| keys.contains(&FlowRef::new(index, *direction));
         let keys = Direction::BOTH.iter().filter(|direction| has_key(direction)).count();
         let fate = fate(&content, keys, completes);
         let open = match fate {
@@ -121,16 +121,16 @@ pub(super) fn adopt(
 }
 
 /// The flows whose keys lead to a record that says the same; other keys are taken out.
-fn valid_keys(records: &Records) -> HashSet<FlowRef> {
-    let conns = records.kernel.conns();
+fn valid_keys(records: &RecordPool) -> HashSet<FlowRef> {
+    let contents = records.kernel.records();
     let found = records.kernel.keys().unwrap_or_else(|error| {
         tracing::error!(%error, "cannot read the flow maps: the streams in them are reset");
         Vec::new()
     });
     let (mut valid, mut stray) = (HashSet::with_capacity(found.len()), 0_u32);
     for (key, flow) in found {
-        let is_valid = flow.conn() < conns.capacity() && {
-            let content = conns.snapshot(flow.conn());
+        let is_valid = flow.record() < contents.capacity() && {
+            let content = contents.snapshot(flow.record());
             content.state != state::OFF && FlowKey::of(&content, flow.direction()) == key
         };
         if is_valid {
@@ -148,8 +148,8 @@ fn valid_keys(records: &Records) -> HashSet<FlowRef> {
 
 fn open(
     splice: &PacketSplice,
-    record: &Record,
-    content: &Conn,
+    record: &OwnedRecord,
+    content: &Record,
     names: &HashMap<u64, Arc<str>>,
 ) -> (FlowGuard, Arc<Carried>) {
     let info = FlowInfo {
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn only_whole_streams_go_on() {
-        let record = |state| Conn { state, family: 4, ..Conn::zeroed() };
+        let record = |state| Record { state, family: 4, ..Record::zeroed() };
         let fate = |state, keys| fate(&record(state), keys, false);
         assert_eq!(fate(state::SPLICED, 2), Fate::Living);
         assert_eq!(fate(state::SPLICED, 1), Fate::Reset);
@@ -184,19 +184,19 @@ mod tests {
 
     #[test]
     fn a_hand_over_is_left_to_a_process_that_goes_on_with_it() {
-        let record = Conn { state: state::HAND_OVER, family: 4, ..Conn::zeroed() };
+        let record = Record { state: state::HAND_OVER, family: 4, ..Record::zeroed() };
         assert_eq!(fate(&record, 2, true), Fate::Living);
         assert_eq!(fate(&record, 1, true), Fate::Reset);
     }
 
     #[test]
     fn what_cannot_be_is_not_believed() {
-        let good = Conn { state: state::SPLICED, family: 6, ..Conn::zeroed() };
+        let good = Record { state: state::SPLICED, family: 6, ..Record::zeroed() };
         let mut scaled = good;
         scaled.flows[1].fixed.window_left = 15;
         let mut elsewhere = good;
         elsewhere.flows[0].fixed.output = 3;
-        for bad in [scaled, elsewhere, Conn { family: 5, ..good }, Conn { state: 6, ..good }] {
+        for bad in [scaled, elsewhere, Record { family: 5, ..good }, Record { state: 6, ..good }] {
             assert_eq!(fate(&bad, 2, false), Fate::Unusable);
         }
         assert_eq!(fate(&good, 2, false), Fate::Living);

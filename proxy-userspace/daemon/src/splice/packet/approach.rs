@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytemuck::Zeroable as _;
 use bytes::Bytes;
-use proxy_common::flow::{Conn, DirLive, Direction, bits, flags};
+use proxy_common::flow::{DirLive, Direction, Record, bits, flags};
 use proxy_common::reason::Reason;
 use socket2::SockRef;
 use steer_kernel::failpoint;
@@ -19,7 +19,7 @@ use super::PacketSplice;
 use super::decide::{Plan, decide};
 use super::hand_over::{HandOver, Switched};
 use super::lanes::Fin;
-use super::record::Record;
+use super::owned_record::OwnedRecord;
 use super::relayed::Relayed;
 use crate::splice::Refused;
 
@@ -131,7 +131,7 @@ impl<'a> Approach<'a> {
             Err(reason) => return Err(self.refuse(reason)),
         };
         let installed = self.content(quiet).and_then(|content| {
-            let record = Record::install(&self.splice.records, content)?;
+            let record = OwnedRecord::install(&self.splice.records, content)?;
             failpoint::reached("installed");
             self.mark(self.splice.records.kernel.mark()).inspect_err(|_| {
                 let _as_it_was = self.mark(0);
@@ -158,7 +158,7 @@ impl<'a> Approach<'a> {
     }
 
     /// What the record says, taken at one moment at which nobody reads or writes.
-    fn content(&self, quiet: bool) -> Result<Conn, Reason> {
+    fn content(&self, quiet: bool) -> Result<Record, Reason> {
         let (lanes, flow) = (&self.stream.lanes, self.stream.flow.flow());
         let has_fin = |side: usize| lanes.fin[side] == Fin::Read;
         // Each byte that was read from a side, and only those, is or will be written to the other one.
@@ -167,7 +167,7 @@ impl<'a> Approach<'a> {
             let written = lanes.write_end[to].wrapping_add(lanes.held[from].len() as u32);
             written.wrapping_sub(read)
         };
-        let mut content = Conn {
+        let mut content = Record {
             flags: self.plan.flags | if quiet { 0 } else { flags::COPY_ACKS },
             idle_timeout_secs: self.stream.idle_timeout.map_or(0, whole_seconds),
             key_hash: flow.info.key_hash.unwrap_or(0),
@@ -176,7 +176,7 @@ impl<'a> Approach<'a> {
             opened_unix_ms: flow.opened_unix_ms(),
             relayed: flow.bytes(),
             family: self.plan.family,
-            ..Conn::zeroed()
+            ..Record::zeroed()
         };
         let now = clock::monotonic_ns();
         for direction in Direction::BOTH {

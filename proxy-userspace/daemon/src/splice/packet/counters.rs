@@ -8,18 +8,18 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, Opts};
 use proxy_common::stat::Stat;
 
-use super::record::Records;
+use super::owned_record::RecordPool;
 
 #[derive(Debug, Clone)]
 pub(super) struct Counters {
-    records: Arc<Records>,
+    records: Arc<RecordPool>,
     totals: IntCounterVec,
     /// Two scrapes at once must not count anything twice.
     before: Arc<Mutex<HashMap<Stat, u64>>>,
 }
 
 impl Counters {
-    pub(super) fn new(records: Arc<Records>) -> prometheus::Result<Self> {
+    pub(super) fn new(records: Arc<RecordPool>) -> prometheus::Result<Self> {
         let opts = Opts::new(
             "steer_packet_total",
             "Packets that the packet splice's programs saw, by what became of them.",

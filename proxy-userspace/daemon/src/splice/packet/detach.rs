@@ -8,7 +8,7 @@ use steer_kernel::bpf::packet::pinned::Pinned;
 use steer_kernel::tcp::raw::RawSender;
 
 use super::life::RESET_LINGER;
-use super::record::{abort, abort_again};
+use super::owned_record::{abort, abort_again};
 
 /// How many of an instance's streams live.
 pub fn living(found: &Pinned) -> usize {
@@ -26,14 +26,14 @@ pub fn reset_all(found: &Pinned) -> io::Result<usize> {
     if living.is_empty() {
         return Ok(0);
     }
-    living.iter().for_each(|conn| abort(found.conns(), &raw, *conn));
+    living.iter().for_each(|index| abort(found.records(), &raw, *index));
     thread::sleep(RESET_LINGER);
-    living.iter().for_each(|conn| abort_again(found.conns(), &raw, *conn));
+    living.iter().for_each(|index| abort_again(found.records(), &raw, *index));
     Ok(living.len())
 }
 
 fn all_living(found: &Pinned) -> Vec<u32> {
-    let conns = found.conns();
-    let lives = |conn: &u32| matches!(conns.state(*conn), state::HAND_OVER | state::SPLICED);
-    conns.all_used().into_iter().filter(lives).collect()
+    let records = found.records();
+    let lives = |index: &u32| matches!(records.state(*index), state::HAND_OVER | state::SPLICED);
+    records.all_used().into_iter().filter(lives).collect()
 }

@@ -27,7 +27,7 @@ use tokio::time::{Instant, timeout};
 use super::PacketSplice;
 use super::lanes::{Lanes, Watcher};
 use super::life::{Life, Look, Step};
-use super::record::{Carried, Record};
+use super::owned_record::{Carried, OwnedRecord};
 use super::table::Stream;
 use crate::splice::relay::Broken;
 use crate::telemetry::flows::{FlowGuard, KernelBytes};
@@ -75,7 +75,7 @@ pub(super) struct HandOver<'a> {
 
 /// The record of a stream whose packets the kernel forwards already.
 pub(super) struct Switched {
-    pub(super) record: Record,
+    pub(super) record: OwnedRecord,
     /// See [`flags::COPY_ACKS`].
     pub(super) copies_acks: Cell<bool>,
 }
@@ -207,7 +207,7 @@ impl HandOver<'_> {
     }
 
     /// Tells each peer that has sent something since `packets` was counted what is acknowledged: the other one may be unable
-    /// to ([`Record::acknowledge`]), and if this one reads nothing until then, its window never opens.
+    /// to ([`OwnedRecord::acknowledge`]), and if this one reads nothing until then, its window never opens.
     fn acknowledge(&self, packets: &mut [u64; 2]) {
         let record = self.watcher.record.snapshot();
         let received = received(&self.lanes);

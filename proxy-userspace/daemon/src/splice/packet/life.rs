@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use proxy_common::flow::{Conn, Direction, bits, flags, state};
+use proxy_common::flow::{Direction, Record, bits, flags, state};
 use steer_policy::config;
 
 use crate::telemetry::stream::End;
@@ -36,8 +36,8 @@ pub(super) struct Look {
     not_carried: bool,
 }
 
-impl From<&Conn> for Look {
-    fn from(record: &Conn) -> Self {
+impl From<&Record> for Look {
+    fn from(record: &Record) -> Self {
         let [up, down] = record.flows.map(|flow| flow.live);
         Self {
             state: record.state,
@@ -52,7 +52,7 @@ impl From<&Conn> for Look {
 
 impl Look {
     /// Of a stream whose sockets are still there, and whose idle time they have a part in: it is left out.
-    pub(super) fn of_hand_over(record: &Conn) -> Self {
+    pub(super) fn of_hand_over(record: &Record) -> Self {
         Self { idle_timeout: Duration::ZERO, ..Self::from(record) }
     }
 }

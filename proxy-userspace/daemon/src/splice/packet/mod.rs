@@ -16,8 +16,8 @@ mod gate;
 mod hand_over;
 mod lanes;
 mod life;
+mod owned_record;
 mod reap;
-mod record;
 mod relayed;
 mod segments;
 mod survey;
@@ -43,7 +43,7 @@ use tokio::time::{Instant, sleep, timeout};
 use self::approach::Approach;
 use self::counters::Counters;
 use self::life::Limits;
-use self::record::Records;
+use self::owned_record::RecordPool;
 use self::relayed::Relayed;
 use self::survey::Survey;
 use self::table::Table;
@@ -95,7 +95,7 @@ impl StartError {
 #[derive(Debug)]
 pub struct PacketSplice {
     telemetry: Arc<Telemetry>,
-    records: Arc<Records>,
+    records: Arc<RecordPool>,
     table: Arc<Table>,
     grace: Arc<Grace>,
     survey: Survey,
@@ -140,7 +140,7 @@ impl PacketSplice {
         if let Err(error) = kernel.set_limits(config.orphan_timeout, config.linger) {
             tracing::warn!(%error, "without a process, streams whose peers vanished are kept");
         }
-        let max_streams = kernel.conns().capacity();
+        let max_streams = kernel.records().capacity();
         if max_streams != config.max_streams {
             tracing::warn!(
                 max_streams,
@@ -148,7 +148,7 @@ impl PacketSplice {
             );
         }
         let used = telemetry.metrics.packet_streams.with_label_values(&["used"]);
-        let records = Records::new(kernel, used).map_err(StartError::Sockets)?;
+        let records = RecordPool::new(kernel, used).map_err(StartError::Sockets)?;
         telemetry.metrics.packet_streams.with_label_values(&["limit"]).set(max_streams.into());
         let survey = Survey::new().map_err(StartError::Sockets)?;
         let grace = Grace::start().map_err(StartError::Thread)?;

@@ -8,13 +8,18 @@ use steer_kernel::bpf::packet::FlowEvents;
 use steer_kernel::grace::Grace;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::record::Records;
+use super::owned_record::RecordPool;
 use super::table::Table;
 
 /// How often it is seen to what no event tells, or a lost one would have, and the kernel is told that somebody does.
 const SWEEP: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(table: Arc<Table>, records: Arc<Records>, grace: Arc<Grace>, mut events: FlowEvents) {
+pub(super) async fn run(
+    table: Arc<Table>,
+    records: Arc<RecordPool>,
+    grace: Arc<Grace>,
+    mut events: FlowEvents,
+) {
     let mut sweeps = interval(SWEEP);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut events_work = true;
@@ -37,7 +42,7 @@ pub(super) async fn run(table: Arc<Table>, records: Arc<Records>, grace: Arc<Gra
         }
         // A first FIN changes nothing yet.
         for event in told.into_iter().filter(|event| event.kind != event::FIN) {
-            table.examine(event.flow.conn(), event.generation);
+            table.examine(event.flow.record(), event.generation);
         }
         let retired = records.take_retired();
         if !retired.is_empty() {

@@ -1,7 +1,7 @@
 //! Segments that Steer makes up itself, in the name of one peer of a spliced stream: what the other peer would
 //! get if it were asked, or told of the end.
 
-use proxy_common::flow::{Conn, Direction, flags};
+use proxy_common::flow::{Direction, Record, flags};
 use proxy_common::packet::headers::tcp_flags;
 use proxy_common::packet::rewrite::{self, Timestamps};
 use proxy_common::packet::seq;
@@ -11,7 +11,7 @@ use steer_kernel::tcp::raw::Segment;
 
 /// A keepalive probe for the peer that `from` comes from: a segment with nothing in it, one before what the
 /// peer expects, which has to be answered.
-pub(super) fn probe(record: &Conn, from: Direction) -> Segment {
+pub(super) fn probe(record: &Record, from: Direction) -> Segment {
     let expected = record.flows[from as usize].live.ack_end;
     segment(record, from, expected.wrapping_sub(1), tcp_flags::ACK)
 }
@@ -19,7 +19,7 @@ pub(super) fn probe(record: &Conn, from: Direction) -> Segment {
 /// An acknowledgement, during the hand-over, for the peer that `from` comes from: of what the local socket has received
 /// (up to `received`) or the other peer has acknowledged. The other peer's own acknowledgements are discarded as long
 /// as it has sent more than this one's window lets in, which what the sockets still hold can make happen.
-pub(super) fn acknowledgement(record: &Conn, from: Direction, received: u32) -> Segment {
+pub(super) fn acknowledgement(record: &Record, from: Direction, received: u32) -> Segment {
     let to = &record.flows[from.opposite() as usize];
     let forwarded = to.live.ack_end.wrapping_add(to.fixed.ack_delta);
     let ack = seq::later(forwarded, received);
@@ -31,7 +31,7 @@ pub(super) fn acknowledgement(record: &Conn, from: Direction, received: u32) -> 
 
 /// RSTs for the peer that `from` comes from. It believes one with just the number that it expects: what it
 /// acknowledged last, or, if it has not acknowledged everything yet, what follows all that was sent to it.
-pub(super) fn resets(record: &Conn, from: Direction) -> impl Iterator<Item = Segment> {
+pub(super) fn resets(record: &Record, from: Direction) -> impl Iterator<Item = Segment> {
     let acknowledged = record.flows[from as usize].live.ack_end;
     let to = &record.flows[from.opposite() as usize];
     let sent = to.live.seq_end.wrapping_add(to.fixed.seq_delta);
@@ -39,7 +39,7 @@ pub(super) fn resets(record: &Conn, from: Direction) -> impl Iterator<Item = Seg
     [Some(acknowledged), (sent != acknowledged).then_some(sent)].into_iter().flatten().map(reset)
 }
 
-fn segment(record: &Conn, from: Direction, seq: u32, flag_bits: u8) -> Segment {
+fn segment(record: &Record, from: Direction, seq: u32, flag_bits: u8) -> Segment {
     let ends = Ends::of(record, from);
     let to = &record.flows[from.opposite() as usize];
     let live = &record.flows[from as usize].live;

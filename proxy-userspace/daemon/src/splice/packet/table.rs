@@ -7,7 +7,7 @@ use proxy_common::stat::Stat;
 use steer_kernel::tcp::clock;
 
 use super::life::{Life, Limits, Look, Step};
-use super::record::{Carried, Record, Records};
+use super::owned_record::{Carried, OwnedRecord, RecordPool};
 use crate::telemetry::flows::FlowGuard;
 use crate::telemetry::stream::End;
 use crate::upstream::ports::Lease;
@@ -19,7 +19,7 @@ const BATCH: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Stream {
     /// Dropped before the port is given back, so that no packet of the port's next connection meets it.
-    record: Record,
+    record: OwnedRecord,
     /// `None` once the stream has ended.
     open: Option<Open>,
     life: Life,
@@ -40,14 +40,19 @@ impl Open {
 }
 
 impl Stream {
-    pub(super) fn new(record: Record, flow: FlowGuard, carried: Arc<Carried>, source: Option<Lease>) -> Self {
+    pub(super) fn new(
+        record: OwnedRecord,
+        flow: FlowGuard,
+        carried: Arc<Carried>,
+        source: Option<Lease>,
+    ) -> Self {
         let open = Some(Open { flow, carried });
         Self { record, open, life: Life::new(), _source: source }
     }
 
     /// A stream of an earlier process; without `open` it is over.
     pub(super) fn adopted(
-        record: Record,
+        record: OwnedRecord,
         open: Option<(FlowGuard, Arc<Carried>)>,
         source: Option<Lease>,
         now_ns: u64,
@@ -61,7 +66,7 @@ impl Stream {
     fn look(&mut self, now_ns: u64, limits: &Limits, later: &mut Later) -> Keep {
         let look = Look::from(&self.record.snapshot());
         loop {
-            match self.life.next(now_ns, &look, limits, self.record.conn() as u8) {
+            match self.life.next(now_ns, &look, limits, self.record.index() as u8) {
                 Step::Wait { until_ns } => return Keep::Until(until_ns),
                 Step::Probe(direction) => self.record.probe(direction),
                 Step::Ended(end) => later.ended.extend(self.open.take().map(|open| (open, end))),
@@ -117,7 +122,7 @@ impl Drop for Later {
 #[derive(Debug)]
 pub(super) struct Table {
     streams: Mutex<Streams>,
-    records: Arc<Records>,
+    records: Arc<RecordPool>,
     limits: Limits,
 }
 
@@ -141,7 +146,7 @@ struct Place {
 
 impl Streams {
     fn insert(&mut self, stream: Stream) {
-        let index = stream.record.conn() as usize;
+        let index = stream.record.index() as usize;
         if index >= self.places.len() {
             self.places.resize_with(index + 1, Place::default);
         }
@@ -165,7 +170,7 @@ impl Streams {
 }
 
 impl Table {
-    pub(super) fn new(records: Arc<Records>, limits: Limits) -> Self {
+    pub(super) fn new(records: Arc<RecordPool>, limits: Limits) -> Self {
         Self { streams: Mutex::default(), records, limits }
     }
 
@@ -187,7 +192,7 @@ impl Table {
         if let Some((open, end)) = stream.open.take_if(|_| ended.is_some()).zip(ended) {
             open.end(end);
         }
-        let (conn, generation) = (stream.record.conn(), stream.record.generation);
+        let (record, generation) = (stream.record.index(), stream.record.generation);
         let mut streams = self.lock();
         if streams.are_closed {
             drop(streams);
@@ -195,15 +200,15 @@ impl Table {
         }
         streams.insert(stream);
         drop(streams);
-        self.examine(conn, generation);
+        self.examine(record, generation);
         self.records.changed.notify_one();
     }
 
     /// Looks at one stream, if it is still the one that is meant.
-    pub(super) fn examine(&self, conn: u32, generation: u32) {
+    pub(super) fn examine(&self, record: u32, generation: u32) {
         let mut later = Later::default();
         let mut streams = self.lock();
-        let index = conn as usize;
+        let index = record as usize;
         let stream = streams.places.get(index).and_then(|place| place.stream.as_ref());
         if stream.is_some_and(|stream| stream.record.generation == generation) {
             streams.look(index, clock::monotonic_ns(), &self.limits, &mut later);

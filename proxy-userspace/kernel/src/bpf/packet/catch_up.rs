@@ -20,21 +20,21 @@
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
-use proxy_common::flow::{Conn, DirFixed, DirLive, Direction, FlowRef, bits, state};
+use proxy_common::flow::{DirFixed, DirLive, Direction, FlowRef, Record, bits, state};
 use proxy_common::packet::seq::{after, before};
 
-use super::conns::Conns;
+use super::records::Records;
 
-/// Notes in the record `conn` what `old`, the same stream's in other maps, has seen later. `packets` is what `old` had counted when
+/// Notes in the record `index` what `old`, the same stream's in other maps, has seen later. `packets` is what `old` had counted when
 /// it was last noted, or copied.
-pub(super) fn catch_up(to: &Conns, conn: u32, old: &Conn, packets: [u64; 2]) {
-    let new = to.snapshot(conn);
+pub(super) fn catch_up(to: &Records, index: u32, old: &Record, packets: [u64; 2]) {
+    let new = to.snapshot(index);
     if new.state == state::OFF || old.state == state::OFF || new.generation != old.generation {
         return;
     }
     let mut relayed = new.relayed;
     for direction in Direction::BOTH {
-        let (flow, way) = (FlowRef::new(conn, direction), direction as usize);
+        let (flow, way) = (FlowRef::new(index, direction), direction as usize);
         let (old_flow, new_flow) = (&old.flows[way], &new.flows[way]);
         let counted = total(old, way).wrapping_sub(total(&new, way)) as i64;
         let more = numbers(to, flow, &old_flow.live, &new_flow.live, counted);
@@ -47,17 +47,17 @@ pub(super) fn catch_up(to: &Conns, conn: u32, old: &Conn, packets: [u64; 2]) {
         }
     }
     if relayed != new.relayed {
-        to.set_relayed(conn, relayed);
+        to.set_relayed(index, relayed);
     }
-    ends(to, conn, old);
+    ends(to, index, old);
 }
 
-/// Makes the bytes that the record `conn` has counted fit to those of `old`, which no program writes any more. A copy that is made
+/// Makes the bytes that the record `index` has counted fit to those of `old`, which no program writes any more. A copy that is made
 /// while a packet is counted has its bytes, but not its number, or the other way round.
-pub(super) fn correct_counts(to: &Conns, conn: u32, old: &Conn) {
+pub(super) fn correct_counts(to: &Records, index: u32, old: &Record) {
     // In a hand-over numbers and bytes do not go together.
-    let is_spliced = |record: &Conn| record.state == state::SPLICED && record.generation == old.generation;
-    let Some(new) = settled(to, conn).filter(|new| is_spliced(new) && is_spliced(old)) else { return };
+    let is_spliced = |record: &Record| record.state == state::SPLICED && record.generation == old.generation;
+    let Some(new) = settled(to, index).filter(|new| is_spliced(new) && is_spliced(old)) else { return };
     let mut relayed = new.relayed;
     for direction in Direction::BOTH {
         let way = direction as usize;
@@ -67,24 +67,24 @@ pub(super) fn correct_counts(to: &Conns, conn: u32, old: &Conn) {
         relayed[way] = relayed[way].wrapping_add_signed(missing.into());
     }
     if relayed != new.relayed {
-        to.set_relayed(conn, relayed);
+        to.set_relayed(index, relayed);
     }
 }
 
 /// A copy during which no packet was counted, if that can be had soon.
-fn settled(conns: &Conns, conn: u32) -> Option<Conn> {
-    let same = |one: &Conn, other: &Conn| bytemuck::bytes_of(one) == bytemuck::bytes_of(other);
+fn settled(records: &Records, index: u32) -> Option<Record> {
+    let same = |one: &Record, other: &Record| bytemuck::bytes_of(one) == bytemuck::bytes_of(other);
     (0..100).find_map(|_| {
-        let record = conns.snapshot(conn);
-        same(&record, &conns.snapshot(conn)).then_some(record)
+        let record = records.snapshot(index);
+        same(&record, &records.snapshot(index)).then_some(record)
     })
 }
 
 /// Lets the next packet of each direction be believed, however far ahead of the record it is, and those of one as long as none of the
 /// other has come.
-pub(super) fn expect_leaps(to: &Conns, conn: u32) {
+pub(super) fn expect_leaps(to: &Records, index: u32) {
     for direction in Direction::BOTH {
-        let flow = FlowRef::new(conn, direction);
+        let flow = FlowRef::new(index, direction);
         to.live_half(flow, offset_of!(DirLive, window_max)).store(0, Ordering::Release);
     }
 }
@@ -92,8 +92,8 @@ pub(super) fn expect_leaps(to: &Conns, conn: u32) {
 /// Gives the record its largest windows again: those of directions that have brought it up to date, and all if `up_to_date` and
 /// no direction has moved. Any other direction's next packet is still to do that: what the old record knows of it may end where the
 /// first link got the new program.
-pub(super) fn expect_no_leaps(to: &Conns, conn: u32, old: &Conn, up_to_date: bool) {
-    let window = |direction| to.live_half(FlowRef::new(conn, direction), offset_of!(DirLive, window_max));
+pub(super) fn expect_no_leaps(to: &Records, index: u32, old: &Record, up_to_date: bool) {
+    let window = |direction| to.live_half(FlowRef::new(index, direction), offset_of!(DirLive, window_max));
     let has_moved = Direction::BOTH.map(|direction| window(direction).load(Ordering::Acquire) != 0);
     for direction in Direction::BOTH {
         if has_moved[direction as usize] || up_to_date && has_moved == [false; 2] {
@@ -106,7 +106,7 @@ pub(super) fn expect_no_leaps(to: &Conns, conn: u32, old: &Conn, up_to_date: boo
 /// Returns how many bytes of payload the new record did not know of. They are not added to [`DirLive::bytes`], which belongs to the
 /// program: it counts by advance from `seq_end`, so what comes after that is never counted by both. `counted` is how many bytes more
 /// the old one has counted: it tells how often the numbers have wrapped since the two were the same.
-fn numbers(to: &Conns, flow: FlowRef, old: &DirLive, new: &DirLive, counted: i64) -> u64 {
+fn numbers(to: &Records, flow: FlowRef, old: &DirLive, new: &DirLive, counted: i64) -> u64 {
     let place = |offset| to.live(flow, offset);
     if after(old.ack_end, new.ack_end)
         && replace(place(offset_of!(DirLive, ack_end)), new.ack_end, old.ack_end)
@@ -127,7 +127,7 @@ fn numbers(to: &Conns, flow: FlowRef, old: &DirLive, new: &DirLive, counted: i64
 }
 
 /// Bytes of a direction, those that sockets have forwarded among them.
-fn total(record: &Conn, way: usize) -> u64 {
+fn total(record: &Record, way: usize) -> u64 {
     record.relayed[way].wrapping_add(record.flows[way].live.bytes)
 }
 
@@ -143,7 +143,7 @@ fn payload_end(live: &DirLive) -> u32 {
 }
 
 /// `packets` may lose a packet that the program counts at this very moment.
-fn counts(to: &Conns, flow: FlowRef, old: &DirLive, packets: u64) {
+fn counts(to: &Records, flow: FlowRef, old: &DirLive, packets: u64) {
     let place = |offset| to.live_count(flow, offset);
     let more = old.packets.wrapping_sub(packets);
     if more != 0 {
@@ -154,16 +154,16 @@ fn counts(to: &Conns, flow: FlowRef, old: &DirLive, packets: u64) {
 }
 
 /// FINs, acknowledged or not, and the state. One record may have seen a FIN, the other one what acknowledges it.
-fn ends(to: &Conns, conn: u32, old: &Conn) {
+fn ends(to: &Records, index: u32, old: &Record) {
     let mut acknowledged = bits::FIN_ACKED;
     for direction in Direction::BOTH {
         let (flow, way, back) =
-            (FlowRef::new(conn, direction), direction as usize, direction.opposite() as usize);
+            (FlowRef::new(index, direction), direction as usize, direction.opposite() as usize);
         let live = &old.flows[way].live;
-        if live.bits & bits::FIN_SEEN != 0 && to.snapshot(conn).flows[way].live.bits & bits::FIN_SEEN == 0 {
+        if live.bits & bits::FIN_SEEN != 0 && to.snapshot(index).flows[way].live.bits & bits::FIN_SEEN == 0 {
             to.note_fin(flow, live.fin_end);
         }
-        let new = to.snapshot(conn);
+        let new = to.snapshot(index);
         let (live, back) = (&new.flows[way].live, &new.flows[back]);
         let acked = back.live.ack_end.wrapping_add(back.fixed.ack_delta);
         if live.bits & bits::FIN_SEEN != 0 && !before(acked, live.fin_end) {
@@ -174,10 +174,10 @@ fn ends(to: &Conns, conn: u32, old: &Conn) {
     }
     let is_over = acknowledged != 0 && old.state == state::SPLICED;
     let known = if is_over { state::FINISHED } else { old.state };
-    let mut now = to.state(conn);
+    let mut now = to.state(index);
     // Later states have greater numbers.
     while now != state::OFF && now < known {
-        match to.advance_state(conn, now, known) {
+        match to.advance_state(index, now, known) {
             Ok(()) => return,
             Err(other) => now = other,
         }
@@ -188,35 +188,35 @@ fn ends(to: &Conns, conn: u32, old: &Conn) {
 mod tests {
     use bytemuck::Zeroable as _;
 
-    use super::super::conns::tests::conns;
+    use super::super::records::tests::records;
     use super::*;
 
     const UP: usize = Direction::ToUpstream as usize;
     const DOWN: usize = Direction::ToDownstream as usize;
 
     /// A stream whose client has sent up to 1000 and whose endpoint up to 2000, all acknowledged.
-    fn stream() -> Conn {
-        let mut conn =
-            Conn { state: state::SPLICED, generation: 1, family: 4, relayed: [10, 20], ..Conn::zeroed() };
+    fn stream() -> Record {
+        let mut record =
+            Record { state: state::SPLICED, generation: 1, family: 4, relayed: [10, 20], ..Record::zeroed() };
         for (way, sent, received) in [(UP, 1000, 2000_u32), (DOWN, 2000, 1000)] {
-            let flow = &mut conn.flows[way];
+            let flow = &mut record.flows[way];
             (flow.fixed.seq_delta, flow.fixed.ack_delta) = (500, 500_u32.wrapping_neg());
             (flow.live.seq_end, flow.live.ack_end) = (sent, received + 500);
             (flow.live.window, flow.live.window_max) = (50, 100);
             (flow.live.packets, flow.live.bytes) = (5, 300);
         }
-        conn
+        record
     }
 
-    fn after_catching_up(new: Conn, old: &Conn) -> Conn {
-        let conns = conns(2);
-        conns.write(1, new);
+    fn after_catching_up(new: Record, old: &Record) -> Record {
+        let records = records(2);
+        records.write(1, new);
         for _ in 0..2 {
             // The second time there is nothing to do but for packets, which are told apart by what was noted.
-            catch_up(&conns, 1, old, old.flows.map(|flow| flow.live.packets));
+            catch_up(&records, 1, old, old.flows.map(|flow| flow.live.packets));
         }
-        assert_eq!(conns.state(0), state::OFF);
-        conns.snapshot(1)
+        assert_eq!(records.state(0), state::OFF);
+        records.snapshot(1)
     }
 
     #[test]
@@ -246,12 +246,12 @@ mod tests {
 
     #[test]
     fn packets_are_added() {
-        let conns = conns(1);
-        conns.write(0, stream());
+        let records = records(1);
+        records.write(0, stream());
         let mut old = stream();
         old.flows[UP].live.packets = 12;
-        catch_up(&conns, 0, &old, [5, 5]);
-        assert_eq!(conns.snapshot(0).flows.map(|flow| flow.live.packets), [12, 5]);
+        catch_up(&records, 0, &old, [5, 5]);
+        assert_eq!(records.snapshot(0).flows.map(|flow| flow.live.packets), [12, 5]);
     }
 
     #[test]
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn states_only_advance_and_free_records_stay_free() {
-        let in_state = |state| Conn { state, ..stream() };
+        let in_state = |state| Record { state, ..stream() };
         for (new, old, then) in [
             (state::SPLICED, state::RESET, state::RESET),
             (state::FINISHED, state::DEAD, state::DEAD),
@@ -285,7 +285,7 @@ mod tests {
         ] {
             assert_eq!(after_catching_up(in_state(new), &in_state(old)).state, then);
         }
-        let other = Conn { generation: 2, state: state::RESET, ..stream() };
+        let other = Record { generation: 2, state: state::RESET, ..stream() };
         assert_eq!(after_catching_up(stream(), &other).state, state::SPLICED);
     }
 
@@ -303,9 +303,9 @@ mod tests {
 
     #[test]
     fn windows_are_known_again_in_the_end() {
-        let conns = conns(1);
-        conns.write(0, stream());
-        let windows = || conns.snapshot(0).flows.map(|flow| flow.live.window_max);
+        let records = records(1);
+        records.write(0, stream());
+        let windows = || records.snapshot(0).flows.map(|flow| flow.live.window_max);
         // Which directions have moved, what is known, and what is left of that.
         for (moved, up_to_date, then) in [
             ([0, 0], true, [100, 100]),
@@ -313,14 +313,14 @@ mod tests {
             ([7, 0], true, [100, 0]),
             ([0, 700], false, [0, 700]),
         ] {
-            expect_leaps(&conns, 0);
+            expect_leaps(&records, 0);
             assert_eq!(windows(), [0; 2]);
-            let mut now = conns.snapshot(0);
+            let mut now = records.snapshot(0);
             for way in [UP, DOWN] {
                 now.flows[way].live.window_max = moved[way];
             }
-            conns.write(0, now);
-            expect_no_leaps(&conns, 0, &stream(), up_to_date);
+            records.write(0, now);
+            expect_no_leaps(&records, 0, &stream(), up_to_date);
             assert_eq!(windows(), then);
         }
     }
@@ -328,18 +328,18 @@ mod tests {
     #[test]
     fn counts_that_were_copied_in_the_middle_of_a_packet_are_corrected() {
         for (copied, way) in [(1000_i64, UP), (-1000, DOWN)] {
-            let conns = conns(1);
+            let records = records(1);
             let mut new = stream();
             let live = &mut new.flows[way].live;
             (live.seq_end, live.bytes) = (live.seq_end + 5000, live.bytes + 5000);
             live.bytes = live.bytes.wrapping_add_signed(copied);
-            conns.write(0, new);
-            correct_counts(&conns, 0, &stream());
-            let [up, down] = [UP, DOWN].map(|way| total(&conns.snapshot(0), way));
+            records.write(0, new);
+            correct_counts(&records, 0, &stream());
+            let [up, down] = [UP, DOWN].map(|way| total(&records.snapshot(0), way));
             assert_eq!((up, down), if way == UP { (5310, 320) } else { (310, 5320) });
             // With another stream's it has nothing to do.
-            correct_counts(&conns, 0, &Conn { generation: 2, ..new });
-            assert_eq!(total(&conns.snapshot(0), UP), up);
+            correct_counts(&records, 0, &Record { generation: 2, ..new });
+            assert_eq!(total(&records.snapshot(0), UP), up);
         }
     }
 

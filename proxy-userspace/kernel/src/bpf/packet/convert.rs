@@ -1,7 +1,7 @@
 //! Makes the records of another build those of this one, field by field.
 
 use bytemuck::Zeroable as _;
-use proxy_common::flow::Conn;
+use proxy_common::flow::Record;
 use proxy_common::layout::{BASIS, Entry, FIELDS, Field, Kind, RECORD};
 
 /// Records cannot be read.
@@ -53,13 +53,13 @@ impl Conversion {
     }
 
     /// What `record`, of [`record_len`](Self::record_len) bytes, is here. Fields that the record does not have are zero.
-    pub(super) fn convert(&self, record: &[u8]) -> Conn {
-        let mut conn = Conn::zeroed();
-        let bytes = bytemuck::bytes_of_mut(&mut conn);
+    pub(super) fn convert(&self, record: &[u8]) -> Record {
+        let mut converted = Record::zeroed();
+        let bytes = bytemuck::bytes_of_mut(&mut converted);
         for Piece { from, to, len } in &self.copies {
             bytes[*to..to + len].copy_from_slice(&record[*from..from + len]);
         }
-        conn
+        converted
     }
 }
 
@@ -117,8 +117,8 @@ mod tests {
     #[test]
     fn the_own_layout_is_copied_at_once_but_for_the_padding() {
         let same = Conversion::new(&ENTRIES).unwrap();
-        assert_eq!(same.record_len() as usize, size_of::<Conn>());
-        let from = record(size_of::<Conn>());
+        assert_eq!(same.record_len() as usize, size_of::<Record>());
+        let from = record(size_of::<Record>());
         let to = same.convert(&from);
         let to = bytemuck::bytes_of(&to);
         for field in FIELDS {
@@ -155,7 +155,7 @@ mod tests {
         let without = |missing: Field| {
             let entries: Vec<_> =
                 ENTRIES.iter().copied().filter(|entry| entry.name != missing.id()).collect();
-            Conversion::new(&entries).map(|conversion| conversion.convert(&record(size_of::<Conn>())))
+            Conversion::new(&entries).map(|conversion| conversion.convert(&record(size_of::<Record>())))
         };
         let optional = field("flows[1].live.", "packets");
         assert_eq!(bytemuck::bytes_of(&without(optional).unwrap())[range(&optional)], [0; 8]);
@@ -169,7 +169,7 @@ mod tests {
             let field = field(path, name);
             let mut entries = ENTRIES;
             entries.iter_mut().find(|entry| entry.name == field.id()).unwrap().size = size;
-            Conversion::new(&entries).map(|conversion| conversion.convert(&[0xff; size_of::<Conn>()]))
+            Conversion::new(&entries).map(|conversion| conversion.convert(&[0xff; size_of::<Record>()]))
         };
         let bytes = resized("flows[0].live.", "bytes", 4).unwrap().flows[0].live.bytes;
         assert_eq!(bytes, u64::from(u32::MAX));
@@ -185,7 +185,7 @@ mod tests {
         let mut entries = ENTRIES;
         entries[0].offset += 1;
         assert_eq!(Conversion::new(&entries).unwrap_err(), Unreadable::Kind);
-        for beyond in [size_of::<Conn>() as u32, u32::MAX] {
+        for beyond in [size_of::<Record>() as u32, u32::MAX] {
             let mut entries = ENTRIES;
             entries[3].offset = beyond;
             assert_eq!(Conversion::new(&entries).unwrap_err(), Unreadable::Beyond);

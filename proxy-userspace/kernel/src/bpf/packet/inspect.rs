@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use aya::maps::{MapInfo, MapType, loaded_maps};
 use proxy_common::abi;
-use proxy_common::flow::{Conn, Direction, state};
+use proxy_common::flow::{Direction, Record, state};
 
 use super::key::Ends;
-use super::records::Records;
+use super::mapped::MappedRecords;
 use crate::bpf::sock::maps::into_io;
 
 /// How often a record is looked at again that changed meanwhile.
@@ -88,7 +88,7 @@ pub fn running(now_ns: u64) -> Result<Vec<Found>, InspectError> {
         };
         if is_records(&info) {
             let (map, limit) = (info.id(), info.max_entries());
-            let streams = (info.value_size() as usize == size_of::<Conn>()).then(|| streams(&info, now_ns));
+            let streams = (info.value_size() as usize == size_of::<Record>()).then(|| streams(&info, now_ns));
             let streams = streams.transpose().map_err(|source| InspectError::Read { id: map, source })?;
             found.push(Found { map, limit, streams });
         }
@@ -105,18 +105,18 @@ fn is_records(info: &MapInfo) -> bool {
 
 fn streams(info: &MapInfo, now_ns: u64) -> io::Result<Vec<Stream>> {
     let map = info.fd().map_err(into_io)?;
-    let records = Records::map(map.as_fd(), info.max_entries(), libc::PROT_READ)?;
-    let in_use = (0..records.count()).filter_map(|conn| read(&records, conn));
-    let mut streams: Vec<_> = in_use.map(|conn| stream(&conn, now_ns)).collect();
+    let records = MappedRecords::map(map.as_fd(), info.max_entries(), libc::PROT_READ)?;
+    let in_use = (0..records.count()).filter_map(|index| read(&records, index));
+    let mut streams: Vec<_> = in_use.map(|record| stream(&record, now_ns)).collect();
     streams.sort_by_key(|stream| stream.opened_unix_ms);
     Ok(streams)
 }
 
-/// A record that is in use, and was that of one session while it was read.
-fn read(records: &Records, conn: u32) -> Option<Conn> {
+/// A record that is in use, and was that of one stream while it was read.
+fn read(records: &MappedRecords, index: u32) -> Option<Record> {
     for _ in 0..LOOKS {
-        let before = records.snapshot(conn);
-        let after = records.snapshot(conn);
+        let before = records.snapshot(index);
+        let after = records.snapshot(index);
         if after.state == state::OFF {
             return None;
         }
@@ -127,23 +127,24 @@ fn read(records: &Records, conn: u32) -> Option<Conn> {
     None
 }
 
-fn stream(conn: &Conn, now_ns: u64) -> Stream {
-    let [to_upstream, to_downstream] = &conn.flows;
+fn stream(record: &Record, now_ns: u64) -> Stream {
+    let [to_upstream, to_downstream] = &record.flows;
     let last_payload_ns = to_upstream.live.last_payload_ns.max(to_downstream.live.last_payload_ns);
-    let downstream = Ends::of(conn, Direction::ToUpstream);
-    let upstream = Ends::of(conn, Direction::ToDownstream);
-    let by_direction = |count: fn(&Conn, usize) -> u64| Direction::BOTH.map(|way| count(conn, way as usize));
+    let downstream = Ends::of(record, Direction::ToUpstream);
+    let upstream = Ends::of(record, Direction::ToDownstream);
+    let by_direction =
+        |count: fn(&Record, usize) -> u64| Direction::BOTH.map(|way| count(record, way as usize));
     Stream {
         client: downstream.peer,
         listener: downstream.local,
         source: upstream.local,
         endpoint: upstream.peer,
-        state: conn.state,
-        cluster: conn.cluster,
-        key_hash: (conn.has_key == 1).then_some(conn.key_hash),
-        opened_unix_ms: conn.opened_unix_ms,
-        bytes: by_direction(|conn, way| conn.relayed[way].wrapping_add(conn.flows[way].live.bytes)),
-        packets: by_direction(|conn, way| conn.flows[way].live.packets),
+        state: record.state,
+        cluster: record.cluster,
+        key_hash: (record.has_key == 1).then_some(record.key_hash),
+        opened_unix_ms: record.opened_unix_ms,
+        bytes: by_direction(|record, way| record.relayed[way].wrapping_add(record.flows[way].live.bytes)),
+        packets: by_direction(|record, way| record.flows[way].live.packets),
         idle: Duration::from_nanos(now_ns.saturating_sub(last_payload_ns)),
     }
 }
@@ -169,7 +170,7 @@ mod tests {
     fn a_record_tells_its_stream() {
         for (family, at) in [(4, ["192.0.2.1", "192.0.2.2"]), (6, ["2001:db8::1", "2001:db8::2"])] {
             let address = |host: usize, port| SocketAddr::new(at[host].parse().unwrap(), port);
-            let mut conn = Conn {
+            let mut record = Record {
                 state: state::SPLICED,
                 family,
                 has_key: 1,
@@ -177,14 +178,14 @@ mod tests {
                 cluster: 9,
                 opened_unix_ms: 1000,
                 relayed: [10, 20],
-                ..Conn::zeroed()
+                ..Record::zeroed()
             };
-            conn.flows[0].fixed = toward(address(1, 20000), address(0, 3000));
-            conn.flows[1].fixed = toward(address(1, 80), address(0, 50000));
-            conn.flows[0].live.bytes = 1;
-            conn.flows[1].live.packets = 2;
-            conn.flows[0].live.last_payload_ns = 5_000_000_000;
-            conn.flows[1].live.last_payload_ns = 4_000_000_000;
+            record.flows[0].fixed = toward(address(1, 20000), address(0, 3000));
+            record.flows[1].fixed = toward(address(1, 80), address(0, 50000));
+            record.flows[0].live.bytes = 1;
+            record.flows[1].live.packets = 2;
+            record.flows[0].live.last_payload_ns = 5_000_000_000;
+            record.flows[1].live.last_payload_ns = 4_000_000_000;
             let expected = Stream {
                 client: address(0, 50000),
                 listener: address(1, 80),
@@ -198,10 +199,10 @@ mod tests {
                 packets: [0, 2],
                 idle: Duration::from_secs(2),
             };
-            assert_eq!(stream(&conn, 7_000_000_000), expected);
-            conn.has_key = 0;
-            assert_eq!(stream(&conn, 0).key_hash, None);
-            assert_eq!(stream(&conn, 0).idle, Duration::ZERO);
+            assert_eq!(stream(&record, 7_000_000_000), expected);
+            record.has_key = 0;
+            assert_eq!(stream(&record, 0).key_hash, None);
+            assert_eq!(stream(&record, 0).idle, Duration::ZERO);
         }
     }
 }

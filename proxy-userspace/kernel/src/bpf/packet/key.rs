@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use proxy_common::flow::{Conn, Direction, FlowKey4, FlowKey6};
+use proxy_common::flow::{Direction, FlowKey4, FlowKey6, Record};
 
 /// A flow by the addresses of its packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,7 +32,7 @@ impl FlowKey {
     }
 
     /// The key of one of a record's flows.
-    pub fn of(record: &Conn, direction: Direction) -> Self {
+    pub fn of(record: &Record, direction: Direction) -> Self {
         let Ends { local, peer } = Ends::of(record, direction);
         Self::new(peer, local)
     }
@@ -63,7 +63,7 @@ pub struct Ends {
 
 impl Ends {
     /// Of the connection *from* whose peer the packets of `direction` come.
-    pub fn of(record: &Conn, direction: Direction) -> Self {
+    pub fn of(record: &Record, direction: Direction) -> Self {
         // What goes the other way leaves on it.
         let fixed = &record.flows[direction.opposite() as usize].fixed;
         let ip = |words: [u32; 4]| match record.family {
@@ -132,7 +132,7 @@ mod tests {
             [(4, "192.0.2.9:80", "192.0.2.1:50000"), (6, "[2001:db8::9]:80", "[2001:db8::1]:50000")]
         {
             let ends = Ends { local: socket(local), peer: socket(peer) };
-            let mut record = Conn { family, ..Conn::zeroed() };
+            let mut record = Record { family, ..Record::zeroed() };
             let fixed = &mut record.flows[Direction::ToDownstream as usize].fixed;
             fixed.to_source = wire_address(ends.local.ip());
             fixed.to_destination = wire_address(ends.peer.ip());

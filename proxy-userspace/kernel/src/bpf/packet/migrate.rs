@@ -20,11 +20,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use proxy_common::abi;
-use proxy_common::flow::{Conn, FlowKey4, FlowKey6, FlowRef, state};
+use proxy_common::flow::{FlowKey4, FlowKey6, FlowRef, Record, state};
 
 use super::catch_up::{catch_up, correct_counts, expect_leaps, expect_no_leaps};
-use super::conns::Conns;
 use super::pinned::{Left, PinnedError};
+use super::records::Records;
 use super::{FlowMap, InsertError, ageing, interfaces};
 use crate::grace;
 
@@ -46,14 +46,14 @@ struct Source {
 /// A record that is in use.
 #[derive(Debug)]
 struct Stream {
-    conn: u32,
+    index: u32,
     /// As they were counted when the record was last looked at.
     packets: [u64; 2],
 }
 
 /// Where streams go.
 pub(super) struct Goal<'a> {
-    pub(super) conns: &'a Conns,
+    pub(super) records: &'a Records,
     pub(super) flows4: &'a FlowMap<FlowKey4>,
     pub(super) flows6: &'a FlowMap<FlowKey6>,
 }
@@ -73,10 +73,10 @@ impl Migration {
     pub(super) fn copy(&mut self, to: &Goal<'_>) -> Result<(), PinnedError> {
         for source in &mut self.sources {
             for stream in &mut source.streams {
-                let old = source.maps.record(stream.conn);
+                let old = source.maps.record(stream.index);
                 stream.packets = packets(&old);
-                if to.conns.state(stream.conn) == state::OFF {
-                    to.conns.write(stream.conn, old);
+                if to.records.state(stream.index) == state::OFF {
+                    to.records.write(stream.index, old);
                 } else {
                     // Of another source, or the goal's own: this one is noted in it.
                     self.is_torn = true;
@@ -87,7 +87,7 @@ impl Migration {
             insert_all(&keys4, to.flows4, abi::MAP_FLOWS4)?;
             insert_all(&keys6, to.flows6, abi::MAP_FLOWS6)?;
         }
-        to.conns.find_used();
+        to.records.find_used();
         Ok(())
     }
 
@@ -101,27 +101,27 @@ impl Migration {
     }
 
     /// Takes over what has changed since this was called, or the records copied, last. To be called right before the links change.
-    pub(super) fn look_again(&mut self, to: &Conns) {
+    pub(super) fn look_again(&mut self, to: &Records) {
         for source in &mut self.sources {
             for stream in &mut source.streams {
-                let old = source.maps.record(stream.conn);
-                catch_up(to, stream.conn, &old, stream.packets);
-                expect_leaps(to, stream.conn);
+                let old = source.maps.record(stream.index);
+                catch_up(to, stream.index, &old, stream.packets);
+                expect_leaps(to, stream.index);
                 stream.packets = packets(&old);
             }
         }
     }
 
     /// To be called when no link has an old program. Waits for a grace period.
-    pub(super) fn finish(&mut self, to: &Conns) {
+    pub(super) fn finish(&mut self, to: &Records) {
         grace::wait_for_rcu_readers();
         for Source { maps, streams } in &mut self.sources {
             for stream in streams.iter_mut() {
-                let old = maps.record(stream.conn);
-                catch_up(to, stream.conn, &old, stream.packets);
-                correct_counts(to, stream.conn, &old);
+                let old = maps.record(stream.index);
+                catch_up(to, stream.index, &old, stream.packets);
+                correct_counts(to, stream.index, &old);
                 let is_quiet = packets(&old) == stream.packets;
-                expect_no_leaps(to, stream.conn, &old, is_quiet && !self.is_torn);
+                expect_no_leaps(to, stream.index, &old, is_quiet && !self.is_torn);
             }
             let took_ms = self.begin.elapsed().as_millis();
             tracing::info!(from = %maps.path().display(), streams = streams.len(), took_ms, "took streams to new maps");
@@ -133,12 +133,12 @@ impl Migration {
 }
 
 impl Stream {
-    fn new((conn, record): (u32, Conn)) -> Self {
-        Self { conn, packets: packets(&record) }
+    fn new((index, record): (u32, Record)) -> Self {
+        Self { index, packets: packets(&record) }
     }
 }
 
-fn packets(record: &Conn) -> [u64; 2] {
+fn packets(record: &Record) -> [u64; 2] {
     record.flows.map(|flow| flow.live.packets)
 }
 

@@ -4,11 +4,11 @@
 mod ageing;
 mod catch_up;
 mod clsact;
-mod conns;
 mod convert;
 pub mod inspect;
 mod interfaces;
 mod key;
+mod mapped;
 mod migrate;
 mod orphans;
 pub mod pinned;
@@ -31,10 +31,10 @@ use proxy_common::flow::{FlowEvent, FlowKey4, FlowKey6, FlowRef};
 use proxy_common::reason::Reason;
 use proxy_common::stat::Stat;
 
-pub use conns::Conns;
 pub use interfaces::{AttachError, Hook};
 pub use key::{Ends, FlowKey, wire_address, wire_ports};
 pub use orphans::{Orphans, remove_pinned};
+pub use records::Records;
 
 use super::events::Events;
 use super::loader::{self, LoadError};
@@ -98,7 +98,7 @@ impl InsertError {
 pub struct PacketKernel {
     flows4: FlowMap<FlowKey4>,
     flows6: FlowMap<FlowKey6>,
-    conns: Conns,
+    records: Records,
     stats: PerCpuArray<MapData, u64>,
     about: Mutex<Array<MapData, About>>,
     heart: Heart,
@@ -116,7 +116,7 @@ impl fmt::Debug for PacketKernel {
 }
 
 impl PacketKernel {
-    /// Loads programs, and maps for `max_conns` sessions (2 or more; [`inspect`] takes a map of one for unused). `mark` and
+    /// Loads programs, and maps for `max_records` streams (2 or more; [`inspect`] takes a map of one for unused). `mark` and
     /// the next number are the packet marks of hand-overs. With `pins` they outlive the process; and if there are
     /// streams of an earlier one, its maps are taken over, or the streams are brought to new ones if those are of another build
     /// or size, and its links or filters get the new programs. Must be called inside a tokio runtime, which the event ring joins.
@@ -124,8 +124,8 @@ impl PacketKernel {
     /// # Errors
     /// There is no BPF object, a capability is missing (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW), the kernel
     /// refuses, or what is pinned cannot be used.
-    pub fn load(max_conns: u32, mark: u32, pins: Option<Pins>) -> Result<(Self, FlowEvents), LoadError> {
-        Self::load_for(Hook::of_this_kernel(), max_conns, mark, pins)
+    pub fn load(max_records: u32, mark: u32, pins: Option<Pins>) -> Result<(Self, FlowEvents), LoadError> {
+        Self::load_for(Hook::of_this_kernel(), max_records, mark, pins)
     }
 
     /// The same for a given kind of hook.
@@ -134,14 +134,14 @@ impl PacketKernel {
     /// As [`load`](Self::load).
     pub fn load_for(
         hook: Hook,
-        max_conns: u32,
+        max_records: u32,
         mark: u32,
         pins: Option<Pins>,
     ) -> Result<(Self, FlowEvents), LoadError> {
-        let Some(pins) = pins else { return Self::load_at(hook, max_conns, mark, None) };
-        let place = Place::find(&pins, max_conns)?;
+        let Some(pins) = pins else { return Self::load_at(hook, max_records, mark, None) };
+        let place = Place::find(&pins, max_records)?;
         let is_new = place.is_new();
-        match Self::load_at(hook, max_conns, mark, Some(place)) {
+        match Self::load_at(hook, max_records, mark, Some(place)) {
             Ok((kernel, events)) => Ok((Self { pins: Some(pins), ..kernel }, events)),
             Err(error) => {
                 if let Err(error) = pinned::remove_refused(&pins, is_new) {
@@ -156,21 +156,21 @@ impl PacketKernel {
     /// The same, with maps and links pinned at `place`. The pins of the result are the caller's to add.
     fn load_at(
         hook: Hook,
-        max_conns: u32,
+        max_records: u32,
         mark: u32,
         mut place: Option<Place>,
     ) -> Result<(Self, FlowEvents), LoadError> {
         if hook == Hook::Clsact {
             orphans::remove_orphans();
         }
-        let max_conns = place.as_ref().map_or(max_conns, |place| place.capacity);
+        let max_records = place.as_ref().map_or(max_records, |place| place.capacity);
         let has_loop = u32::from(loader::has_loop());
         let mut loader = EbpfLoader::new();
         loader::shrink(&mut loader, &maps::MAPS);
         loader
-            .map_max_entries(abi::MAP_CONNS, max_conns)
-            .map_max_entries(abi::MAP_FLOWS4, max_conns.saturating_mul(2))
-            .map_max_entries(abi::MAP_FLOWS6, max_conns.saturating_mul(2))
+            .map_max_entries(abi::MAP_CONNS, max_records)
+            .map_max_entries(abi::MAP_FLOWS4, max_records.saturating_mul(2))
+            .map_max_entries(abi::MAP_FLOWS6, max_records.saturating_mul(2))
             .override_global(abi::GLOBAL_MARK, &mark, true)
             .override_global(abi::GLOBAL_HAS_LOOP, &has_loop, true);
         if let Some(place) = &place {
@@ -201,13 +201,14 @@ impl PacketKernel {
         let mut about = loader::typed(take(abi::MAP_ABOUT)?, abi::MAP_ABOUT)?;
         let mut layout = loader::typed(take(abi::MAP_LAYOUT)?, abi::MAP_LAYOUT)?;
         // Open until the programs that refer to it are loaded.
-        let conns_map = take(abi::MAP_CONNS)?;
-        let conns = map_conns(&conns_map, max_conns, place.as_ref().is_some_and(|place| place.adopts))?;
+        let records_map = take(abi::MAP_CONNS)?;
+        let records =
+            map_records(&records_map, max_records, place.as_ref().is_some_and(|place| place.adopts))?;
         let ring = loader::typed::<RingBuf<MapData>>(take(abi::MAP_FLOW_EVENTS)?, abi::MAP_FLOW_EVENTS)?;
         let events = Events::new(ring).map_err(|error| LoadError::refused("the event ring", error))?;
         if let Some(place) = &mut place {
-            place.fill(&Goal { conns: &conns, flows4: &flows4, flows6: &flows6 })?;
-            place.complete(&mut about, &mut layout, &conns)?;
+            place.fill(&Goal { records: &records, flows4: &flows4, flows6: &flows6 })?;
+            place.complete(&mut about, &mut layout, &records)?;
         }
         // Those of the socket splice, which is loaded by itself.
         maps::MAPS.iter().for_each(|name| drop(ebpf.take_map(name)));
@@ -216,11 +217,11 @@ impl PacketKernel {
         let interfaces = Interfaces::new(programs, hook, pins)?;
         let are_new = place.as_ref().is_none_or(|place| !place.adopts);
         if let Some(place) = place {
-            place.settle(&conns);
+            place.settle(&records);
         }
         let about = Mutex::new(about);
         Ok((
-            Self { flows4, flows6, conns, stats, about, heart, interfaces, mark, pins: None, are_new },
+            Self { flows4, flows6, records, stats, about, heart, interfaces, mark, pins: None, are_new },
             events,
         ))
     }
@@ -331,9 +332,9 @@ impl PacketKernel {
         }
     }
 
-    /// The records of sessions.
-    pub fn conns(&self) -> &Conns {
-        &self.conns
+    /// The records of streams.
+    pub fn records(&self) -> &Records {
+        &self.records
     }
 
     /// What the programs have counted since they were loaded, summed over CPUs.
@@ -397,9 +398,10 @@ impl<K: Pod> FlowMap<K> {
     }
 }
 
-fn map_conns(map: &Map, capacity: u32, are_used: bool) -> Result<Conns, LoadError> {
+fn map_records(map: &Map, capacity: u32, are_used: bool) -> Result<Records, LoadError> {
     let name = abi::MAP_CONNS;
     let Map::Array(data) = map else { return Err(LoadError::Incomplete { name }) };
-    let conns = if are_used { pinned::used_conns(data) } else { Conns::map(data.fd().as_fd(), capacity) };
-    conns.map_err(|error| LoadError::refused(name, error))
+    let records =
+        if are_used { pinned::used_records(data) } else { Records::map(data.fd().as_fd(), capacity) };
+    records.map_err(|error| LoadError::refused(name, error))
 }

@@ -16,13 +16,13 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use bytemuck::Zeroable as _;
 use proxy_common::abi;
 use proxy_common::about::About;
-use proxy_common::flow::{Conn, FlowRef, state};
+use proxy_common::flow::{FlowRef, Record, state};
 use proxy_common::instance::Instance;
 use proxy_common::layout::{ENTRIES, Entry, LAYOUT, fingerprint};
 
-use super::conns::Conns;
 use super::convert::{Conversion, Unreadable};
 use super::interfaces;
+use super::mapped::MappedRecords;
 use super::migrate::{Goal, Migration};
 use super::records::Records;
 use crate::bpf::pins::{self, Pins, PinsError};
@@ -117,7 +117,7 @@ pub fn neighbours(own: &Instance) -> Result<Vec<Neighbour>, PinsError> {
 pub struct Pinned {
     path: PathBuf,
     about: Array<MapData, About>,
-    conns: Conns,
+    records: Records,
 }
 
 impl Pinned {
@@ -135,8 +135,8 @@ impl Pinned {
         if !only.is_own() {
             return Err(PinnedError::OtherBuild);
         }
-        let conns = used_conns(&only.conns).map_err(PinnedError::damaged(abi::MAP_CONNS))?;
-        Ok(Some(Self { about: open_about(&only.path)?, path: only.path, conns }))
+        let records = used_records(&only.map).map_err(PinnedError::damaged(abi::MAP_CONNS))?;
+        Ok(Some(Self { about: open_about(&only.path)?, path: only.path, records }))
     }
 
     /// The ports that were added to those which the kernel gives nobody.
@@ -171,8 +171,8 @@ impl Pinned {
     }
 
     /// The records; those that are not OFF are in use.
-    pub fn conns(&self) -> &Conns {
-        &self.conns
+    pub fn records(&self) -> &Records {
+        &self.records
     }
 }
 
@@ -181,8 +181,8 @@ impl Pinned {
 pub(super) struct Left {
     path: PathBuf,
     about: About,
-    conns: MapData,
-    records: Records,
+    map: MapData,
+    memory: MappedRecords,
     conversion: Conversion,
 }
 
@@ -208,15 +208,15 @@ impl Left {
         }
         let conversion = Conversion::new(&entries).map_err(|why| PinnedError::OtherLayout(Some(why)))?;
         let damaged = || PinnedError::damaged(abi::MAP_CONNS);
-        let conns = MapData::from_pin(path.join(abi::MAP_CONNS)).map_err(into_io).map_err(damaged())?;
-        let info = conns.info().map_err(into_io).map_err(damaged())?;
+        let map = MapData::from_pin(path.join(abi::MAP_CONNS)).map_err(into_io).map_err(damaged())?;
+        let info = map.info().map_err(into_io).map_err(damaged())?;
         let (len, count) = (conversion.record_len(), info.max_entries());
         if info.value_size() != len {
             return Err(damaged()(io::ErrorKind::InvalidData.into()));
         }
-        let records =
-            Records::map_sized(conns.fd().as_fd(), len, count, libc::PROT_READ).map_err(damaged())?;
-        Ok(Self { path: path.to_owned(), about, conns, records, conversion })
+        let memory =
+            MappedRecords::map_sized(map.fd().as_fd(), len, count, libc::PROT_READ).map_err(damaged())?;
+        Ok(Self { path: path.to_owned(), about, map, memory, conversion })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -229,25 +229,25 @@ impl Left {
 
     /// For how many streams there is room.
     fn capacity(&self) -> u32 {
-        self.records.count()
+        self.memory.count()
     }
 
     /// A record, as this build has it.
-    pub(super) fn record(&self, conn: u32) -> Conn {
+    pub(super) fn record(&self, index: u32) -> Record {
         let mut words = vec![0_u64; (self.conversion.record_len() as usize).div_ceil(size_of::<u64>())];
-        self.records.read(conn, &mut words);
+        self.memory.read(index, &mut words);
         self.conversion.convert(bytemuck::cast_slice(&words))
     }
 
     /// The records that are in use.
-    pub(super) fn used(&self) -> impl DoubleEndedIterator<Item = (u32, Conn)> {
-        let records = (0..self.capacity()).map(|conn| (conn, self.record(conn)));
+    pub(super) fn used(&self) -> impl DoubleEndedIterator<Item = (u32, Record)> {
+        let records = (0..self.capacity()).map(|index| (index, self.record(index)));
         records.filter(|(_, record)| record.state != state::OFF)
     }
 
     /// The lowest number that no record in use has, nor a higher one.
     fn needed(&self) -> u32 {
-        self.used().next_back().map_or(0, |(conn, _)| conn + 1)
+        self.used().next_back().map_or(0, |(index, _)| index + 1)
     }
 
     /// What is in a flow map.
@@ -297,9 +297,9 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Finds the streams of the instance's last process, or makes room for those of this one: for `max_conns`, or as many as are
+    /// Finds the streams of the instance's last process, or makes room for those of this one: for `max_records`, or as many as are
     /// needed for the streams to keep their places.
-    pub(super) fn find(pins: &Pins, max_conns: u32) -> Result<Self, PinnedError> {
+    pub(super) fn find(pins: &Pins, max_records: u32) -> Result<Self, PinnedError> {
         remove_unused(pins)?;
         let mut left =
             used_directories(pins.path())?.into_iter().map(Left::open).collect::<Result<Vec<_>, _>>()?;
@@ -318,7 +318,7 @@ impl Place {
             }
         }
         let largest = left.iter().map(Left::capacity).max().unwrap_or(0);
-        let capacity = if needed <= max_conns { max_conns } else { largest };
+        let capacity = if needed <= max_records { max_records } else { largest };
         // The latest, if the last process has died while it was filling it; what it had not got to is noted then.
         let is_interrupted = left.len() > 1;
         let fits = |maps: &Left| maps.capacity() == capacity || is_interrupted && maps.capacity() >= needed;
@@ -326,7 +326,7 @@ impl Place {
         let migration = (!left.is_empty()).then(|| Migration::new(left));
         let adopts = own.is_some();
         let (path, capacity) = match own {
-            Some(Left { path, records, .. }) => (path, records.count()),
+            Some(Left { path, memory, .. }) => (path, memory.count()),
             None => (fresh(pins)?, capacity),
         };
         Ok(Self { instance: pins.instance().clone(), path, capacity, adopts, before, migration })
@@ -355,7 +355,7 @@ impl Place {
         &mut self,
         about: &mut Array<MapData, About>,
         layout: &mut Array<MapData, Entry>,
-        conns: &Conns,
+        records: &Records,
     ) -> Result<(), PinnedError> {
         for (index, entry) in (0..).zip(ENTRIES) {
             layout.set(index, entry, 0).map_err(into_io).map_err(PinnedError::damaged(abi::MAP_LAYOUT))?;
@@ -369,16 +369,16 @@ impl Place {
         if let Some(migration) = &mut self.migration {
             failpoint::reached("named");
             migration.move_links(&self.path)?;
-            migration.look_again(conns);
+            migration.look_again(records);
         }
         Ok(())
     }
 
     /// To be called when all links have new programs: nothing but these maps is used any more.
-    pub(super) fn settle(self, conns: &Conns) {
+    pub(super) fn settle(self, records: &Records) {
         if let Some(mut migration) = self.migration {
             failpoint::reached("switched");
-            migration.finish(conns);
+            migration.finish(records);
         }
     }
 }
@@ -485,10 +485,10 @@ pub(super) fn note_reserved(
 }
 
 /// Records of a map that a process has left, those that are not OFF being in use.
-pub(super) fn used_conns(map: &MapData) -> io::Result<Conns> {
+pub(super) fn used_records(map: &MapData) -> io::Result<Records> {
     let info = map.info().map_err(into_io)?;
-    if info.value_size() as usize != size_of::<Conn>() {
+    if info.value_size() as usize != size_of::<Record>() {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    Conns::map_used(map.fd().as_fd(), info.max_entries())
+    Records::map_used(map.fd().as_fd(), info.max_entries())
 }

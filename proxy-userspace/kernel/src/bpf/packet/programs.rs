@@ -38,11 +38,11 @@ impl Earlier {
     /// Those that are pinned in `pins`, if they can be used in the place of those of `ebpf`: if they are of the same `build`, of
     /// the same object with the same globals, and use its maps.
     fn find(ebpf: &Ebpf, build: u64, pins: &Path) -> Option<Self> {
-        let Map::Array(conns) = ebpf.map(abi::MAP_CONNS)? else { return None };
-        let conns = conns.info().ok()?.id();
+        let Map::Array(records) = ebpf.map(abi::MAP_CONNS)? else { return None };
+        let records = records.info().ok()?.id();
         let open = |direction| {
             let program = SchedClassifier::from_pin(program_path(pins, build, direction)).ok()?;
-            program.info().ok()?.map_ids().ok()??.contains(&conns).then_some(program)
+            program.info().ok()?.map_ids().ok()??.contains(&records).then_some(program)
         };
         let [(_, ingress), (_, egress)] = PROGRAMS;
         Some(Self([open(ingress)?, open(egress)?]))

@@ -1,13 +1,14 @@
-//! A stream's place in the kernel's maps: its record, and the two keys that lead to it.
+//! The owner of a record: a stream has its place in the kernel's maps, a record and the two keys that lead to it, for as long as its
+//! [`OwnedRecord`] lives.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::IntGauge;
-use proxy_common::flow::{Conn, DirLive, Direction, Flow, FlowRef, bits, flags, state};
+use proxy_common::flow::{DirLive, Direction, Flow, FlowRef, Record, bits, flags, state};
 use proxy_common::reason::Reason;
-use steer_kernel::bpf::packet::{Conns, Ends, FlowKey, PacketKernel};
+use steer_kernel::bpf::packet::{Ends, FlowKey, PacketKernel, Records};
 use steer_kernel::tcp::clock;
 use steer_kernel::tcp::raw::{RawSender, Segment};
 use tokio::sync::Notify;
@@ -19,7 +20,7 @@ use crate::telemetry::flows::KernelBytes;
 
 /// The kernel's part, and the records that wait to be used again.
 #[derive(Debug)]
-pub(super) struct Records {
+pub(super) struct RecordPool {
     pub(super) kernel: PacketKernel,
     raw: RawSender,
     used: IntGauge,
@@ -31,7 +32,7 @@ pub(super) struct Records {
     pub(super) unfit: Unfit,
 }
 
-impl Records {
+impl RecordPool {
     /// `used` is kept at the number of records in use.
     pub(super) fn new(kernel: PacketKernel, used: IntGauge) -> io::Result<Arc<Self>> {
         let raw = RawSender::new()?;
@@ -52,34 +53,34 @@ impl Records {
     }
 
     pub(super) fn free(&self, retired: Vec<u32>) {
-        retired.into_iter().for_each(|conn| self.kernel.conns().free(conn));
+        retired.into_iter().for_each(|index| self.kernel.records().free(index));
         self.show_used();
     }
 
     /// Brings the gauge up to date.
     pub(super) fn show_used(&self) {
-        self.used.set(self.kernel.conns().used().into());
+        self.used.set(self.kernel.records().used().into());
     }
 }
 
 /// One stream's record; dropping it takes the keys out and retires the record.
 #[derive(Debug)]
-pub(super) struct Record {
-    records: Arc<Records>,
-    conn: u32,
+pub(super) struct OwnedRecord {
+    records: Arc<RecordPool>,
+    index: u32,
     pub(super) generation: u32,
 }
 
-impl Record {
+impl OwnedRecord {
     /// Writes the record and its keys. Packets pass it by until its [state](Self::activate) changes.
-    pub(super) fn install(records: &Arc<Records>, content: Conn) -> Result<Self, Reason> {
+    pub(super) fn install(records: &Arc<RecordPool>, content: Record) -> Result<Self, Reason> {
         let kernel = &records.kernel;
-        let conn = kernel.conns().allocate().ok_or(Reason::MapFull)?;
-        let generation = kernel.conns().prepare(conn, content);
+        let index = kernel.records().allocate().ok_or(Reason::MapFull)?;
+        let generation = kernel.records().prepare(index, content);
         records.show_used();
-        let record = Self { records: Arc::clone(records), conn, generation };
+        let record = Self { records: Arc::clone(records), index, generation };
         for direction in Direction::BOTH {
-            let (key, flow) = (FlowKey::of(&content, direction), FlowRef::new(conn, direction));
+            let (key, flow) = (FlowKey::of(&content, direction), FlowRef::new(index, direction));
             kernel.insert(&key, flow).map_err(|error| {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a stream cannot be spliced");
                 error.reason()
@@ -89,13 +90,13 @@ impl Record {
     }
 
     /// The record of an earlier process's stream; it must be in use, and have no other owner.
-    pub(super) fn adopt(records: &Arc<Records>, conn: u32) -> Self {
-        let generation = records.kernel.conns().snapshot(conn).generation;
-        Self { records: Arc::clone(records), conn, generation }
+    pub(super) fn adopt(records: &Arc<RecordPool>, index: u32) -> Self {
+        let generation = records.kernel.records().snapshot(index).generation;
+        Self { records: Arc::clone(records), index, generation }
     }
 
-    pub(super) fn conn(&self) -> u32 {
-        self.conn
+    pub(super) fn index(&self) -> u32 {
+        self.index
     }
 
     /// Sets [`proxy_common::flow::DirFixed::ts_floor`] of each direction, whose packets leave on a connection with this
@@ -109,7 +110,7 @@ impl Record {
             for (direction, offset) in Direction::BOTH.into_iter().zip(offsets) {
                 // The offset may be one too low, and zero is no floor.
                 let floor = (now as u32).wrapping_add(offset).wrapping_add(1);
-                self.records.kernel.conns().set_ts_floor(FlowRef::new(self.conn, direction), floor.max(1));
+                self.records.kernel.records().set_ts_floor(FlowRef::new(self.index, direction), floor.max(1));
             }
             // Otherwise a later packet may have left that did not know of the floor.
             if clock::monotonic_ms() == now {
@@ -120,49 +121,49 @@ impl Record {
 
     /// From now on the kernel forwards the stream's packets, in both directions.
     pub(super) fn activate(&self) {
-        self.records.kernel.conns().set_state(self.conn, state::HAND_OVER);
+        self.records.kernel.records().set_state(self.index, state::HAND_OVER);
     }
 
     pub(super) fn state(&self) -> u32 {
-        self.records.kernel.conns().state(self.conn)
+        self.records.kernel.records().state(self.index)
     }
 
-    pub(super) fn snapshot(&self) -> Conn {
-        self.records.kernel.conns().snapshot(self.conn)
+    pub(super) fn snapshot(&self) -> Record {
+        self.records.kernel.records().snapshot(self.index)
     }
 
     /// The sockets are done with, unless the program has gone further already.
     pub(super) fn complete(&self) {
         let _ended_already =
-            self.records.kernel.conns().advance_state(self.conn, state::HAND_OVER, state::SPLICED);
+            self.records.kernel.records().advance_state(self.index, state::HAND_OVER, state::SPLICED);
     }
 
     pub(super) fn add_flags(&self, flags: u32) {
-        self.records.kernel.conns().add_flags(self.conn, flags);
+        self.records.kernel.records().add_flags(self.index, flags);
     }
 
     /// See [`proxy_common::flow::DirLive::own_end`]; `from` is the direction from the peer that is given the bytes.
     pub(super) fn set_own_end(&self, from: Direction, end: u32) {
-        self.records.kernel.conns().set_own_end(FlowRef::new(self.conn, from), end);
+        self.records.kernel.records().set_own_end(FlowRef::new(self.index, from), end);
     }
 
     /// See [`proxy_common::flow::DirFixed::received`].
     pub(super) fn set_received(&self, from: Direction, end: u32) {
-        self.records.kernel.conns().set_received(FlowRef::new(self.conn, from), end);
+        self.records.kernel.records().set_received(FlowRef::new(self.index, from), end);
     }
 
     pub(super) fn note_fin(&self, from: Direction, end: u32) {
-        self.records.kernel.conns().note_fin(FlowRef::new(self.conn, from), end);
+        self.records.kernel.records().note_fin(FlowRef::new(self.index, from), end);
     }
 
     /// Takes a living stream for reset; its peers are not told.
     pub(super) fn set_reset(&self) {
-        set_reset(self.records.kernel.conns(), self.conn);
+        set_reset(self.records.kernel.records(), self.index);
     }
 
     /// Ends the stream, unless a new connection has its tuple: a RST for each peer.
     pub(super) fn abort(&self) {
-        abort(self.records.kernel.conns(), &self.records.raw, self.conn);
+        abort(self.records.kernel.records(), &self.records.raw, self.index);
     }
 
     /// Remembers the peers of whom the program could not carry a packet.
@@ -177,7 +178,7 @@ impl Record {
 
     /// See [`abort_again`].
     pub(super) fn abort_again(&self) {
-        abort_again(self.records.kernel.conns(), &self.records.raw, self.conn);
+        abort_again(self.records.kernel.records(), &self.records.raw, self.index);
     }
 
     /// Asks the peer that `from` comes from whether it is there.
@@ -186,7 +187,7 @@ impl Record {
     }
 
     /// Tells the peer that `from` comes from, whose socket has received everything up to `received`, what is acknowledged.
-    pub(super) fn acknowledge(&self, record: &Conn, from: Direction, received: u32) {
+    pub(super) fn acknowledge(&self, record: &Record, from: Direction, received: u32) {
         self.send(segments::acknowledgement(record, from, received));
     }
 
@@ -195,14 +196,14 @@ impl Record {
     }
 }
 
-/// See [`Record::abort`].
-pub(super) fn abort(conns: &Conns, raw: &RawSender, conn: u32) {
+/// See [`OwnedRecord::abort`].
+pub(super) fn abort(records: &Records, raw: &RawSender, index: u32) {
     // First, since the egress program lets no RST of this host through to the peers of a living stream.
-    set_reset(conns, conn);
-    if conns.state(conn) == state::DEAD {
+    set_reset(records, index);
+    if records.state(index) == state::DEAD {
         return;
     }
-    let record = conns.snapshot(conn);
+    let record = records.snapshot(index);
     for segment in Direction::BOTH.into_iter().flat_map(|from| segments::resets(&record, from)) {
         send(raw, segment);
     }
@@ -210,14 +211,14 @@ pub(super) fn abort(conns: &Conns, raw: &RawSender, conn: u32) {
 
 /// To be called some time after [`abort`], when what was under way has arrived, and the record knows of it: the same once more,
 /// with the numbers that are right now. A peer that goes on all the same is answered by the local stack from then on.
-pub(super) fn abort_again(conns: &Conns, raw: &RawSender, conn: u32) {
-    conns.add_flags(conn, flags::GIVEN_UP);
-    abort(conns, raw, conn);
+pub(super) fn abort_again(records: &Records, raw: &RawSender, index: u32) {
+    records.add_flags(index, flags::GIVEN_UP);
+    abort(records, raw, index);
 }
 
-fn set_reset(conns: &Conns, conn: u32) {
+fn set_reset(records: &Records, index: u32) {
     for living in [state::HAND_OVER, state::SPLICED] {
-        let _ended_already = conns.advance_state(conn, living, state::RESET);
+        let _ended_already = records.advance_state(index, living, state::RESET);
     }
 }
 
@@ -227,15 +228,15 @@ fn send(raw: &RawSender, segment: Segment) {
     }
 }
 
-impl Drop for Record {
+impl Drop for OwnedRecord {
     fn drop(&mut self) {
         let Ok(_kept) = self.records.gate.keep() else { return };
         let content = self.snapshot();
         for direction in Direction::BOTH {
-            let (key, flow) = (FlowKey::of(&content, direction), FlowRef::new(self.conn, direction));
+            let (key, flow) = (FlowKey::of(&content, direction), FlowRef::new(self.index, direction));
             self.records.kernel.remove(&key, flow);
         }
-        self.records.retired.lock().unwrap_or_else(PoisonError::into_inner).push(self.conn);
+        self.records.retired.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
         self.records.changed.notify_one();
     }
 }
@@ -243,8 +244,8 @@ impl Drop for Record {
 /// The payload that the kernel has forwarded for a stream.
 #[derive(Debug)]
 pub(super) struct Carried {
-    records: Arc<Records>,
-    conn: u32,
+    records: Arc<RecordPool>,
+    index: u32,
     /// By direction, in arrival space: one past what came, or will come, by way of the sockets. `None`: the record says
     /// what came before, too.
     begin: Option<[AtomicU32; 2]>,
@@ -253,15 +254,15 @@ pub(super) struct Carried {
 }
 
 impl Carried {
-    pub(super) fn new(record: &Record, begin: [u32; 2]) -> Arc<Self> {
-        let (records, conn) = (Arc::clone(&record.records), record.conn);
-        Arc::new(Self { records, conn, begin: Some(begin.map(AtomicU32::new)), ended: OnceLock::new() })
+    pub(super) fn new(record: &OwnedRecord, begin: [u32; 2]) -> Arc<Self> {
+        let (records, index) = (Arc::clone(&record.records), record.index);
+        Arc::new(Self { records, index, begin: Some(begin.map(AtomicU32::new)), ended: OnceLock::new() })
     }
 
     /// All payload of a stream of an earlier process, which is what its record tells.
-    pub(super) fn of_record(record: &Record) -> Arc<Self> {
-        let (records, conn) = (Arc::clone(&record.records), record.conn);
-        Arc::new(Self { records, conn, begin: None, ended: OnceLock::new() })
+    pub(super) fn of_record(record: &OwnedRecord) -> Arc<Self> {
+        let (records, index) = (Arc::clone(&record.records), record.index);
+        Arc::new(Self { records, index, begin: None, ended: OnceLock::new() })
     }
 
     /// The sockets are gone: `begin` is where they got to, `relayed` the payload that userspace has moved. From now on the
@@ -271,9 +272,9 @@ impl Carried {
             place.store(begin, Ordering::Relaxed);
         }
         let flows = self.quiet_look();
-        let conns = self.records.kernel.conns();
-        conns.set_relayed(
-            self.conn,
+        let records = self.records.kernel.records();
+        records.set_relayed(
+            self.index,
             [0, 1].map(|direction| {
                 let live = &flows[direction].live;
                 relayed[direction].wrapping_add_signed(uncounted(begin[direction], live).into())
@@ -284,7 +285,7 @@ impl Carried {
     /// A look at which no packet came in between, if there is one.
     fn quiet_look(&self) -> [Flow; 2] {
         const LOOKS: usize = 16;
-        let look = || self.records.kernel.conns().snapshot(self.conn).flows;
+        let look = || self.records.kernel.records().snapshot(self.index).flows;
         let mut flows = look();
         for _ in 0..LOOKS {
             let before = std::mem::replace(&mut flows, look());
@@ -301,7 +302,7 @@ impl Carried {
     }
 
     fn now(&self) -> [u64; 2] {
-        let record = self.records.kernel.conns().snapshot(self.conn);
+        let record = self.records.kernel.records().snapshot(self.index);
         [0, 1].map(|direction| {
             let live = &record.flows[direction].live;
             match &self.begin {
