@@ -13,7 +13,7 @@ pub const PROG_PACKET_INGRESS: &str = "packet_ingress";
 pub const PROG_PACKET_EGRESS: &str = "packet_egress";
 /// The program that starts the packet splice's timer, to be run once with BPF_PROG_TEST_RUN. It returns 0, or the negative
 /// error number of the helper that failed.
-pub const PROG_PACKET_AGE: &str = "packet_age";
+pub const PROG_PACKET_EXPIRE: &str = "packet_expire";
 
 /// Names of the maps as they stand in the object (the kernel keeps the first 15 bytes).
 pub const MAP_FLOWS4: &str = "STEER_FLOWS4";

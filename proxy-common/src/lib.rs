@@ -7,7 +7,7 @@
 
 pub mod abi;
 pub mod about;
-pub mod ageing;
+pub mod expiry;
 pub mod fault;
 pub mod flow;
 pub mod instance;

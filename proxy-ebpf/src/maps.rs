@@ -8,7 +8,7 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use proxy_common::abi::{DEFAULT_MAX_RECORDS, FLOW_EVENTS_BYTES, SOCK_ENTRIES, SOCK_EVENTS_BYTES};
 use proxy_common::about::About;
-use proxy_common::ageing::Ageing;
+use proxy_common::expiry::Expiry;
 use proxy_common::flow::{FlowKey4, FlowKey6, FlowRef, Record};
 use proxy_common::layout::{ENTRY_COUNT, Entry};
 use proxy_common::packet::options::Walk;
@@ -52,12 +52,12 @@ pub(crate) static STEER_ABOUT: Array<About> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static STEER_LAYOUT: Array<Entry> = Array::with_max_entries(ENTRY_COUNT as u32, 0);
 
-/// Whether a process lives, and how long streams are kept without one. Writer: userspace. Reader: the timer of `packet_age`.
+/// Whether a process lives, and how long streams are kept without one. Writer: userspace. Reader: the timer of `packet_expire`.
 #[map]
-pub(crate) static STEER_AGEING: Array<Ageing> = Array::with_max_entries(1, 0);
+pub(crate) static STEER_AGEING: Array<Expiry> = Array::with_max_entries(1, 0);
 
-/// The timer by which streams are aged. The kernel stops it when the map is neither open nor pinned any more. It finds
-/// the timer in the value by the type's BTF, which maps of the other kind have not. Writer and reader: `packet_age`.
+/// The timer by which streams expire. The kernel stops it when the map is neither open nor pinned any more. It finds
+/// the timer in the value by the type's BTF, which maps of the other kind do not have. Writer and reader: `packet_expire`.
 #[btf_map]
 pub(crate) static STEER_TIMER: btf_maps::Array<Timer, 1> = btf_maps::Array::new();
 

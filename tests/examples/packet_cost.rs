@@ -1,5 +1,5 @@
 //! What the programs of the packet splice cost per packet, by `BPF_PROG_TEST_RUN`: the best of some runs of a million each. The
-//! figures include what the test run itself costs, as `egress, not marked` shows. And what a look of the timer costs that ages
+//! figures include what the test run itself costs, as `egress, not marked` shows. And what a look of the timer costs that expires
 //! streams. Needs root and the BPF object:
 //!
 //! ```text
@@ -11,7 +11,7 @@
 #[path = "../tests/packet_program/support/mod.rs"]
 mod support;
 
-use proxy_common::ageing::{Ageing, RECORDS_A_TICK};
+use proxy_common::expiry::{Expiry, RECORDS_A_TICK};
 use proxy_common::flow::Direction;
 use support::lab::{Hook, Input, Lab, in_namespace, in_namespace_with};
 use support::packet::{Packet, options};
@@ -65,8 +65,8 @@ fn main() {
     });
     in_namespace_with(LAP, |lab| {
         println!("{:<40} {:>8}", "microseconds per look of the timer", "");
-        let due = Ageing { heartbeat_ns: 1, gone_after_ns: 1, orphan_timeout_ns: u64::MAX, linger_ns: 1 };
-        look(lab, "a process lives", Ageing { gone_after_ns: u64::MAX, ..due });
+        let due = Expiry { heartbeat_ns: 1, gone_after_ns: 1, orphan_timeout_ns: u64::MAX, linger_ns: 1 };
+        look(lab, "a process lives", Expiry { gone_after_ns: u64::MAX, ..due });
         look(lab, "no process, free records", due);
         let session = Session::new(Family::V4);
         (0..LAP).for_each(|index| lab.set_record(index, &session.record));
@@ -81,22 +81,22 @@ const LOOKS: u32 = 1600;
 
 /// All streams that a look can meet go at once.
 fn give_up(lab: &mut Lab) {
-    let due = Ageing { heartbeat_ns: 1, gone_after_ns: 1, orphan_timeout_ns: 1, linger_ns: 1 };
+    let due = Expiry { heartbeat_ns: 1, gone_after_ns: 1, orphan_timeout_ns: 1, linger_ns: 1 };
     let took = (0..RUNS).map(|_| {
-        lab.set_ageing(Ageing { heartbeat_ns: 0, ..due });
+        lab.set_expiry(Expiry { heartbeat_ns: 0, ..due });
         (0..RECORDS_A_TICK).for_each(|index| lab.open(&Session::numbered(Family::V4, index)));
-        lab.set_ageing(due);
+        lab.set_expiry(due);
         let input = Input { frame: vec![0; 14], ..Input::default() };
         // One of the two begins with the first record.
-        (0..2).map(|_| lab.try_run(Hook::Age, &input, 1, 0).unwrap().nanoseconds).max().unwrap()
+        (0..2).map(|_| lab.try_run(Hook::Expire, &input, 1, 0).unwrap().nanoseconds).max().unwrap()
     });
     println!("{:<40} {:>8.1}", "no process, streams given up", f64::from(took.min().unwrap()) / 1000.0);
 }
 
-fn look(lab: &mut Lab, name: &str, ageing: Ageing) {
-    lab.set_ageing(ageing);
+fn look(lab: &mut Lab, name: &str, expiry: Expiry) {
+    lab.set_expiry(expiry);
     let input = Input { frame: vec![0; 14], ..Input::default() };
-    let run = |_| lab.try_run(Hook::Age, &input, LOOKS, 0).unwrap().nanoseconds;
+    let run = |_| lab.try_run(Hook::Expire, &input, LOOKS, 0).unwrap().nanoseconds;
     let best = (0..RUNS).map(run).min().unwrap();
     println!("{name:<40} {:>8.1}", f64::from(best) / 1000.0);
 }

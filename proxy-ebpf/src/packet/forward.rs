@@ -15,7 +15,7 @@ use crate::packet::access::{self, at, tcp_offset, uncovered, view};
 use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::stats::{count, report};
 use crate::packet::verdict::Verdict;
-use crate::packet::{copy, options, verify};
+use crate::packet::{ack_clone, options, verify};
 
 /// The flow of a plain TCP packet that arrives, to whose IP header `ip` points.
 #[inline(always)]
@@ -68,7 +68,7 @@ fn forward<I: Flows>(
     }
     // The views of the headers end here.
     let header_len = tcp.header_len();
-    copy::offer(ctx, record, record_state, tcp.flags);
+    ack_clone::offer(ctx, record, record_state, tcp.flags);
 
     let header_end = tcp_offset::<I>() + header_len as usize;
     if ctx.data() + header_end > ctx.data_end() && ctx.pull_data(header_end as u32).is_err() {

@@ -2,14 +2,14 @@
 //! `proxy_common::packet`; here are packet access, maps and helpers.
 
 mod access;
-mod age;
-mod copy;
+mod ack_clone;
+mod expiry;
 mod flows;
 mod forward;
 mod icmp;
+mod local_stack;
 mod odd;
 mod options;
-mod own;
 mod stats;
 mod verdict;
 mod verify;
@@ -41,8 +41,8 @@ fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> Verdict {
     let mut flow = None;
     let mut is_odd = true;
     if let Some(ip) = access::linear_ip::<I>(ctx) {
-        if ip.protocol() == protocol::TCP && copy::is_copy(ctx) {
-            return copy::deliver::<I>(ctx);
+        if ip.protocol() == protocol::TCP && ack_clone::is_copy(ctx) {
+            return ack_clone::deliver::<I>(ctx);
         }
         if ip.is_plain_tcp() {
             flow = forward::flow::<I>(ctx, ip);
@@ -72,8 +72,8 @@ fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> Verdict {
 fn packet_egress(ctx: TcContext) -> i32 {
     let verdict = match access::kind(&ctx) {
         _ if access::is_forwarded(&ctx) => Verdict::Pass,
-        Ipv4::KIND => own::packet::<Ipv4>(&ctx),
-        Ipv6::KIND => own::packet::<Ipv6>(&ctx),
+        Ipv4::KIND => local_stack::packet::<Ipv4>(&ctx),
+        Ipv6::KIND => local_stack::packet::<Ipv6>(&ctx),
         _ => Verdict::Pass,
     };
     verdict.conclude()

@@ -4,11 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
 
-mod ageing;
 mod bed;
 mod capabilities;
 mod clsact;
 mod death;
+mod expiry;
 mod latency;
 mod layout;
 mod leaving;

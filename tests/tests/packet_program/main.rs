@@ -2,8 +2,8 @@
 //! and what the record, the counters and the events say afterwards. Needs root and the BPF object.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod ageing;
 mod ends;
+mod expiry;
 mod forward;
 mod hand_over;
 mod icmp;

@@ -392,7 +392,7 @@ mod tests {
         let known = "_RINvNtNtCsm0aMb6x4C7_10steer_ebpf6packet7forward5known\
                      NtNtNtCsedlkWNWugW7_12proxy_common6packet7headers4Ipv6EB6_";
         assert_eq!(readable(known), "forward::known<Ipv6>");
-        assert_eq!(readable("_RNvNtNtCsm0aMb6x4C7_10steer_ebpf6packet3age4tick"), "age::tick");
+        assert_eq!(readable("_RNvNtNtCsm0aMb6x4C7_10steer_ebpf6packet6expiry4tick"), "expiry::tick");
         assert_eq!(readable("packet_ingress"), "packet_ingress");
         assert_eq!(readable("_R99x"), "x");
     }

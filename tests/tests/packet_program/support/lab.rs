@@ -8,7 +8,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi;
-use proxy_common::ageing::Ageing;
+use proxy_common::expiry::Expiry;
 use proxy_common::flow::{Direction, FlowEvent, FlowKey4, FlowKey6, FlowRef, Record};
 use proxy_common::stat::Stat;
 use steer_tests::netns::NetNs;
@@ -64,19 +64,19 @@ pub(crate) enum Hook {
     Ingress,
     Egress,
     /// None: the program that takes a look at old streams, and starts the timer that repeats it.
-    Age,
+    Expire,
 }
 
 pub(crate) struct Lab {
     ingress: OwnedFd,
     egress: OwnedFd,
-    age: OwnedFd,
+    expire: OwnedFd,
     flows4: HashMap<MapData, FlowKey4, FlowRef>,
     flows6: HashMap<MapData, FlowKey6, FlowRef>,
     records: Array<MapData, [u8; size_of::<Record>()]>,
     stats: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
-    ageing: Array<MapData, Ageing>,
+    expiry: Array<MapData, Expiry>,
     /// The timer runs as long as this is open.
     _timer: Map,
 }
@@ -116,18 +116,18 @@ impl Lab {
             .unwrap();
         let ingress = load_program(&mut ebpf, abi::PROG_PACKET_INGRESS);
         let egress = load_program(&mut ebpf, abi::PROG_PACKET_EGRESS);
-        let age = load_program(&mut ebpf, abi::PROG_PACKET_AGE);
+        let expire = load_program(&mut ebpf, abi::PROG_PACKET_EXPIRE);
         let mut take = |name: &str| ebpf.take_map(name).unwrap();
         Self {
             ingress,
             egress,
-            age,
+            expire,
             flows4: take(abi::MAP_FLOWS4).try_into().unwrap(),
             flows6: take(abi::MAP_FLOWS6).try_into().unwrap(),
             records: take(abi::MAP_CONNS).try_into().unwrap(),
             stats: take(abi::MAP_FLOW_STATS).try_into().unwrap(),
             events: take(abi::MAP_FLOW_EVENTS).try_into().unwrap(),
-            ageing: take(abi::MAP_AGEING).try_into().unwrap(),
+            expiry: take(abi::MAP_AGEING).try_into().unwrap(),
             _timer: take(abi::MAP_TIMER),
         }
     }
@@ -184,8 +184,8 @@ impl Lab {
         Stat::ALL.iter().map(count).collect()
     }
 
-    pub(crate) fn set_ageing(&mut self, ageing: Ageing) {
-        self.ageing.set(0, ageing, 0).unwrap();
+    pub(crate) fn set_expiry(&mut self, expiry: Expiry) {
+        self.expiry.set(0, expiry, 0).unwrap();
     }
 
     /// What was said since the last call.
@@ -214,7 +214,7 @@ impl Lab {
         let program = match hook {
             Hook::Ingress => &self.ingress,
             Hook::Egress => &self.egress,
-            Hook::Age => &self.age,
+            Hook::Expire => &self.expire,
         };
         let context = SkBuff {
             mark: input.mark,

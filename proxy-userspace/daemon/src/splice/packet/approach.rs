@@ -42,13 +42,13 @@ pub(super) struct Approach<'a> {
 }
 
 impl<'a> Approach<'a> {
-    /// Decides whether the stream is spliced, and takes its bearings.
+    /// Decides whether the stream is spliced, and notes how far both connections have come.
     pub(super) fn begin(splice: &'a PacketSplice, mut stream: Relayed) -> Result<Self, Box<Refused>> {
         let prepared = splice.records.gate.keep().and_then(|_kept| {
             let plan = plan(splice, &stream)?;
-            Ok((plan, bearings(&stream)?))
+            Ok((plan, positions(&stream)?))
         });
-        let (plan, bearings) = match prepared {
+        let (plan, positions) = match prepared {
             Ok(prepared) => prepared,
             Err(reason) => return Err(Box::new(Refused { session: stream.into(), reason })),
         };
@@ -56,8 +56,8 @@ impl<'a> Approach<'a> {
             let _only_more_to_repeat = repair::clamp_window(socket, WINDOW);
         }
         failpoint::reached("begun");
-        stream.lanes.read_end = bearings.map(|bearing| bearing.read_end);
-        stream.lanes.write_end = bearings.map(|bearing| bearing.write_end);
+        stream.lanes.read_end = positions.map(|position| position.read_end);
+        stream.lanes.write_end = positions.map(|position| position.write_end);
         Ok(Self { splice, plan, stream })
     }
 
@@ -262,17 +262,17 @@ fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
 
 /// How far a connection has come, in its own sequence numbers.
 #[derive(Clone, Copy)]
-struct Bearing {
+struct Position {
     read_end: u32,
     write_end: u32,
 }
 
 /// Those of both connections, of a moment at which nobody reads or writes.
-fn bearings(stream: &Relayed) -> Result<[Bearing; 2], Reason> {
+fn positions(stream: &Relayed) -> Result<[Position; 2], Reason> {
     let of = |socket| {
         let write_end = repair::write_seq(socket).map_err(|_| Reason::RepairRefused)?;
         let read = repair::read_position(socket)?;
-        Ok(Bearing { read_end: read.rcv_nxt.wrapping_sub(read.unread), write_end })
+        Ok(Position { read_end: read.rcv_nxt.wrapping_sub(read.unread), write_end })
     };
     let [downstream, upstream] = &stream.lanes.sockets;
     Ok([of(downstream)?, of(upstream)?])

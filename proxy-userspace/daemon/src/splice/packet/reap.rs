@@ -31,7 +31,7 @@ pub(super) async fn run(
                 events_work = false;
             },
             _ = sweeps.tick() => {
-                if let Err(error) = records.kernel.beat() {
+                if let Err(error) = records.kernel.send_heartbeat() {
                     tracing::debug!(%error, "cannot tell the kernel that this process lives");
                 }
                 if !table.is_empty() {

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use crate::upstream::connect::MAX_BUFFER;
 
-/// How often a connection that rings while it is polled is polled again at once, before others have
+/// How often a connection that wakes itself while it is polled is polled again at once, before others have
 /// their turn.
 const POLLS: usize = 4;
 
@@ -24,8 +24,8 @@ pub(super) struct Kept {
     sender: SendRequest<Outgoing>,
     /// `None`: it has ended.
     connection: Option<Connection<TokioIo<TcpStream>, Outgoing>>,
-    bell: Arc<Bell>,
-    /// Rings `bell`.
+    relay_waker: Arc<RelayWaker>,
+    /// Wakes by way of `relay_waker`.
     waker: Waker,
 }
 
@@ -34,9 +34,9 @@ impl Kept {
     pub(super) async fn new(socket: TcpStream) -> hyper::Result<Self> {
         let (sender, connection) =
             http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(TokioIo::new(socket)).await?;
-        let bell = Arc::new(Bell::default());
-        let waker = Waker::from(Arc::clone(&bell));
-        Ok(Self { sender, connection: Some(connection), bell, waker })
+        let relay_waker = Arc::new(RelayWaker::default());
+        let waker = Waker::from(Arc::clone(&relay_waker));
+        Ok(Self { sender, connection: Some(connection), relay_waker, waker })
     }
 
     /// Sends a request and waits for the head of its response. An error holds the request if nothing of
@@ -89,7 +89,7 @@ impl Kept {
 
     /// Wakes nobody until it is polled again.
     pub(super) fn let_go(&self) {
-        self.bell.set_holder(None);
+        self.relay_waker.set_holder(None);
     }
 
     fn poll_connection(&mut self, cx: &mut Context<'_>) {
@@ -109,13 +109,13 @@ impl Kept {
         cx: &mut Context<'_>,
         mut poll: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<R>,
     ) -> Poll<R> {
-        self.bell.set_holder(Some(cx.waker()));
+        self.relay_waker.set_holder(Some(cx.waker()));
         let waker = self.waker.clone();
         for _ in 0..POLLS {
-            self.bell.mute();
+            self.relay_waker.mute();
             let polled = poll(self, &mut Context::from_waker(&waker));
-            let rung = self.bell.unmute();
-            if polled.is_ready() || !rung {
+            let woken = self.relay_waker.unmute();
+            if polled.is_ready() || !woken {
                 return polled;
             }
         }
@@ -130,16 +130,16 @@ impl std::fmt::Debug for Kept {
     }
 }
 
-/// The waker of a connection that goes from task to task.
+/// The waker of a connection that goes from task to task: passes each wake on to the task that holds the connection.
 #[derive(Debug, Default)]
-struct Bell {
+struct RelayWaker {
     holder: Mutex<Option<Waker>>,
-    rung: AtomicBool,
-    /// Being polled: whoever polls looks at `rung` afterwards.
+    woken: AtomicBool,
+    /// Being polled: whoever polls looks at `woken` afterwards.
     muted: AtomicBool,
 }
 
-impl Bell {
+impl RelayWaker {
     fn set_holder(&self, waker: Option<&Waker>) {
         let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
         match (&mut *holder, waker) {
@@ -150,24 +150,24 @@ impl Bell {
 
     fn mute(&self) {
         self.muted.store(true, Ordering::SeqCst);
-        self.rung.store(false, Ordering::SeqCst);
+        self.woken.store(false, Ordering::SeqCst);
     }
 
-    /// Whether it has rung since it was muted.
+    /// Whether there was a wake since it was muted.
     fn unmute(&self) -> bool {
         // In this order, and the other way round in `wake`: one of the two sees what the other did.
         self.muted.store(false, Ordering::SeqCst);
-        self.rung.load(Ordering::SeqCst)
+        self.woken.load(Ordering::SeqCst)
     }
 }
 
-impl Wake for Bell {
+impl Wake for RelayWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.rung.store(true, Ordering::SeqCst);
+        self.woken.store(true, Ordering::SeqCst);
         if !self.muted.load(Ordering::SeqCst)
             && let Some(holder) = &*self.holder.lock().unwrap_or_else(PoisonError::into_inner)
         {

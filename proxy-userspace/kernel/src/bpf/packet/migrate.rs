@@ -23,9 +23,9 @@ use proxy_common::abi;
 use proxy_common::flow::{FlowKey4, FlowKey6, FlowRef, Record, state};
 
 use super::catch_up::{catch_up, correct_counts, expect_leaps, expect_no_leaps};
-use super::pinned::{Left, PinnedError};
+use super::pinned::{PinnedError, PinnedMaps};
 use super::records::Records;
-use super::{FlowMap, InsertError, ageing, interfaces};
+use super::{FlowMap, InsertError, expiry, interfaces};
 use crate::grace;
 
 /// Streams on their way from old maps.
@@ -39,7 +39,7 @@ pub(super) struct Migration {
 
 #[derive(Debug)]
 struct Source {
-    maps: Left,
+    maps: PinnedMaps,
     streams: Vec<Stream>,
 }
 
@@ -59,9 +59,9 @@ pub(super) struct Goal<'a> {
 }
 
 impl Migration {
-    pub(super) fn new(sources: Vec<Left>) -> Self {
-        let source = |maps: Left| {
-            if let Err(error) = ageing::hold_off(maps.path()) {
+    pub(super) fn new(sources: Vec<PinnedMaps>) -> Self {
+        let source = |maps: PinnedMaps| {
+            if let Err(error) = expiry::hold_off(maps.path()) {
                 tracing::warn!(%error, "an earlier process's timer may give streams up while they are taken over");
             }
             Source { streams: maps.used().map(Stream::new).collect(), maps }

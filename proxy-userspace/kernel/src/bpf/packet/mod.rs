@@ -1,10 +1,10 @@
 //! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to. The programs
 //! need Linux 5.15.
 
-mod ageing;
 mod catch_up;
 mod clsact;
 mod convert;
+mod expiry;
 pub mod inspect;
 mod interfaces;
 mod key;
@@ -41,7 +41,7 @@ use super::loader::{self, LoadError};
 use super::pins::{Pins, PinsError};
 use crate::bpf::sock::maps::{self, BPF_NOEXIST, into_io};
 use crate::capability::Capability;
-use ageing::Heart;
+use expiry::Heartbeat;
 use interfaces::Interfaces;
 use migrate::Goal;
 use pinned::{PinnedError, Place};
@@ -101,7 +101,7 @@ pub struct PacketKernel {
     records: Records,
     stats: PerCpuArray<MapData, u64>,
     about: Mutex<Array<MapData, About>>,
-    heart: Heart,
+    heartbeat: Heartbeat,
     interfaces: Interfaces,
     mark: u32,
     pins: Option<Pins>,
@@ -182,10 +182,11 @@ impl PacketKernel {
         let earlier =
             Programs::load(&mut ebpf, loader::build(mark), place.as_ref().map(|place| place.path.as_path()))?;
         // Before anything is read that the kernel might be changing.
-        let heart = loader::typed(loader::take(&mut ebpf, abi::MAP_AGEING)?, abi::MAP_AGEING)?;
-        let heart = Heart::begin(heart).map_err(|error| LoadError::refused(abi::MAP_AGEING, error))?;
+        let heartbeat = loader::typed(loader::take(&mut ebpf, abi::MAP_AGEING)?, abi::MAP_AGEING)?;
+        let heartbeat =
+            Heartbeat::begin(heartbeat).map_err(|error| LoadError::refused(abi::MAP_AGEING, error))?;
         if place.is_some()
-            && let Err(error) = ageing::start_timer(&mut ebpf)
+            && let Err(error) = expiry::start_timer(&mut ebpf)
         {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(
@@ -221,7 +222,7 @@ impl PacketKernel {
         }
         let about = Mutex::new(about);
         Ok((
-            Self { flows4, flows6, records, stats, about, heart, interfaces, mark, pins: None, are_new },
+            Self { flows4, flows6, records, stats, about, heartbeat, interfaces, mark, pins: None, are_new },
             events,
         ))
     }
@@ -262,15 +263,15 @@ impl PacketKernel {
     /// # Errors
     /// The kernel does not take it.
     pub fn set_limits(&self, orphan_timeout: Option<Duration>, linger: Duration) -> io::Result<()> {
-        self.heart.set_limits(orphan_timeout, linger)
+        self.heartbeat.set_limits(orphan_timeout, linger)
     }
 
     /// Tells the kernel that this process lives; to be called every second.
     ///
     /// # Errors
     /// The kernel does not take it.
-    pub fn beat(&self) -> io::Result<()> {
-        self.heart.beat()
+    pub fn send_heartbeat(&self) -> io::Result<()> {
+        self.heartbeat.send()
     }
 
     /// Remembers, for whoever clears up, ports that were added to those which the kernel gives nobody.

@@ -126,10 +126,12 @@ impl Pinned {
     /// # Errors
     /// It is not, or not only, what this build of Steer has itself.
     pub fn find(pins: &Pins) -> Result<Option<Self>, PinnedError> {
-        let mut left =
-            used_directories(pins.path())?.into_iter().map(Left::open).collect::<Result<Vec<_>, _>>()?;
-        let Some(only) = left.pop() else { return Ok(None) };
-        if !left.is_empty() {
+        let mut found = used_directories(pins.path())?
+            .into_iter()
+            .map(PinnedMaps::open)
+            .collect::<Result<Vec<_>, _>>()?;
+        let Some(only) = found.pop() else { return Ok(None) };
+        if !found.is_empty() {
             return Err(PinnedError::Interrupted);
         }
         if !only.is_own() {
@@ -178,7 +180,7 @@ impl Pinned {
 
 /// The maps in one directory, of any build that describes them.
 #[derive(Debug)]
-pub(super) struct Left {
+pub(super) struct PinnedMaps {
     path: PathBuf,
     about: About,
     map: MapData,
@@ -186,7 +188,7 @@ pub(super) struct Left {
     conversion: Conversion,
 }
 
-impl Left {
+impl PinnedMaps {
     fn open(path: PathBuf) -> Result<Self, PinnedError> {
         Self::open_described(&path).map_err(|error| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -301,32 +303,35 @@ impl Place {
     /// needed for the streams to keep their places.
     pub(super) fn find(pins: &Pins, max_records: u32) -> Result<Self, PinnedError> {
         remove_unused(pins)?;
-        let mut left =
-            used_directories(pins.path())?.into_iter().map(Left::open).collect::<Result<Vec<_>, _>>()?;
+        let mut found = used_directories(pins.path())?
+            .into_iter()
+            .map(PinnedMaps::open)
+            .collect::<Result<Vec<_>, _>>()?;
         let here = netns()?;
-        remove_abandoned(&mut left, here)?;
-        let before = left.iter().find(|maps| maps.about.netns == here);
+        remove_abandoned(&mut found, here)?;
+        let before = found.iter().find(|maps| maps.about.netns == here);
         let before = before.map_or_else(About::zeroed, |maps| maps.about);
-        let needed = left.iter().map(Left::needed).max().unwrap_or(0);
-        if needed > 0 && left.iter().any(|maps| maps.about.netns != here) {
+        let needed = found.iter().map(PinnedMaps::needed).max().unwrap_or(0);
+        if needed > 0 && found.iter().any(|maps| maps.about.netns != here) {
             return Err(PinnedError::OtherNamespace);
         }
         if needed == 0 {
             // They are made anew.
-            for maps in left.drain(..) {
+            for maps in found.drain(..) {
                 maps.remove().map_err(|source| PinnedError::io(&maps.path, source))?;
             }
         }
-        let largest = left.iter().map(Left::capacity).max().unwrap_or(0);
+        let largest = found.iter().map(PinnedMaps::capacity).max().unwrap_or(0);
         let capacity = if needed <= max_records { max_records } else { largest };
         // The latest, if the last process has died while it was filling it; what it had not got to is noted then.
-        let is_interrupted = left.len() > 1;
-        let fits = |maps: &Left| maps.capacity() == capacity || is_interrupted && maps.capacity() >= needed;
-        let own = left.iter().rposition(|maps| maps.is_own() && fits(maps)).map(|index| left.remove(index));
-        let migration = (!left.is_empty()).then(|| Migration::new(left));
+        let is_interrupted = found.len() > 1;
+        let fits =
+            |maps: &PinnedMaps| maps.capacity() == capacity || is_interrupted && maps.capacity() >= needed;
+        let own = found.iter().rposition(|maps| maps.is_own() && fits(maps)).map(|index| found.remove(index));
+        let migration = (!found.is_empty()).then(|| Migration::new(found));
         let adopts = own.is_some();
         let (path, capacity) = match own {
-            Some(Left { path, memory, .. }) => (path, memory.count()),
+            Some(PinnedMaps { path, memory, .. }) => (path, memory.count()),
             None => (fresh(pins)?, capacity),
         };
         Ok(Self { instance: pins.instance().clone(), path, capacity, adopts, before, migration })
@@ -407,9 +412,9 @@ pub(super) fn remove_refused(pins: &Pins, is_new: bool) -> Result<(), PinnedErro
 }
 
 /// Removes what was about a network namespace that is gone, and with it the interfaces that had the programs.
-fn remove_abandoned(left: &mut Vec<Left>, here: u64) -> Result<(), PinnedError> {
+fn remove_abandoned(found: &mut Vec<PinnedMaps>, here: u64) -> Result<(), PinnedError> {
     let mut kept = Vec::new();
-    for maps in left.drain(..) {
+    for maps in found.drain(..) {
         if maps.about.netns == here || is_attached(&maps.path)? {
             kept.push(maps);
             continue;
@@ -418,7 +423,7 @@ fn remove_abandoned(left: &mut Vec<Left>, here: u64) -> Result<(), PinnedError> 
         let streams = maps.used().count();
         tracing::info!(streams, "removed what was left of a network namespace that is gone");
     }
-    *left = kept;
+    *found = kept;
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 //! Gives up streams that nobody looks after, by a timer of the kernel (Linux 5.15), so that it happens without any process and
-//! without any packet. The rules are those of [`Ageing`].
+//! without any packet. The rules are those of [`Expiry`].
 
 use core::ffi::c_void;
 
@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::ageing::{Ageing, GIVEN_UP_A_TICK, RECORDS_A_TICK, TICK_NS};
+use proxy_common::expiry::{Expiry, GIVEN_UP_A_TICK, RECORDS_A_TICK, TICK_NS};
 use proxy_common::flow::{Direction, FlowRef, SharedRecord, state};
 use proxy_common::packet::headers::{Ipv4, Ipv6};
 use proxy_common::stat::Stat;
@@ -23,7 +23,7 @@ const CLOCK_MONOTONIC: u64 = 1;
 /// Takes one look and starts the timer, which from then on belongs to this program. Attached to nothing: userspace runs it
 /// when it starts. Returns 0 or the negative number of an error.
 #[classifier]
-fn packet_age(_ctx: TcContext) -> i32 {
+fn packet_expire(_ctx: TcContext) -> i32 {
     const ENOSYS: i32 = 38;
     if !has_loop() {
         return -ENOSYS;
@@ -60,7 +60,7 @@ struct Look {
     /// The next record.
     next: u32,
     now_ns: u64,
-    ageing: Ageing,
+    expiry: Expiry,
     /// How many streams were given up.
     given_up: u32,
 }
@@ -68,22 +68,22 @@ struct Look {
 /// Goes on where the last look ended.
 #[inline(always)]
 fn look(timer: *mut Timer) {
-    let Some(ageing) = STEER_AGEING.get(0).copied() else { return };
+    let Some(expiry) = STEER_AGEING.get(0).copied() else { return };
     // SAFETY: the helper has no conditions.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    if !ageing.is_due(now_ns) {
+    if !expiry.is_due(now_ns) {
         return;
     }
     // SAFETY: a live value of an array map, in which only one timer writes.
     let next = unsafe { &mut (*timer).next };
-    let mut look = Look { next: *next, now_ns, ageing, given_up: 0 };
-    // SAFETY: `age` takes what it is given here, and is not called after this.
-    unsafe { bpf_loop(RECORDS_A_TICK, age as *mut c_void, (&raw mut look).cast(), 0) };
+    let mut look = Look { next: *next, now_ns, expiry, given_up: 0 };
+    // SAFETY: `examine` takes what it is given here, and is not called after this.
+    unsafe { bpf_loop(RECORDS_A_TICK, examine as *mut c_void, (&raw mut look).cast(), 0) };
     *next = look.next;
 }
 
 /// What bpf_loop calls with the number of the round; returns 1 to end it.
-unsafe extern "C" fn age(_round: u64, look: *mut Look) -> u64 {
+unsafe extern "C" fn examine(_round: u64, look: *mut Look) -> u64 {
     // SAFETY: `look` hands its own variable over, and does not touch it meanwhile.
     let look = unsafe { &mut *look };
     // The direction does not matter.
@@ -93,7 +93,7 @@ unsafe extern "C" fn age(_round: u64, look: *mut Look) -> u64 {
     };
     let record_state = record.state();
     let last_packet_ns = last_packet_ns(record.shared());
-    if look.ageing.has_come_for(record_state, last_packet_ns, look.now_ns) {
+    if look.expiry.has_come_for(record_state, last_packet_ns, look.now_ns) {
         if look.given_up == GIVEN_UP_A_TICK {
             return 1;
         }

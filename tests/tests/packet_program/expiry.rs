@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aya::maps::MapError;
-use proxy_common::ageing::{Ageing, GIVEN_UP_A_TICK, RECORDS_A_TICK};
+use proxy_common::expiry::{Expiry, GIVEN_UP_A_TICK, RECORDS_A_TICK};
 use proxy_common::flow::{Direction, FlowRef, state};
 use proxy_common::stat::Stat;
 use steer_kernel::tcp::clock::monotonic_ns;
@@ -17,10 +17,10 @@ const OLD: u64 = 1;
 const FRESH: u64 = u64::MAX;
 
 /// No process lives, and the time of everything old has come.
-const DUE: Ageing = Ageing { heartbeat_ns: 1, gone_after_ns: 1, orphan_timeout_ns: 1, linger_ns: 1 };
+const DUE: Expiry = Expiry { heartbeat_ns: 1, gone_after_ns: 1, orphan_timeout_ns: 1, linger_ns: 1 };
 
-fn alive() -> Ageing {
-    Ageing { heartbeat_ns: monotonic_ns(), gone_after_ns: 1 << 40, ..DUE }
+fn alive() -> Expiry {
+    Expiry { heartbeat_ns: monotonic_ns(), gone_after_ns: 1 << 40, ..DUE }
 }
 
 fn session(family: Family, index: u32, record_state: u32, last_packet_ns: u64) -> Session {
@@ -31,7 +31,7 @@ fn session(family: Family, index: u32, record_state: u32, last_packet_ns: u64) -
 }
 
 fn look(lab: &Lab) {
-    let output = lab.run(Hook::Age, &Input { frame: vec![0; 14], ..Input::default() });
+    let output = lab.run(Hook::Expire, &Input { frame: vec![0; 14], ..Input::default() });
     assert_eq!(output.verdict, Verdict::Accept, "the timer is started");
 }
 
@@ -39,39 +39,39 @@ fn has_keys(lab: &Lab, session: &Session) -> [bool; 2] {
     Direction::BOTH.map(|direction| lab.has_key(session.key(direction)))
 }
 
-fn aged(lab: &Lab) -> u64 {
+fn expired(lab: &Lab) -> u64 {
     lab.stats()[Stat::Aged.number() as usize]
 }
 
 #[test]
 fn what_is_old_goes_when_no_process_lives() {
-    const AGED: bool = true;
+    const COUNTED: bool = true;
     let cases = [
-        (state::SPLICED, AGED),
-        (state::HAND_OVER, AGED),
-        (state::FINISHED, !AGED),
-        (state::RESET, !AGED),
-        (state::DEAD, !AGED),
+        (state::SPLICED, COUNTED),
+        (state::HAND_OVER, COUNTED),
+        (state::FINISHED, !COUNTED),
+        (state::RESET, !COUNTED),
+        (state::DEAD, !COUNTED),
     ];
     in_namespace(|lab| {
         for (record_state, counts) in cases {
             for family in Family::BOTH {
                 eprintln!("state {record_state}, {family:?}");
                 let session = session(family, 3, record_state, OLD);
-                lab.set_ageing(alive());
+                lab.set_expiry(alive());
                 lab.open(&session);
-                let before = aged(lab);
+                let before = expired(lab);
                 look(lab);
                 assert_eq!((lab.record(3).state, has_keys(lab, &session)), (record_state, [true; 2]));
 
-                lab.set_ageing(DUE);
+                lab.set_expiry(DUE);
                 look(lab);
                 assert_eq!(has_keys(lab, &session), [false; 2]);
                 // The timer may have looked, too.
                 assert!(matches!(lab.record(3).state, state::DEAD | state::OFF));
                 look(lab);
                 assert_eq!(lab.record(3).state, state::OFF);
-                assert_eq!(aged(lab) - before, u64::from(counts));
+                assert_eq!(expired(lab) - before, u64::from(counts));
             }
         }
     });
@@ -82,11 +82,11 @@ fn a_stream_with_a_packet_in_either_direction_is_left_alone() {
     in_namespace(|lab| {
         for family in Family::BOTH {
             for direction in Direction::BOTH {
-                lab.set_ageing(alive());
+                lab.set_expiry(alive());
                 let mut session = session(family, 3, state::SPLICED, OLD);
                 session.flow(direction).live.last_packet_ns = FRESH;
                 lab.open(&session);
-                lab.set_ageing(DUE);
+                lab.set_expiry(DUE);
                 (0..3).for_each(|_| look(lab));
                 assert_eq!((lab.record(3).state, has_keys(lab, &session)), (state::SPLICED, [true; 2]));
             }
@@ -98,7 +98,7 @@ fn a_stream_with_a_packet_in_either_direction_is_left_alone() {
 fn the_key_of_another_stream_is_left_alone() {
     in_namespace(|lab| {
         for family in Family::BOTH {
-            lab.set_ageing(alive());
+            lab.set_expiry(alive());
             let old = session(family, 3, state::FINISHED, OLD);
             lab.open(&old);
             // A stream that has the tuple now.
@@ -108,7 +108,7 @@ fn the_key_of_another_stream_is_left_alone() {
             living.state = state::SPLICED;
             living.flows[0].live.last_packet_ns = FRESH;
             lab.set_record(4, &living);
-            lab.set_ageing(DUE);
+            lab.set_expiry(DUE);
             (0..3).for_each(|_| look(lab));
             assert_eq!((lab.record(3).state, lab.record(4).state), (state::OFF, state::SPLICED));
             assert_eq!(has_keys(lab, &next), [true; 2]);
@@ -119,7 +119,7 @@ fn the_key_of_another_stream_is_left_alone() {
 #[test]
 fn a_full_table_of_living_streams_stays_as_it_is() {
     in_namespace(|lab| {
-        lab.set_ageing(DUE);
+        lab.set_expiry(DUE);
         for family in Family::BOTH {
             lab.clear();
             let streams: Vec<_> = (0..RECORDS).map(|i| session(family, i, state::SPLICED, FRESH)).collect();
@@ -137,7 +137,7 @@ fn a_full_table_of_living_streams_stays_as_it_is() {
                 );
             }
         }
-        assert_eq!(aged(lab), 0);
+        assert_eq!(expired(lab), 0);
     });
 }
 
@@ -151,28 +151,28 @@ fn looks_go_round_all_records() {
         // Two times round, wherever it begins.
         (0..9).for_each(|_| look(lab));
         assert!(are_gone(lab, &streams));
-        assert_eq!(aged(lab), streams.len() as u64);
+        assert_eq!(expired(lab), streams.len() as u64);
     });
 }
 
 #[test]
 fn the_timer_takes_looks_too() {
     in_namespace(|lab| {
-        lab.set_ageing(alive());
+        lab.set_expiry(alive());
         look(lab);
         let streams = open_old(lab, 0..RECORDS);
         let gone = || Ok(are_gone(lab, &streams).then_some(()));
         eventually("the timer's looks", Duration::from_secs(60), gone).unwrap();
-        assert_eq!(aged(lab), u64::from(RECORDS));
+        assert_eq!(expired(lab), u64::from(RECORDS));
     });
 }
 
 /// Streams of which nothing will be left.
 fn open_old(lab: &mut Lab, places: impl IntoIterator<Item = u32>) -> Vec<Session> {
-    lab.set_ageing(alive());
+    lab.set_expiry(alive());
     let streams = places.into_iter().map(|index| session(Family::V4, index, state::SPLICED, OLD));
     let streams: Vec<_> = streams.inspect(|stream| lab.open(stream)).collect();
-    lab.set_ageing(DUE);
+    lab.set_expiry(DUE);
     streams
 }
 

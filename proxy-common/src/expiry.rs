@@ -15,7 +15,7 @@ pub const GIVEN_UP_A_TICK: u32 = 512;
 /// The only value of the map `STEER_AGEING`. Times in nanoseconds, points in time by CLOCK_MONOTONIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Ageing {
+pub struct Expiry {
     /// When a process last said that it lives; 0 = it has yet to.
     pub heartbeat_ns: u64,
     /// No process lives if none has said so for this long.
@@ -26,7 +26,7 @@ pub struct Ageing {
     pub linger_ns: u64,
 }
 
-impl Ageing {
+impl Expiry {
     /// Whether nobody looks after the streams.
     #[inline(always)]
     pub const fn is_due(&self, now_ns: u64) -> bool {
@@ -52,14 +52,14 @@ impl Ageing {
 
 #[cfg(feature = "user")]
 // SAFETY: `repr(C)`, integers only, no padding (checked by bytemuck's derive).
-unsafe impl aya::Pod for Ageing {}
+unsafe impl aya::Pod for Expiry {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
-    const AGEING: Ageing = Ageing {
+    const EXPIRY: Expiry = Expiry {
         heartbeat_ns: 1000 * SECOND,
         gone_after_ns: 30 * SECOND,
         orphan_timeout_ns: 3600 * SECOND,
@@ -67,16 +67,16 @@ mod tests {
     };
 
     #[test]
-    fn nothing_ages_while_a_process_lives_or_before_the_first_one_did() {
-        assert!(!AGEING.is_due(1029 * SECOND) && AGEING.is_due(1030 * SECOND));
+    fn nothing_expires_while_a_process_lives_or_before_the_first_one_did() {
+        assert!(!EXPIRY.is_due(1029 * SECOND) && EXPIRY.is_due(1030 * SECOND));
         // The kernel's clock is a coarse one, and late.
-        assert!(!AGEING.is_due(999 * SECOND));
-        assert!(!Ageing::zeroed().is_due(1000 * SECOND));
+        assert!(!EXPIRY.is_due(999 * SECOND));
+        assert!(!Expiry::zeroed().is_due(1000 * SECOND));
     }
 
     #[test]
     fn each_state_has_its_time() {
-        let after = |state, seconds: u64| AGEING.has_come_for(state, 0, (1000 + seconds) * SECOND);
+        let after = |state, seconds: u64| EXPIRY.has_come_for(state, 0, (1000 + seconds) * SECOND);
         assert!(!after(state::SPLICED, 3599) && after(state::SPLICED, 3600));
         for over in [state::FINISHED, state::RESET] {
             assert!(!after(over, 59) && after(over, 60));
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_packet_makes_a_stream_young_again() {
-        let spliced = |last: u64, now: u64| AGEING.has_come_for(state::SPLICED, last * SECOND, now * SECOND);
+        let spliced = |last: u64, now: u64| EXPIRY.has_come_for(state::SPLICED, last * SECOND, now * SECOND);
         assert!(!spliced(2000, 5599) && spliced(2000, 5600));
         // Silence before the process ended was the process's own affair.
         assert!(!spliced(1, 4599) && spliced(1, 4600));
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn never_is_never() {
-        let never = Ageing { orphan_timeout_ns: u64::MAX, ..AGEING };
+        let never = Expiry { orphan_timeout_ns: u64::MAX, ..EXPIRY };
         assert!(!never.has_come_for(state::SPLICED, 0, u64::MAX - 1));
         assert!(never.has_come_for(state::FINISHED, 0, u64::MAX - 1));
     }

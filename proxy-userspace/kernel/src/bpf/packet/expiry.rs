@@ -1,5 +1,5 @@
 //! Streams that nobody looks after are given up by the kernel itself, by a timer that is pinned with its map (see
-//! [`proxy_common::ageing`]). Here it is started, and told again and again that this process lives.
+//! [`proxy_common::expiry`]). Here it is started, and told again and again that this process lives.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,7 @@ use aya::Ebpf;
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use proxy_common::abi;
-use proxy_common::ageing::Ageing;
+use proxy_common::expiry::Expiry;
 
 use crate::bpf::loader::{self, LoadError};
 use crate::bpf::sock::maps::into_io;
@@ -24,47 +24,47 @@ const GONE_AFTER: Duration = Duration::from_secs(30);
 const FRAME: [u8; 14] = [0; 14];
 
 /// The heartbeat that tells the BPF timer that this process is alive.
-pub(super) struct Heart(Mutex<Held>);
+pub(super) struct Heartbeat(Mutex<Held>);
 
 struct Held {
-    map: Array<MapData, Ageing>,
-    value: Ageing,
+    map: Array<MapData, Expiry>,
+    value: Expiry,
 }
 
-impl fmt::Debug for Heart {
+impl fmt::Debug for Heartbeat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // aya's maps are not `Debug`.
-        f.write_str("Heart")
+        f.write_str("Heartbeat")
     }
 }
 
-impl Heart {
+impl Heartbeat {
     /// Says it for the first time, in a map that may be an earlier process's. When this returns, the kernel looks at no
     /// stream any more.
-    pub(super) fn begin(map: Array<MapData, Ageing>) -> io::Result<Self> {
+    pub(super) fn begin(map: Array<MapData, Expiry>) -> io::Result<Self> {
         let before = map.get(&0, 0).map_err(into_io)?;
         let is_new = before.heartbeat_ns == 0;
-        let value = if is_new { ageing(None, Duration::MAX) } else { before };
-        let heart = Self(Mutex::new(Held { map, value }));
-        heart.beat()?;
+        let value = if is_new { expiry(None, Duration::MAX) } else { before };
+        let heartbeat = Self(Mutex::new(Held { map, value }));
+        heartbeat.send()?;
         if !is_new {
             // A look may have begun before.
             wait_for_rcu_readers();
         }
-        Ok(heart)
+        Ok(heartbeat)
     }
 
     /// Says that this process lives.
-    pub(super) fn beat(&self) -> io::Result<()> {
+    pub(super) fn send(&self) -> io::Result<()> {
         self.change(|_| {})
     }
 
     /// See [`super::PacketKernel::set_limits`].
     pub(super) fn set_limits(&self, orphan_timeout: Option<Duration>, linger: Duration) -> io::Result<()> {
-        self.change(|value| *value = ageing(orphan_timeout, linger))
+        self.change(|value| *value = expiry(orphan_timeout, linger))
     }
 
-    fn change(&self, change: impl FnOnce(&mut Ageing)) -> io::Result<()> {
+    fn change(&self, change: impl FnOnce(&mut Expiry)) -> io::Result<()> {
         // Nothing that runs under the lock leaves it half done.
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Held { map, value } = &mut *held;
@@ -80,12 +80,12 @@ impl Heart {
 /// There is no such timer, or it is told in another way.
 pub(super) fn hold_off(pins: &Path) -> io::Result<()> {
     let map = MapData::from_pin(pins.join(abi::MAP_AGEING)).and_then(Map::from_map_data);
-    map.and_then(Array::try_from).map_err(into_io).and_then(Heart::begin).map(drop)
+    map.and_then(Array::try_from).map_err(into_io).and_then(Heartbeat::begin).map(drop)
 }
 
-fn ageing(orphan_timeout: Option<Duration>, linger: Duration) -> Ageing {
+fn expiry(orphan_timeout: Option<Duration>, linger: Duration) -> Expiry {
     let gone_after = orphan_timeout.map_or(GONE_AFTER, |timeout| timeout.min(GONE_AFTER));
-    Ageing {
+    Expiry {
         heartbeat_ns: 0,
         gone_after_ns: nanoseconds(gone_after),
         orphan_timeout_ns: orphan_timeout.map_or(u64::MAX, nanoseconds),
@@ -102,7 +102,7 @@ fn nanoseconds(duration: Duration) -> u64 {
 /// # Errors
 /// The kernel has no such timers: before Linux 5.15, or with PREEMPT_RT.
 pub(super) fn start_timer(ebpf: &mut Ebpf) -> Result<(), LoadError> {
-    let name = abi::PROG_PACKET_AGE;
+    let name = abi::PROG_PACKET_EXPIRE;
     let program: &mut SchedClassifier = loader::program(ebpf, name)?;
     program.load().map_err(|error| loader::not_verified(name, error))?;
     let run = TestRunOptions { data_in: Some(&FRAME), ..TestRunOptions::new() };
@@ -122,12 +122,12 @@ mod tests {
     #[test]
     fn a_process_is_gone_before_its_streams_are() {
         let seconds = |seconds| Duration::from_secs(seconds);
-        let value = ageing(Some(seconds(3600)), seconds(60));
+        let value = expiry(Some(seconds(3600)), seconds(60));
         assert_eq!((value.gone_after_ns, value.orphan_timeout_ns), (30_000_000_000, 3_600_000_000_000));
         assert_eq!(value.linger_ns, 60_000_000_000);
-        let value = ageing(Some(seconds(5)), seconds(60));
+        let value = expiry(Some(seconds(5)), seconds(60));
         assert_eq!((value.gone_after_ns, value.orphan_timeout_ns), (5_000_000_000, 5_000_000_000));
-        let value = ageing(None, seconds(60));
+        let value = expiry(None, seconds(60));
         assert_eq!((value.gone_after_ns, value.orphan_timeout_ns), (30_000_000_000, u64::MAX));
     }
 }
