@@ -14,13 +14,13 @@ use tokio::runtime::Handle;
 use tokio::time::sleep;
 
 use self::server::Server;
-use self::signals::{Signals, Told};
-use self::sockets::{Given, Sockets};
+use self::signals::{Event, Signals};
+use self::sockets::{InheritedSockets, Sockets};
 use self::successor::Successor;
 use self::threads::Threads;
-use crate::splice::packet::Before;
+use crate::splice::packet::Predecessor;
 use crate::systemd::{self, State};
-use crate::takeover::{Door, Request, Taking};
+use crate::takeover::{ControlSocket, Request, Takeover};
 use crate::telemetry::Telemetry;
 use crate::upstream::Clusters;
 
@@ -37,14 +37,14 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// # Errors
 /// A port cannot be bound, a runtime cannot start, the other process refuses; nothing has been served then.
 pub fn run(config: Config, takes_over: bool) -> anyhow::Result<()> {
-    let given = Given::new(systemd::listen_fds());
+    let inherited = InheritedSockets::new(systemd::listen_fds());
     raise_fd_limit();
     // This thread accepts, answers operators and looks after spliced streams; the workers serve connections.
     let runtime = threads::runtime()?;
     let workers = Threads::start(std::thread::available_parallelism().map_or(1, usize::from))?;
     let served = runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let server = start(config, takes_over, given, workers.runtimes()).await?;
+        let server = start(config, takes_over, inherited, workers.runtimes()).await?;
         server.serve(&mut signals).await;
         Ok(())
     });
@@ -59,20 +59,20 @@ struct Daemon {
     server: Server,
     drain_timeout: Duration,
     /// `None`: nobody can ask to take over.
-    door: Option<Door>,
+    control: Option<ControlSocket>,
 }
 
 async fn start(
     config: Config,
     takes_over: bool,
-    mut given: Given,
+    mut inherited: InheritedSockets,
     runtimes: Vec<Handle>,
 ) -> anyhow::Result<Daemon> {
-    let mut taking = if takes_over { Taking::begin(&config.instance).await? } else { None };
-    match &mut taking {
-        Some(taking) => {
-            tracing::info!(pid = taking.pid(), "taking over");
-            given.add(std::mem::take(&mut taking.sockets));
+    let mut takeover = if takes_over { Takeover::begin(&config.instance).await? } else { None };
+    match &mut takeover {
+        Some(takeover) => {
+            tracing::info!(pid = takeover.pid(), "taking over");
+            inherited.add(std::mem::take(&mut takeover.sockets));
         }
         None if takes_over => {
             tracing::info!(instance = %config.instance, "nobody is there to be taken over from");
@@ -80,39 +80,39 @@ async fn start(
         None => {}
     }
     let telemetry = Telemetry::new();
-    let sockets = Sockets::open(&config, &mut given)?;
-    given.warn_of_unused();
+    let sockets = Sockets::open(&config, &mut inherited)?;
+    inherited.warn_of_unused();
     let clusters = Clusters::new(&config, &telemetry);
-    let (taken, before) = match taking {
-        Some(taking) => {
-            let (taken, lock) = taking.prepared().await?;
-            (Some(taken), lock.map_or(Before::Ended, Before::GoesOn))
+    let (confirmation, predecessor) = match takeover {
+        Some(takeover) => {
+            let (confirmation, lock) = takeover.prepared().await?;
+            (Some(confirmation), lock.map_or(Predecessor::Exited, Predecessor::Draining))
         }
-        None => (None, Before::Ended),
+        None => (None, Predecessor::Exited),
     };
     let (instance, drain_timeout) = (config.instance.clone(), config.drain_timeout);
-    let server = Server::start(config, clusters, telemetry, sockets, before, runtimes)?;
+    let server = Server::start(config, clusters, telemetry, sockets, predecessor, runtimes)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-    let was_taken = taken.is_some();
-    if let Some(taken) = taken {
-        taken.ready(server.addresses()).await;
+    let was_taken = confirmation.is_some();
+    if let Some(confirmation) = confirmation {
+        confirmation.ready(server.addresses()).await;
     }
     systemd::notify(State::Ready);
-    let door = Door::open(&instance, was_taken);
+    let control = ControlSocket::open(&instance, was_taken);
     let warn = |error: &_| {
         tracing::warn!(error = error as &dyn std::error::Error, "this process cannot be taken over from");
     };
-    Ok(Daemon { server, drain_timeout, door: door.inspect_err(warn).ok() })
+    Ok(Daemon { server, drain_timeout, control: control.inspect_err(warn).ok() })
 }
 
 impl Daemon {
     async fn serve(mut self, signals: &mut Signals) {
         let signal = match self.wait(signals).await {
-            Why::Stop(signal) => {
+            ExitReason::Stop(signal) => {
                 systemd::notify(State::Stopping);
                 signal
             }
-            Why::TakenOver => match self.drain(signals).await {
+            ExitReason::TakenOver => match self.drain(signals).await {
                 Some(signal) => signal,
                 None => return,
             },
@@ -121,25 +121,25 @@ impl Daemon {
     }
 
     /// Serves until that is to end.
-    async fn wait(&mut self, signals: &mut Signals) -> Why {
+    async fn wait(&mut self, signals: &mut Signals) -> ExitReason {
         let mut successor = Successor::none();
         loop {
             tokio::select! {
-                told = signals.next() => match told {
-                    Told::Stop(signal) => return Why::Stop(signal),
-                    Told::Upgrade if successor.is_running() => {
+                event = signals.next() => match event {
+                    Event::Stop(signal) => return ExitReason::Stop(signal),
+                    Event::Upgrade if successor.is_running() => {
                         tracing::warn!("ignoring SIGUSR2: a takeover is under way");
                     }
-                    Told::Upgrade => start_successor(&mut successor),
+                    Event::Upgrade => start_successor(&mut successor),
                 },
                 ended = successor.ended() => {
                     let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
                     tracing::error!(how, "the process that was to take over has ended; this one goes on");
                     systemd::notify(State::Ready);
                 }
-                request = asked(&mut self.door) => tokio::select! {
-                    given = self.give(request) => if given { return Why::TakenOver },
-                    signal = signals.stop() => return Why::Stop(signal),
+                request = asked(&mut self.control) => tokio::select! {
+                    given = self.give(request) => if given { return ExitReason::TakenOver },
+                    signal = signals.stop() => return ExitReason::Stop(signal),
                 },
             }
         }
@@ -173,8 +173,8 @@ impl Daemon {
     /// Goes on with what the other process has not taken. A signal cuts that short.
     async fn drain(&mut self, signals: &mut Signals) -> Option<&'static str> {
         // It is the other process' now.
-        if let Some(door) = self.door.take() {
-            door.leave();
+        if let Some(control) = self.control.take() {
+            control.leave();
         }
         let (streams, connections) = (self.server.streams(), self.server.connections());
         tracing::info!(
@@ -216,7 +216,7 @@ impl Daemon {
 }
 
 /// Why a process does not serve any more.
-enum Why {
+enum ExitReason {
     /// By the signal with this name.
     Stop(&'static str),
     /// New connections, and the streams that the kernel carries, are another process'.
@@ -224,9 +224,9 @@ enum Why {
 }
 
 /// The next process that asks to take over.
-async fn asked(door: &mut Option<Door>) -> Request {
-    match door {
-        Some(door) => door.request().await,
+async fn asked(control: &mut Option<ControlSocket>) -> Request {
+    match control {
+        Some(control) => control.request().await,
         None => std::future::pending().await,
     }
 }

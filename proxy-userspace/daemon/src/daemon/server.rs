@@ -20,7 +20,7 @@ use super::sockets::Sockets;
 use crate::admin::Admin;
 use crate::http::{self, Phase, Shared, Worker};
 use crate::splice::Splicer;
-use crate::splice::packet::Before;
+use crate::splice::packet::Predecessor;
 use crate::takeover::{Request, TakeoverError};
 use crate::telemetry::Telemetry;
 use crate::upstream::pool::Pool;
@@ -60,10 +60,10 @@ impl Server {
         clusters: Clusters,
         telemetry: Arc<Telemetry>,
         sockets: Sockets,
-        before: Before,
+        before: Predecessor,
         runtimes: Vec<Handle>,
     ) -> anyhow::Result<Self> {
-        let goes_on = matches!(before, Before::GoesOn(_));
+        let goes_on = matches!(before, Predecessor::Draining(_));
         let admin = Admin::new(Arc::clone(&telemetry));
         let admin_socket = sockets.admin.map(Arc::new);
         let mut admin_server = JoinSet::new();

@@ -22,12 +22,12 @@ impl Signals {
     }
 
     /// The next one.
-    pub(super) async fn next(&mut self) -> Told {
+    pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
-            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
-            _ = self.quit.recv() => Told::Stop("SIGQUIT"),
-            _ = self.upgrade.recv() => Told::Upgrade,
+            _ = self.terminate.recv() => Event::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Event::Stop("SIGINT"),
+            _ = self.quit.recv() => Event::Stop("SIGQUIT"),
+            _ = self.upgrade.recv() => Event::Upgrade,
         }
     }
 
@@ -35,15 +35,15 @@ impl Signals {
     pub(super) async fn stop(&mut self) -> &'static str {
         loop {
             match self.next().await {
-                Told::Stop(signal) => return signal,
-                Told::Upgrade => tracing::warn!("ignoring SIGUSR2: a takeover is under way, or was"),
+                Event::Stop(signal) => return signal,
+                Event::Upgrade => tracing::warn!("ignoring SIGUSR2: a takeover is under way, or was"),
             }
         }
     }
 }
 
 /// What a signal asks for.
-pub(super) enum Told {
+pub(super) enum Event {
     /// An orderly stop; by the signal with this name.
     Stop(&'static str),
     /// That a new process, of the binary that is installed now, takes over.

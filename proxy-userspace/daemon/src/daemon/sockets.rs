@@ -1,5 +1,5 @@
-//! Listening sockets: those that were given to the process, by another one or by the service manager, and those that it
-//! binds itself.
+//! Listening sockets: those that the process inherits, from another process or from the service manager, and those that
+//! the process binds itself.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -9,10 +9,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::http;
 
-/// Sockets that were given, by their addresses.
-pub(super) struct Given(Vec<(SocketAddr, TcpListener)>);
+/// Sockets that another process or the service manager has passed to this one, by their addresses.
+pub(super) struct InheritedSockets(Vec<(SocketAddr, TcpListener)>);
 
-impl Given {
+impl InheritedSockets {
     pub(super) fn new(sockets: Vec<TcpListener>) -> Self {
         let with_address = |socket: TcpListener| match socket.local_addr() {
             Ok(address) => Some((address, socket)),
@@ -62,17 +62,17 @@ pub(super) struct Sockets {
 
 impl Sockets {
     /// Opens every one before any of them serves, so that a bad address stops the start.
-    pub(super) fn open(config: &Config, given: &mut Given) -> anyhow::Result<Self> {
+    pub(super) fn open(config: &Config, inherited: &mut InheritedSockets) -> anyhow::Result<Self> {
         let listeners = config.listeners.iter();
         let open = |listener: &steer_policy::config::Listener| {
-            given.open(&format!("listener {}", listener.name), listener.address)
+            inherited.open(&format!("listener {}", listener.name), listener.address)
         };
         let listeners = listeners.map(open).collect::<anyhow::Result<_>>()?;
         let admin = config.admin.map(|address| {
             if !address.ip().is_loopback() {
                 tracing::warn!(%address, "the admin listener has no access control and is not on loopback");
             }
-            let socket = given.open("the admin listener", address);
+            let socket = inherited.open("the admin listener", address);
             let socket = socket.context("choose another with --admin, or --admin off")?.into_inner();
             tokio::net::TcpListener::from_std(socket).context("cannot wait for operators")
         });

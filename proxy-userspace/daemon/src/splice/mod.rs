@@ -19,7 +19,7 @@ pub(crate) use self::relay::reset_on_close;
 
 use steer_policy::config::{Config, SpliceMode};
 
-use self::packet::{Before, PacketSplice};
+use self::packet::{PacketSplice, Predecessor};
 use self::sock::SockSplice;
 use crate::telemetry::Telemetry;
 use crate::telemetry::flows::FlowGuard;
@@ -74,7 +74,7 @@ impl Splicer {
     pub fn start(
         telemetry: Arc<Telemetry>,
         config: &Config,
-        before: Before,
+        predecessor: Predecessor,
     ) -> Result<Self, packet::StartError> {
         let mut splicer = Self {
             telemetry: Arc::clone(&telemetry),
@@ -82,19 +82,25 @@ impl Splicer {
             packet: ArcSwap::from_pointee(Err(Reason::SpliceOff)),
             sock: Err(Reason::SpliceOff),
         };
-        let insists = config.splice == SpliceMode::Packet || matches!(before, Before::GoesOn(_));
+        let insists = config.splice == SpliceMode::Packet || matches!(predecessor, Predecessor::Draining(_));
         match config.splice {
             SpliceMode::Relay => {}
-            SpliceMode::Packet | SpliceMode::Auto => match PacketSplice::start(telemetry, config, before) {
-                Ok(packet) => splicer.packet = ArcSwap::from_pointee(Ok(packet)),
-                Err(error) if insists || error.is_fatal() => return Err(error),
-                Err(error) => {
-                    let reason = error.reason();
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, reason = reason.as_str(), "no packet splice, streams are relayed");
-                    splicer.packet = ArcSwap::from_pointee(Err(reason));
+            SpliceMode::Packet | SpliceMode::Auto => {
+                match PacketSplice::start(telemetry, config, predecessor) {
+                    Ok(packet) => splicer.packet = ArcSwap::from_pointee(Ok(packet)),
+                    Err(error) if insists || error.is_fatal() => return Err(error),
+                    Err(error) => {
+                        let reason = error.reason();
+                        let error: &dyn std::error::Error = &error;
+                        tracing::warn!(
+                            error,
+                            reason = reason.as_str(),
+                            "no packet splice, streams are relayed"
+                        );
+                        splicer.packet = ArcSwap::from_pointee(Err(reason));
+                    }
                 }
-            },
+            }
             SpliceMode::Sockmap => {
                 splicer.sock = SockSplice::start(telemetry).map_err(|error| {
                     let reason = error.reason();
@@ -179,7 +185,7 @@ impl Splicer {
 
     /// Takes the streams back from a process that has ended before it could go on with them.
     pub fn take_back(&self, lock: File, ports: Option<&SourcePorts>, config: &Config) {
-        match PacketSplice::start(Arc::clone(&self.telemetry), config, Before::GoesOn(lock)) {
+        match PacketSplice::start(Arc::clone(&self.telemetry), config, Predecessor::Draining(lock)) {
             Ok(packet) => {
                 packet.adopt(ports, config, true);
                 self.packet.store(Arc::new(Ok(packet)));

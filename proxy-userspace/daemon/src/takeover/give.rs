@@ -29,9 +29,9 @@ const BACKLOG: i32 = 16;
 /// When there are no descriptors left, somebody must give one back first.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// Where other processes ask to take over; one at a time is let in.
+/// The control socket, at which other processes ask to take over; one at a time is let in.
 #[derive(Debug)]
-pub struct Door {
+pub struct ControlSocket {
     requests: mpsc::Receiver<Request>,
     path: PathBuf,
     /// Of the socket's file, in whose place another process may have put its own.
@@ -50,7 +50,7 @@ pub struct Request {
     _only_one: OwnedSemaphorePermit,
 }
 
-impl Door {
+impl ControlSocket {
     /// Opens it. Must be called inside a tokio runtime.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for ControlSocket {
     fn drop(&mut self) {
         self.accepting.abort();
         if !self.is_left && fs::metadata(&self.path).is_ok_and(|there| there.ino() == self.number) {

@@ -1,4 +1,5 @@
-//! One process takes over from another without a connection being refused or a request being lost. In reading order:
+//! A hot restart: one process takes over from another without a connection being refused or a request being lost. The
+//! sockets and the lock go over as file descriptors (SCM_RIGHTS). In reading order:
 //!
 //! `wire` is what they say to each other, over a socket · `give` is the part of the process that is taken over from ·
 //! `take` is that of the other one.
@@ -35,8 +36,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
-pub use give::{Door, Request};
-pub use take::{Taken, Taking};
+pub use give::{ControlSocket, Request};
+pub use take::{Confirmation, Takeover};
 
 /// Where each instance has a directory for the sockets by which it is controlled.
 const DIRECTORY: &str = "/run/steer";

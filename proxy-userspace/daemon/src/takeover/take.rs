@@ -15,20 +15,21 @@ use super::{ANSWER, Process, TakeoverError, WORK, path_of};
 
 /// A takeover that has begun; the other process serves.
 #[derive(Debug)]
-pub struct Taking {
+pub struct Takeover {
     channel: Channel,
     process: Process,
     /// The other process' listening sockets, those of its admin server among them.
     pub sockets: Vec<TcpListener>,
 }
 
-/// A takeover after which there is no other process that accepts or has the streams.
+/// The last step of a takeover: the other process accepts nobody and has let go of the streams, and hears now that this one
+/// serves.
 #[derive(Debug)]
-pub struct Taken {
+pub struct Confirmation {
     channel: Channel,
 }
 
-impl Taking {
+impl Takeover {
     /// Asks the process of an instance for its sockets. `None`: there is none that could be asked. Must be called inside a
     /// tokio runtime.
     ///
@@ -77,7 +78,7 @@ impl Taking {
     ///
     /// # Errors
     /// It does not answer, and may go on serving.
-    pub async fn prepared(self) -> Result<(Taken, Option<File>), TakeoverError> {
+    pub async fn prepared(self) -> Result<(Confirmation, Option<File>), TakeoverError> {
         let Self { channel, process, .. } = self;
         let said = async {
             channel.send(&Message::Prepared, &[]).await?;
@@ -98,11 +99,11 @@ impl Taking {
             Err(error) => return Err(error),
         };
         failpoint::reached("take_yours");
-        Ok((Taken { channel }, lock.map(|lock: OwnedFd| lock.into())))
+        Ok((Confirmation { channel }, lock.map(|lock: OwnedFd| lock.into())))
     }
 }
 
-impl Taken {
+impl Confirmation {
     /// Says that this process accepts at these addresses. Whatever becomes of the other one, this one goes on.
     pub async fn ready(self, addresses: Vec<SocketAddr>) {
         let told = self.channel.send(&Message::Ready { addresses }, &[]).await;

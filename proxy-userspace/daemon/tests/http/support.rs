@@ -10,7 +10,7 @@ use proxy_common::instance::Instance;
 use socket2::SockRef;
 use steer::http::{self, Phase, Shared, Worker};
 use steer::splice::Splicer;
-use steer::splice::packet::Before;
+use steer::splice::packet::Predecessor;
 use steer::telemetry::Telemetry;
 use steer::upstream::Clusters;
 use steer::upstream::pool::Pool;
@@ -135,7 +135,7 @@ impl Steer {
         let shared = Arc::new(Shared {
             clusters: Arc::new(Clusters::new(config, &telemetry)),
             pool: Pool::new(config, &telemetry, None),
-            splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config, Before::Ended).unwrap()),
+            splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config, Predecessor::Exited).unwrap()),
             telemetry: Arc::clone(&telemetry),
             splice_mode: config.splice,
             node: "192.0.2.2".parse().unwrap(),

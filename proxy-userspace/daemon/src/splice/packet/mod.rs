@@ -61,7 +61,7 @@ pub enum StartError {
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
     #[error("the instance's lock, which an earlier process has given, cannot be used")]
-    Given(#[source] PinsError),
+    PassedLock(#[source] PinsError),
     #[error("{0} runs already; give this process another name with --instance")]
     Owned(String),
     #[error(
@@ -81,13 +81,15 @@ impl StartError {
         match self {
             Self::Load(error) => error.reason(),
             Self::Sockets(_) => Reason::NoCapability,
-            Self::Thread(_) | Self::Given(_) | Self::Owned(_) | Self::Foreign { .. } => Reason::KernelRefused,
+            Self::Thread(_) | Self::PassedLock(_) | Self::Owned(_) | Self::Foreign { .. } => {
+                Reason::KernelRefused
+            }
         }
     }
 
     /// Whether the process must not go on without the packet splice: it would be one too many, or leave streams alone.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Given(_) | Self::Owned(_) | Self::Foreign { .. })
+        matches!(self, Self::PassedLock(_) | Self::Owned(_) | Self::Foreign { .. })
     }
 }
 
@@ -111,13 +113,13 @@ pub struct PacketSplice {
     counters: Option<Counters>,
 }
 
-/// From whom a process gets the instance's streams.
+/// The process that had the streams of the instance before this one.
 #[derive(Debug)]
-pub enum Before {
-    /// From one that has ended, if there was any.
-    Ended,
-    /// From one that goes on with what it has sockets for, and gave this lock (see [`PacketSplice::give_away`]).
-    GoesOn(File),
+pub enum Predecessor {
+    /// The process has ended, or there was none.
+    Exited,
+    /// The process goes on with what it has sockets for, and has passed this lock (see [`PacketSplice::give_away`]).
+    Draining(File),
 }
 
 /// Hand-overs that run get so long to be complete before the process ends: a grace period or two, if the stream is quiet.
@@ -133,9 +135,9 @@ impl PacketSplice {
     pub fn start(
         telemetry: Arc<Telemetry>,
         config: &Config,
-        before: Before,
+        predecessor: Predecessor,
     ) -> Result<Arc<Self>, StartError> {
-        let (kernel, events) = load(config, before)?;
+        let (kernel, events) = load(config, predecessor)?;
         let config = &config.packet_splice;
         if let Err(error) = kernel.set_limits(config.orphan_timeout, config.linger) {
             tracing::warn!(%error, "without a process, streams whose peers vanished are kept");
@@ -299,9 +301,9 @@ impl Drop for Counted<'_> {
 }
 
 /// The programs and maps; those of the instance's last process, if it has left streams.
-fn load(config: &Config, before: Before) -> Result<(PacketKernel, FlowEvents), StartError> {
+fn load(config: &Config, predecessor: Predecessor) -> Result<(PacketKernel, FlowEvents), StartError> {
     let (instance, settings) = (&config.instance, &config.packet_splice);
-    let (pins, no_pins) = match take(instance, before)? {
+    let (pins, no_pins) = match take(instance, predecessor)? {
         Ok(pins) => (Some(pins), None),
         Err(why) => (None, Some(why)),
     };
@@ -326,9 +328,9 @@ fn clear_up(kernel: &PacketKernel) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// The inner error: there can be no pins, for this reason, and streams end with the process.
-fn take(instance: &Instance, before: Before) -> Result<Result<Pins, PinsError>, StartError> {
-    if let Before::GoesOn(lock) = before {
-        return Pins::take_over(instance, lock).map(Ok).map_err(StartError::Given);
+fn take(instance: &Instance, predecessor: Predecessor) -> Result<Result<Pins, PinsError>, StartError> {
+    if let Predecessor::Draining(lock) = predecessor {
+        return Pins::take_over(instance, lock).map(Ok).map_err(StartError::PassedLock);
     }
     match Pins::take(instance) {
         Err(PinsError::Owned(_)) => Err(StartError::Owned(pinned::owner(instance))),
