@@ -4,6 +4,7 @@
 pub mod packet;
 mod pipe;
 mod relay;
+mod side;
 pub mod sock;
 
 use std::fs::File;

@@ -28,6 +28,7 @@ use tokio::time::sleep;
 use self::gauge::MapEntries;
 use self::lane::{Lane, Socket};
 use self::watch::Watch;
+use super::side::Side;
 use super::{Refused, Session};
 use crate::telemetry::Telemetry;
 use crate::telemetry::flows::{Flow, FlowGuard, KernelBytes};
@@ -129,7 +130,7 @@ impl Drop for SockSplice {
 
 /// A session's entries in the maps; dropping it removes them.
 ///
-/// Arrays are indexed as everywhere in `splice/`: downstream, or what comes from it, is 0.
+/// Arrays are indexed by [`Side`], as everywhere in `splice/`.
 struct Enrolled<'a> {
     splice: &'a SockSplice,
     cookies: [u64; 2],
@@ -148,8 +149,8 @@ impl<'a> Enrolled<'a> {
         let read = [tcp_info::bytes_read(streams[0])?, tcp_info::bytes_read(streams[1])?];
         let bytes = Arc::new(Carried { maps: Arc::clone(&splice.maps), cookies, ended: OnceLock::new() });
         let enrolled = Self { splice, cookies, read, bytes };
-        for from in [0, 1] {
-            let inserted = splice.maps.insert_target(cookies[from], streams[1 - from]);
+        for from in Side::BOTH {
+            let inserted = splice.maps.insert_target(cookies[from], streams[from.other()]);
             if let Err(error) = inserted {
                 let reason = error.reason();
                 tracing::debug!(error = &error as &dyn std::error::Error, "a session cannot be spliced");
@@ -169,10 +170,11 @@ impl<'a> Enrolled<'a> {
         idle_timeout: Option<Duration>,
     ) -> End {
         let [downstream, upstream] = streams;
-        let socket = |index: usize, stream| {
-            Socket::new(&self.splice.watch, stream, self.cookies[index], self.read[index])
-        };
-        let (Ok(downstream), Ok(upstream)) = (socket(0, downstream), socket(1, upstream)) else {
+        let socket =
+            |side: Side, stream| Socket::new(&self.splice.watch, stream, self.cookies[side], self.read[side]);
+        let (Ok(downstream), Ok(upstream)) =
+            (socket(Side::Downstream, downstream), socket(Side::Upstream, upstream))
+        else {
             return End::Reset;
         };
         let session = Shared { splice: self.splice, flow, in_kernel: AtomicUsize::new(0) };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytemuck::Zeroable as _;
 use bytes::Bytes;
-use proxy_common::flow::{DirLive, Direction, Record, bits, flags};
+use proxy_common::flow::{DirLive, Record, bits, flags};
 use proxy_common::reason::Reason;
 use socket2::SockRef;
 use steer_kernel::failpoint;
@@ -22,6 +22,7 @@ use super::lanes::Fin;
 use super::owned_record::OwnedRecord;
 use super::relayed::Relayed;
 use crate::splice::Refused;
+use crate::splice::side::Side;
 
 /// What the sockets offer until the switch. If it is more than the other peer takes, segments are under way at the switch that
 /// have to be repeated.
@@ -105,7 +106,7 @@ impl<'a> Approach<'a> {
 
     /// How far each peer has got, as its socket tells.
     fn received(&self) -> [Option<u32>; 2] {
-        [0, 1].map(|side| repair::rcv_nxt(&self.stream.lanes.sockets[side]).ok())
+        Side::BOTH.map(|side| repair::rcv_nxt(&self.stream.lanes.sockets[side]).ok())
     }
 
     /// Whether all that was read was written, sent and acknowledged.
@@ -160,9 +161,9 @@ impl<'a> Approach<'a> {
     /// What the record says, taken at one moment at which nobody reads or writes.
     fn content(&self, quiet: bool) -> Result<Record, Reason> {
         let (lanes, flow) = (&self.stream.lanes, self.stream.flow.flow());
-        let has_fin = |side: usize| lanes.fin[side] == Fin::Read;
+        let has_fin = |side: Side| lanes.fin[side] == Fin::Read;
         // Each byte that was read from a side, and only those, is or will be written to the other one.
-        let seq_delta = |from: usize, to: usize| {
+        let seq_delta = |from: Side, to: Side| {
             let read = lanes.read_end[from].wrapping_sub(has_fin(from).into());
             let written = lanes.write_end[to].wrapping_add(lanes.held[from].len() as u32);
             written.wrapping_sub(read)
@@ -179,8 +180,8 @@ impl<'a> Approach<'a> {
             ..Record::zeroed()
         };
         let now = clock::monotonic_ns();
-        for direction in Direction::BOTH {
-            let (from, to) = (direction as usize, direction.opposite() as usize);
+        for from in Side::BOTH {
+            let to = from.other();
             let (socket, flow) = (&lanes.sockets[from], &mut content.flows[from]);
             flow.fixed = self.plan.flows[from];
             flow.fixed.seq_delta = seq_delta(from, to);
@@ -221,13 +222,13 @@ impl<'a> Approach<'a> {
 /// Nothing waits anywhere, except that what was sent may still have to be acknowledged.
 fn is_quiet(stream: &Relayed) -> bool {
     let lanes = &stream.lanes;
-    let is_quiet = |side: usize| {
+    let is_quiet = |side: Side| {
         let socket = &lanes.sockets[side];
         lanes.held[side].is_empty()
             && repair::rcv_nxt(socket).is_ok_and(|rcv_nxt| rcv_nxt == lanes.read_end[side])
             && TcpInfo::of(socket).is_ok_and(|info| info.unsent() == 0)
     };
-    is_quiet(0) && is_quiet(1)
+    Side::BOTH.into_iter().all(is_quiet)
 }
 
 /// Asks once and for all whether and how a stream is spliced, and has the programs where its packets arrive.

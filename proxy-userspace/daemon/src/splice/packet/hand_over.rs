@@ -17,7 +17,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proxy_common::flow::{Direction, flags, state};
+use proxy_common::flow::{flags, state};
 use steer_kernel::failpoint;
 use steer_kernel::tcp::{clock, repair, tcp_info};
 use tokio::net::TcpStream;
@@ -30,6 +30,7 @@ use super::life::{Life, Look, Step};
 use super::owned_record::{Carried, OwnedRecord};
 use super::table::Stream;
 use crate::splice::relay::Broken;
+use crate::splice::side::Side;
 use crate::telemetry::flows::{FlowGuard, KernelBytes};
 use crate::telemetry::stream::{End, Path};
 use crate::upstream::ports::Lease;
@@ -91,13 +92,13 @@ impl Switched {
 impl Watcher for Switched {
     const PASSES_FINS: bool = true;
 
-    fn gives(&self, side: usize, end: u32) {
+    fn gives(&self, side: Side, end: u32) {
         self.copy_acks();
-        self.record.set_own_end(Direction::BOTH[side], end);
+        self.record.set_own_end(side.direction(), end);
     }
 
-    fn read_fin(&self, side: usize, end: u32) {
-        self.record.note_fin(Direction::BOTH[side], end);
+    fn read_fin(&self, side: Side, end: u32) {
+        self.record.note_fin(side.direction(), end);
     }
 }
 
@@ -211,11 +212,10 @@ impl HandOver<'_> {
     fn acknowledge(&self, packets: &mut [u64; 2]) {
         let record = self.watcher.record.snapshot();
         let received = received(&self.lanes);
-        for from in Direction::BOTH {
-            let side = from as usize;
+        for side in Side::BOTH {
             let before = std::mem::replace(&mut packets[side], record.flows[side].live.packets);
             if before != packets[side] {
-                self.watcher.record.acknowledge(&record, from, received[side]);
+                self.watcher.record.acknowledge(&record, side.direction(), received[side]);
             }
         }
     }
@@ -223,7 +223,7 @@ impl HandOver<'_> {
     /// Asks the sockets for what they have received and not told: what waits after an urgent byte, say. No packet comes
     /// to them any more that could tell.
     fn ask_for_unread(&mut self) {
-        for (side, unread) in self.lanes.unread.iter_mut().enumerate() {
+        for (side, unread) in Side::BOTH.into_iter().zip(&mut self.lanes.unread) {
             let rcv_nxt = repair::rcv_nxt(&self.lanes.sockets[side]);
             *unread |= rcv_nxt.is_ok_and(|rcv_nxt| rcv_nxt != self.lanes.read_end[side]);
         }
@@ -231,8 +231,8 @@ impl HandOver<'_> {
 
     /// Whether something has still to be taken, or acknowledged, by a peer.
     fn waits_for_a_peer(&self) -> bool {
-        let waits = |side: usize| !self.lanes.held[side].is_empty() || !self.has_all_acknowledged(side);
-        waits(0) || waits(1)
+        let waits = |side: Side| !self.lanes.held[side].is_empty() || !self.has_all_acknowledged(side);
+        Side::BOTH.into_iter().any(waits)
     }
 
     /// Asks peers that are silent whether they are there, as those of a spliced stream: the sockets' own keepalive is off.
@@ -257,7 +257,7 @@ impl HandOver<'_> {
     /// packets are on their way to them.
     fn is_drained(&self) -> bool {
         let lanes = &self.lanes;
-        [0, 1].into_iter().all(|side| {
+        Side::BOTH.into_iter().all(|side| {
             let socket = &lanes.sockets[side];
             lanes.held[side].is_empty()
                 // Also false if there is a FIN that was not read.
@@ -267,13 +267,13 @@ impl HandOver<'_> {
     }
 
     /// Whether the peer at `side` has acknowledged all that its socket was given.
-    fn has_all_acknowledged(&self, side: usize) -> bool {
+    fn has_all_acknowledged(&self, side: Side) -> bool {
         tcp_info::unacknowledged(&self.lanes.sockets[side]).is_ok_and(|bytes| bytes == 0)
             || self.is_acknowledged(side)
     }
 
     /// Whether the program has seen all that the socket was given acknowledged, though the socket may not have.
-    fn is_acknowledged(&self, side: usize) -> bool {
+    fn is_acknowledged(&self, side: Side) -> bool {
         let acknowledged = self.watcher.record.snapshot().flows[side].live.ack_end;
         acknowledged.wrapping_sub(self.lanes.write_end[side]).cast_signed() >= 0
     }
@@ -289,8 +289,8 @@ impl HandOver<'_> {
     /// After the grace period: what the sockets have received does not grow any more.
     fn settle(&mut self) {
         let received = received(&self.lanes);
-        for from in Direction::BOTH {
-            self.watcher.record.set_received(from, received[from as usize]);
+        for side in Side::BOTH {
+            self.watcher.record.set_received(side.direction(), received[side]);
         }
         self.carried();
         failpoint::reached("settled");
@@ -310,7 +310,7 @@ impl HandOver<'_> {
     /// One past what was written for each direction, in the numbers with which it arrived.
     fn written(&self) -> [u32; 2] {
         let flows = self.watcher.record.snapshot().flows;
-        [0, 1].map(|from| self.lanes.write_end[1 - from].wrapping_sub(flows[from].fixed.seq_delta))
+        Side::BOTH.map(|from| self.lanes.write_end[from.other()].wrapping_sub(flows[from].fixed.seq_delta))
     }
 
     fn broken(&self, error: &Broken) -> Failed {
@@ -323,7 +323,7 @@ impl HandOver<'_> {
 /// One past the last byte, or FIN, that each socket has received.
 fn received(lanes: &Lanes) -> [u32; 2] {
     // What was read is what there was, should the kernel not tell.
-    [0, 1].map(|side| repair::rcv_nxt(&lanes.sockets[side]).unwrap_or(lanes.read_end[side]))
+    Side::BOTH.map(|side| repair::rcv_nxt(&lanes.sockets[side]).unwrap_or(lanes.read_end[side]))
 }
 
 fn close(socket: TcpStream) {

@@ -9,6 +9,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::splice::relay::{self, Broken};
+use crate::splice::side::Side;
 use crate::telemetry::flows::Flow;
 
 /// What became of a FIN.
@@ -26,20 +27,20 @@ pub(super) trait Watcher {
     /// Whether FINs are passed on once they are read.
     const PASSES_FINS: bool;
     /// The socket at `side` is given everything up to the sequence number `end`.
-    fn gives(&self, side: usize, end: u32);
+    fn gives(&self, side: Side, end: u32);
     /// The FIN of the peer at `side` was read; `end` is the sequence number after it.
-    fn read_fin(&self, side: usize, end: u32);
+    fn read_fin(&self, side: Side, end: u32);
 }
 
 /// Before the switch nobody needs to know.
 impl Watcher for () {
     const PASSES_FINS: bool = false;
 
-    fn gives(&self, _side: usize, _end: u32) {}
-    fn read_fin(&self, _side: usize, _end: u32) {}
+    fn gives(&self, _side: Side, _end: u32) {}
+    fn read_fin(&self, _side: Side, _end: u32) {}
 }
 
-/// Arrays are indexed by side: downstream, or what comes from it, is 0.
+/// Arrays are indexed by [`Side`].
 #[derive(Debug)]
 pub(super) struct Lanes {
     pub(super) sockets: [TcpStream; 2],
@@ -58,7 +59,7 @@ impl Lanes {
     /// Copies what can be copied now; says whether that was anything.
     pub(super) fn step<W: Watcher>(&mut self, flow: &Flow, watcher: &W) -> Result<bool, Broken> {
         let mut moved = false;
-        for from in [0, 1] {
+        for from in Side::BOTH {
             moved |= self.copy(from, flow, watcher)?;
             if self.fin[from] == Fin::Read && self.held[from].is_empty() && W::PASSES_FINS {
                 self.pass_fin(from, watcher)?;
@@ -70,7 +71,7 @@ impl Lanes {
 
     /// Writes what is held, as far as the sockets take it, and reads nothing.
     pub(super) fn flush(&mut self, flow: &Flow, watcher: &impl Watcher) -> Result<(), Broken> {
-        for from in [0, 1] {
+        for from in Side::BOTH {
             if !self.held[from].is_empty() {
                 self.copy(from, flow, watcher)?;
             }
@@ -78,7 +79,7 @@ impl Lanes {
         Ok(())
     }
 
-    fn copy(&mut self, from: usize, flow: &Flow, watcher: &impl Watcher) -> Result<bool, Broken> {
+    fn copy(&mut self, from: Side, flow: &Flow, watcher: &impl Watcher) -> Result<bool, Broken> {
         if !self.held[from].is_empty() {
             let held = std::mem::take(&mut self.held[from]);
             let written = self.write(from, &held, flow, watcher)?;
@@ -113,12 +114,12 @@ impl Lanes {
     /// Writes what came from the side `from`, as far as the other one takes it.
     fn write(
         &mut self,
-        from: usize,
+        from: Side,
         bytes: &[u8],
         flow: &Flow,
         watcher: &impl Watcher,
     ) -> Result<usize, Broken> {
-        let to = 1 - from;
+        let to = from.other();
         watcher.gives(to, self.write_end[to].wrapping_add(bytes.len() as u32));
         let written = match relay::try_write(&self.sockets[to], bytes) {
             Ok(written) => written,
@@ -127,14 +128,14 @@ impl Lanes {
         };
         self.write_end[to] = self.write_end[to].wrapping_add(written as u32);
         match from {
-            0 => flow.add_to_upstream(written as u64),
-            _ => flow.add_to_downstream(written as u64),
+            Side::Downstream => flow.add_to_upstream(written as u64),
+            Side::Upstream => flow.add_to_downstream(written as u64),
         }
         Ok(written)
     }
 
-    fn pass_fin(&mut self, from: usize, watcher: &impl Watcher) -> Result<(), Broken> {
-        let to = 1 - from;
+    fn pass_fin(&mut self, from: Side, watcher: &impl Watcher) -> Result<(), Broken> {
+        let to = from.other();
         let end = self.write_end[to].wrapping_add(1);
         watcher.gives(to, end);
         SockRef::from(&self.sockets[to]).shutdown(Shutdown::Write).map_err(Broken::To)?;
@@ -149,28 +150,28 @@ impl Lanes {
     /// A connection has broken.
     pub(super) async fn wait(&self) -> Result<(), Broken> {
         // A side that is read tells of its end by itself.
-        let broken = |side: usize| async move {
+        let broken = |side: Side| async move {
             let _either_way_it_is = self.sockets[side].ready(Interest::ERROR).await;
             Err(Broken::From(error_of(self.sockets[side].take_error())))
         };
         tokio::select! {
             biased;
-            error = broken(0), if !self.reads(0) => error,
-            error = broken(1), if !self.reads(1) => error,
-            ready = self.copyable(0) => ready,
-            ready = self.copyable(1) => ready,
+            error = broken(Side::Downstream), if !self.reads(Side::Downstream) => error,
+            error = broken(Side::Upstream), if !self.reads(Side::Upstream) => error,
+            ready = self.copyable(Side::Downstream) => ready,
+            ready = self.copyable(Side::Upstream) => ready,
         }
     }
 
     /// Whether the side `from` is read as soon as something comes.
-    fn reads(&self, from: usize) -> bool {
+    fn reads(&self, from: Side) -> bool {
         self.held[from].is_empty() && self.fin[from] == Fin::NotSeen
     }
 
     /// Returns when something from the side `from` may be readable, or what is held writable.
-    async fn copyable(&self, from: usize) -> Result<(), Broken> {
+    async fn copyable(&self, from: Side) -> Result<(), Broken> {
         if !self.held[from].is_empty() {
-            self.sockets[1 - from].writable().await.map_err(Broken::To)
+            self.sockets[from.other()].writable().await.map_err(Broken::To)
         } else if self.reads(from) && !self.unread[from] {
             self.sockets[from].readable().await.map_err(Broken::From)
         } else if self.reads(from) {

@@ -275,7 +275,8 @@ impl Carried {
         let records = self.records.kernel.records();
         records.set_relayed(
             self.index,
-            [0, 1].map(|direction| {
+            Direction::BOTH.map(|direction| {
+                let direction = direction as usize;
                 let live = &flows[direction].live;
                 relayed[direction].wrapping_add_signed(uncounted(begin[direction], live).into())
             }),
@@ -303,7 +304,8 @@ impl Carried {
 
     fn now(&self) -> [u64; 2] {
         let record = self.records.kernel.records().snapshot(self.index);
-        [0, 1].map(|direction| {
+        Direction::BOTH.map(|direction| {
+            let direction = direction as usize;
             let live = &record.flows[direction].live;
             match &self.begin {
                 Some(begin) => bytes_since(begin[direction].load(Ordering::Relaxed), live),
