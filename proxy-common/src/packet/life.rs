@@ -70,6 +70,13 @@ pub const fn takes_tuple(record_state: u32, direction: Direction, flags: u8) -> 
     over && (flags & BOTH == tcp_flags::SYN || answer)
 }
 
+/// Whether a segment accepts a connection, which only a stack does that knows no other one with the same addresses and ports.
+#[inline(always)]
+pub const fn accepts_a_connection(flags: u8) -> bool {
+    const BOTH: u8 = tcp_flags::SYN | tcp_flags::ACK;
+    flags & BOTH == BOTH
+}
+
 /// What [`observe`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Observed {

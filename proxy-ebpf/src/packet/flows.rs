@@ -80,6 +80,13 @@ impl RecordHandle {
         }
     }
 
+    /// Takes a record that is not active yet to [`state::DEAD`]. Userspace may be about to activate the record: the exchange lets
+    /// one of the two win, and both know which. Returns the state that the record has had.
+    #[inline(always)]
+    pub(super) fn bury(&self) -> u32 {
+        self.shared.state.compare_exchange(state::OFF, state::DEAD)
+    }
+
     /// The record.
     #[inline(always)]
     pub(super) fn shared(&self) -> &'static SharedRecord {

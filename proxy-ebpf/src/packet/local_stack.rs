@@ -21,11 +21,15 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
     let Some(tcp) = read::<Tcp>(ctx, tcp_offset::<I>()) else { return Verdict::Pass };
     let is_reset = tcp.flags & tcp_flags::RST != 0;
     let is_own = access::mark(ctx) == access::own_mark();
-    if !is_reset && !is_own {
+    let accepts = life::accepts_a_connection(tcp.flags);
+    if !is_reset && !is_own && !accepts {
         return Verdict::Pass;
     }
     let Some(record) = record_of::<I>(ctx, &tcp) else { return Verdict::Pass };
     let record_state = record.state();
+    if accepts {
+        return another_connection::<I>(ctx, &record, record_state, &tcp);
+    }
     if is_reset && is_own && matches!(record_state, state::HAND_OVER | state::RESET) {
         return match last_word::<I>(ctx, &record, record_state, &tcp) {
             Some(()) => Verdict::Pass,
@@ -54,6 +58,31 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
         Some(()) => Verdict::Freshened,
         None => Verdict::NotRewritten,
     }
+}
+
+/// The local stack accepts another connection with the tuple of a stream: the client has reset the stream's one, which userspace
+/// has not noticed, and has taken the same port again. From now on the record has no part in the client's packets.
+#[inline(always)]
+fn another_connection<I: Flows>(
+    ctx: &TcContext,
+    record: &RecordHandle,
+    record_state: u32,
+    tcp: &Tcp,
+) -> Verdict {
+    let mut is_active = record_state == state::HAND_OVER;
+    if record_state == state::OFF {
+        is_active = record.bury() == state::HAND_OVER;
+    } else if !is_active {
+        return Verdict::Pass;
+    }
+    let Some(ip) = read::<I>(ctx, Ethernet::LEN) else { return Verdict::Pass };
+    I::forget(&ip.answer_key(tcp.ports));
+    if is_active {
+        // The endpoint is still to learn of the end.
+        record.advance(state::RESET);
+        report(record, event::RESET);
+    }
+    Verdict::Reused
 }
 
 /// The RST of a socket that the kernel closes in the hand-over because the process has ended. What the process had read

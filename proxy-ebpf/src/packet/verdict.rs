@@ -17,7 +17,7 @@ pub(super) enum Verdict {
     Dead,
     /// Of a stream, but not of a shape that is forwarded.
     OddShape,
-    /// A SYN that takes the tuple of a stream that is over.
+    /// A SYN that takes the tuple of a stream that is over, or the answer of the local stack to one before the splice.
     Reused,
     /// An ICMP error for a stream, but not about a packet that is under way.
     IcmpPassed,

@@ -356,6 +356,34 @@ fn other_packets_of_the_stack_are_left_alone() {
     });
 }
 
+/// The client has reset its connection and opened another one with the same port, before userspace has noticed. The record must
+/// not forward the packets of that one.
+#[test]
+fn another_connection_that_the_stack_accepts_takes_the_tuple() {
+    in_namespace(|lab| {
+        for family in Family::BOTH {
+            for (before, after) in [
+                (state::OFF, state::DEAD),
+                (state::HAND_OVER, state::RESET),
+                (state::SPLICED, state::SPLICED),
+                (state::FINISHED, state::FINISHED),
+            ] {
+                let mut session = handing_over(family);
+                session.record.state = before;
+                let answer = Packet { flags: SYN | ACK, ..session.own_packet(Direction::ToDownstream) };
+                let is_taken = after != before;
+                let counts: &[Stat] = if is_taken { &[Stat::Reused] } else { &[] };
+                let input = Input { mark: 0, ..own(&answer) };
+                let (verdict, frame) = run(lab, &session, Hook::Egress, &input, counts);
+                assert_eq!((verdict, &frame), (Verdict::Pass, &input.frame), "state {before}");
+                assert_eq!(lab.record(session.index).state, after, "state {before}");
+                assert_eq!(lab.has_key(session.key(Direction::ToUpstream)), !is_taken, "state {before}");
+                assert!(lab.has_key(session.key(Direction::ToDownstream)), "state {before}");
+            }
+        }
+    });
+}
+
 #[test]
 fn the_stack_does_not_reset_a_living_stream() {
     in_namespace(|lab| {

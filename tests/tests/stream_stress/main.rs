@@ -19,10 +19,10 @@ mod progress;
 mod stall;
 mod upgrade;
 
-use std::env;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 use steer_tests::faults::Rates;
@@ -41,6 +41,9 @@ const MIB: u64 = 1 << 20;
 const STEER_PORT: u16 = 8080;
 /// Streams at a time.
 const PARALLEL: usize = 200;
+/// The setting of a network namespace, and ports that are just enough for that.
+const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+const FEW_PORTS: &str = "40000 40399";
 
 #[test]
 fn relayed_streams_arrive_whole_and_leave_nothing() -> Result<()> {
@@ -148,6 +151,8 @@ fn stress(mode: &str) -> Result<()> {
     anyhow::ensure!(2 * on_path > all, "few streams are carried by the {mode}: {paths:?}");
     let fewer = Load { streams: streams / 4, ..load };
     bed.round(Family::V6, Load { seed: seed.wrapping_add(2), ..fewer })?;
+    // A port is free again as soon as its connection is reset, so clients take the same few ports again and again.
+    topology.clients.run(|| fs::write(LOCAL_PORTS, FEW_PORTS))??;
     bed.round(Family::V4, Load { seed: seed.wrapping_add(3), kind: Kind::Abort, ..fewer })?;
     bed.print_metrics()?;
     let after = bed.at_rest()?;

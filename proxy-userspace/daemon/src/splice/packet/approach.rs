@@ -134,6 +134,7 @@ impl<'a> Approach<'a> {
         let installed = self.content(quiet).and_then(|content| {
             let record = OwnedRecord::install(&self.splice.records, content)?;
             failpoint::reached("installed");
+            self.check_alive()?;
             self.mark(self.splice.records.kernel.mark()).inspect_err(|_| {
                 let _as_it_was = self.mark(0);
             })?;
@@ -151,11 +152,22 @@ impl<'a> Approach<'a> {
         if self.plan.flags & flags::TIMESTAMPS != 0 {
             record.set_ts_floors(self.plan.ts_offsets);
         }
-        record.activate();
+        if let Err(reason) = record.activate() {
+            drop(record);
+            return Err(self.refuse(reason));
+        }
         failpoint::reached("activated");
         let watcher = Switched { record, copies_acks: Cell::new(!quiet) };
         let Self { splice, stream: Relayed { lanes, source, flow, idle_timeout, .. }, .. } = self;
         Ok(HandOver { splice, lanes, watcher, source, flow, idle_timeout, carried: None })
+    }
+
+    /// To be called when the keys are there. A client that has reset its connection before may have opened another one with the
+    /// same port already: the record must not forward the packets of that one. (If a client does so later, the egress program
+    /// sees the stack's answer.)
+    fn check_alive(&self) -> Result<(), Reason> {
+        let is_alive = |socket| TcpInfo::of(socket).is_ok_and(|info| !info.is_closed());
+        if self.stream.lanes.sockets.iter().all(is_alive) { Ok(()) } else { Err(Reason::NotEstablished) }
     }
 
     /// What the record says, taken at one moment at which nobody reads or writes.

@@ -120,8 +120,12 @@ impl OwnedRecord {
     }
 
     /// From now on the kernel forwards the stream's packets, in both directions.
-    pub(super) fn activate(&self) {
-        self.records.kernel.records().set_state(self.index, state::HAND_OVER);
+    ///
+    /// # Errors
+    /// The stack has answered another connection with the tuple, so the stream's own one is no more.
+    pub(super) fn activate(&self) -> Result<(), Reason> {
+        let activated = self.records.kernel.records().advance_state(self.index, state::OFF, state::HAND_OVER);
+        activated.map_err(|_dead| Reason::NotEstablished)
     }
 
     pub(super) fn state(&self) -> u32 {
