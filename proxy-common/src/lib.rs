@@ -8,7 +8,6 @@
 pub mod abi;
 pub mod about;
 pub mod expiry;
-pub mod fault;
 pub mod flow;
 pub mod instance;
 mod labels;

@@ -1,5 +1,5 @@
 //! Faults on the way of TCP packets: loss, duplication, reordering. The kernel's own means (netem) are often not
-//! built, so a BPF program makes them (`proxy-ebpf/src/bin/faults.rs`).
+//! built, so a BPF program makes them (`tests/faults-ebpf`).
 
 use std::ops::{Add, Sub};
 use std::path::Path;
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TcAttachType};
-use proxy_common::fault::{self, count, setting};
+use faults_ebpf::{count, setting};
 
 use crate::netns::NetNs;
 
@@ -65,7 +65,8 @@ impl<'n> Faults<'n> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(OBJECT);
         let object = fs::read(&path).with_context(|| format!("no {OBJECT}: run cargo xtask build-ebpf"))?;
         let mut ebpf = Ebpf::load(&object).context("cannot load the fault program's maps")?;
-        let settings = ebpf.take_map(fault::MAP_SETTINGS).context("the fault program has no settings")?;
+        let settings =
+            ebpf.take_map(faults_ebpf::MAP_SETTINGS).context("the fault program has no settings")?;
         netns.ip(&["link", "add", DETOUR, "type", "veth", "peer", "name", DETOUR_END])?;
         // From here on the detour is removed by Drop.
         let mut faults = Self { netns, ebpf, settings: Array::try_from(settings)? };
@@ -77,9 +78,9 @@ impl<'n> Faults<'n> {
         faults.settings.set(setting::HOME, netns.index_of(device)?, 0)?;
         netns.run(|| {
             for (program, device, hook) in [
-                (fault::PROG_RETURN, DETOUR_END, TcAttachType::Ingress),
-                (fault::PROG_INGRESS, device, TcAttachType::Ingress),
-                (fault::PROG_EGRESS, device, TcAttachType::Egress),
+                (faults_ebpf::PROG_RETURN, DETOUR_END, TcAttachType::Ingress),
+                (faults_ebpf::PROG_INGRESS, device, TcAttachType::Ingress),
+                (faults_ebpf::PROG_EGRESS, device, TcAttachType::Egress),
             ] {
                 start(&mut faults.ebpf, program, device, hook).with_context(|| program.to_owned())?;
             }
@@ -102,7 +103,7 @@ impl<'n> Faults<'n> {
 
     /// What has happened so far.
     pub fn counts(&self) -> Result<Counts> {
-        let map = self.ebpf.map(fault::MAP_COUNTS).context("the fault program has no counts")?;
+        let map = self.ebpf.map(faults_ebpf::MAP_COUNTS).context("the fault program has no counts")?;
         let map = PerCpuArray::<_, u64>::try_from(map)?;
         // In this order, or a packet could return before it left.
         let returned = sum(&map, count::RETURNED)?;

@@ -20,6 +20,8 @@ pub(crate) const TARGET: &str = "bpfel-unknown-none";
 pub(crate) const OBJECT: &str = "target/bpf/steer-ebpf.o";
 const OTHER_LAYOUT: &str = "target/bpf/steer-ebpf-other-layout.o";
 const FAULTS: &str = "target/bpf/faults-ebpf.o";
+/// The packages with BPF programs: those of `steer`, and those of the tests.
+const PACKAGES: [&str; 2] = ["--package=proxy-ebpf", "--package=faults-ebpf"];
 
 /// Build the BPF programs that `steer` embeds, installing the compiler for them where possible
 #[derive(Debug, clap::Args)]
@@ -64,7 +66,8 @@ fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, feature: Opti
     let mut cargo = toolchain.cargo();
     cargo
         .current_dir(workspace)
-        .args(["build", "--locked", "--package", "proxy-ebpf", "--profile", "bpf", "--target", TARGET])
+        .args(["build", "--locked", "--profile", "bpf", "--target", TARGET])
+        .args(PACKAGES)
         .arg("--target-dir")
         .arg(&target_dir)
         // The flags of the host (a linker, a CPU) mean nothing here.
@@ -73,7 +76,7 @@ fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, feature: Opti
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(linker));
     if let Some(feature) = feature {
-        cargo.args(["--features", feature]);
+        cargo.arg(format!("--features=proxy-ebpf/{feature}"));
     }
     run_visibly(&mut cargo)?;
     Ok(target_dir.join(TARGET).join("bpf"))

@@ -1,4 +1,5 @@
 //! What the fault program of the tests and its loader agree on. No part of Steer.
+#![no_std]
 
 /// The object's names, as they stand in it.
 pub const PROG_INGRESS: &str = "fault_ingress";

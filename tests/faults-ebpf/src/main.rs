@@ -1,4 +1,4 @@
-//! Loss, duplication and reordering of TCP packets at a device, for tests. Not part of `steer`.
+//! Loss, duplication and reordering of TCP packets at a device, for tests. No part of Steer.
 //!
 //! A packet that is to come late takes a detour: out by a device whose queue is slow, and back by the
 //! program `fault_return` at that device's peer. Its mark tells that it had its fault, and at which hook.
@@ -11,7 +11,7 @@ mod program {
     use aya_ebpf::macros::{classifier, map};
     use aya_ebpf::maps::{Array, PerCpuArray};
     use aya_ebpf::programs::TcContext;
-    use proxy_common::fault::{count, setting};
+    use faults_ebpf::{count, setting};
 
     /// Writer: userspace. Reader: the programs.
     #[map]
