@@ -230,7 +230,8 @@ impl<'c> Router<'c> {
             Ok(routed) => routed,
             Err(refusal) => return Ok(Answer::refused(error_of(refusal))),
         };
-        let cluster = self.clusters.get(routed.cluster);
+        let name = &routed.route.cluster;
+        let cluster = self.clusters.get(name).ok_or_else(|| format!("there is no cluster {name:?}"))?;
         let (picked, error) = match cluster.pick(routed.hash) {
             Ok(pick) => (Some(pick), None),
             Err(error) => (None, Some(error.to_string())),

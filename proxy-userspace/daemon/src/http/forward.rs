@@ -92,7 +92,8 @@ async fn forward<'d>(
 
     let listener = &downstream.listener;
     let routed = routing::route(listener, &downstream.connection, &mut head)?;
-    let cluster = downstream.shared.clusters.get(routed.cluster);
+    // A configuration's routes name none but its own clusters.
+    let cluster = downstream.shared.clusters.get(&routed.route.cluster).ok_or(Fault::NoHealthyEndpoint)?;
     *chosen = Some(cluster);
     let timeouts = RequestTimeouts {
         response: routed.route.timeout,
@@ -128,7 +129,7 @@ async fn send(
     let method = head.method.clone();
     let request = Request::from_parts(head, body);
     let endpoint = pick.endpoint.address;
-    let sent = downstream.shared.pool.send(routed.cluster, endpoint, request);
+    let sent = downstream.shared.pool.send(&routed.route.cluster, endpoint, request);
     let response = unless_failed(downstream, sent).await?.map_err(|error| {
         let fault = downstream.exchange.fault().unwrap_or_else(|| upstream_fault(&error));
         tracing::debug!(%endpoint, error = &error as &dyn Error, %fault, "request failed");
@@ -149,7 +150,7 @@ async fn switch(
     pick: &Pick,
 ) -> Result<Response<Source>, Fault> {
     let endpoint: SocketAddr = pick.endpoint.address;
-    let connector = downstream.shared.pool.connector(routed.cluster);
+    let connector = downstream.shared.pool.connector(&cluster.name).ok_or(Fault::NoHealthyEndpoint)?;
     let method = head.method.clone();
     let request = Request::from_parts(head, Empty::<Bytes>::new());
     let asked = upgrade::ask(connector, endpoint, downstream.client_tcp, request);

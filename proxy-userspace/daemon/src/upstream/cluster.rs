@@ -1,7 +1,6 @@
 //! One cluster: the only place where its endpoints, and so its ring, change.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::StatusCode;
@@ -18,7 +17,6 @@ use crate::telemetry::Telemetry;
 #[derive(Debug)]
 pub struct Cluster {
     pub name: Arc<str>,
-    pub connect_timeout: Duration,
     lb_policy: LbPolicy,
     healthy_panic_threshold: f64,
     snapshot: ArcSwap<Snapshot>,
@@ -127,7 +125,6 @@ impl Cluster {
             Snapshot { version: 0, slots: Box::default(), table: Table::new(config.lb_policy, &[], &[]) };
         let cluster = Self {
             name: config.name.as_str().into(),
-            connect_timeout: config.connect_timeout,
             lb_policy: config.lb_policy,
             healthy_panic_threshold: config.healthy_panic_threshold,
             snapshot: ArcSwap::from_pointee(nothing),
@@ -212,6 +209,7 @@ fn count(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::time::Duration;
 
     use steer_policy::config::{HashFunction, Health};
 

@@ -6,6 +6,7 @@ pub mod mss;
 pub mod pool;
 pub mod ports;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use steer_policy::config::{self, Config};
@@ -15,10 +16,10 @@ use crate::telemetry::Telemetry;
 
 pub use cluster::{Cluster, Snapshot, Table};
 
-/// The clusters of a configuration, by [`config::ClusterIndex`].
+/// The clusters of a configuration.
 #[derive(Debug)]
 pub struct Clusters {
-    clusters: Vec<Arc<Cluster>>,
+    by_name: HashMap<Arc<str>, Arc<Cluster>>,
 }
 
 /// The endpoint that a request goes to.
@@ -51,12 +52,12 @@ pub struct NoHealthyEndpoint;
 
 impl Clusters {
     pub fn new(config: &Config, telemetry: &Telemetry) -> Self {
-        let clusters =
-            config.clusters.iter().map(|cluster| Arc::new(Cluster::new(cluster, telemetry))).collect();
-        Self { clusters }
+        let clusters = config.clusters.iter().map(|cluster| Arc::new(Cluster::new(cluster, telemetry)));
+        Self { by_name: clusters.map(|cluster| (Arc::clone(&cluster.name), cluster)).collect() }
     }
 
-    pub fn get(&self, index: config::ClusterIndex) -> &Arc<Cluster> {
-        &self.clusters[index]
+    /// The cluster of this name; `None`: the configuration does not have one.
+    pub fn get(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.by_name.get(name)
     }
 }

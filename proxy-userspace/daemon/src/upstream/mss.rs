@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use steer_kernel::net::host;
 use steer_kernel::net::route::{Hop, Routes};
 use steer_kernel::tcp::tcp_info::{TIMESTAMP_BYTES, TcpInfo};
-use steer_policy::config::{self, Cluster, ClusterIndex, Config, Listener, Route};
+use steer_policy::config::{self, Cluster, Config, Listener, Route};
 
 /// Headers without options, of IP and TCP together.
 const IPV4_HEADERS: u32 = 40;
@@ -60,22 +60,23 @@ pub fn for_listener(listener: &Listener, config: &Config) -> Option<u16> {
 /// What fits the narrowest way from a listener to an endpoint that it can upgrade to. `None`: there is no way, or
 /// none is narrower than what `TCP_MAXSEG` can say.
 fn of_routes(listener: &Listener, clusters: &[Cluster], routes: &Routes) -> Option<u16> {
-    let fits = |cluster: ClusterIndex| {
-        let cluster = &clusters[cluster];
+    let upgradable = upgradable(listener);
+    let fits = |cluster: &Cluster| {
         let addresses = cluster.endpoints.iter().map(|endpoint| endpoint.address.ip().to_canonical());
         addresses
             .filter(|address| listener.address.is_ipv6() || address.is_ipv4())
             .filter_map(|address| of_route(address, &cluster.source_addresses, routes))
             .collect::<Vec<_>>()
     };
-    upgradable(listener).into_iter().flat_map(fits).min().filter(|mss| mss <= config::MSS.end())
+    let clusters = clusters.iter().filter(|cluster| upgradable.contains(&*cluster.name));
+    clusters.flat_map(fits).min().filter(|mss| mss <= config::MSS.end())
 }
 
-/// The clusters that streams of a listener can go to.
-fn upgradable(listener: &Listener) -> BTreeSet<ClusterIndex> {
+/// The names of the clusters that streams of a listener can go to.
+fn upgradable(listener: &Listener) -> BTreeSet<&str> {
     let routes = listener.virtual_hosts.iter().flat_map(|host| &host.routes);
     let upgrades = |route: &&Route| route.upgrade_websocket.unwrap_or(listener.options.upgrade_websocket);
-    routes.filter(upgrades).map(|route| route.cluster).collect()
+    routes.filter(upgrades).map(|route| &*route.cluster).collect()
 }
 
 /// What fits the narrowest way to an address.
@@ -144,7 +145,7 @@ clusters:
 - { name: b, lb_policy: maglev, endpoints: ['127.0.0.1:2'] }
 ";
         let config = config::parse(text, "test").unwrap().config;
-        assert_eq!(upgradable(&config.listeners[0]), BTreeSet::from([1]));
+        assert_eq!(upgradable(&config.listeners[0]), BTreeSet::from(["b"]));
     }
 
     #[test]

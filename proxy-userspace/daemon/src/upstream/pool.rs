@@ -8,13 +8,14 @@ mod body;
 mod idle;
 mod kept;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
 use steer_kernel::tcp::tcp_info::TcpInfo;
-use steer_policy::config::{ClusterIndex, Config};
+use steer_policy::config::Config;
 use thiserror::Error;
 use tokio::net::TcpStream;
 
@@ -30,7 +31,8 @@ pub use self::body::Body;
 /// One pool for each cluster.
 #[derive(Debug)]
 pub struct Pool {
-    clusters: Vec<Cluster>,
+    /// By name.
+    clusters: HashMap<Arc<str>, Cluster>,
     /// Whether streams are given source ports.
     own_ports: bool,
 }
@@ -44,6 +46,8 @@ struct Cluster {
 /// Why there is no response.
 #[derive(Debug, Error)]
 pub enum SendError {
+    #[error("the pool does not know the cluster")]
+    NoCluster,
     #[error("there is no connection")]
     Connect(#[source] ConnectError),
     #[error("the connection failed")]
@@ -55,22 +59,22 @@ impl Pool {
     pub fn new(config: &Config, telemetry: &Telemetry, ports: Option<&SourcePorts>) -> Self {
         let cluster = |cluster: &steer_policy::config::Cluster| {
             let connector = Connector::new(cluster, telemetry, ports.cloned());
-            Cluster { connector, idle: Arc::default() }
+            (cluster.name.as_str().into(), Cluster { connector, idle: Arc::default() })
         };
         Self { clusters: config.clusters.iter().map(cluster).collect(), own_ports: ports.is_some() }
     }
 
     /// Another one to the same endpoints, for connections that are polled on another thread.
     pub fn another(&self) -> Self {
-        let clusters = self.clusters.iter();
-        let clusters = clusters
-            .map(|Cluster { connector, .. }| Cluster { connector: connector.clone(), idle: Arc::default() });
+        let clusters = self.clusters.iter().map(|(name, Cluster { connector, .. })| {
+            (Arc::clone(name), Cluster { connector: connector.clone(), idle: Arc::default() })
+        });
         Self { clusters: clusters.collect(), own_ports: self.own_ports }
     }
 
-    /// For connections outside the pool.
-    pub fn connector(&self, cluster: ClusterIndex) -> &Connector {
-        &self.clusters[cluster].connector
+    /// For connections outside the pool. `None`: there is no such cluster.
+    pub fn connector(&self, cluster: &str) -> Option<&Connector> {
+        self.clusters.get(cluster).map(|cluster| &cluster.connector)
     }
 
     /// What [`connect_stream`](Connector::connect_stream) should know of a client, if anything.
@@ -89,11 +93,13 @@ impl Pool {
     /// ended with an error.
     pub async fn send(
         &self,
-        cluster: ClusterIndex,
+        cluster: &str,
         endpoint: SocketAddr,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, SendError> {
-        let Cluster { connector, idle } = &self.clusters[cluster];
+        let Some(Cluster { connector, idle }) = self.clusters.get(cluster) else {
+            return Err(SendError::NoCluster);
+        };
         // Held by the body until it is written.
         let sending = (!request.body().is_end_stream()).then(|| Arc::new(()));
         let mut request = request.map(|body| Outgoing::new(body, sending.clone()));

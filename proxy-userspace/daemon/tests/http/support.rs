@@ -74,7 +74,7 @@ impl Setup {
     pub(crate) async fn start(self) -> Steer {
         let route = |path: &str, upgrade_websocket| Route {
             path: PathMatch::Prefix(path.into()),
-            cluster: 0,
+            cluster: "c".into(),
             timeout: self.timeout,
             idle_timeout: None,
             upgrade_websocket,

@@ -153,12 +153,13 @@ fn compare_transcript(config: &Config, case: &Value, comparison: &mut Comparison
     };
     let switched = *status == 101;
     assert!(routed.upgrade || !switched, "{id}: not seen as an upgrade");
-    let pick = clusters(config).get(routed.cluster).pick(routed.hash).unwrap();
+    let pick = clusters(config).get(&routed.route.cluster).unwrap().pick(routed.hash).unwrap();
     let endpoint = pick.endpoint.address.to_string();
     let Some(upstream) = case.get("upstream") else {
         // Envoy could not connect either.
         assert_eq!(*status, 503, "{id}");
-        comparison.equal(|| id.to_owned(), (endpoint, routed.cluster), ("127.255.1.1:21899".into(), 1));
+        let expected = ("127.255.1.1:21899", "dead");
+        comparison.equal(|| id.to_owned(), (&*endpoint, &*routed.route.cluster), expected);
         return;
     };
     if !routed.set_cookies.is_empty() && case.get("peer").is_none() {

@@ -280,7 +280,7 @@ fn route(field: &Field<'_>, clusters: &[&str], options: &HttpOptions) -> Option<
     }
     let path = path_match(field, &map);
     let cluster =
-        map.require("cluster", "\"sio\"").and_then(|name| listening::cluster_index(&name, clusters));
+        map.require("cluster", "\"sio\"").and_then(|name| listening::known_cluster(&name, clusters));
     let timeout = map.get("timeout_ms").and_then(|field| field.unsigned(0..=u64::from(u32::MAX)));
     let websocket = map.boolean("use_websocket");
     let hash_policy = map.get("hash_policy").and_then(|field| hash_policy_object(&field));

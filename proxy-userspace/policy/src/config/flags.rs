@@ -7,6 +7,9 @@ use super::{
     Route, VirtualHost, load_balancing, native,
 };
 
+/// Of the one cluster.
+const NAME: &str = "backends";
+
 /// One listener, one route that allows websocket, one ring over `backends`; the rest is the native
 /// format's default. Ports and the number of backends are for the caller to check.
 pub fn from_flags(listen: SocketAddr, backends: &[SocketAddr], hash: HashSource) -> Config {
@@ -18,7 +21,7 @@ pub fn from_flags(listen: SocketAddr, backends: &[SocketAddr], hash: HashSource)
     };
     let route = Route {
         path: PathMatch::Prefix("/".to_owned()),
-        cluster: 0,
+        cluster: NAME.to_owned(),
         timeout: Some(native::DEFAULT_ROUTE_TIMEOUT),
         idle_timeout: None,
         upgrade_websocket: Some(true),
@@ -35,7 +38,7 @@ pub fn from_flags(listen: SocketAddr, backends: &[SocketAddr], hash: HashSource)
         }],
     };
     let cluster = Cluster {
-        name: "backends".to_owned(),
+        name: NAME.to_owned(),
         lb_policy: LbPolicy::RING_HASH,
         connect_timeout: native::DEFAULT_CONNECT_TIMEOUT,
         endpoints: backends.iter().map(endpoint).collect(),

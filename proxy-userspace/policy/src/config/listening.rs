@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::reader::{Field, nearest};
-use super::{ClusterIndex, HashSource, HeaderSource, HttpOptions, PathMatch, Route};
+use super::{HashSource, HeaderSource, HttpOptions, PathMatch, Route};
 
 /// Names of the clusters in file order, by which routes find them.
 pub(super) fn cluster_names<'t>(clusters: &[Field<'t>]) -> Vec<&'t str> {
@@ -14,11 +14,11 @@ pub(super) fn cluster_names<'t>(clusters: &[Field<'t>]) -> Vec<&'t str> {
         .collect()
 }
 
-/// The index of the cluster that `field` names.
-pub(super) fn cluster_index(field: &Field<'_>, names: &[&str]) -> Option<ClusterIndex> {
+/// The cluster that `field` names, if there is one.
+pub(super) fn known_cluster(field: &Field<'_>, names: &[&str]) -> Option<String> {
     let name = field.string()?;
-    let index = names.iter().position(|known| *known == name);
-    if index.is_none() {
+    let is_known = names.contains(&name);
+    if !is_known {
         let hint = match nearest(name, names.iter().copied()) {
             Some(near) => format!("did you mean `{near}`?"),
             None if names.is_empty() => format!("define it: clusters: [{{ name: {name}, ... }}]"),
@@ -26,7 +26,7 @@ pub(super) fn cluster_index(field: &Field<'_>, names: &[&str]) -> Option<Cluster
         };
         field.error(format_args!("there is no cluster `{name}`"), hint);
     }
-    index
+    is_known.then(|| name.to_owned())
 }
 
 /// A name that no other of its kind has.

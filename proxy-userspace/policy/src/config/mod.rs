@@ -35,9 +35,6 @@ pub use load::{Format, Loaded, load, parse, read};
 pub use packet_splice::{Keepalive, MSS, PacketSplice};
 pub use print::to_yaml;
 
-/// Index into [`Config::clusters`].
-pub type ClusterIndex = usize;
-
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listeners: Vec<Listener>,
@@ -182,7 +179,8 @@ pub struct VirtualHost {
 #[derive(Debug, Clone)]
 pub struct Route {
     pub path: PathMatch,
-    pub cluster: ClusterIndex,
+    /// The name of one of [`Config::clusters`].
+    pub cluster: String,
     /// Until the response head has arrived; `None` = no limit. Default 15 s.
     pub timeout: Option<Duration>,
     /// Overrides [`HttpOptions::stream_idle_timeout`] where set; `Some(None)` = no limit.

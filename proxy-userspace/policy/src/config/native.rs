@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::reader::{Field, Map};
 use super::{
-    Cluster, ClusterIndex, Config, Endpoint, HttpOptions, LbPolicy, Listener, PathMatch, Route, SpliceMode,
-    VirtualHost, hash_policy, instance, listening, load_balancing, packet_splice,
+    Cluster, Config, Endpoint, HttpOptions, LbPolicy, Listener, PathMatch, Route, SpliceMode, VirtualHost,
+    hash_policy, instance, listening, load_balancing, packet_splice,
 };
 
 pub(super) const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
@@ -190,7 +190,7 @@ fn route(field: &Field<'_>, clusters: &[&str], options: &HttpOptions) -> Option<
     let map = field.map()?;
     let path = map.get("match").and_then(|field| path_match(&field));
     let cluster = map.require("cluster", clusters.first().unwrap_or(&"NAME"));
-    let cluster: Option<ClusterIndex> = cluster.and_then(|name| listening::cluster_index(&name, clusters));
+    let cluster = cluster.and_then(|name| listening::known_cluster(&name, clusters));
     let timeout = map.get("timeout").and_then(|field| field.limit()).unwrap_or(Some(DEFAULT_ROUTE_TIMEOUT));
     let idle_timeout = map.get("idle_timeout").and_then(|field| field.limit());
     let upgrade_websocket = map.get("upgrade_configs").map(|list| upgrades(&list));

@@ -17,7 +17,7 @@ pub fn to_yaml(config: &Config) -> String {
     let mut page = Page(String::new());
     page.line(0, "listeners:");
     for (index, listener) in config.listeners.iter().enumerate() {
-        page.listener(index, listener, config);
+        page.listener(index, listener);
     }
     page.line(0, "clusters:");
     for cluster in &config.clusters {
@@ -59,20 +59,20 @@ impl Page {
         }
     }
 
-    fn listener(&mut self, index: usize, listener: &Listener, config: &Config) {
+    fn listener(&mut self, index: usize, listener: &Listener) {
         self.key(0, "- address", quote(&listener.address.to_string()));
         if listener.name != format!("listener_{index}") {
             self.key(2, "name", quote(&listener.name));
         }
         self.options(&listener.options);
         match &listener.virtual_hosts[..] {
-            [only] if only.domains == ["*"] => self.routes(2, &only.routes, config),
+            [only] if only.domains == ["*"] => self.routes(2, &only.routes),
             hosts => {
                 self.line(2, if hosts.is_empty() { "virtual_hosts: []" } else { "virtual_hosts:" });
                 for host in hosts {
                     self.key(2, "- name", quote(&host.name));
                     self.key(4, "domains", list(host.domains.iter().map(|domain| quote(domain))));
-                    self.routes(4, &host.routes, config);
+                    self.routes(4, &host.routes);
                 }
             }
         }
@@ -131,7 +131,7 @@ impl Page {
         self.differs("stream_idle_timeout", &o.stream_idle_timeout, &d.stream_idle_timeout, time);
     }
 
-    fn routes(&mut self, indent: usize, routes: &[Route], config: &Config) {
+    fn routes(&mut self, indent: usize, routes: &[Route]) {
         self.line(indent, if routes.is_empty() { "routes: []" } else { "routes:" });
         for route in routes {
             let (kind, path) = match &route.path {
@@ -140,9 +140,7 @@ impl Page {
             };
             self.line(indent, format_args!("- match: {{ {kind}: {} }}", quote(path)));
             let indent = indent + 2;
-            if let Some(cluster) = config.clusters.get(route.cluster) {
-                self.key(indent, "cluster", quote(&cluster.name));
-            }
+            self.key(indent, "cluster", quote(&route.cluster));
             if route.timeout != Some(native::DEFAULT_ROUTE_TIMEOUT) {
                 self.key(indent, "timeout", limit(route.timeout));
             }

@@ -17,7 +17,7 @@ pub use forwarded::trim_blanks;
 pub use response::forward_response;
 
 use crate::affinity::hash_policy::{self, Outcome};
-use crate::config::{ClusterIndex, Listener, Route};
+use crate::config::{Listener, Route};
 use upgrade::Upgrade;
 
 /// The downstream connection that a request came on.
@@ -37,7 +37,6 @@ pub struct Connection {
 #[derive(Debug)]
 pub struct Routed<'c> {
     pub route: &'c Route,
-    pub cluster: ClusterIndex,
     /// `None`: no policy yielded a hash, the endpoint is chosen at random.
     pub hash: Option<u64>,
     /// To be added to the response that the endpoint gives.
@@ -115,7 +114,7 @@ pub fn route<'c>(
             local: connection.local,
         },
     );
-    Ok(Routed { route, cluster: route.cluster, hash, set_cookies, upgrade: upgrade == Upgrade::WebSocket })
+    Ok(Routed { route, hash, set_cookies, upgrade: upgrade == Upgrade::WebSocket })
 }
 
 #[cfg(test)]

@@ -16,10 +16,10 @@ fn listener(options: HttpOptions, routes: Vec<Route>) -> Listener {
     }
 }
 
-fn to(path: PathMatch, cluster: ClusterIndex) -> Route {
+fn to(path: PathMatch, cluster: &str) -> Route {
     Route {
         path,
-        cluster,
+        cluster: cluster.to_owned(),
         timeout: Some(Duration::from_secs(15)),
         idle_timeout: None,
         upgrade_websocket: None,
@@ -27,7 +27,7 @@ fn to(path: PathMatch, cluster: ClusterIndex) -> Route {
     }
 }
 
-fn everything(cluster: ClusterIndex) -> Vec<Route> {
+fn everything(cluster: &str) -> Vec<Route> {
     vec![to(PathMatch::Prefix("/".into()), cluster)]
 }
 
@@ -55,7 +55,7 @@ fn forwarded_lines(
     remote: &str,
     lines: &[(&'static str, &'static str)],
 ) -> Result<Vec<String>, Refusal> {
-    let listener = listener(options, everything(0));
+    let listener = listener(options, everything("sio"));
     let mut head = head("GET /", lines);
     route(&listener, &connection(remote), &mut head)?;
     let mut lines: Vec<_> = head
@@ -75,7 +75,7 @@ fn edge() -> HttpOptions {
 }
 
 fn refusal(options: HttpOptions, request_line: &str, lines: &[(&'static str, &'static str)]) -> Refusal {
-    let listener = listener(options, vec![to(PathMatch::Prefix("/app".into()), 0)]);
+    let listener = listener(options, vec![to(PathMatch::Prefix("/app".into()), "sio")]);
     let mut head = head(request_line, lines);
     route(&listener, &connection("127.0.0.1:50000"), &mut head).unwrap_err()
 }
@@ -114,41 +114,41 @@ fn refusals_and_their_status() {
 fn http_10_must_be_allowed() {
     let mut old = head("GET /", &[HOST]);
     old.version = Version::HTTP_10;
-    let strict = listener(HttpOptions::default(), everything(0));
+    let strict = listener(HttpOptions::default(), everything("sio"));
     let refused = route(&strict, &connection("127.0.0.1:50000"), &mut old).unwrap_err();
     assert_eq!((refused, refused.status().as_u16()), (Refusal::Http10, 426));
-    let lenient = listener(HttpOptions { accept_http_10: true, ..HttpOptions::default() }, everything(0));
+    let lenient = listener(HttpOptions { accept_http_10: true, ..HttpOptions::default() }, everything("sio"));
     assert!(route(&lenient, &connection("127.0.0.1:50000"), &mut old).is_ok());
 }
 
 #[test]
 fn the_first_matching_route_is_taken() {
     let routes = vec![
-        to(PathMatch::Exact("/a".into()), 0),
-        to(PathMatch::Prefix("/a".into()), 1),
-        to(PathMatch::Prefix("/ab".into()), 2),
-        to(PathMatch::Prefix("/".into()), 3),
+        to(PathMatch::Exact("/a".into()), "exact"),
+        to(PathMatch::Prefix("/a".into()), "a"),
+        to(PathMatch::Prefix("/ab".into()), "ab"),
+        to(PathMatch::Prefix("/".into()), "rest"),
     ];
     let listener = listener(HttpOptions::default(), routes);
     for (target, cluster) in [
-        ("/a", 0),
-        ("/a?b=c", 0),
-        ("/a/", 1),
-        ("/abc", 1),
-        ("/A", 3),
-        ("//a", 3),
-        ("/%61", 3),
-        ("http://elsewhere/a?x", 0),
+        ("/a", "exact"),
+        ("/a?b=c", "exact"),
+        ("/a/", "a"),
+        ("/abc", "a"),
+        ("/A", "rest"),
+        ("//a", "rest"),
+        ("/%61", "rest"),
+        ("http://elsewhere/a?x", "exact"),
     ] {
         let mut head = head(&format!("GET {target}"), &[HOST]);
         let routed = route(&listener, &connection("127.0.0.1:50000"), &mut head).unwrap();
-        assert_eq!(routed.cluster, cluster, "{target}");
+        assert_eq!(routed.route.cluster, cluster, "{target}");
     }
 }
 
 #[test]
 fn an_absolute_target_becomes_a_path_and_host() {
-    let listener = listener(HttpOptions::default(), everything(0));
+    let listener = listener(HttpOptions::default(), everything("sio"));
     for (target, path) in [("http://Abs.example:81/x?y", "/x?y"), ("http://Abs.example:81", "/")] {
         let mut head = head(&format!("GET {target}"), &[HOST]);
         route(&listener, &connection("127.0.0.1:50000"), &mut head).unwrap();
@@ -162,7 +162,7 @@ fn routes_override_the_listeners_upgrades() {
     for (listener_allows, route_says, allowed) in
         [(false, None, false), (false, Some(true), true), (true, None, true), (true, Some(false), false)]
     {
-        let mut routes = everything(0);
+        let mut routes = everything("sio");
         routes[0].upgrade_websocket = route_says;
         let options = HttpOptions { upgrade_websocket: listener_allows, ..HttpOptions::default() };
         let listener = listener(options, routes);
@@ -341,7 +341,7 @@ fn request_ids_follow_the_options() {
 fn policies_see_the_head_that_goes_out() {
     let xff = HeaderSource::Name(http::HeaderName::from_static("x-forwarded-for"));
     let policy = |source| HashPolicy { source, terminal: false };
-    let mut routes = everything(0);
+    let mut routes = everything("sio");
     routes[0].hash_policy = vec![policy(HashSource::Header { name: xff, rewrite: None })];
     let listener = listener(edge(), routes);
     let mut head = head("GET /", &[HOST]);
@@ -352,7 +352,7 @@ fn policies_see_the_head_that_goes_out() {
 
 #[test]
 fn made_cookies_are_handed_over() {
-    let mut routes = everything(0);
+    let mut routes = everything("sio");
     let cookie = CookiePolicy {
         name: "sid".into(),
         ttl: Some(Duration::from_secs(60)),

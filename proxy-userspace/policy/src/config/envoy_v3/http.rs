@@ -441,7 +441,7 @@ fn route_action(field: &Field<'_>, clusters: &[&str]) -> Option<Route> {
         KEEP_PLAIN,
     );
     let cluster = map.require("cluster", clusters.first().copied().unwrap_or("NAME"));
-    let cluster = cluster.and_then(|name| listening::cluster_index(&name, clusters));
+    let cluster = cluster.and_then(|name| listening::known_cluster(&name, clusters));
     let timeout = map.get("timeout").and_then(|field| field.limit());
     let idle_timeout = map.get("idle_timeout").and_then(|field| field.limit());
     let upgrade_websocket = map.get("upgrade_configs").and_then(|list| upgrade_configs(&list));

@@ -76,7 +76,7 @@ proptest! {
             Ok(loaded) => {
                 let config = loaded.config;
                 for host in config.listeners.iter().flat_map(|listener| &listener.virtual_hosts) {
-                    prop_assert!(host.routes.iter().all(|route| route.cluster < config.clusters.len()));
+                    prop_assert!(host.routes.iter().all(|route| config.clusters.iter().any(|cluster| cluster.name == route.cluster)));
                     prop_assert!(!host.domains.is_empty());
                 }
                 let printed = to_yaml(&config);
