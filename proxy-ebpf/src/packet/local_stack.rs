@@ -60,8 +60,8 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
     }
 }
 
-/// The local stack accepts another connection with the tuple of a stream: the client has reset the stream's one, which userspace
-/// has not noticed, and has taken the same port again. From now on the record has no part in the client's packets.
+/// The local stack accepts another connection with the tuple of a stream: the client has reset its first connection and has taken
+/// the same port again. Userspace has not noticed. From now on no packet of the client leads to the record.
 #[inline(always)]
 fn another_connection<I: Flows>(
     ctx: &TcContext,

@@ -162,9 +162,9 @@ impl<'a> Approach<'a> {
         Ok(HandOver { splice, lanes, watcher, source, flow, idle_timeout, carried: None })
     }
 
-    /// To be called when the keys are there. A client that has reset its connection before may have opened another one with the
-    /// same port already: the record must not forward the packets of that one. (If a client does so later, the egress program
-    /// sees the stack's answer.)
+    /// Whether both connections are there still; to be called after the keys are in the map. A client may have reset its
+    /// connection before and opened another one with the same port: the record must not forward the packets of the new
+    /// connection. (If the client does so later, the egress program sees the answer of the local stack.)
     fn check_alive(&self) -> Result<(), Reason> {
         let is_alive = |socket| TcpInfo::of(socket).is_ok_and(|info| !info.is_closed());
         if self.stream.lanes.sockets.iter().all(is_alive) { Ok(()) } else { Err(Reason::NotEstablished) }

@@ -122,7 +122,7 @@ impl OwnedRecord {
     /// From now on the kernel forwards the stream's packets, in both directions.
     ///
     /// # Errors
-    /// The stack has answered another connection with the tuple, so the stream's own one is no more.
+    /// The local stack has accepted another connection with the tuple, so the stream's downstream connection is gone.
     pub(super) fn activate(&self) -> Result<(), Reason> {
         let activated = self.records.kernel.records().advance_state(self.index, state::OFF, state::HAND_OVER);
         activated.map_err(|_dead| Reason::NotEstablished)
