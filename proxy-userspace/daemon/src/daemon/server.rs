@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use proxy_common::instance::Instance;
 use steer_kernel::bpf::packet::pinned;
 use steer_kernel::failpoint;
@@ -18,14 +19,14 @@ use tokio::time::sleep;
 
 use super::sockets::Sockets;
 use crate::admin::Admin;
-use crate::http::{self, Phase, Shared, Worker};
+use crate::http::{self, Generation, Phase, Shared, Worker};
 use crate::splice::Splicer;
 use crate::splice::packet::Predecessor;
 use crate::takeover::{Request, TakeoverError};
 use crate::telemetry::Telemetry;
 use crate::upstream::pool::Pool;
 use crate::upstream::ports::SourcePorts;
-use crate::upstream::{Clusters, mss};
+use crate::upstream::{Clusters, connect, mss};
 
 /// How often to check whether the last stream has ended.
 const LOOK: Duration = Duration::from_millis(100);
@@ -105,15 +106,17 @@ impl Server {
         clusters: &Arc<Clusters>,
         runtimes: Vec<Handle>,
     ) {
-        let pool = Pool::new(&self.config, &self.telemetry, self.ports.as_ref());
+        self.config.clusters.iter().for_each(connect::warn_of_absent_sources);
+        let generation = Generation::new(&self.config.listeners, clusters);
+        let generation = Arc::new(ArcSwap::from_pointee(generation));
         let node = node::node_address();
         let worker = |runtime| {
             let shared = Shared {
-                clusters: Arc::clone(clusters),
-                pool: pool.another(),
+                generation: Arc::clone(&generation),
+                pool: Pool::default(),
+                ports: self.ports.clone(),
                 splicer: Arc::clone(&self.splicer),
                 telemetry: Arc::clone(&self.telemetry),
-                splice_mode: self.config.splice,
                 node,
             };
             Worker::new(runtime, Arc::new(shared))
@@ -128,9 +131,9 @@ impl Server {
         self.limit_mss();
         for serving in &self.listeners {
             let Some(socket) = &serving.socket else { continue };
-            let listener = Arc::new(serving.listener.clone());
+            let name = serving.listener.name.clone();
             let phases = serving.phase.subscribe();
-            self.tasks.spawn(http::serve(listener, Arc::clone(socket), workers.clone(), phases));
+            self.tasks.spawn(http::serve(name, Arc::clone(socket), workers.clone(), phases));
         }
     }
 

@@ -1,5 +1,7 @@
 //! Everything that can go wrong with a request, and what the client is told: one table.
 
+use std::error::Error as StdError;
+
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
 use http::{HeaderValue, Response, StatusCode};
@@ -7,6 +9,8 @@ use http_body_util::Full;
 use steer_policy::http1::head::Malformed;
 use steer_policy::routing::Refusal;
 use thiserror::Error;
+
+use crate::upstream::connect::ConnectError;
 
 /// Why Steer answers a request itself, or breaks off a response. The text is the answer's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -127,6 +131,38 @@ impl Fault {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// What an error of the pool or of hyper's client stands for.
+    pub(super) fn of_upstream(error: &(dyn StdError + 'static)) -> Self {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<ConnectError>() {
+                return error.into();
+            }
+            if let Some(error) = error.downcast_ref::<hyper::Error>() {
+                return if error.is_parse() {
+                    Self::EndpointProtocol
+                } else if error.is_user() {
+                    // The request's body ended with an error.
+                    Self::ClientGone
+                } else {
+                    Self::EndpointClosed
+                };
+            }
+            cause = error.source();
+        }
+        Self::EndpointClosed
+    }
+}
+
+impl From<&ConnectError> for Fault {
+    fn from(error: &ConnectError) -> Self {
+        match error {
+            ConnectError::Refused { .. } => Self::ConnectRefused,
+            ConnectError::Timeout { .. } => Self::ConnectTimeout,
+            ConnectError::Failed { .. } => Self::ConnectFailed,
+        }
     }
 }
 

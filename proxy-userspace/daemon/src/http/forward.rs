@@ -18,9 +18,10 @@ use steer_policy::routing::{self, Refusal, Routed};
 use super::Downstream;
 use super::exchange::{Passed, RequestTimeouts};
 use super::fault::Fault;
+use super::generation::ServedListener;
 use super::upgrade::{self, Answer, Switched};
 use crate::telemetry::flows::FlowInfo;
-use crate::upstream::connect::{ConnectError, Connected};
+use crate::upstream::connect::Connected;
 use crate::upstream::{Cluster, Pick, pool};
 
 /// Answers one request: with the endpoint's response, or with Steer's own.
@@ -37,20 +38,21 @@ pub(super) async fn respond(
     // An HTTP/1.0 client may get a body that ends with the connection.
     let framed = request.version() != Version::HTTP_10;
 
+    let listener = downstream.current_listener();
     let mut cluster: Option<&Cluster> = None;
-    let mut response = match forward(downstream, request, passed, &mut cluster).await {
+    let mut response = match forward(downstream, &listener, request, passed, &mut cluster).await {
         Ok(response) => response,
         Err(fault) => {
             downstream.count_fault(fault);
             tracing::debug!(
                 client = %downstream.connection.remote,
-                listener = downstream.listener.name,
+                listener = listener.config.name,
                 cluster = cluster.map(|cluster| &*cluster.name),
                 fault = fault.kind(),
                 status = fault.status().as_u16(),
                 "request answered with a fault"
             );
-            fault.response(downstream.server_name.clone()).map(Source::Steer)
+            fault.response(listener.server_name.clone()).map(Source::Steer)
         }
     };
     if matches!(passed, Passed::Upgrade { .. }) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -72,11 +74,12 @@ pub(super) async fn respond(
 
 /// Sends the request to its endpoint and returns the endpoint's response as the client gets it.
 /// `chosen` is set as soon as it is known.
-async fn forward<'d>(
-    downstream: &'d Downstream,
+async fn forward<'l>(
+    downstream: &Downstream,
+    listener: &'l ServedListener,
     request: Request<Incoming>,
     passed: Passed,
-    chosen: &mut Option<&'d Cluster>,
+    chosen: &mut Option<&'l Cluster>,
 ) -> Result<Response<Source>, Fault> {
     if let Passed::Refused(fault) = passed {
         return Err(fault);
@@ -90,28 +93,34 @@ async fn forward<'d>(
         head.headers.remove(UPGRADE);
     }
 
-    let listener = &downstream.listener;
-    let routed = routing::route(listener, &downstream.connection, &mut head)?;
+    let routed = routing::route(&listener.config, &downstream.connection, &mut head)?;
     // A configuration's routes name none but its own clusters.
-    let cluster = downstream.shared.clusters.get(&routed.route.cluster).ok_or(Fault::NoHealthyEndpoint)?;
+    let cluster = listener.clusters.get(&routed.route.cluster).ok_or(Fault::NoHealthyEndpoint)?;
     *chosen = Some(cluster);
     let timeouts = RequestTimeouts {
         response: routed.route.timeout,
-        idle: routed.route.idle_timeout.unwrap_or(listener.options.stream_idle_timeout),
+        idle: routed.route.idle_timeout.unwrap_or(listener.config.options.stream_idle_timeout),
     };
     downstream.exchange.limit(timeouts);
     let pick = cluster.pick(routed.hash).map_err(|_none| Fault::NoHealthyEndpoint)?;
     head.version = Version::HTTP_11;
+    let chosen = Chosen { listener, cluster, routed, pick };
 
     match passed {
         // Boxed, so that ordinary requests do not keep room for what it needs.
-        Passed::Upgrade { .. } if routed.upgrade => {
-            Box::pin(switch(downstream, head, cluster, &routed, &pick)).await
-        }
+        Passed::Upgrade { .. } if chosen.routed.upgrade => Box::pin(switch(downstream, head, &chosen)).await,
         // The body's framing was cut off the head, for the upgrade that it is not to be.
         Passed::Upgrade { had_body: true } => Err(Refusal::UpgradeNotAllowed.into()),
-        _ => send(downstream, head, body, &routed, &pick).await,
+        _ => send(downstream, head, body, &chosen).await,
     }
+}
+
+/// Where a request goes, and by what.
+struct Chosen<'l> {
+    listener: &'l ServedListener,
+    cluster: &'l Cluster,
+    routed: Routed<'l>,
+    pick: Pick,
 }
 
 /// An ordinary request, over the pool.
@@ -119,8 +128,7 @@ async fn send(
     downstream: &Downstream,
     mut head: request::Parts,
     body: Incoming,
-    routed: &Routed<'_>,
-    pick: &Pick,
+    chosen: &Chosen<'_>,
 ) -> Result<Response<Source>, Fault> {
     if body.size_hint().exact().is_none() {
         // Said aloud, since hyper's client drops the body of a GET that only its type knows of.
@@ -128,40 +136,40 @@ async fn send(
     }
     let method = head.method.clone();
     let request = Request::from_parts(head, body);
-    let endpoint = pick.endpoint.address;
-    let sent = downstream.shared.pool.send(&routed.route.cluster, endpoint, request);
+    let endpoint = chosen.pick.endpoint.address;
+    let sent = downstream.shared.pool.send(chosen.cluster, endpoint, request);
     let response = unless_failed(downstream, sent).await?.map_err(|error| {
-        let fault = downstream.exchange.fault().unwrap_or_else(|| upstream_fault(&error));
+        let fault = downstream.exchange.fault().unwrap_or_else(|| Fault::of_upstream(&error));
         tracing::debug!(%endpoint, error = &error as &dyn Error, %fault, "request failed");
         fault
     })?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Fault::UnaskedSwitch);
     }
-    Ok(to_client(downstream, routed, &method, response).map(Source::Endpoint))
+    Ok(to_client(chosen, &method, response).map(Source::Endpoint))
 }
 
 /// An upgrade, on a connection of its own.
 async fn switch(
     downstream: &Downstream,
     head: request::Parts,
-    cluster: &Cluster,
-    routed: &Routed<'_>,
-    pick: &Pick,
+    chosen: &Chosen<'_>,
 ) -> Result<Response<Source>, Fault> {
+    let Chosen { listener, cluster, routed, pick } = chosen;
     let endpoint: SocketAddr = pick.endpoint.address;
-    let connector = downstream.shared.pool.connector(&cluster.name).ok_or(Fault::NoHealthyEndpoint)?;
     let method = head.method.clone();
     let request = Request::from_parts(head, Empty::<Bytes>::new());
-    let asked = upgrade::ask(connector, endpoint, downstream.client_tcp, request);
+    let connected =
+        cluster.connector.connect_stream(endpoint, downstream.client_tcp, downstream.shared.ports.as_ref());
+    let asked = upgrade::ask(connected, endpoint, request);
     match unless_failed(downstream, asked).await?? {
         Answer::Declined(response) => {
             let response = response.map(pool::Body::from);
-            Ok(to_client(downstream, routed, &method, response).map(Source::Endpoint))
+            Ok(to_client(chosen, &method, response).map(Source::Endpoint))
         }
         Answer::Switched(response, upstream, to_downstream) => {
             let idle_timeout =
-                routed.route.idle_timeout.unwrap_or(downstream.listener.options.stream_idle_timeout);
+                routed.route.idle_timeout.unwrap_or(listener.config.options.stream_idle_timeout);
             let flow = downstream.shared.telemetry.flows.open(FlowInfo {
                 client: downstream.connection.remote,
                 cluster: Arc::clone(&cluster.name),
@@ -171,7 +179,7 @@ async fn switch(
             let Connected { socket: upstream, source } = upstream;
             downstream.exchange.switch(Switched { upstream, source, to_downstream, idle_timeout, flow });
             let response = response.map(|()| Full::default());
-            Ok(to_client(downstream, routed, &method, response).map(Source::Steer))
+            Ok(to_client(chosen, &method, response).map(Source::Steer))
         }
     }
 }
@@ -186,49 +194,15 @@ async fn unless_failed<F: Future>(downstream: &Downstream, future: F) -> Result<
     .await
 }
 
-/// The fault that an error of the pool or of hyper's client stands for.
-pub(super) fn upstream_fault(error: &(dyn Error + 'static)) -> Fault {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<ConnectError>() {
-            return connect_fault(error);
-        }
-        if let Some(error) = error.downcast_ref::<hyper::Error>() {
-            return if error.is_parse() {
-                Fault::EndpointProtocol
-            } else if error.is_user() {
-                // The request's body ended with an error.
-                Fault::ClientGone
-            } else {
-                Fault::EndpointClosed
-            };
-        }
-        cause = error.source();
-    }
-    Fault::EndpointClosed
-}
-
-pub(super) fn connect_fault(error: &ConnectError) -> Fault {
-    match error {
-        ConnectError::Refused { .. } => Fault::ConnectRefused,
-        ConnectError::Timeout { .. } => Fault::ConnectTimeout,
-        ConnectError::Failed { .. } => Fault::ConnectFailed,
-    }
-}
-
 /// The endpoint's response as the client gets it.
-fn to_client<B: Body>(
-    downstream: &Downstream,
-    routed: &Routed<'_>,
-    method: &Method,
-    response: Response<B>,
-) -> Response<B> {
+fn to_client<B: Body>(chosen: &Chosen<'_>, method: &Method, response: Response<B>) -> Response<B> {
     let (mut head, body) = response.into_parts();
-    routing::forward_response(&downstream.listener.options, &mut head.headers);
+    let Chosen { listener, routed, .. } = chosen;
+    routing::forward_response(&listener.config.options, &mut head.headers);
     for cookie in &routed.set_cookies {
         head.headers.append(SET_COOKIE, cookie.clone());
     }
-    head.headers.insert(SERVER, downstream.server_name.clone());
+    head.headers.insert(SERVER, listener.server_name.clone());
     let no_body = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     if no_body || body.size_hint().exact().is_none() && method != Method::HEAD {
         // Either hyper would not send it, or something else has framed the body.

@@ -5,62 +5,23 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
-use prometheus::IntGauge;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::SockRef;
 use steer_kernel::ready;
 use steer_kernel::tcp::repair;
-use steer_policy::config;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
-use super::worker::{Load, Worker, least_loaded};
-use super::{Phase, Shared, server};
+use super::Phase;
+use super::server::{self, Accepted, Speaking};
+use super::worker::{Worker, least_loaded};
 use crate::upstream::connect;
 
 /// Connections that the kernel has completed and that wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// When file descriptors or memory have run out, somebody must give some back first.
 const BACK_OFF: Duration = Duration::from_millis(100);
-
-/// What is the same for all connections of a listener that a worker serves.
-#[derive(Debug)]
-pub(super) struct Front {
-    pub(super) config: Arc<config::Listener>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) server_name: HeaderValue,
-}
-
-/// A connection that nobody serves yet.
-#[derive(Debug)]
-pub(super) struct Accepted {
-    pub(super) client: TcpStream,
-    pub(super) remote: SocketAddr,
-    pub(super) load: Load,
-    pub(super) speaking: Speaking,
-}
-
-/// Held by a connection while it speaks HTTP.
-#[derive(Debug)]
-pub(super) struct Speaking {
-    open: IntGauge,
-    _alive: mpsc::Sender<()>,
-}
-
-impl Speaking {
-    fn new(open: IntGauge, alive: mpsc::Sender<()>) -> Self {
-        open.inc();
-        Self { open, _alive: alive }
-    }
-}
-
-impl Drop for Speaking {
-    fn drop(&mut self) {
-        self.open.dec();
-    }
-}
 
 /// Binds a listening socket, without accepting yet.
 pub fn bind(address: SocketAddr) -> io::Result<AsyncFd<TcpListener>> {
@@ -98,30 +59,22 @@ pub fn limit_mss(socket: &AsyncFd<TcpListener>, mss: u16) -> io::Result<()> {
     SockRef::from(socket).set_tcp_mss(mss.into())
 }
 
-/// Serves a listener through the [phases](Phase) that it is told, until it is closed and no connection speaks HTTP any
+/// Serves the listener of this name through the [phases](Phase) that it is told, until it is closed and no connection speaks HTTP any
 /// more. Upgraded streams are not waited for; their tasks go on.
 ///
 /// One accepts for all: several that wait for the same socket would all be woken by each connection, and
 /// sockets of their own (SO_REUSEPORT) would let a second process bind the address unnoticed.
 pub async fn serve(
-    config: Arc<config::Listener>,
+    name: String,
     socket: Arc<AsyncFd<TcpListener>>,
     workers: Vec<Worker>,
     mut phases: watch::Receiver<Phase>,
 ) {
-    // A header value by the checks of the configuration.
-    let server_name = HeaderValue::from_str(&config.options.server_name)
-        .unwrap_or_else(|_invalid| HeaderValue::from_static("steer"));
-    let front = |worker: &Worker| {
-        let shared = Arc::clone(&worker.shared);
-        Arc::new(Front { config: Arc::clone(&config), shared, server_name: server_name.clone() })
-    };
-    let fronts: Vec<_> = workers.iter().map(front).collect();
-    let Some(first) = fronts.first() else { return };
-    let metrics = &first.shared.telemetry.metrics;
-    let name = config.name.as_str();
-    let open = metrics.downstream_connections.with_label_values(&[name]);
-    let accepted_total = metrics.downstream_connections_total.with_label_values(&[name]);
+    let Some(shared) = workers.first().map(|worker| Arc::clone(&worker.shared)) else { return };
+    let Some(mut listener) = shared.generation.load().listener(&name) else { return };
+    let metrics = &shared.telemetry.metrics;
+    let open = metrics.downstream_connections.with_label_values(&[&name]);
+    let accepted_total = metrics.downstream_connections_total.with_label_values(&[&name]);
     // Every connection holds a sender while it speaks HTTP.
     let (alive, mut all_done) = mpsc::channel::<()>(1);
     let mut failing = false;
@@ -131,10 +84,14 @@ pub async fn serve(
         accepted_total.inc();
         let chosen = least_loaded(&workers, turn);
         turn = chosen + 1;
-        let (worker, front) = (&workers[chosen], Arc::clone(&fronts[chosen]));
+        let worker = &workers[chosen];
+        if let Some(current) = shared.generation.load().listener(&name) {
+            listener = current;
+        }
         let speaking = Speaking::new(open.clone(), alive.clone());
         let accepted = Accepted { client, remote, load: worker.take_on(), speaking };
-        worker.runtime.spawn(server::run(front, accepted, of_connections.clone()));
+        let (listener, shared) = (Arc::clone(&listener), Arc::clone(&worker.shared));
+        worker.runtime.spawn(server::run(listener, shared, accepted, of_connections.clone()));
     };
 
     loop {

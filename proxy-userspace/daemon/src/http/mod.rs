@@ -1,7 +1,7 @@
 //! HTTP/1.1 between clients and endpoints: listeners, requests, upgrades, and what the client is told
 //! when something fails. In reading order:
 //!
-//! `listener` accepts and deals to the `worker`s · `server` runs one connection · `guard` (with `http1` of `steer-policy`) lets only
+//! `listener` accepts and deals to the `worker`s · `generation` is what they serve by · `server` runs one connection · `guard` (with `http1` of `steer-policy`) lets only
 //! sound requests through to hyper, one at a time · `forward` answers a request · `upgrade` turns one
 //! into a stream · `exchange` is what these share, `phase` what the process wants of them · `fault` is the table of failures.
 //!
@@ -11,6 +11,7 @@
 mod exchange;
 pub mod fault;
 mod forward;
+mod generation;
 mod guard;
 pub mod listener;
 mod phase;
@@ -21,31 +22,34 @@ mod worker;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::HeaderValue;
-use steer_policy::config::{self, SpliceMode};
+use arc_swap::ArcSwap;
 use steer_policy::routing;
 
 use crate::splice::Splicer;
 use crate::telemetry::Telemetry;
-use crate::upstream::Clusters;
 use crate::upstream::mss::ClientTcp;
 use crate::upstream::pool::Pool;
+use crate::upstream::ports::SourcePorts;
 use exchange::Exchange;
 use fault::Fault;
+use generation::ServedListener;
 
+pub use generation::Generation;
 pub use listener::{bind, inherit, limit_mss, serve};
 pub use phase::Phase;
 pub use worker::Worker;
 
-/// What all listeners of a configuration share, for one worker.
+/// What all connections of a worker share.
 #[derive(Debug)]
 pub struct Shared {
-    pub clusters: Arc<Clusters>,
+    /// The current one; another configuration replaces it.
+    pub generation: Arc<ArcSwap<Generation>>,
     /// The worker's own: its connections are polled on its thread.
     pub pool: Pool,
+    /// The source ports of streams; `None`: the kernel chooses them.
+    pub ports: Option<SourcePorts>,
     pub splicer: Arc<Splicer>,
     pub telemetry: Arc<Telemetry>,
-    pub splice_mode: SpliceMode,
     /// See [`routing::Connection::node`].
     pub node: IpAddr,
 }
@@ -54,16 +58,23 @@ pub struct Shared {
 /// an upgraded stream does not hold a configuration.
 #[derive(Debug)]
 struct Downstream {
-    listener: Arc<config::Listener>,
+    /// As it was when the connection was accepted.
+    listener: Arc<ServedListener>,
     shared: Arc<Shared>,
     connection: routing::Connection,
     /// Of interest to the connection that a stream gets.
     client_tcp: Option<ClientTcp>,
-    server_name: HeaderValue,
     exchange: Arc<Exchange>,
 }
 
 impl Downstream {
+    /// The connection's listener in the current generation. A listener that was removed goes on for its connections as
+    /// it was, until they are closed.
+    fn current_listener(&self) -> Arc<ServedListener> {
+        let current = self.shared.generation.load().listener(&self.listener.config.name);
+        current.unwrap_or_else(|| Arc::clone(&self.listener))
+    }
+
     fn count_fault(&self, fault: Fault) {
         self.shared.telemetry.metrics.faults.with_label_values(&[fault.kind()]).inc();
     }

@@ -13,22 +13,25 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{self, UpgradeableConnection};
 use hyper::service::{Service, service_fn};
+use prometheus::IntGauge;
 use socket2::SockRef;
 use steer_kernel::net::node;
 use steer_policy::http1::framing::Limits;
 use steer_policy::routing;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::exchange::{ConnectionTimeouts, Exchange, Overdue};
 use super::fault::Fault;
 use super::forward::{self, ResponseBody};
+use super::generation::ServedListener;
 use super::guard::Guard;
-use super::listener::{Accepted, Front};
-use super::{Downstream, Phase};
+use super::worker::Load;
+use super::{Downstream, Phase, Shared};
 use crate::splice::Session;
+use crate::upstream::mss::ClientTcp;
 
 /// hyper's own limits are looser than the guard's, which answers first.
 const HYPER_MIN_BUFFER: usize = 8192;
@@ -43,16 +46,50 @@ const LINGER_BYTES: usize = 1024 * 1024;
 /// A deadline that every other one is before.
 const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
+/// A connection that nobody serves yet.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) client: std::net::TcpStream,
+    pub(super) remote: SocketAddr,
+    pub(super) load: Load,
+    pub(super) speaking: Speaking,
+}
+
+/// Held by a connection while it speaks HTTP.
+#[derive(Debug)]
+pub(super) struct Speaking {
+    open: IntGauge,
+    _alive: mpsc::Sender<()>,
+}
+
+impl Speaking {
+    pub(super) fn new(open: IntGauge, alive: mpsc::Sender<()>) -> Self {
+        open.inc();
+        Self { open, _alive: alive }
+    }
+}
+
+impl Drop for Speaking {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
 /// Serves one connection, on the runtime that it stays with.
-pub(super) async fn run(front: Arc<Front>, accepted: Accepted, phases: watch::Receiver<Phase>) {
+pub(super) async fn run(
+    listener: Arc<ServedListener>,
+    shared: Arc<Shared>,
+    accepted: Accepted,
+    phases: watch::Receiver<Phase>,
+) {
     let Accepted { client, remote, load: _load, speaking } = accepted;
     let client = match TcpStream::from_std(client) {
         Ok(client) => client,
         Err(error) => return tracing::error!(%remote, %error, "cannot wait for a connection"),
     };
-    let splicer = Arc::clone(&front.shared.splicer);
+    let splicer = Arc::clone(&shared.splicer);
     // Boxed, so that a stream's task does not keep room for what its HTTP life needed.
-    let session = Box::pin(serve_http(front, client, remote, phases)).await;
+    let session = Box::pin(serve_http(listener, shared, client, remote, phases)).await;
     drop(speaking);
     if let Some(session) = session {
         splicer.carry(session).await;
@@ -61,7 +98,8 @@ pub(super) async fn run(front: Arc<Front>, accepted: Accepted, phases: watch::Re
 
 /// Answers requests until the connection ends, or turns into a stream.
 async fn serve_http(
-    front: Arc<Front>,
+    listener: Arc<ServedListener>,
+    shared: Arc<Shared>,
     client: TcpStream,
     remote: SocketAddr,
     phases: watch::Receiver<Phase>,
@@ -73,7 +111,7 @@ async fn serve_http(
             return None;
         }
     };
-    let options = &front.config.options;
+    let options = &listener.config.options;
     let exchange = Arc::new(Exchange::new(ConnectionTimeouts {
         head: options.request_headers_timeout,
         idle: options.idle_timeout,
@@ -82,20 +120,19 @@ async fn serve_http(
         head_bytes: options.max_request_headers_bytes,
         headers: options.max_request_headers_count.min(MAX_HEADERS),
     };
-    let client_tcp = front.shared.pool.client_tcp(&client);
+    let client_tcp = shared.ports.as_ref().and_then(|_ports| ClientTcp::of(&client));
     let guard = Guard::new(client, limits, Arc::clone(&exchange));
     let downstream = Arc::new(Downstream {
-        listener: Arc::clone(&front.config),
-        shared: Arc::clone(&front.shared),
         connection: routing::Connection {
             remote: canonical(remote),
             local: canonical(local),
-            node: front.shared.node,
+            node: shared.node,
             interface_index: node::interface_index,
         },
         client_tcp,
-        server_name: front.server_name.clone(),
         exchange: Arc::clone(&exchange),
+        listener,
+        shared,
     });
 
     let mut builder = http1::Builder::new();
@@ -127,7 +164,6 @@ async fn serve_http(
                 source: switched.source,
                 to_upstream: compact(&[&read_by_hyper, &held]),
                 to_downstream: compact(&[&switched.to_downstream]),
-                mode: front.shared.splice_mode,
                 idle_timeout: switched.idle_timeout,
                 flow: switched.flow,
             });

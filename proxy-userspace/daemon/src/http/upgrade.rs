@@ -1,7 +1,7 @@
 //! An upgrade, from the request to two bare sockets: it gets a connection of its own to the endpoint,
 //! since after the 101 that connection is the stream.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::task::Poll;
@@ -16,11 +16,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::fault::Fault;
-use super::forward::{connect_fault, upstream_fault};
 use crate::splice::reset_on_close;
 use crate::telemetry::flows::FlowGuard;
-use crate::upstream::connect::{Connected, Connector, MAX_BUFFER};
-use crate::upstream::mss::ClientTcp;
+use crate::upstream::connect::{ConnectError, Connected, MAX_BUFFER};
 use crate::upstream::ports::Lease;
 
 /// The upstream half of a stream. The downstream half joins it when hyper has written the 101.
@@ -43,20 +41,18 @@ pub(super) enum Answer {
     Declined(Response<Incoming>),
 }
 
-/// Asks the endpoint to switch protocols.
+/// Asks the endpoint to switch protocols, once there is a connection.
 pub(super) async fn ask(
-    connector: &Connector,
+    connected: impl Future<Output = Result<Connected, ConnectError>>,
     endpoint: SocketAddr,
-    client_tcp: Option<ClientTcp>,
     request: Request<Empty<Bytes>>,
 ) -> Result<Answer, Fault> {
-    let connected = connector.connect_stream(endpoint, client_tcp).await;
-    let Connected { socket, source } = connected.map_err(|error| connect_fault(&error))?;
+    let Connected { socket, source } = connected.await.map_err(|error| Fault::from(&error))?;
     let (mut sender, mut connection) = http1::Builder::new()
         .max_buf_size(MAX_BUFFER)
         .handshake(TokioIo::new(socket))
         .await
-        .map_err(|error| upstream_fault(&error))?;
+        .map_err(|error| Fault::of_upstream(&error))?;
 
     let mut response = pin!(sender.send_request(request));
     let response = poll_fn(|cx| {
@@ -68,7 +64,7 @@ pub(super) async fn ask(
         response.as_mut().poll(cx)
     })
     .await
-    .map_err(|error| upstream_fault(&error))?;
+    .map_err(|error| Fault::of_upstream(&error))?;
 
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         tokio::spawn(async move {

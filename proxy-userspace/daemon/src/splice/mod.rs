@@ -40,7 +40,6 @@ pub struct Session {
     pub to_upstream: Bytes,
     /// Read from `upstream` (after the 101), not yet written to `downstream`.
     pub to_downstream: Bytes,
-    pub mode: SpliceMode,
     /// Ends the stream when nothing has moved in either direction for this long.
     pub idle_timeout: Option<Duration>,
     /// Registers the stream in `/flows`; dropping it is the end of the stream.
@@ -58,6 +57,7 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct Splicer {
     telemetry: Arc<Telemetry>,
+    mode: SpliceMode,
     pipes: pipe::Pipes,
     /// Or why it is not there. It goes when another process takes over.
     packet: ArcSwap<Result<Arc<PacketSplice>, Reason>>,
@@ -79,6 +79,7 @@ impl Splicer {
     ) -> Result<Self, packet::StartError> {
         let mut splicer = Self {
             telemetry: Arc::clone(&telemetry),
+            mode: config.splice,
             pipes: pipe::Pipes::new(pipe::MAX_PIPES),
             packet: ArcSwap::from_pointee(Err(Reason::SpliceOff)),
             sock: Err(Reason::SpliceOff),
@@ -122,7 +123,7 @@ impl Splicer {
     /// Carries a session until it has ended, or needs nothing of userspace any more. Dropping the future ends the stream
     /// at once: both sockets are closed, and the flow counts as reset.
     pub async fn carry(&self, session: Session) {
-        let carried = match session.mode {
+        let carried = match self.mode {
             SpliceMode::Relay => return self.relay(session).await,
             SpliceMode::Auto | SpliceMode::Packet => match self.packet() {
                 // Boxed, so that a relayed stream's task does not keep room for it.
@@ -138,7 +139,7 @@ impl Splicer {
             let Refused { session, reason } = *refused;
             let fallbacks = self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason.as_str()]);
             fallbacks.inc();
-            if session.mode != SpliceMode::Sockmap
+            if self.mode != SpliceMode::Sockmap
                 && let (1, Some(fix)) = (fallbacks.get(), fix(reason))
             {
                 let (stream, reason) = (session.flow.flow().id, reason.as_str());
@@ -253,6 +254,7 @@ mod tests {
         let telemetry = Telemetry::new();
         let splicer = Splicer {
             telemetry: Arc::clone(&telemetry),
+            mode: SpliceMode::Auto,
             pipes: pipe::Pipes::new(1),
             packet: ArcSwap::from_pointee(Err(Reason::NoCapability)),
             sock: Err(Reason::SpliceOff),
@@ -270,7 +272,6 @@ mod tests {
             source: None,
             to_upstream: Bytes::from_static(b"early, "),
             to_downstream: Bytes::new(),
-            mode: SpliceMode::Auto,
             idle_timeout: None,
             flow,
         };

@@ -104,7 +104,7 @@ impl SockSplice {
             Ok(enrolled) => enrolled,
             Err(reason) => return Err(Box::new(Refused { session, reason })),
         };
-        let Session { downstream, upstream, source, to_upstream, to_downstream, mode: _, idle_timeout, flow } =
+        let Session { downstream, upstream, source, to_upstream, to_downstream, idle_timeout, flow } =
             session;
         flow.flow().set_kernel_bytes(Arc::clone(&enrolled.bytes) as Arc<dyn KernelBytes>);
         let surplus = [to_upstream, to_downstream];

@@ -11,12 +11,15 @@ use steer_policy::affinity::membership::membership;
 use steer_policy::affinity::ring::Ring;
 use steer_policy::config::{self, Endpoint, LbPolicy};
 
+use super::connect::Connector;
 use super::{By, NoHealthyEndpoint, Pick};
 use crate::telemetry::Telemetry;
 
 #[derive(Debug)]
 pub struct Cluster {
     pub name: Arc<str>,
+    /// Opens connections to its endpoints.
+    pub connector: Connector,
     lb_policy: LbPolicy,
     healthy_panic_threshold: f64,
     snapshot: ArcSwap<Snapshot>,
@@ -125,6 +128,7 @@ impl Cluster {
             Snapshot { version: 0, slots: Box::default(), table: Table::new(config.lb_policy, &[], &[]) };
         let cluster = Self {
             name: config.name.as_str().into(),
+            connector: Connector::new(config, telemetry),
             lb_policy: config.lb_policy,
             healthy_panic_threshold: config.healthy_panic_threshold,
             snapshot: ArcSwap::from_pointee(nothing),

@@ -5,7 +5,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -49,17 +48,11 @@ pub struct Connected {
 }
 
 /// Connects to the endpoints of one cluster, and counts how that goes.
-#[derive(Debug, Clone)]
-pub struct Connector {
-    inner: Arc<Inner>,
-}
-
 #[derive(Debug)]
-struct Inner {
+pub struct Connector {
     timeout: Duration,
     /// See [`config::Cluster::source_addresses`].
     sources: Vec<IpAddr>,
-    ports: Option<SourcePorts>,
     ok: IntCounter,
     refused: IntCounter,
     timed_out: IntCounter,
@@ -81,21 +74,16 @@ pub enum ConnectError {
 }
 
 impl Connector {
-    /// With `ports`, [streams](Self::connect_stream) are given source ports.
-    pub fn new(cluster: &config::Cluster, telemetry: &Telemetry, ports: Option<SourcePorts>) -> Self {
+    pub fn new(cluster: &config::Cluster, telemetry: &Telemetry) -> Self {
         let name = cluster.name.as_str();
-        cluster.source_addresses.iter().for_each(|source| warn_if_absent(name, *source));
         let counter = |result| telemetry.metrics.upstream_connects.with_label_values(&[name, result]);
         Self {
-            inner: Arc::new(Inner {
-                timeout: cluster.connect_timeout,
-                sources: cluster.source_addresses.clone(),
-                ports,
-                ok: counter("ok"),
-                refused: counter("refused"),
-                timed_out: counter("timeout"),
-                failed: counter("error"),
-            }),
+            timeout: cluster.connect_timeout,
+            sources: cluster.source_addresses.clone(),
+            ok: counter("ok"),
+            refused: counter("refused"),
+            timed_out: counter("timeout"),
+            failed: counter("error"),
         }
     }
 
@@ -105,13 +93,13 @@ impl Connector {
         self.counted(endpoint, self.connect_from_any_port(endpoint)).await
     }
 
-    /// A new connection for a stream, [prepared](prepare). Where streams have source ports of their own it has
-    /// one, as long as there are any, and the endpoint is told to send no larger segments than the client
+    /// A new connection for a stream, [prepared](prepare). With `ports` it has one of these, as long as there are any, and the endpoint is told to send no larger segments than the client
     /// accepts, and windows in units that are no larger than the client's.
     pub async fn connect_stream(
         &self,
         endpoint: SocketAddr,
         client: Option<ClientTcp>,
+        ports: Option<&SourcePorts>,
     ) -> Result<Connected, ConnectError> {
         let endpoint = canonical(endpoint);
         let mut source = None;
@@ -120,7 +108,7 @@ impl Connector {
             let (mut tries, mut late, mut from_any_port) = (0, 0, false);
             loop {
                 let may_lease = tries < PORT_TRIES && late < LATE_TRIES;
-                if let Some(lease) = may_lease.then(|| self.lease(endpoint)).flatten() {
+                if let Some(lease) = may_lease.then(|| self.lease(endpoint, ports?)).flatten() {
                     if let Some(client) = client {
                         self.learn_mss(&lease, endpoint, client).await;
                     }
@@ -150,7 +138,7 @@ impl Connector {
 
     /// After this time without an answer another port is tried. What has been tried goes on: the endpoint may only be slow.
     fn patience(&self) -> Duration {
-        LATE_AFTER.min(self.inner.timeout / (LATE_TRIES + 1))
+        LATE_AFTER.min(self.timeout / (LATE_TRIES + 1))
     }
 
     /// A socket that is to tell its peer of a small MSS (TCP_MAXSEG) does not let on whether the peer accepts
@@ -167,8 +155,7 @@ impl Connector {
     }
 
     /// A source port towards the endpoint, if there is any.
-    fn lease(&self, endpoint: SocketAddr) -> Option<Lease> {
-        let ports = self.inner.ports.as_ref()?;
+    fn lease(&self, endpoint: SocketAddr, ports: &SourcePorts) -> Option<Lease> {
         if matches!(endpoint.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local()) {
             // Its source would need a scope, which a lease does not have.
             return None;
@@ -183,7 +170,7 @@ impl Connector {
     /// The configured source addresses for an endpoint.
     fn sources(&self, endpoint: SocketAddr) -> impl Iterator<Item = IpAddr> {
         let family = endpoint.is_ipv4();
-        self.inner.sources.iter().copied().filter(move |source| source.is_ipv4() == family)
+        self.sources.iter().copied().filter(move |source| source.is_ipv4() == family)
     }
 
     /// Connects from a port of the kernel's choice, and from one of the configured source addresses that this
@@ -213,7 +200,7 @@ impl Connector {
         endpoint: SocketAddr,
         connect: impl Future<Output = io::Result<TcpStream>>,
     ) -> Result<TcpStream, ConnectError> {
-        let Inner { timeout, ok, refused, timed_out, failed, .. } = &*self.inner;
+        let Self { timeout, ok, refused, timed_out, failed, .. } = self;
         let opened = async {
             let socket = connect.await?;
             prepare(&socket)?;
@@ -329,11 +316,12 @@ fn canonical(endpoint: SocketAddr) -> SocketAddr {
     }
 }
 
-/// It may yet come, as addresses do that move between hosts.
-fn warn_if_absent(cluster: &str, source: IpAddr) {
-    if let Err(error) = UdpSocket::bind((source, 0)) {
+/// Warns of source addresses that this host does not have. An address may yet come, as addresses do that move between hosts.
+pub fn warn_of_absent_sources(cluster: &config::Cluster) {
+    for source in &cluster.source_addresses {
+        let Err(error) = UdpSocket::bind((*source, 0)) else { continue };
         tracing::warn!(
-            cluster,
+            cluster = cluster.name,
             %source,
             %error,
             "cannot connect from this source address: give it to the host (ip addr add), or remove it"

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 
 use steer_kernel::net::host;
 use steer_kernel::net::route::{Hop, Routes};
@@ -27,8 +28,10 @@ pub struct ClientTcp {
 }
 
 impl ClientTcp {
-    pub(super) fn of(info: &TcpInfo) -> Self {
-        Self { accepts: accepted_by_peer(info), told: announced(info), window_scale: info.send_scale() }
+    /// Of the connection of a client; `None`: it has ended.
+    pub fn of(client: impl AsFd) -> Option<Self> {
+        let info = &TcpInfo::of(client).ok()?;
+        Some(Self { accepts: accepted_by_peer(info), told: announced(info), window_scale: info.send_scale() })
     }
 }
 

@@ -8,46 +8,37 @@ mod body;
 mod idle;
 mod kept;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
-use steer_kernel::tcp::tcp_info::TcpInfo;
-use steer_policy::config::Config;
 use thiserror::Error;
-use tokio::net::TcpStream;
 
 use self::idle::Idle;
 use self::kept::{Kept, Outgoing};
+use super::Cluster;
 use super::connect::{ConnectError, Connector};
-use super::mss::ClientTcp;
-use super::ports::SourcePorts;
-use crate::telemetry::Telemetry;
 
 pub use self::body::Body;
 
-/// One pool for each cluster.
-#[derive(Debug)]
+/// The idle connections of one worker, to the endpoints of all clusters.
+#[derive(Debug, Default)]
 pub struct Pool {
-    /// By name.
-    clusters: HashMap<Arc<str>, Cluster>,
-    /// Whether streams are given source ports.
-    own_ports: bool,
+    idle: Arc<Idle>,
 }
 
-#[derive(Debug)]
-struct Cluster {
-    connector: Connector,
-    idle: Arc<Idle>,
+/// Which connections are as good as each other: those of a cluster to an endpoint. By name, since the cluster may be of
+/// another generation by the time the connection is idle.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    cluster: Arc<str>,
+    endpoint: SocketAddr,
 }
 
 /// Why there is no response.
 #[derive(Debug, Error)]
 pub enum SendError {
-    #[error("the pool does not know the cluster")]
-    NoCluster,
     #[error("there is no connection")]
     Connect(#[source] ConnectError),
     #[error("the connection failed")]
@@ -55,36 +46,6 @@ pub enum SendError {
 }
 
 impl Pool {
-    /// With `ports`, upgraded streams are given source ports of their own.
-    pub fn new(config: &Config, telemetry: &Telemetry, ports: Option<&SourcePorts>) -> Self {
-        let cluster = |cluster: &steer_policy::config::Cluster| {
-            let connector = Connector::new(cluster, telemetry, ports.cloned());
-            (cluster.name.as_str().into(), Cluster { connector, idle: Arc::default() })
-        };
-        Self { clusters: config.clusters.iter().map(cluster).collect(), own_ports: ports.is_some() }
-    }
-
-    /// Another one to the same endpoints, for connections that are polled on another thread.
-    pub fn another(&self) -> Self {
-        let clusters = self.clusters.iter().map(|(name, Cluster { connector, .. })| {
-            (Arc::clone(name), Cluster { connector: connector.clone(), idle: Arc::default() })
-        });
-        Self { clusters: clusters.collect(), own_ports: self.own_ports }
-    }
-
-    /// For connections outside the pool. `None`: there is no such cluster.
-    pub fn connector(&self, cluster: &str) -> Option<&Connector> {
-        self.clusters.get(cluster).map(|cluster| &cluster.connector)
-    }
-
-    /// What [`connect_stream`](Connector::connect_stream) should know of a client, if anything.
-    pub fn client_tcp(&self, client: &TcpStream) -> Option<ClientTcp> {
-        if !self.own_ports {
-            return None;
-        }
-        TcpInfo::of(client).ok().map(|info| ClientTcp::of(&info))
-    }
-
     /// Sends a request with an origin-form target on an idle connection to `endpoint`, or on a new
     /// one. It is sent again only if an idle connection had closed before any of it was written.
     ///
@@ -93,21 +54,20 @@ impl Pool {
     /// ended with an error.
     pub async fn send(
         &self,
-        cluster: &str,
+        cluster: &Cluster,
         endpoint: SocketAddr,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, SendError> {
-        let Some(Cluster { connector, idle }) = self.clusters.get(cluster) else {
-            return Err(SendError::NoCluster);
-        };
+        let key = Key { cluster: Arc::clone(&cluster.name), endpoint };
+        let idle = &self.idle;
         // Held by the body until it is written.
         let sending = (!request.body().is_end_stream()).then(|| Arc::new(()));
         let mut request = request.map(|body| Outgoing::new(body, sending.clone()));
         loop {
-            let (mut kept, reused) = match idle.take(endpoint) {
+            let (mut kept, reused) = match idle.take(&key) {
                 Some(kept) => (kept, true),
                 // Boxed, so that requests that need none do not keep room for it.
-                None => (Box::pin(open(connector, endpoint)).await?, false),
+                None => (Box::pin(open(&cluster.connector, endpoint)).await?, false),
             };
             match kept.exchange(request).await {
                 Ok(response) => {
@@ -115,10 +75,10 @@ impl Pool {
                     return Ok(response.map(|incoming| {
                         if still_sending {
                             // A reader of the response that stops must not stop the request.
-                            tokio::spawn(Arc::clone(idle).keep_when_ready(endpoint, kept));
+                            tokio::spawn(Arc::clone(idle).keep_when_ready(key, kept));
                             return Body::from(incoming);
                         }
-                        Body::new(incoming, endpoint, kept, Arc::clone(idle))
+                        Body::new(incoming, key, kept, Arc::clone(idle))
                     }));
                 }
                 Err(mut failed) => match failed.take_message() {

@@ -4,6 +4,7 @@
 
 mod failures;
 mod forwarding;
+mod generations;
 mod malformed;
 mod support;
 mod timeouts;

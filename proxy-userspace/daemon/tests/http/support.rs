@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use proxy_common::instance::Instance;
 use socket2::SockRef;
-use steer::http::{self, Phase, Shared, Worker};
+use steer::http::{self, Generation, Phase, Shared, Worker};
 use steer::splice::Splicer;
 use steer::splice::packet::Predecessor;
 use steer::telemetry::Telemetry;
@@ -45,6 +46,7 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
 pub(crate) struct Steer {
     pub(crate) address: SocketAddr,
     pub(crate) telemetry: Arc<Telemetry>,
+    generation: Arc<ArcSwap<Generation>>,
     drain: watch::Sender<Phase>,
     served: JoinHandle<()>,
 }
@@ -72,6 +74,10 @@ impl Setup {
     }
 
     pub(crate) async fn start(self) -> Steer {
+        Steer::start(&self.config(), self.small_send_buffers)
+    }
+
+    fn config(&self) -> Config {
         let route = |path: &str, upgrade_websocket| Route {
             path: PathMatch::Prefix(path.into()),
             cluster: "c".into(),
@@ -86,7 +92,7 @@ impl Setup {
                 terminal: false,
             }],
         };
-        let config = Config {
+        Config {
             listeners: vec![Listener {
                 name: "test".into(),
                 address: "127.0.0.1:0".parse().unwrap(),
@@ -124,23 +130,24 @@ impl Setup {
             instance: Instance::default(),
             drain_timeout: Duration::from_secs(10),
             warnings: Vec::new(),
-        };
-        Steer::start(&config, self.small_send_buffers)
+        }
     }
 }
 
 impl Steer {
     fn start(config: &Config, small_send_buffers: bool) -> Self {
         let telemetry = Telemetry::new();
+        let clusters = Arc::new(Clusters::new(config, &telemetry));
+        let generation = Arc::new(ArcSwap::from_pointee(Generation::new(&config.listeners, &clusters)));
         let shared = Arc::new(Shared {
-            clusters: Arc::new(Clusters::new(config, &telemetry)),
-            pool: Pool::new(config, &telemetry, None),
+            generation: Arc::clone(&generation),
+            pool: Pool::default(),
+            ports: None,
             splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config, Predecessor::Exited).unwrap()),
             telemetry: Arc::clone(&telemetry),
-            splice_mode: config.splice,
             node: "192.0.2.2".parse().unwrap(),
         });
-        let listener = Arc::new(config.listeners[0].clone());
+        let listener = &config.listeners[0];
         let socket = http::bind(listener.address).unwrap();
         if small_send_buffers {
             // Accepted sockets inherit it; the kernel doubles it, and has a minimum.
@@ -149,12 +156,29 @@ impl Steer {
         let address = socket.get_ref().local_addr().unwrap();
         let (drain, drained) = watch::channel(Phase::Open);
         let worker = Worker::new(Handle::current(), shared);
-        let served = tokio::spawn(http::serve(listener, Arc::new(socket), vec![worker], drained));
-        Self { address, telemetry, drain, served }
+        let served =
+            tokio::spawn(http::serve(listener.name.clone(), Arc::new(socket), vec![worker], drained));
+        Self { address, telemetry, generation, drain, served }
     }
 
     pub(crate) async fn client(&self) -> Client {
         Client { socket: TcpStream::connect(self.address).await.unwrap(), read: Vec::new() }
+    }
+
+    /// Replaces the configuration.
+    pub(crate) fn publish(&self, setup: &Setup) {
+        let config = setup.config();
+        self.publish_listeners(&config.listeners, &config);
+    }
+
+    /// Replaces the configuration by one without the listener.
+    pub(crate) fn remove_listener(&self) {
+        self.publish_listeners(&[], &Setup::new(&[]).config());
+    }
+
+    fn publish_listeners(&self, listeners: &[Listener], config: &Config) {
+        let clusters = Arc::new(Clusters::new(config, &self.telemetry));
+        self.generation.store(Arc::new(Generation::new(listeners, &clusters)));
     }
 
     pub(crate) fn faults(&self, kind: &str) -> u64 {

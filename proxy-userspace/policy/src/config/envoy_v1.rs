@@ -61,7 +61,9 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
                 servers.push((field.peek("address")?, listener.address));
                 Some(listener)
             };
-            list.items().iter().enumerate().filter_map(read).collect()
+            let items = list.items();
+            listening::unique_listener_names(&items);
+            items.iter().enumerate().filter_map(read).collect()
         }
         (None, Some(routes)) => {
             routes.warn(format_args!("stands without a listener: served on {FRAGMENT_ADDRESS}"));
@@ -141,7 +143,7 @@ fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Option<Listen
     };
     let (options, virtual_hosts) =
         connection_manager(&filter_config(filter, "http_connection_manager")?, clusters)?;
-    let name = name.map_or_else(|| format!("listener_{index}"), str::to_owned);
+    let name = listening::listener_name(name, index);
     Some(Listener { name, address: address?, options, virtual_hosts })
 }
 

@@ -44,6 +44,29 @@ pub(super) fn unique<'t>(fields: impl Iterator<Item = Field<'t>>, kind: &str) {
     }
 }
 
+/// The name of a listener that may not have one; `index` is its position in the file.
+pub(super) fn listener_name(name: Option<&str>, index: usize) -> String {
+    name.map_or_else(|| format!("listener_{index}"), str::to_owned)
+}
+
+/// Listeners are found by name, so no two have the same, given or not.
+pub(super) fn unique_listener_names(listeners: &[Field<'_>]) {
+    let mut seen = HashMap::new();
+    for (index, listener) in listeners.iter().enumerate() {
+        let field = listener.peek("name");
+        let name =
+            field.as_ref().and_then(Field::scalar).map(|(name, _)| name).filter(|name| !name.is_empty());
+        let name = listener_name(name, index);
+        let first = *seen.entry(name.clone()).or_insert(listener.at());
+        if first != listener.at() {
+            field.as_ref().unwrap_or(listener).error(
+                format_args!("another listener on line {} is called `{name}`", first.line),
+                "give each its own name",
+            );
+        }
+    }
+}
+
 /// The items of a listener's `virtual_hosts`.
 pub(super) fn virtual_hosts<'t>(list: &Field<'t>) -> Vec<Field<'t>> {
     let items = list.items();

@@ -30,7 +30,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         list.error("must have at least one listener", "add `- address: 0.0.0.0:8080` with its routes");
     }
     let listeners = listeners.map(|list| list.items()).unwrap_or_default();
-    listening::unique(listeners.iter().filter_map(|listener| listener.peek("name")), "listener");
+    listening::unique_listener_names(&listeners);
     let admin = map.get("admin");
     let splice = map
         .get("splice")
@@ -76,7 +76,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
 
 fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Option<Listener> {
     let map = field.map()?;
-    let name = map.get("name").and_then(|name| name.not_empty()).map(str::to_owned);
+    let name = map.get("name").and_then(|name| name.not_empty());
     let address = map.require("address", "0.0.0.0:8080");
     let address = address.and_then(|field| load_balancing::socket_address(&field, field.string()?, true));
     let options = http_options(&map);
@@ -106,7 +106,7 @@ fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Option<Listen
             Vec::new()
         }
     };
-    let name = name.unwrap_or_else(|| format!("listener_{index}"));
+    let name = listening::listener_name(name, index);
     Some(Listener { name, address: address?, options, virtual_hosts })
 }
 

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use steer_policy::config::SpliceMode;
 use tokio::task::coop;
 use tokio::time::{Instant, timeout_at};
 
@@ -17,13 +16,12 @@ pub(super) struct Relayed {
     pub(super) lanes: Lanes,
     pub(super) source: Option<Lease>,
     pub(super) flow: FlowGuard,
-    pub(super) mode: SpliceMode,
     pub(super) idle_timeout: Option<Duration>,
 }
 
 impl From<Session> for Relayed {
     fn from(session: Session) -> Self {
-        let Session { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow } =
+        let Session { downstream, upstream, source, to_upstream, to_downstream, idle_timeout, flow } =
             session;
         let lanes = Lanes {
             sockets: [downstream, upstream],
@@ -34,16 +32,16 @@ impl From<Session> for Relayed {
             read_end: [0; 2],
             write_end: [0; 2],
         };
-        Self { lanes, source, flow, mode, idle_timeout }
+        Self { lanes, source, flow, idle_timeout }
     }
 }
 
 impl From<Relayed> for Session {
     /// A FIN that was read can be read again.
     fn from(relayed: Relayed) -> Self {
-        let Relayed { lanes, source, flow, mode, idle_timeout } = relayed;
+        let Relayed { lanes, source, flow, idle_timeout } = relayed;
         let Lanes { sockets: [downstream, upstream], held: [to_upstream, to_downstream], .. } = lanes;
-        Self { downstream, upstream, source, to_upstream, to_downstream, mode, idle_timeout, flow }
+        Self { downstream, upstream, source, to_upstream, to_downstream, idle_timeout, flow }
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use steer_policy::config::SpliceMode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -47,7 +46,6 @@ impl Rig {
             source: None,
             to_upstream: Bytes::from_static(options.to_upstream),
             to_downstream: Bytes::from_static(options.to_downstream),
-            mode: SpliceMode::Relay,
             idle_timeout: options.idle_timeout,
             flow: telemetry.flows.open(FlowInfo {
                 client: client.local_addr().unwrap(),
@@ -428,7 +426,6 @@ async fn idle_stream_is_small() {
         source: None,
         to_upstream: Bytes::new(),
         to_downstream: Bytes::new(),
-        mode: SpliceMode::Relay,
         idle_timeout: None,
         flow: telemetry.flows.open(FlowInfo {
             client: "192.0.2.1:5000".parse().unwrap(),

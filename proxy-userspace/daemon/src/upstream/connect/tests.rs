@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use steer_policy::config::LbPolicy;
 use tokio::net::TcpListener;
@@ -12,6 +13,7 @@ const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 struct Rig {
     connector: Connector,
+    ports: SourcePorts,
     telemetry: Arc<Telemetry>,
     listener: TcpListener,
 }
@@ -28,8 +30,8 @@ impl Rig {
             source_addresses: sources.iter().map(|source| source.parse().unwrap()).collect(),
         };
         let ports = SourcePorts::new(&[ports], &telemetry);
-        let connector = Connector::new(&cluster, &telemetry, Some(ports));
-        Self { connector, telemetry, listener: TcpListener::bind((HERE, 0)).await.unwrap() }
+        let connector = Connector::new(&cluster, &telemetry);
+        Self { connector, ports, telemetry, listener: TcpListener::bind((HERE, 0)).await.unwrap() }
     }
 
     fn endpoint(&self) -> SocketAddr {
@@ -37,7 +39,7 @@ impl Rig {
     }
 
     async fn stream(&self) -> Connected {
-        self.connector.connect_stream(self.endpoint(), None).await.unwrap()
+        self.connector.connect_stream(self.endpoint(), None, Some(&self.ports)).await.unwrap()
     }
 
     fn used(&self) -> i64 {
@@ -71,7 +73,8 @@ async fn one_port_serves_several_endpoints() {
     let rig = Rig::new(&[], 20110..=20110).await;
     let other = TcpListener::bind((HERE, 0)).await.unwrap();
     let first = rig.stream().await;
-    let second = rig.connector.connect_stream(other.local_addr().unwrap(), None).await.unwrap();
+    let second =
+        rig.connector.connect_stream(other.local_addr().unwrap(), None, Some(&rig.ports)).await.unwrap();
     assert_eq!(first.socket.local_addr().unwrap(), second.socket.local_addr().unwrap());
     assert!(first.source.is_some() && second.source.is_some());
 }
@@ -115,7 +118,7 @@ async fn an_endpoint_learns_what_the_client_accepts() {
     let rig = Rig::new(&[], 20140..=20149).await;
     for (accepts, expected) in [(1000, 900..=1000), (20, 40..=88), (u16::MAX, 30000..=65483)] {
         let client = Some(ClientTcp { accepts, told: accepts, window_scale: 7 });
-        let _stream = rig.connector.connect_stream(rig.endpoint(), client).await.unwrap();
+        let _stream = rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports)).await.unwrap();
         let (socket, _) = rig.listener.accept().await.unwrap();
         let mss = SockRef::from(&socket).tcp_mss().unwrap();
         assert!(expected.contains(&mss), "{mss} for {accepts}");
@@ -129,7 +132,7 @@ async fn an_endpoint_is_told_windows_in_units_of_the_clients() {
     rig.listener.accept().await.unwrap();
     for window_scale in 0..=14 {
         let client = Some(ClientTcp { accepts: 1460, told: 1460, window_scale });
-        let stream = rig.connector.connect_stream(rig.endpoint(), client).await.unwrap();
+        let stream = rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports)).await.unwrap();
         let (socket, _) = rig.listener.accept().await.unwrap();
         let told = TcpInfo::of(&socket).unwrap().send_scale();
         assert_eq!(told, window_scale.min(plain));
@@ -141,19 +144,19 @@ async fn an_endpoint_is_told_windows_in_units_of_the_clients() {
 async fn what_an_endpoint_accepts_is_asked_once_if_the_client_may_send_more() {
     let rig = Rig::new(&[], 20170..=20179).await;
     let client = Some(ClientTcp { accepts: 1000, told: 1460, window_scale: 7 });
-    let stream = rig.connector.connect_stream(rig.endpoint(), client).await.unwrap();
+    let stream = rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports)).await.unwrap();
     assert!(stream.source.as_ref().unwrap().endpoint_mss().unwrap() > 1460);
     let port = async || rig.listener.accept().await.unwrap().1.port();
     assert!(!(20170..=20179).contains(&port().await), "asked on another connection");
     assert_eq!(port().await, 20170);
-    let _more = rig.connector.connect_stream(rig.endpoint(), client).await.unwrap();
+    let _more = rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports)).await.unwrap();
     assert_eq!(port().await, 20171);
 }
 
 #[tokio::test]
 async fn a_source_address_that_is_not_here_is_an_error() {
     let rig = Rig::new(&["192.0.2.1"], 20150..=20159).await;
-    let error = rig.connector.connect_stream(rig.endpoint(), None).await.unwrap_err();
+    let error = rig.connector.connect_stream(rig.endpoint(), None, Some(&rig.ports)).await.unwrap_err();
     assert!(matches!(error, ConnectError::Failed { .. }), "{error:?}");
 }
 
@@ -171,10 +174,10 @@ async fn a_source_address_that_is_not_here_is_passed_over() {
 async fn a_refused_stream_gives_its_port_back() {
     let rig = Rig::new(&[], 20160..=20160).await;
     let endpoint = rig.endpoint();
-    let Rig { connector, telemetry, listener } = rig;
+    let Rig { connector, ports, telemetry, listener } = rig;
     drop(listener);
     for _ in 0..3 {
-        let error = connector.connect_stream(endpoint, None).await.unwrap_err();
+        let error = connector.connect_stream(endpoint, None, Some(&ports)).await.unwrap_err();
         assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
     }
     let endpoint = endpoint.to_string();

@@ -1,6 +1,5 @@
 //! The body of an endpoint's response.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -8,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 
+use super::Key;
 use super::idle::Idle;
 use super::kept::Kept;
 
@@ -22,15 +22,15 @@ pub struct Body {
 
 #[derive(Debug)]
 struct Lent {
-    endpoint: SocketAddr,
+    key: Key,
     kept: Box<Kept>,
     idle: Arc<Idle>,
 }
 
 impl Body {
     /// The body of a response that came on `kept`.
-    pub(super) fn new(incoming: Incoming, endpoint: SocketAddr, kept: Box<Kept>, idle: Arc<Idle>) -> Self {
-        let mut body = Self { incoming, lent: Some(Lent { endpoint, kept, idle }) };
+    pub(super) fn new(incoming: Incoming, key: Key, kept: Box<Kept>, idle: Arc<Idle>) -> Self {
+        let mut body = Self { incoming, lent: Some(Lent { key, kept, idle }) };
         if body.incoming.is_end_stream() {
             // It may never be polled.
             body.give_back();
@@ -39,10 +39,10 @@ impl Body {
     }
 
     fn give_back(&mut self) {
-        if let Some(Lent { endpoint, kept, idle }) = self.lent.take()
+        if let Some(Lent { key, kept, idle }) = self.lent.take()
             && kept.is_ready()
         {
-            idle.put(endpoint, kept);
+            idle.put(key, kept);
         }
     }
 }

@@ -1,10 +1,10 @@
-//! The connections of a cluster that wait for a request.
+//! The connections that wait for a request.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::Key;
 use super::kept::Kept;
 
 /// Shorter than the 5 s after which Node's HTTP server (socket.io's) closes an idle connection, so
@@ -23,7 +23,7 @@ pub(super) struct Idle {
 #[derive(Debug, Default)]
 struct State {
     /// The one that was used last is the last.
-    endpoints: HashMap<SocketAddr, Vec<Parked>>,
+    parked: HashMap<Key, Vec<Parked>>,
     /// There is a task that closes the expired ones.
     swept: bool,
 }
@@ -47,9 +47,9 @@ impl Idle {
     }
 
     /// The connection that was used last. Its endpoint may have closed it.
-    pub(super) fn take(&self, endpoint: SocketAddr) -> Option<Box<Kept>> {
+    pub(super) fn take(&self, key: &Key) -> Option<Box<Kept>> {
         let mut state = self.lock();
-        let parked = state.endpoints.get_mut(&endpoint)?;
+        let parked = state.parked.get_mut(key)?;
         let last = parked.pop()?;
         if last.has_expired(Instant::now()) {
             // And so have all others.
@@ -60,10 +60,10 @@ impl Idle {
     }
 
     /// Keeps a connection that is ready for a request.
-    pub(super) fn put(self: &Arc<Self>, endpoint: SocketAddr, kept: Box<Kept>) {
+    pub(super) fn put(self: &Arc<Self>, key: Key, kept: Box<Kept>) {
         kept.let_go();
         let mut state = self.lock();
-        let parked = state.endpoints.entry(endpoint).or_default();
+        let parked = state.parked.entry(key).or_default();
         if parked.len() < MAX_IDLE {
             parked.push(Parked { kept, since: Instant::now() });
         }
@@ -73,9 +73,9 @@ impl Idle {
     }
 
     /// Keeps a connection once its request and response are over.
-    pub(super) async fn keep_when_ready(self: Arc<Self>, endpoint: SocketAddr, mut kept: Box<Kept>) {
+    pub(super) async fn keep_when_ready(self: Arc<Self>, key: Key, mut kept: Box<Kept>) {
         if kept.ready().await {
-            self.put(endpoint, kept);
+            self.put(key, kept);
         }
     }
 
@@ -83,13 +83,13 @@ impl Idle {
     fn sweep(&self) -> bool {
         let now = Instant::now();
         let mut state = self.lock();
-        state.endpoints.retain(|_, parked| {
+        state.parked.retain(|_, parked| {
             // They are in the order of their time.
             let expired = parked.partition_point(|parked| parked.has_expired(now));
             parked.drain(..expired);
             !parked.is_empty()
         });
-        state.swept = !state.endpoints.is_empty();
+        state.swept = !state.parked.is_empty();
         state.swept
     }
 }

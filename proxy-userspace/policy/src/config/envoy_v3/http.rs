@@ -66,7 +66,7 @@ pub(super) fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Op
     let address = address.and_then(|address| socket_address(&address, true));
     let manager = only(&chains?, "filter chain").and_then(|chain| filter_chain(&chain))?;
     let (options, virtual_hosts) = connection_manager(&manager, clusters)?;
-    let name = name.map_or_else(|| format!("listener_{index}"), str::to_owned);
+    let name = listening::listener_name(name, index);
     Some(Listener { name, address: address?, options, virtual_hosts })
 }
 

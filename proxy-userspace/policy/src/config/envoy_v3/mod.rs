@@ -57,7 +57,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     if items.is_empty() {
         listeners.error("must have at least one listener", "add a listener with an HttpConnectionManager");
     }
-    listening::unique(items.iter().filter_map(|listener| listener.peek("name")), "listener");
+    listening::unique_listener_names(&items);
     let mut servers: Vec<_> = admin.iter().cloned().collect();
     let clusters = clusters.iter().filter_map(cluster::read).collect();
     let read = |(index, field)| {

@@ -80,6 +80,7 @@ const NATIVE_ROWS: &[Row] = &[
     ("127.0.0.1:9901", "127.0.0.1:9901\n---\na: b", 16, "a second document begins here", "one document"),
     ("  timeout: 5s", "\ttimeout: 5s", 5, "bad YAML: while scanning a plain scalar, found a tab", "indent with spaces"),
     ("[websocket]", "[websocket", 10, "bad YAML", "brackets"),
+    ("address: 0.0.0.0:8080", "address: 0.0.0.0:8080\n  name: listener_1\n  routes: []\n- address: 0.0.0.0:81", 5, "another listener on line 2 is called `listener_1`", "its own name"),
     ("cluster: sio", "? [a]\n    : sio", 5, "a list or a map cannot be a key", "`key: value`"),
     ("cluster: sio", "<<: *nobody", 5, "bad YAML", "brackets"),
     ("cluster: sio", "cluster: &a [*a]", 5, "alias", "write the value out"),
