@@ -1,5 +1,6 @@
 //! One cluster: the only place where its endpoints, and so its ring, change.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -9,9 +10,10 @@ use steer_policy::affinity::Member;
 use steer_policy::affinity::maglev::Maglev;
 use steer_policy::affinity::membership::membership;
 use steer_policy::affinity::ring::Ring;
-use steer_policy::config::{self, Endpoint, LbPolicy};
+use steer_policy::config::{self, Endpoint, Health, LbPolicy};
 
 use super::connect::Connector;
+use super::membership::Membership;
 use super::{By, NoHealthyEndpoint, Pick};
 use crate::telemetry::Telemetry;
 
@@ -23,8 +25,8 @@ pub struct Cluster {
     lb_policy: LbPolicy,
     healthy_panic_threshold: f64,
     snapshot: ArcSwap<Snapshot>,
-    /// Held while a new snapshot is built, so that versions are published in order.
-    updating: Mutex<()>,
+    /// What the snapshot is made of.
+    members: Mutex<Membership>,
     picks: IntCounterVec,
     requests: Requests,
     gauges: Gauges,
@@ -104,16 +106,6 @@ impl Snapshot {
     pub fn endpoints(&self) -> impl ExactSizeIterator<Item = &Arc<Endpoint>> + '_ {
         self.slots.iter().map(|slot| &slot.endpoint)
     }
-
-    fn holds(&self, endpoints: &[Endpoint]) -> bool {
-        self.slots.len() == endpoints.len() && {
-            let mut unmatched: Vec<_> = self.endpoints().collect();
-            endpoints.iter().all(|endpoint| {
-                let found = unmatched.iter().position(|&old| **old == *endpoint);
-                found.map(|position| unmatched.swap_remove(position)).is_some()
-            })
-        }
-    }
 }
 
 impl Cluster {
@@ -126,13 +118,15 @@ impl Cluster {
         };
         let nothing =
             Snapshot { version: 0, slots: Box::default(), table: Table::new(config.lb_policy, &[], &[]) };
+        let mut members = Membership::default();
+        members.name(&config.endpoints);
         let cluster = Self {
             name: config.name.as_str().into(),
             connector: Connector::new(config, telemetry),
             lb_policy: config.lb_policy,
             healthy_panic_threshold: config.healthy_panic_threshold,
             snapshot: ArcSwap::from_pointee(nothing),
-            updating: Mutex::new(()),
+            members: Mutex::new(members),
             picks: metrics.picks.clone(),
             requests: Requests {
                 all: metrics.requests.clone(),
@@ -140,7 +134,7 @@ impl Cluster {
             },
             gauges,
         };
-        cluster.publish(1, &config.endpoints);
+        cluster.publish(&config.endpoints);
         cluster
     }
 
@@ -169,30 +163,61 @@ impl Cluster {
         self.snapshot.load_full()
     }
 
-    /// Replaces the endpoints. As in Envoy, a list that holds just the present endpoints in another
-    /// order is no change: the order, on which a ring may depend, stays. Returns whether there was
-    /// a change.
+    /// Replaces the endpoints, and returns whether that was a change. As in Envoy, another order is none: the order, on
+    /// which a ring may depend, stays.
     pub fn update(&self, endpoints: &[Endpoint]) -> bool {
-        // The lock guards no data: what a panicking holder left is still a whole snapshot.
-        let _updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = self.snapshot.load();
-        if current.holds(endpoints) {
-            return false;
-        }
-        self.publish(current.version + 1, endpoints);
-        true
+        self.change(|members| members.name(endpoints))
     }
 
-    fn publish(&self, version: u64, endpoints: &[Endpoint]) {
+    /// Says what a health check found of an endpoint; `None`: nothing is known any more. Returns whether that was a change.
+    pub fn set_health(&self, endpoint: SocketAddr, health: Option<Health>) -> bool {
+        self.change(|members| members.check(endpoint, health))
+    }
+
+    /// Says whether an endpoint gets anything new. Returns whether that was a change.
+    pub fn set_drained(&self, endpoint: SocketAddr, drained: bool) -> bool {
+        self.change(|members| members.drain(endpoint, drained))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Membership)) -> bool {
+        // What a panicking holder has left is whole: a change is one insertion or removal.
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = members.endpoints();
+        change(&mut members);
+        let endpoints = members.endpoints();
+        let is_change = endpoints != before;
+        if is_change {
+            self.publish(&endpoints);
+        }
+        is_change
+    }
+
+    /// To be called with `members` locked, so that versions are published in order.
+    fn publish(&self, endpoints: &[Endpoint]) {
+        let before = self.snapshot();
+        let version = before.version + 1;
         let membership = membership(endpoints, self.healthy_panic_threshold);
         let table = Table::new(self.lb_policy, endpoints, &membership.in_ring);
-        let slots = endpoints.iter().map(|endpoint| self.slot(endpoint)).collect();
+        let slots: Box<[_]> = endpoints.iter().map(|endpoint| self.slot(endpoint)).collect();
         self.snapshot.store(Arc::new(Snapshot { version, slots, table }));
 
         let in_ring = membership.in_ring.len();
         self.gauges.ring_version.set(count(version));
         self.gauges.in_ring.set(count(in_ring as u64));
         self.gauges.not_in_ring.set(count((endpoints.len() - in_ring) as u64));
+        let left = before.endpoints().map(|endpoint| endpoint.address);
+        for address in left.filter(|address| endpoints.iter().all(|endpoint| endpoint.address != *address)) {
+            self.forget_picks(address);
+        }
+    }
+
+    /// Removes the series of an endpoint that has left.
+    fn forget_picks(&self, address: SocketAddr) {
+        let address = address.to_string();
+        for by in By::ALL {
+            // An error says that there is none, as when the cluster had the endpoint twice.
+            self.picks.remove_label_values(&[&*self.name, &address, by.as_str()]).ok();
+        }
     }
 
     fn slot(&self, endpoint: &Endpoint) -> Slot {
@@ -215,12 +240,12 @@ mod tests {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
-    use steer_policy::config::{HashFunction, Health};
+    use steer_policy::config::HashFunction;
 
     use super::*;
 
     fn endpoint(last: u8, health: Health) -> Endpoint {
-        let address = std::net::SocketAddr::from(([192, 0, 2, last], 3000));
+        let address = SocketAddr::from(([192, 0, 2, last], 3000));
         Endpoint { address, weight: 1, hash_key: address.to_string(), health }
     }
 
@@ -310,5 +335,39 @@ mod tests {
         assert_eq!(cluster.snapshot().version, 3);
         assert_eq!(telemetry.metrics.ring_version.with_label_values(&["sio"]).get(), 3);
         assert_eq!(cluster.pick(None).unwrap().endpoint.address, endpoints[0].address);
+    }
+    #[test]
+    fn health_and_drain_change_the_ring_and_do_not_undo_each_other() {
+        let telemetry = Telemetry::new();
+        let endpoints: Vec<_> = (1..=3).map(|last| endpoint(last, Health::Healthy)).collect();
+        let cluster = cluster(endpoints.clone(), &telemetry);
+        let address = |last: u8| endpoint(last, Health::Healthy).address;
+        let picked = || {
+            let picks = (0..200).map(|_| cluster.pick(None).unwrap().endpoint.address);
+            picks.collect::<BTreeSet<_>>()
+        };
+        assert!(cluster.set_drained(address(1), true));
+        assert!(!cluster.set_drained(address(1), true), "it is already");
+        assert!(cluster.set_health(address(2), Some(Health::Unhealthy)));
+        assert_eq!(picked(), BTreeSet::from([address(3)]));
+        assert!(!cluster.set_health(address(1), Some(Health::Unhealthy)), "it gets nothing anyway");
+        assert!(cluster.set_drained(address(1), false), "but now it is seen");
+        assert!(cluster.set_health(address(1), Some(Health::Healthy)));
+        assert_eq!(picked(), BTreeSet::from([address(1), address(3)]));
+        assert_eq!(cluster.snapshot().version, 5);
+    }
+
+    #[test]
+    fn the_series_of_an_endpoint_that_has_left_are_removed() {
+        let telemetry = Telemetry::new();
+        let endpoints: Vec<_> = (1..=2).map(|last| endpoint(last, Health::Healthy)).collect();
+        let cluster = cluster(endpoints.clone(), &telemetry);
+        let series = |last: u8| {
+            let label = format!("endpoint=\"{}\"", endpoint(last, Health::Healthy).address);
+            telemetry.metrics.render().lines().filter(|line| line.contains(&label)).count()
+        };
+        assert_eq!((series(1), series(2)), (2, 2));
+        assert!(cluster.update(&endpoints[..1]));
+        assert_eq!((series(1), series(2)), (2, 0));
     }
 }

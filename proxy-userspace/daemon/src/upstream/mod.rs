@@ -2,6 +2,7 @@
 
 mod cluster;
 pub mod connect;
+mod membership;
 pub mod mss;
 pub mod pool;
 pub mod ports;
@@ -37,6 +38,8 @@ pub enum By {
 }
 
 impl By {
+    const ALL: [Self; 2] = [Self::Hash, Self::Random];
+
     /// As a metric label.
     pub fn as_str(self) -> &'static str {
         match self {
