@@ -193,7 +193,7 @@ impl Cluster {
 
     fn slot(&self, endpoint: &Endpoint) -> Slot {
         let address = endpoint.address.to_string();
-        let counter = |by: By| self.picks.with_label_values(&[&*self.name, &address, by.as_str()]);
+        let counter = |by: By| self.picks.with_label_values(&[&*self.name, &address, by.into_str()]);
         Slot {
             endpoint: Arc::new(endpoint.clone()),
             by_hash: counter(By::Hash),
@@ -242,7 +242,7 @@ mod tests {
 
     fn picked(cluster: &Cluster, telemetry: &Telemetry, last: u8, by: By) -> u64 {
         let address = endpoint(last, Health::Healthy).address.to_string();
-        telemetry.metrics.picks.with_label_values(&[&*cluster.name, &address, by.as_str()]).get()
+        telemetry.metrics.picks.with_label_values(&[&*cluster.name, &address, by.into_str()]).get()
     }
 
     #[test]

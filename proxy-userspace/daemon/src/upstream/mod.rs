@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use steer_policy::config::{self, Config};
+use strum::IntoStaticStr;
 use thiserror::Error;
 
 use crate::telemetry::Telemetry;
@@ -29,21 +30,13 @@ pub struct Pick {
     pub by: By,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// `into_str` gives a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum By {
     Hash,
     /// There was no hash key.
     Random,
-}
-
-impl By {
-    /// As a metric label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Hash => "hash",
-            Self::Random => "random",
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use steer_policy::config::SpliceMode;
+use strum::VariantArray as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -68,9 +69,10 @@ impl Rig {
         assert!(self.telemetry.flows.is_empty());
         assert_eq!(self.pipes.left(), self.pipes.max);
         let metrics = &self.telemetry.metrics;
-        let end = End::ALL
-            .into_iter()
-            .find(|end| metrics.streams_closed.with_label_values(&["sio", end.as_str()]).get() == 1)
+        let end = End::VARIANTS
+            .iter()
+            .copied()
+            .find(|end| metrics.streams_closed.with_label_values(&["sio", end.into_str()]).get() == 1)
             .expect("the end is counted");
         let bytes = ["to_upstream", "to_downstream"]
             .map(|direction| metrics.stream_bytes.with_label_values(&["sio", direction]).get());
