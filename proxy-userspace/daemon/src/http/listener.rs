@@ -10,7 +10,7 @@ use prometheus::IntGauge;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::SockRef;
 use steer_kernel::ready;
-use steer_kernel::tcp::repair;
+use steer_kernel::tcp::socket;
 use steer_policy::config;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -18,7 +18,6 @@ use tokio::sync::{mpsc, watch};
 
 use super::worker::{Load, Worker, least_loaded};
 use super::{Phase, Shared, server};
-use crate::upstream::connect;
 
 /// Connections that the kernel has completed and that wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -69,12 +68,11 @@ pub fn bind(address: SocketAddr) -> io::Result<AsyncFd<TcpListener>> {
         socket2::Type::STREAM,
         Some(socket2::Protocol::TCP),
     )?;
-    // Without the capability for it no stream is spliced, either.
-    let _without_it = repair::select_send_queue(&socket);
+    socket::prepare_for_hand_over(&socket);
     // Otherwise a restart fails while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    connect::prepare(&socket)?;
+    socket::prepare(&socket)?;
     socket.bind(&address.into())?;
     listen(socket)
 }
@@ -82,9 +80,9 @@ pub fn bind(address: SocketAddr) -> io::Result<AsyncFd<TcpListener>> {
 /// The same of a socket that was bound, and perhaps listens, in another process.
 pub fn inherit(socket: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
     let socket = socket2::Socket::from(socket);
-    let _without_it = repair::select_send_queue(&socket);
+    socket::prepare_for_hand_over(&socket);
     socket.set_nonblocking(true)?;
-    connect::prepare(&socket)?;
+    socket::prepare(&socket)?;
     listen(socket)
 }
 
@@ -168,7 +166,8 @@ pub async fn serve(
     }
     drop(socket);
     drop(alive);
-    let _none_left = all_done.recv().await;
+    // Nothing is sent: the channel ends when the last connection drops its sender.
+    all_done.recv().await;
 }
 
 /// Accepts a connection, for whatever runtime is to have it.

@@ -85,7 +85,7 @@ async fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     let far = far.unwrap().0;
-    crate::upstream::connect::prepare(&far).unwrap();
+    steer_kernel::tcp::socket::prepare(&far).unwrap();
     (near.unwrap(), far)
 }
 
