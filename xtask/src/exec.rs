@@ -47,7 +47,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// Runs `command` and shows only how long it takes, or, if it fails, what it said.
 pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
     print!("    {} ", line(command));
-    let _shown = std::io::stdout().flush();
+    show();
     let begin = Instant::now();
     let child = command
         .stdin(Stdio::null())
@@ -62,7 +62,7 @@ pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
             Ok(output) => break output.with_context(|| format!("cannot wait for `{}`", line(command)))?,
             Err(RecvTimeoutError::Timeout) => {
                 print!("... {} s ", begin.elapsed().as_secs());
-                let _shown = std::io::stdout().flush();
+                show();
             }
             Err(RecvTimeoutError::Disconnected) => anyhow::bail!("lost sight of `{}`", line(command)),
         }
@@ -77,6 +77,12 @@ pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
         String::from_utf8_lossy(&output.stderr),
     );
     Ok(())
+}
+
+/// Shows what is printed of a line that has not ended yet.
+fn show() {
+    // The step goes on even if nobody can see how far it is.
+    std::io::stdout().flush().ok();
 }
 
 /// What `command` prints on standard output, if it can be run and succeeds.

@@ -145,7 +145,7 @@ fn debian_packages(wanted: &[Package]) -> Result<()> {
     apt(&[&["install", "--yes", "--no-install-recommends"], &missing[..]].concat()).context(by_hand)?;
     for service in SERVICES.into_iter().filter(|service| missing.contains(service)) {
         // Also disable it at boot; ignore a missing systemd.
-        let _disabled = answer(Command::new("systemctl").args(["disable", service]));
+        answer(Command::new("systemctl").args(["disable", service]));
     }
     for (name, present) in wanted {
         anyhow::ensure!(present(), "{name} is installed, but still missing or too old here");

@@ -1,4 +1,7 @@
 //! What systemd is told, and what it gives: sd_notify(3) and sd_listen_fds(3).
+//!
+//! By hand, since the crate `sd-notify` (0.5) takes no abstract address in NOTIFY_SOCKET, and takes no socket of
+//! LISTEN_FDS at all if one of them is not open.
 
 use std::env;
 use std::io;
@@ -59,7 +62,7 @@ fn address_of(address: &[u8]) -> io::Result<SocketAddr> {
     }
 }
 
-/// The listening TCP sockets that the service manager has given this process. Others are named in a warning. To be called
+/// The listening TCP sockets that the service manager has given this process. Others are named in a warning. Call this
 /// once, before the process has opened any descriptor.
 pub(crate) fn listen_fds() -> Vec<TcpListener> {
     let number = |name| env::var(name).ok().and_then(|text| text.parse::<u32>().ok());

@@ -12,8 +12,8 @@ impl Capability {
     pub(crate) const PERFMON: Self = Self("CAP_PERFMON", 38);
     pub(crate) const BPF: Self = Self("CAP_BPF", 39);
 
-    /// Those that the packet splice needs. PERFMON, because the verifier lets nobody else compute with packet pointers as the
-    /// programs do; NET_RAW for `tcp::raw`.
+    /// The capabilities that the packet splice needs. The verifier demands PERFMON for the
+    /// programs' arithmetic with packet pointers; `tcp::raw` needs NET_RAW.
     pub(crate) const OF_THE_SPLICE: [Self; 4] = [Self::BPF, Self::PERFMON, Self::NET_ADMIN, Self::NET_RAW];
 
     fn is_in(self, effective: u64) -> bool {

@@ -1,5 +1,5 @@
-//! Places at which the process dies if a test says so, by the variable `STEER_DIE_AT`, and what it does besides, by
-//! `STEER_ALSO`. Without the feature `failpoints`, nothing of this is in the binary.
+//! Places at which a test can make the process die (the variable `STEER_DIE_AT`) or do something
+//! more (`STEER_ALSO`). Without the feature `failpoints`, the binary has none of this.
 
 /// Ends the process as SIGKILL does, if this is the place.
 #[cfg(feature = "failpoints")]

@@ -1,5 +1,5 @@
-//! Grace periods: after one, no packet that was on its way through the kernel when it began still is, since
-//! packets are handled inside RCU readers.
+//! Grace periods. The kernel handles each packet inside an RCU reader. So after a grace period,
+//! every packet that was on its way through the kernel at the start is done.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,13 +13,14 @@ pub fn wait_for_rcu_readers() {
     // SAFETY: takes two numbers and touches no memory.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result != 0 {
-        // Refused with nohz_full CPUs, or by a seccomp profile. A softirq does not take this long.
+        // The kernel refuses with nohz_full CPUs, and a seccomp profile may refuse. No softirq
+        // takes as long as this sleep.
         thread::sleep(Duration::from_millis(100));
     }
 }
 
-/// Grace periods for many tasks: a thread waits for one at a time, on behalf of all that asked before it began.
-/// The thread ends when this is dropped.
+/// Grace periods for many tasks. A thread waits for one grace period at a time, on behalf of all
+/// tasks that asked before the period began. The thread ends when this is dropped.
 #[derive(Debug)]
 pub struct Grace {
     queue: Arc<Queue>,
@@ -85,7 +86,7 @@ impl Queue {
             wait_for_rcu_readers();
             for task in tasks {
                 // A task that was cancelled does not listen any more.
-                let _heard = task.send(());
+                task.send(()).ok();
             }
         }
     }

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The first descriptor that a service manager passes (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
 
-/// Takes the `count` descriptors that a service manager has passed, with their numbers. Only the first call gets any: then
-/// they are the caller's. A number at which nothing is open is named in a warning. To be called before the process has
-/// opened any descriptor.
+/// Takes the `count` descriptors that a service manager has passed, with their numbers. Only the
+/// first call gets descriptors, and owns them. A number at which nothing is open is named in a
+/// warning. Call this before the process has opened any descriptor.
 pub fn passed_descriptors(count: u32) -> Vec<(RawFd, OwnedFd)> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -28,11 +28,13 @@ fn is_open(descriptor: RawFd) -> bool {
 }
 
 fn owned(descriptor: RawFd) -> (RawFd, OwnedFd) {
-    // SAFETY: it is open, the manager has opened it for this process, and nobody has got it from here before.
+    // SAFETY: the descriptor is open, and the service manager has opened it for this process.
+    // `passed_descriptors` gives each descriptor out once, so nothing else owns it.
     (descriptor, unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Lets writing to a pipe that nobody reads end the process, as it ends other programs. Rust starts with SIGPIPE ignored.
+/// Lets SIGPIPE end the process when it writes to a pipe that nobody reads, as SIGPIPE ends other
+/// programs. Rust programs start with the signal ignored.
 pub fn end_with_the_reader() {
     // SAFETY: takes two numbers. The default action runs no code of this process.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Joins the runtime that this is called in. The descriptor must not block.
+/// Registers the descriptor with the current runtime. The descriptor must be non-blocking.
 ///
 /// # Errors
 ///

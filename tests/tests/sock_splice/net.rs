@@ -10,7 +10,6 @@ use steer::splice::sock::SockSplice;
 use steer::telemetry::Telemetry;
 use steer::telemetry::flows::FlowInfo;
 use steer_kernel::bpf::sock::maps::Entries;
-use steer_policy::config::SpliceMode;
 use steer_tests::require;
 use steer_tests::topology::Topology;
 use tokio::net::TcpStream;
@@ -87,8 +86,7 @@ impl Net {
             key_hash: None,
         };
         let flow = self.telemetry.flows.open(info);
-        let mode = SpliceMode::Sockmap;
-        Session { downstream, upstream, source: None, to_upstream, to_downstream, mode, idle_timeout, flow }
+        Session { downstream, upstream, source: None, to_upstream, to_downstream, idle_timeout, flow }
     }
 
     /// Splices fresh legs; the peers' ends are returned.

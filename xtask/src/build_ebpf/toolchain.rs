@@ -214,7 +214,7 @@ fn has_debian_packages() -> bool {
     }
     eprintln!("build-ebpf: apt-get update");
     // Without a network the lists that are there may do.
-    let _stale_lists = run_visibly(Command::new("apt-get").args(["--quiet", "update"]));
+    run_visibly(Command::new("apt-get").args(["--quiet", "update"])).ok();
     output(Command::new("apt-cache").arg("show").args(DEBIAN_PACKAGES)).is_some()
 }
 

@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use proxy_common::flow::state;
 use serde_json::json;
+use steer_kernel::bpf::packet::cluster::name_hash;
 use steer_kernel::bpf::packet::inspect::{self, Found, Stream};
 use steer_kernel::tcp::clock;
 use steer_policy::config;
-use xxhash_rust::xxh64::xxh64;
 
 /// Show the streams that the kernel carries, from its maps (needs root)
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         None => Clusters::default(),
         Some(file) => {
             let config = config::load(file)?;
-            Clusters(config.clusters.into_iter().map(|cluster| (hash(&cluster.name), cluster.name)).collect())
+            Clusters(
+                config.clusters.into_iter().map(|cluster| (name_hash(&cluster.name), cluster.name)).collect(),
+            )
         }
     };
     let found = inspect::running(clock::monotonic_ns()).context("cannot look into the kernel")?;
@@ -49,10 +51,6 @@ impl Clusters {
     fn name(&self, hash: u64) -> Option<&str> {
         self.0.get(&hash).map(String::as_str)
     }
-}
-
-fn hash(name: &str) -> u64 {
-    xxh64(name.as_bytes(), 0)
 }
 
 fn report(found: &[Found], clusters: &Clusters, now: SystemTime) -> String {
@@ -192,7 +190,7 @@ mod tests {
             source: "10.0.0.2:20000".parse().unwrap(),
             endpoint: "10.0.0.1:3000".parse().unwrap(),
             state: state::SPLICED,
-            cluster: hash("sio"),
+            cluster: name_hash("sio"),
             key_hash: Some(7),
             opened_unix_ms: 1_000_000,
             bytes: [999, 5 << 20],
@@ -207,7 +205,7 @@ mod tests {
 
     #[test]
     fn streams_stand_in_a_table() {
-        let clusters = Clusters(HashMap::from([(hash("sio"), "sio".to_owned())]));
+        let clusters = Clusters(HashMap::from([(name_hash("sio"), "sio".to_owned())]));
         let found = [
             Found { map: 7, limit: 65536, streams: Some(vec![stream()]) },
             Found { map: 9, limit: 4, streams: Some(vec![]) },
@@ -222,7 +220,7 @@ map 11: of another version of Steer; use its own `steer flows`
 next: `steer flows --json` has every field; relayed streams are in /flows of the admin listener
 ";
         assert_eq!(text(&found, &clusters), expected);
-        assert!(text(&found, &Clusters::default()).contains(&format!("{:016x}", hash("sio"))));
+        assert!(text(&found, &Clusters::default()).contains(&format!("{:016x}", name_hash("sio"))));
     }
 
     #[test]
@@ -234,7 +232,7 @@ next: `steer flows --json` has every field; relayed streams are in /flows of the
 
     #[test]
     fn json_has_names_and_numbers() {
-        let clusters = Clusters(HashMap::from([(hash("sio"), "sio".to_owned())]));
+        let clusters = Clusters(HashMap::from([(name_hash("sio"), "sio".to_owned())]));
         let value = as_json(&Found { map: 7, limit: 8, streams: Some(vec![stream()]) }, &clusters);
         assert_eq!(value["streams"][0]["cluster"], "sio");
         assert_eq!(value["streams"][0]["key_hash"], "0000000000000007");

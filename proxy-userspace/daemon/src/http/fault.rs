@@ -8,17 +8,22 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use steer_policy::http1::head::Malformed;
 use steer_policy::routing::Refusal;
+use strum::IntoStaticStr;
 use thiserror::Error;
 
 use crate::upstream::connect::ConnectError;
 
 /// Why Steer answers a request itself, or breaks off a response. The text is the answer's body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error, IntoStaticStr)]
+#[cfg_attr(test, derive(strum::EnumCount))]
+#[strum(serialize_all = "snake_case")]
 pub enum Fault {
     // The client's doing.
     #[error("bad request: {0}")]
+    #[strum(transparent)]
     Malformed(Malformed),
     #[error("{0}")]
+    #[strum(transparent)]
     Refused(Refusal),
     #[error("the request head did not arrive in time")]
     HeadTimeout,
@@ -76,28 +81,7 @@ impl Fault {
 
     /// Label of `steer_faults_total`.
     pub fn kind(self) -> &'static str {
-        match self {
-            Self::Malformed(why) => why.as_str(),
-            Self::Refused(Refusal::MissingHost) => "missing_host",
-            Self::Refused(Refusal::BadTarget) => "bad_target",
-            Self::Refused(Refusal::BadConnection) => "bad_connection",
-            Self::Refused(Refusal::Http10) => "http_10",
-            Self::Refused(Refusal::NoRoute) => "no_route",
-            Self::Refused(Refusal::UpgradeNotAllowed) => "upgrade_not_allowed",
-            Self::HeadTimeout => "head_timeout",
-            Self::BodyTimeout => "body_timeout",
-            Self::StreamIdle => "stream_idle",
-            Self::ClientGone => "client_gone",
-            Self::NoHealthyEndpoint => "no_healthy_endpoint",
-            Self::ConnectRefused => "connect_refused",
-            Self::ConnectFailed => "connect_failed",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::ResponseTimeout => "response_timeout",
-            Self::EndpointClosed => "endpoint_closed",
-            Self::EndpointProtocol => "endpoint_protocol",
-            Self::UnaskedSwitch => "unasked_switch",
-            Self::ResponseBroken => "response_broken",
-        }
+        self.into()
     }
 
     /// Whether the connection cannot be used for another request.
@@ -174,32 +158,12 @@ impl From<Refusal> for Fault {
 
 #[cfg(test)]
 mod tests {
+    use strum::{EnumCount as _, VariantArray as _};
+
     use super::*;
 
     #[test]
     fn the_documentation_lists_every_fault() {
-        use Malformed as M;
-        use Refusal as R;
-        let malformed = [
-            M::BareLf,
-            M::BareCr,
-            M::Nul,
-            M::RequestLine,
-            M::Fragment,
-            M::Folded,
-            M::HeaderLine,
-            M::SpaceBeforeColon,
-            M::RepeatedHost,
-            M::ContentLength,
-            M::LengthAndEncoding,
-            M::TransferEncoding,
-            M::Chunk,
-            M::TooLong,
-            M::TooManyHeaders,
-            M::TargetTooLong,
-        ];
-        let refusals =
-            [R::MissingHost, R::BadTarget, R::BadConnection, R::Http10, R::NoRoute, R::UpgradeNotAllowed];
         let others = [
             Fault::HeadTimeout,
             Fault::BodyTimeout,
@@ -215,8 +179,11 @@ mod tests {
             Fault::UnaskedSwitch,
             Fault::ResponseBroken,
         ];
-        let all =
-            malformed.map(Fault::Malformed).into_iter().chain(refusals.map(Fault::Refused)).chain(others);
+        // The two that carry a cause are not among the others.
+        assert_eq!(others.len(), Fault::COUNT - 2, "each fault is here");
+        let malformed = Malformed::VARIANTS.iter().copied().map(Fault::Malformed);
+        let refusals = Refusal::VARIANTS.iter().copied().map(Fault::Refused);
+        let all = malformed.chain(refusals).chain(others);
         let rows: Vec<String> = all
             .map(|fault| {
                 let answer = match fault {

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use steer_kernel::tcp::socket::reset_on_close;
 use steer_policy::http1::framing::{Event, Framing, Limits};
 use steer_policy::http1::head::{self, BodyFraming};
 use tokio::io::AsyncReadExt as _;
@@ -19,7 +20,6 @@ use tokio::net::TcpStream;
 
 use super::exchange::{Exchange, Passed, Phase, Waiting};
 use super::fault::Fault;
-use crate::splice::reset_on_close;
 
 /// Read from the socket at once: a head and a body of 16 KiB, which is a common size, fit in.
 const READ_BYTES: usize = 32 * 1024;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::SockRef;
 use steer_kernel::ready;
-use steer_kernel::tcp::repair;
+use steer_kernel::tcp::socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
@@ -16,7 +16,6 @@ use tokio::sync::{mpsc, watch};
 use super::Phase;
 use super::server::{self, Accepted, Speaking};
 use super::worker::{Worker, least_loaded};
-use crate::upstream::connect;
 
 /// Connections that the kernel has completed and that wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -30,12 +29,11 @@ pub fn bind(address: SocketAddr) -> io::Result<AsyncFd<TcpListener>> {
         socket2::Type::STREAM,
         Some(socket2::Protocol::TCP),
     )?;
-    // Without the capability for it no stream is spliced, either.
-    let _without_it = repair::select_send_queue(&socket);
+    socket::prepare_for_hand_over(&socket);
     // Otherwise a restart fails while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    connect::prepare(&socket)?;
+    socket::prepare(&socket)?;
     socket.bind(&address.into())?;
     listen(socket)
 }
@@ -43,9 +41,9 @@ pub fn bind(address: SocketAddr) -> io::Result<AsyncFd<TcpListener>> {
 /// The same of a socket that was bound, and perhaps listens, in another process.
 pub fn inherit(socket: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
     let socket = socket2::Socket::from(socket);
-    let _without_it = repair::select_send_queue(&socket);
+    socket::prepare_for_hand_over(&socket);
     socket.set_nonblocking(true)?;
-    connect::prepare(&socket)?;
+    socket::prepare(&socket)?;
     listen(socket)
 }
 
@@ -125,7 +123,8 @@ pub async fn serve(
     }
     drop(socket);
     drop(alive);
-    let _none_left = all_done.recv().await;
+    // Nothing is sent: the channel ends when the last connection drops its sender.
+    all_done.recv().await;
 }
 
 /// Accepts a connection, for whatever runtime is to have it.

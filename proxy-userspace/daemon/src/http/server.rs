@@ -15,7 +15,7 @@ use hyper::server::conn::http1::{self, UpgradeableConnection};
 use hyper::service::{Service, service_fn};
 use prometheus::IntGauge;
 use socket2::SockRef;
-use steer_kernel::net::node;
+use steer_kernel::net::{canonical, node};
 use steer_policy::http1::framing::Limits;
 use steer_policy::routing;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -250,8 +250,8 @@ async fn linger(guard: Guard) {
         return;
     }
     let (mut socket, mut unread) = guard.into_parts();
-    // hyper has done so already, unless it took the connection for upgraded.
-    let _already_done = socket.shutdown().await;
+    // hyper has done so already, unless it took the connection for upgraded. A second time fails.
+    socket.shutdown().await.ok();
     let drained = async {
         let mut total = 0;
         while total < LINGER_BYTES {
@@ -263,7 +263,8 @@ async fn linger(guard: Guard) {
             }
         }
     };
-    let _either_way_it_closes = timeout(LINGER, drained).await;
+    // The socket is closed now, whether all was read or not.
+    timeout(LINGER, drained).await.ok();
 }
 
 /// Makes closing the socket a RST, so that a response without a length does not look complete.
@@ -276,9 +277,4 @@ fn reset(guard: &Guard) {
 /// The bytes without the buffer around them: it would live as long as the stream.
 fn compact(parts: &[&[u8]]) -> Bytes {
     if parts.iter().all(|part| part.is_empty()) { Bytes::new() } else { parts.concat().into() }
-}
-
-/// An IPv4 client of an IPv6 socket is an IPv4 client.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

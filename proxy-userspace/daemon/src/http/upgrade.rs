@@ -13,10 +13,10 @@ use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use steer_kernel::tcp::socket::reset_on_close;
 use tokio::net::TcpStream;
 
 use super::fault::Fault;
-use crate::splice::reset_on_close;
 use crate::telemetry::flows::FlowGuard;
 use crate::upstream::connect::{ConnectError, Connected, MAX_BUFFER};
 use crate::upstream::ports::Lease;
@@ -60,7 +60,7 @@ pub(super) async fn ask(
             return Poll::Ready(result);
         }
         // The connection gives its outcome, good or bad, to the response.
-        let _ended = connection.poll_without_shutdown(cx);
+        drop(connection.poll_without_shutdown(cx));
         response.as_mut().poll(cx)
     })
     .await
@@ -68,10 +68,11 @@ pub(super) async fn ask(
 
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         tokio::spawn(async move {
-            let _until_it_ends = source;
             if let Err(error) = connection.await {
                 tracing::debug!(%endpoint, %error, "the connection of a declined upgrade broke");
             }
+            // The connection had the source port until now.
+            drop(source);
         });
         return Ok(Answer::Declined(response));
     }

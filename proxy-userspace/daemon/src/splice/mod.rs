@@ -16,8 +16,6 @@ use bytes::Bytes;
 use proxy_common::reason::Reason;
 use tokio::net::TcpStream;
 
-pub(crate) use self::relay::reset_on_close;
-
 use steer_policy::config::{Config, SpliceMode};
 
 use self::packet::{PacketSplice, Predecessor};

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use steer_kernel::tcp::receive::{self, Received};
+use steer_kernel::tcp::socket::{finish_on_close, reset_on_close};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::coop;
@@ -57,7 +58,7 @@ pub(super) async fn run(mut session: Session, pipes: &Pipes) {
     let (downstream, upstream, flow) = (&session.downstream, &session.upstream, session.flow.flow());
     for socket in [downstream, upstream] {
         // What is written before the end is to arrive.
-        let _broken_already = socket2::SockRef::from(socket).set_linger(None);
+        finish_on_close(socket);
     }
     let both = async {
         tokio::try_join!(
@@ -288,11 +289,6 @@ pub(super) fn try_write(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
 
 pub(super) fn would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
-}
-
-/// Makes `close()` send RST. A socket that refuses the option is broken already, which is as good.
-pub(crate) fn reset_on_close(stream: &TcpStream) {
-    let _broken_already = stream.set_zero_linger();
 }
 
 /// When a stream last moved a byte.

@@ -83,9 +83,12 @@ impl Drop for ControlSocket {
     fn drop(&mut self) {
         self.accepting.abort();
         if !self.is_left && fs::metadata(&self.path).is_ok_and(|there| there.ino() == self.number) {
-            let _somebody_else_may = fs::remove_file(&self.path);
-            // Only if nothing else is in it.
-            let _in_use = self.path.parent().map(fs::remove_dir);
+            // Another process may have removed the file in this moment.
+            fs::remove_file(&self.path).ok();
+            if let Some(directory) = self.path.parent() {
+                // A directory that has other files stays.
+                fs::remove_dir(directory).ok();
+            }
         }
     }
 }
@@ -106,7 +109,8 @@ fn make_socket(path: &Path, taken_over: bool) -> io::Result<(AsyncFd<OwnedFd>, u
     }
     // Complete, and listening, before it gets its name.
     let unnamed = path.with_extension(format!("{}.new", std::process::id()));
-    let _left_by_a_crash = fs::remove_file(&unnamed);
+    // There is such a file only after a crash, of a process that had the same number.
+    fs::remove_file(&unnamed).ok();
     let socket = new()?;
     bind(&socket, &SocketAddrUnix::new(&unnamed)?)?;
     fs::set_permissions(&unnamed, fs::Permissions::from_mode(0o600))?;
@@ -143,7 +147,8 @@ async fn let_in(channel: Channel, only_one: Arc<Semaphore>, requests: mpsc::Send
         Err(why) => why,
     };
     tracing::warn!(pid, why, "refused to be taken over");
-    let _gone_perhaps = channel.send(&Message::Refused { why }, &[]).await;
+    // The other process may be gone.
+    channel.send(&Message::Refused { why }, &[]).await.ok();
 }
 
 async fn examine(
@@ -186,7 +191,8 @@ impl Request {
     pub async fn refuse(self, why: &str) {
         let why = why.to_owned();
         tracing::warn!(pid = self.pid(), why, "refused to be taken over");
-        let _gone_perhaps = self.channel.send(&Message::Refused { why }, &[]).await;
+        // The other process may be gone.
+        self.channel.send(&Message::Refused { why }, &[]).await.ok();
     }
 
     /// Gives it the listening sockets, and waits until it needs nothing but the streams.

@@ -11,6 +11,7 @@ use steer_policy::affinity::maglev::Maglev;
 use steer_policy::affinity::membership::membership;
 use steer_policy::affinity::ring::Ring;
 use steer_policy::config::{self, Endpoint, Health, LbPolicy};
+use strum::VariantArray as _;
 
 use super::connect::Connector;
 use super::membership::Membership;
@@ -214,15 +215,15 @@ impl Cluster {
     /// Removes the series of an endpoint that has left.
     fn forget_picks(&self, address: SocketAddr) {
         let address = address.to_string();
-        for by in By::ALL {
+        for &by in By::VARIANTS {
             // An error says that there is none, as when the cluster had the endpoint twice.
-            self.picks.remove_label_values(&[&*self.name, &address, by.as_str()]).ok();
+            self.picks.remove_label_values(&[&*self.name, &address, by.into_str()]).ok();
         }
     }
 
     fn slot(&self, endpoint: &Endpoint) -> Slot {
         let address = endpoint.address.to_string();
-        let counter = |by: By| self.picks.with_label_values(&[&*self.name, &address, by.as_str()]);
+        let counter = |by: By| self.picks.with_label_values(&[&*self.name, &address, by.into_str()]);
         Slot {
             endpoint: Arc::new(endpoint.clone()),
             by_hash: counter(By::Hash),
@@ -271,7 +272,7 @@ mod tests {
 
     fn picked(cluster: &Cluster, telemetry: &Telemetry, last: u8, by: By) -> u64 {
         let address = endpoint(last, Health::Healthy).address.to_string();
-        telemetry.metrics.picks.with_label_values(&[&*cluster.name, &address, by.as_str()]).get()
+        telemetry.metrics.picks.with_label_values(&[&*cluster.name, &address, by.into_str()]).get()
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -12,9 +11,10 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use prometheus::IntCounter;
 use rand::seq::SliceRandom as _;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
+use steer_kernel::net::canonical;
 use steer_kernel::tcp::tcp_info::TcpInfo;
-use steer_kernel::tcp::{receive, repair};
+use steer_kernel::tcp::{repair, socket};
 use steer_policy::config;
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
@@ -203,7 +203,7 @@ impl Connector {
         let Self { timeout, ok, refused, timed_out, failed, .. } = self;
         let opened = async {
             let socket = connect.await?;
-            prepare(&socket)?;
+            socket::prepare(&socket)?;
             io::Result::Ok(socket)
         };
         match tokio::time::timeout(*timeout, opened).await {
@@ -272,8 +272,7 @@ async fn connect_from(
     client: Option<ClientTcp>,
 ) -> io::Result<Option<TcpStream>> {
     let socket = socket_for(endpoint)?;
-    // Without the capability for it no stream is spliced, either.
-    let _without_it = repair::select_send_queue(&socket);
+    socket::prepare_for_hand_over(&socket);
     socket.set_reuseaddr(true)?;
     // An endpoint cannot be told of more, nor does it need to be: loopback alone has such large segments.
     let mss = client.map(|client| client.accepts).filter(|mss| mss <= config::MSS.end());
@@ -285,7 +284,8 @@ async fn connect_from(
         // announces the scale that the largest window asks for (tcp_select_initial_window): none larger than the client's
         // own can be.
         let largest = u32::from(u16::MAX) << client.window_scale.min(MAX_SCALE);
-        let _as_the_host_has_it = repair::clamp_window(&socket, largest);
+        // Refused, the scale is the host's, and the stream may have to be relayed.
+        repair::clamp_window(&socket, largest).ok();
     }
     let connected = match socket.bind(source) {
         Ok(()) => socket.connect(endpoint).await,
@@ -303,17 +303,9 @@ fn is_taken(error: &io::Error) -> bool {
 
 fn socket_for(endpoint: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // The request follows at once, and acknowledges the handshake as well.
-    let _only_a_segment_more = SockRef::from(&socket).set_tcp_quickack(false);
+    // The request follows at once, and acknowledges the handshake as well. Refused, one more segment is sent.
+    SockRef::from(&socket).set_tcp_quickack(false).ok();
     Ok(socket)
-}
-
-/// An IPv4 endpoint, if it is one in an IPv6 address.
-fn canonical(endpoint: SocketAddr) -> SocketAddr {
-    match endpoint.ip().to_canonical() {
-        ip if ip == endpoint.ip() => endpoint,
-        ip => SocketAddr::new(ip, endpoint.port()),
-    }
 }
 
 /// Warns of source addresses that this host does not have. An address may yet come, as addresses do that move between hosts.
@@ -327,19 +319,6 @@ pub fn warn_of_absent_sources(cluster: &config::Cluster) {
             "cannot connect from this source address: give it to the host (ip addr add), or remove it"
         );
     }
-}
-
-/// What both sides' connections have in common: no delay for small writes, urgent bytes stay in line, and a peer that
-/// has vanished is noticed in two minutes of silence. A listener's are those of the connections that it accepts.
-pub fn prepare(socket: impl AsFd) -> io::Result<()> {
-    receive::prepare(&socket)?;
-    let socket = SockRef::from(&socket);
-    socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
-    socket.set_tcp_keepalive(&keepalive)
 }
 
 #[cfg(test)]

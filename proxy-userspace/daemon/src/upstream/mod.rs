@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use steer_policy::config::{self, Config};
+use strum::{IntoStaticStr, VariantArray};
 use thiserror::Error;
 
 use crate::telemetry::Telemetry;
@@ -30,23 +31,13 @@ pub struct Pick {
     pub by: By,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// `into_str` gives a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum By {
     Hash,
     /// There was no hash key.
     Random,
-}
-
-impl By {
-    const ALL: [Self; 2] = [Self::Hash, Self::Random];
-
-    /// As a metric label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Hash => "hash",
-            Self::Random => "random",
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

@@ -38,13 +38,13 @@ impl<E: AnyBitPattern> Events<E> {
         Ok(Self { ring: ring?, _records: PhantomData })
     }
 
-    /// Waits for events and hands over all that are there.
+    /// Waits for events and hands over all events that are in the ring.
     pub async fn read(&mut self, mut each: impl FnMut(E)) -> io::Result<()> {
         let mut ready = self.ring.readable_mut().await?;
         while let Some(item) = ready.get_inner_mut().0.next() {
             match bytemuck::try_pod_read_unaligned(&item) {
                 Ok(event) => each(event),
-                // The object in the binary is the one this was built with.
+                // The object in the binary was built with this code, so the sizes agree.
                 Err(_) => tracing::error!(bytes = item.len(), "an event of another size"),
             }
         }

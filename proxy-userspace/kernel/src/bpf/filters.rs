@@ -1,8 +1,9 @@
 //! Filters of the qdisc clsact that run a BPF program, where there are no tcx links (before Linux 6.6).
 //!
-//! The kernel leaves a filter where it is when the process that made it has died. So the name of each says which process that was
-//! ([`Mark`]), and of which instance, if that has pins. The next process of the instance knows its filters by that, and
-//! others can tell what nobody looks after any more.
+//! The kernel leaves a filter where it is when the process that made it has died. So the name of
+//! each filter tells which process made the filter ([`Mark`]), and for which instance, if the
+//! instance has pins. By the name, the next process of the instance finds its filters, and other
+//! processes find filters that nobody looks after any more.
 
 use std::fmt;
 use std::io;
@@ -31,11 +32,11 @@ const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
 const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 
-/// An answer has at most so many bytes; the kernel cuts a dump into messages that fit.
+/// The most bytes that one answer has. The kernel cuts a dump into messages that fit.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// Tells that the process lives which made filters, in their network namespace: an abstract socket, which the kernel closes with
-/// the process.
+/// Tells, in the network namespace of some filters, that the process that made them lives: an
+/// abstract socket. The kernel closes the socket when the process ends.
 #[derive(Debug)]
 pub(crate) struct Mark {
     token: u64,
@@ -44,7 +45,8 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// A new one, of the caller's network namespace. With the `instance`, if the filters can outlive the process.
+    /// A new mark in the caller's network namespace. Pass the `instance` if the filters can outlive
+    /// the process.
     pub(crate) fn new(instance: Option<Instance>) -> io::Result<Self> {
         let token = rand::random();
         Ok(Self { token, instance, _socket: UnixDatagram::bind_addr(&address(token)?)? })
@@ -69,12 +71,12 @@ fn lives(token: u64) -> io::Result<bool> {
     }
 }
 
-/// The name of a filter, as `packet_ingress/TOKEN` or `packet_ingress/TOKEN/INSTANCE`; with a `+` appended if the qdisc was
-/// made for it.
+/// The name of a filter, as `packet_ingress/TOKEN` or `packet_ingress/TOKEN/INSTANCE`; with a `+`
+/// appended if the qdisc was made for the filter.
 #[derive(Debug, PartialEq, Eq)]
 struct Name<'n> {
     program: &'n str,
-    /// Of the process' mark.
+    /// The token of the process's mark.
     token: u64,
     instance: Option<Instance>,
     made_qdisc: bool,
@@ -134,8 +136,8 @@ impl Filter {
         Self::set(at, libc::NLM_F_CREATE | libc::NLM_F_EXCL, program, &mark.name(name, made_qdisc))
     }
 
-    /// Gives the filter another program and mark, in its place: the kernel puts a new filter where the old one is in its list,
-    /// so each packet meets one of them.
+    /// Gives the filter another program and mark. The kernel puts the new filter at the place of
+    /// the old one in its list, so each packet meets exactly one of the two.
     ///
     /// # Errors
     /// The filter is gone, or CAP_NET_ADMIN is missing.
@@ -162,7 +164,7 @@ impl Filter {
         attached.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Whether it is there as it was, with the same mark.
+    /// Whether the filter is still attached, with the same mark.
     ///
     /// # Errors
     /// The kernel does not tell.
@@ -174,7 +176,8 @@ impl Filter {
         self.name.ends_with('+')
     }
 
-    /// Takes the program off, and the qdisc if that was made for it and nobody uses it any more.
+    /// Detaches the program. Removes the qdisc too, if the qdisc was made for the program and
+    /// nobody else uses it.
     ///
     /// # Errors
     /// It is gone already, or CAP_NET_ADMIN is missing.
@@ -188,7 +191,7 @@ impl Filter {
     }
 }
 
-/// Makes the qdisc of an interface, and returns whether there was none.
+/// Makes the qdisc of an interface, unless the interface has one; returns whether it was made.
 ///
 /// # Errors
 /// The interface is gone, or CAP_NET_ADMIN is missing.
@@ -202,8 +205,8 @@ pub(crate) fn make_qdisc(ifindex: u32) -> io::Result<bool> {
     }
 }
 
-/// The filters in the caller's network namespace with one of these programs, whose process has died, but for those that
-/// `is_kept` says are kept, by instance and interface.
+/// The filters in the caller's network namespace that run one of these programs and whose process
+/// has died; without those that are kept, which `is_kept` tells by instance and interface.
 ///
 /// # Errors
 /// The kernel does not tell.
@@ -214,7 +217,7 @@ pub(crate) fn orphans(
     let mut found = Vec::new();
     for ifindex in interfaces()? {
         let filters = match all(ifindex) {
-            // It is gone since it was listed, or the kernel has no filters at all.
+            // The interface has gone since it was listed, or the kernel has no filters at all.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EOPNOTSUPP)) => continue,
             filters => filters?,
         };
@@ -243,7 +246,7 @@ pub(crate) fn of_instance(instance: &Instance, ifindex: u32, program: &str) -> i
     all(ifindex).map(|filters| filters.into_iter().filter(is_its).collect())
 }
 
-/// On how many interfaces they are.
+/// How many interfaces have the filters.
 pub(crate) fn count_interfaces(filters: &[Filter]) -> usize {
     let mut interfaces: Vec<_> = filters.iter().map(|filter| filter.ifindex).collect();
     interfaces.sort_unstable();
@@ -284,7 +287,7 @@ fn interfaces() -> io::Result<Vec<u32>> {
     Ok(links.filter_map(|message| number(message, HEADER + 4)).collect())
 }
 
-/// A message about a filter, if that is a BPF program's.
+/// A message about a filter, if the filter runs a BPF program.
 fn read(message: &[u8]) -> Option<Filter> {
     if kind(message) != libc::RTM_NEWTFILTER {
         return None;
@@ -332,7 +335,7 @@ impl Request {
         Self(bytes)
     }
 
-    /// Begins an attribute; what follows until [`end`](Self::end) is in it.
+    /// Begins an attribute. Whatever is added before [`end`](Self::end) is part of the attribute.
     fn begin(&mut self, kind: u16) -> usize {
         let at = self.0.len();
         self.0.extend([0, 0]);
@@ -359,7 +362,7 @@ impl Request {
         self.end(at);
     }
 
-    /// Sends it, and returns what the kernel answers until it says that this is all.
+    /// Sends the message, and returns the kernel's answers up to the end of the dump.
     fn send(mut self) -> io::Result<Vec<Vec<u8>>> {
         let len = self.0.len() as u32;
         self.0[..4].copy_from_slice(&len.to_ne_bytes());

@@ -1,5 +1,5 @@
-//! What aya does not tell of links, or only with CAP_SYS_ADMIN: whether one that is pinned still is attached to an interface, and
-//! which are.
+//! What aya does not tell of links, or only with CAP_SYS_ADMIN: whether a pinned link is still
+//! attached to an interface, and which links an interface has.
 
 use std::ffi::CString;
 use std::io;
@@ -19,7 +19,7 @@ const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 
-/// So many links of an interface are asked for: the kernel has no more (BPF_MPROG_MAX).
+/// How many links of an interface are asked for. The kernel allows no more (BPF_MPROG_MAX).
 const MOST: usize = 64;
 
 /// `union bpf_attr` of BPF_OBJ_GET.
@@ -69,11 +69,11 @@ struct TcxInfo {
     attach_type: u32,
 }
 
-/// Whether the tcx link that is pinned here is attached. It is not once its interface is gone, with its network namespace
-/// for example.
+/// Whether the tcx link that is pinned here is attached. A link is detached when its interface goes
+/// away, for example with its network namespace.
 ///
 /// # Errors
-/// There is no link, or this process may not ask (CAP_SYS_ADMIN is not needed, CAP_BPF is).
+/// There is no link, or this process may not ask. That needs CAP_BPF, not CAP_SYS_ADMIN.
 pub(crate) fn is_attached(pin: &Path) -> io::Result<bool> {
     info(pin).map(|info| info.ifindex != 0)
 }
@@ -130,7 +130,7 @@ fn info(pin: &Path) -> io::Result<TcxInfo> {
     Ok(info)
 }
 
-/// Calls bpf(2). What the attributes refer to has to live as long as the call.
+/// Calls bpf(2). Whatever the attributes point to must live until the call returns.
 ///
 /// # Errors
 /// Those of the command.

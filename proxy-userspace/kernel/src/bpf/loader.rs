@@ -16,12 +16,12 @@ use tokio::io::unix::AsyncFd;
 use xxhash_rust::xxh64::xxh64;
 
 use super::events::Events;
-use super::packet::pinned::PinnedError;
 use super::refusal;
 use crate::bpf::sock::maps::{Handles, SockMaps, Sockets};
 use crate::capability::{self, Capability};
 
-/// Built by `cargo xtask build-ebpf`; empty if that had not been run before this was compiled.
+/// Built by `cargo xtask build-ebpf`. Empty if the command was not run before this crate was
+/// compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer-ebpf.o"));
 
 /// Why the programs are not in the kernel. Each message ends with what to do.
@@ -46,17 +46,15 @@ pub enum LoadError {
     },
     #[error("the BPF object has no {name}; run cargo xtask build-ebpf and build again")]
     Incomplete { name: &'static str },
-    #[error("the streams that an earlier process has left cannot be taken over")]
-    Pinned(#[from] PinnedError),
 }
 
 impl LoadError {
-    /// The reason of streams that are relayed because of it.
+    /// The reason of the streams that are relayed because of this error.
     pub fn reason(&self) -> Reason {
         match self {
             Self::NoObject | Self::Incomplete { .. } => Reason::NoObject,
             Self::NoCapability { .. } => Reason::NoCapability,
-            Self::NotVerified { .. } | Self::Refused { .. } | Self::Pinned(_) => Reason::KernelRefused,
+            Self::NotVerified { .. } | Self::Refused { .. } => Reason::KernelRefused,
         }
     }
 
@@ -69,16 +67,17 @@ impl LoadError {
     }
 }
 
-/// The socket splice's part of the kernel. Dropping both takes it out again.
+/// The socket splice's part of the kernel. Dropping both fields removes that part from the kernel.
 #[derive(Debug)]
 pub struct SockPrograms {
-    /// Owns the programs too.
+    /// The maps, and the programs, which live as long.
     pub maps: SockMaps,
     /// What the program tells of flows.
     pub events: Events<SockEvent>,
 }
 
-/// Loads the socket splice (needs CAP_BPF and CAP_NET_ADMIN). Must be called inside a tokio runtime, which the event ring joins.
+/// Loads the socket splice (needs CAP_BPF and CAP_NET_ADMIN). Call this inside a tokio runtime: the
+/// event ring registers with the runtime.
 pub fn load_sock_splice() -> Result<SockPrograms, LoadError> {
     let mut loader = EbpfLoader::new();
     shrink(&mut loader, &super::packet::MAPS);
@@ -98,20 +97,20 @@ pub fn load_sock_splice() -> Result<SockPrograms, LoadError> {
     Ok(SockPrograms { maps, events })
 }
 
-/// Both splices are in one object, and loading it makes all its maps: those of the splice that is not wanted get a
-/// single entry (a ring: one page).
+/// Both splices are in one object, and loading the object makes the maps of both. The maps of the
+/// splice that is not wanted get a single entry (a ring: one page).
 pub(crate) fn shrink(loader: &mut EbpfLoader<'_>, maps: &[&'static str]) {
     for map in maps {
         loader.map_max_entries(map, 1);
     }
 }
 
-/// Makes the maps and prepares the programs, none of which is in the kernel yet.
+/// Makes the maps and prepares the programs. No program is in the kernel yet.
 pub(crate) fn load_object(loader: &mut EbpfLoader<'_>, needed: &[Capability]) -> Result<Ebpf, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NoObject);
     }
-    // Asked first, since EPERM does not tell which one it is.
+    // Asked first, since EPERM does not tell which capability is missing.
     if let Some(missing) = capability::missing(needed) {
         let needed: Vec<_> = needed.iter().map(|needed| needed.0).collect();
         return Err(LoadError::NoCapability { missing: missing.0, needed: needed.join(", ") });
@@ -122,13 +121,15 @@ pub(crate) fn load_object(loader: &mut EbpfLoader<'_>, needed: &[Capability]) ->
     Ok(ebpf)
 }
 
-/// Tells programs of this object apart from those of others, or with another mark.
+/// A number for this object with this mark. The programs of another build, or with another mark,
+/// have another number.
 pub(crate) fn build(mark: u32) -> u64 {
     xxh64(OBJECT, mark.into())
 }
 
-/// Whether programs of TC may call bpf_loop (Linux 5.17, and older ones that distributions have added it to). What the kernel does
-/// not tell is taken for yes: then the load does.
+/// Whether TC programs may call bpf_loop (Linux 5.17, and some older kernels of distributions). If
+/// the kernel does not tell, the answer is yes: if that is wrong, loading the programs fails and
+/// says so.
 pub(crate) fn has_loop() -> bool {
     let found = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_loop);
     found.unwrap_or(true)
@@ -150,7 +151,7 @@ where
     program.try_into().map_err(|error| LoadError::refused(name, error))
 }
 
-/// The verifier's log can have thousands of lines and goes to the debug log.
+/// The verifier's log can have thousands of lines, so it goes to the debug log only.
 pub(crate) fn not_verified(program: &'static str, error: ProgramError) -> LoadError {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         tracing::debug!(program, %verifier_log, "the verifier refused a program");

@@ -153,7 +153,7 @@ impl Pins {
     pub(crate) fn leave(&self) -> io::Result<()> {
         if !self.is_given {
             fs::remove_dir(&self.path)?;
-            let _others_are_in_it = fs::remove_dir(DIRECTORY);
+            remove_common_directory();
         }
         Ok(())
     }
@@ -169,9 +169,15 @@ impl Pins {
             }
             _ => {}
         }
-        let _others_are_in_it = fs::remove_dir(DIRECTORY);
+        remove_common_directory();
         Ok(())
     }
+}
+
+/// Removes the directory of all instances, unless another instance has pins there.
+fn remove_common_directory() {
+    // The file system refuses to remove a directory that is not empty.
+    fs::remove_dir(DIRECTORY).ok();
 }
 
 /// The instances that have a directory, taken or not, sorted.

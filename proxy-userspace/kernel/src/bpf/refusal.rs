@@ -1,7 +1,6 @@
 //! Says why the kernel refuses, and what helps: EPERM and EACCES alone tell neither.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::io;
 
 use aya::EbpfError;
@@ -88,13 +87,11 @@ fn said_of_verifier(error: &io::Error, log: &str, release: &str, version: Option
         Some(libc::EPERM) => said += "; bpf_prog_load needs CAP_BPF and CAP_PERFMON",
         // That is what the verifier says of a program that it finds unsafe, and not about permissions.
         Some(libc::EACCES) => {}
-        _ => {
-            let _infallible = write!(said, "; {error}");
-        }
+        _ => said += &format!("; {error}"),
     }
     let end = end_of(log);
     if !end.is_empty() {
-        let _infallible = write!(said, "; the verifier's log ends with `{end}`");
+        said += &format!("; the verifier's log ends with `{end}`");
     }
     said
 }

@@ -1,8 +1,9 @@
 //! Whether connection tracking would disturb a hand-over.
 //!
-//! It follows the windows of both peers, and the trimmed acknowledgements of a hand-over lie outside of them: a
-//! firewall that drops what is invalid (`ct state invalid drop`) would drop these. Harmless if the
-//! connection is not tracked (`notrack` in both directions) or `net.netfilter.nf_conntrack_tcp_be_liberal` is on.
+//! Connection tracking follows the windows of both peers, and the trimmed acknowledgements of a
+//! hand-over lie outside of these windows. A firewall that drops invalid packets (`ct state invalid
+//! drop`) would drop these acknowledgements. There is no harm if the connection is not tracked
+//! (`notrack` in both directions) or `net.netfilter.nf_conntrack_tcp_be_liberal` is on.
 
 use std::fmt;
 use std::io;
@@ -33,15 +34,17 @@ impl Default for Conntrack {
 }
 
 impl Conntrack {
-    /// Always works; where the kernel cannot be asked, [`is_in_the_way`](Self::is_in_the_way) makes the best of it.
+    /// Never fails. If the kernel cannot be asked, [`is_in_the_way`](Self::is_in_the_way) makes a
+    /// careful guess.
     pub fn new() -> Self {
-        // Without the protocol there is no netfilter in this kernel, or none that can be asked.
+        // If the protocol is missing, this kernel has no netfilter, or none that can be asked.
         Self(Mutex::new(Netlink::netfilter().ok()))
     }
 
-    /// Whether the connection between these addresses should not be handed over. If the kernel cannot be asked about
-    /// one connection (nf_conntrack_netlink is missing), this is so as soon as it tracks any at all. An entry in a
-    /// zone of its own (`ct zone set`) is not seen.
+    /// Whether the connection between these addresses should not be handed over. If the kernel
+    /// cannot be asked about one connection (nf_conntrack_netlink is missing), the answer is yes as
+    /// soon as the kernel tracks any connection. An entry in a zone of its own (`ct zone set`) is
+    /// not seen.
     pub fn is_in_the_way(&self, peer: SocketAddr, local: SocketAddr) -> bool {
         let Some(entries) = host::tracked_connections() else { return false };
         entries > 0 && !host::conntrack_is_liberal() && self.tracks(peer, local).unwrap_or(true)
@@ -56,7 +59,7 @@ impl Conntrack {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => {
                 if error.raw_os_error() == Some(libc::EINVAL) {
-                    // Not there, and the kernel would look for the module at each request.
+                    // The module is missing. The kernel would look for it at each request.
                     *netlink = None;
                 }
                 Err(error)

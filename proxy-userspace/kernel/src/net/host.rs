@@ -1,4 +1,4 @@
-//! What this host (rather: the network namespace of the calling thread) is set to.
+//! Settings of this host, or rather of the calling thread's network namespace.
 //!
 //! `/proc/sys/net` shows the namespace of the thread that reads it. `/sys/class/net` shows the one in which `/sys` was
 //! mounted, so interfaces are looked up by netlink.
@@ -40,7 +40,8 @@ pub enum InterfaceKind {
     Other,
 }
 
-/// The cookie of the caller's network namespace (Linux 5.14): no other has it until the host is started again.
+/// The cookie of the caller's network namespace (Linux 5.14). No other network namespace gets the
+/// same cookie until the host restarts.
 ///
 /// # Errors
 /// The kernel is older.
@@ -69,7 +70,7 @@ pub fn interface(ifindex: u32) -> io::Result<Interface> {
     ask_interface(&mut Netlink::route()?, ifindex)
 }
 
-/// The same by a socket that is there already.
+/// The same, with an open netlink socket.
 pub(crate) fn ask_interface(
     netlink: &mut Netlink<RouteNetlinkMessage>,
     ifindex: u32,
@@ -97,12 +98,13 @@ pub(crate) fn ask_interface(
     Ok(Interface { name, kind, mtu })
 }
 
-/// `None` if the module is not loaded; 0 as long as no rule has made it track in this namespace.
+/// The number of tracked connections. `None` if the module is not loaded; 0 as long as no rule has
+/// started tracking in this namespace.
 pub(crate) fn tracked_connections() -> Option<u64> {
     sysctl("netfilter/nf_conntrack_count")?.parse().ok()
 }
 
-/// Whether it takes segments outside of the windows for valid.
+/// Whether connection tracking takes segments outside of the windows for valid.
 pub(crate) fn conntrack_is_liberal() -> bool {
     is_on("netfilter/nf_conntrack_tcp_be_liberal")
 }
@@ -144,7 +146,7 @@ pub fn reserved_ports() -> io::Result<Vec<RangeInclusive<u16>>> {
     parse_ports(&fs::read_to_string(path(RESERVED_PORTS))?).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Adds to the reserved ports, until somebody says otherwise.
+/// Adds to the reserved ports, until somebody changes the setting.
 ///
 /// # Errors
 /// As [`set_reserved_ports`].
@@ -154,12 +156,12 @@ pub fn reserve_ports(ports: &[RangeInclusive<u16>]) -> io::Result<()> {
     set_reserved_ports(&all)
 }
 
-/// Makes these the reserved ports, until somebody says otherwise.
+/// Makes these the reserved ports, until somebody changes the setting.
 ///
 /// # Errors
 /// This process may not write `/proc/sys` (containers often mount it read-only).
 pub fn set_reserved_ports(ports: &[RangeInclusive<u16>]) -> io::Result<()> {
-    // The kernel unites what overlaps. A line without ports it takes for none.
+    // The kernel merges overlapping ranges. It reads an empty line as no ports.
     fs::write(path(RESERVED_PORTS), print_ports(ports) + "\n")
 }
 

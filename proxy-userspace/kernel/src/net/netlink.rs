@@ -13,10 +13,12 @@ use netlink_sys::{Socket, SocketAddr};
 
 use super::host;
 
-/// An answer about one route or interface has some hundred bytes, and 32 KiB is what the kernel limits one to.
+/// An answer about one route or interface has some hundred bytes. The kernel limits an answer to 32
+/// KiB.
 const BUFFER_BYTES: usize = 32 << 10;
 
-/// For requests that have one answer, which the kernel gives before the request's system call returns.
+/// A socket for requests with one answer, which the kernel gives before the system call of the
+/// request returns.
 pub(crate) struct Netlink<M> {
     socket: Socket,
     sequence: u32,
@@ -59,7 +61,8 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         self.socket.send(&self.buffer[..len], 0)?;
         loop {
             let answer = self.receive()?;
-            // Another number is the answer to a request whose own could not be read.
+            // An answer with another number belongs to an earlier request, whose answer could not
+            // be read.
             if answer.header.sequence_number == self.sequence {
                 return match answer.payload {
                     NetlinkPayload::InnerMessage(answer) => Ok(answer),
@@ -71,7 +74,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     }
 
     fn receive(&mut self) -> io::Result<NetlinkMessage<M>> {
-        // It is there already, so a call that would wait has lost it.
+        // The answer is there already. If the call would have to wait, the answer is lost.
         let len = self.socket.recv(&mut &mut self.buffer[..], libc::MSG_DONTWAIT)?;
         NetlinkMessage::deserialize(&self.buffer[..len])
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
@@ -110,7 +113,8 @@ impl LinkMonitor {
     }
 }
 
-/// Tells that what the kernel would answer about routes may have changed: interfaces, addresses, routes, rules, next hops.
+/// Tells when the kernel's answers about routes may have changed: interfaces, addresses, routes,
+/// rules, next hops.
 #[derive(Debug)]
 pub(crate) struct NetworkChanges(Socket);
 
@@ -126,12 +130,12 @@ impl NetworkChanges {
         Ok(Self(socket))
     }
 
-    /// Whether something has since the last call. The kernel tells it before the system call that changes it returns.
-    /// Never waits.
+    /// Whether something has changed since the last call. The kernel reports a change before the
+    /// system call that made the change returns. Never waits.
     pub(crate) fn any(&mut self) -> bool {
         let mut any = false;
         loop {
-            // What it was does not matter, and the rest of a message is thrown away.
+            // It does not matter what changed. The rest of the message is thrown away.
             match self.0.recv(&mut &mut [0_u8; 64][..], libc::MSG_DONTWAIT) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return any,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -149,11 +153,11 @@ fn removed_interface(message: &[u8]) -> Option<u32> {
     let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
     let family = *message.get(16)?;
     let ifindex = u32::from_ne_bytes(*message.get(20..)?.first_chunk()?);
-    // With the family AF_BRIDGE it only tells that a port has left its bridge.
+    // With the family AF_BRIDGE, the message only tells that a port has left its bridge.
     (kind == libc::RTM_DELLINK && i32::from(family) == libc::AF_UNSPEC).then_some(ifindex)
 }
 
-/// If it cannot be told, the interface counts as being there.
+/// If the kernel does not tell, the interface counts as present.
 fn exists(ifindex: u32) -> bool {
     !matches!(host::interface(ifindex), Err(error) if error.raw_os_error() == Some(libc::ENODEV))
 }

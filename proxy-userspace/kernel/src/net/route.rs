@@ -22,7 +22,8 @@ pub struct Hop {
     pub ifindex: u32,
     /// The destination is an address of this host.
     pub local: bool,
-    /// What the route or an ICMP error says, in bytes; otherwise the interface's MTU counts.
+    /// The MTU that the route or an ICMP error tells, in bytes. If there is none, the interface's
+    /// MTU counts.
     pub mtu: Option<u32>,
     /// The address that the kernel would choose as source, or the one that was asked for.
     pub source: IpAddr,
@@ -36,7 +37,8 @@ pub enum RouteError {
         #[source]
         source: Option<io::Error>,
     },
-    /// The interface is part of such an address, and it cannot be told from the address.
+    /// Such an address is complete only with an interface, which the bytes of the address do not
+    /// name.
     #[error("{destination} is a link-local address")]
     LinkLocal { destination: IpAddr },
     #[error("cannot ask the kernel for a route")]
@@ -67,8 +69,9 @@ impl Routes {
         Netlink::route().map(|netlink| Self(Mutex::new(netlink)))
     }
 
-    /// The way from `source`, an address of this host or the unspecified one, to `destination`. Addresses in
-    /// IPv6's clothes are IPv4 addresses. Marks and incoming interfaces of policy routing are not taken into account.
+    /// The way from `source`, an address of this host or the unspecified one, to `destination`.
+    /// IPv4-mapped addresses count as IPv4. Marks and incoming interfaces of policy routing are not
+    /// taken into account.
     ///
     /// # Errors
     /// There is no route to a single host, or none that could be told without an interface; or the kernel did not
@@ -86,7 +89,7 @@ impl Routes {
             }
             Ok(_) => Err(RouteError::Unknown(io::ErrorKind::InvalidData.into())),
             Err(error) => Err(match error.raw_os_error() {
-                // Of the last three, the kernel answers with one for each type of route that refuses.
+                // The last three are the kernel's answers for the types of routes that refuse.
                 Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL) => {
                     RouteError::NoRoute { destination, source: Some(error) }
                 }
@@ -95,7 +98,7 @@ impl Routes {
         }
     }
 
-    /// As [`host::interface`], without a socket of its own: for the interfaces of hops.
+    /// Like [`host::interface`], but uses the open socket. For the interfaces of hops.
     ///
     /// # Errors
     /// `ENODEV` if there is no such interface.
@@ -116,7 +119,7 @@ pub struct Sources(Mutex<KnownSources>);
 
 #[derive(Debug)]
 struct KnownSources {
-    /// `None`: that cannot be told, and nothing is remembered.
+    /// `None`: changes cannot be noticed, so nothing is remembered.
     changes: Option<NetworkChanges>,
     by_destination: HashMap<IpAddr, IpAddr>,
 }
@@ -128,7 +131,7 @@ impl Default for Sources {
 }
 
 impl Sources {
-    /// Always works; without a descriptor, [`towards`](Self::towards) asks each time.
+    /// Never fails. Without a descriptor, [`towards`](Self::towards) asks the kernel each time.
     pub fn new() -> Self {
         Self(Mutex::new(KnownSources { changes: NetworkChanges::new().ok(), by_destination: HashMap::new() }))
     }
@@ -138,7 +141,7 @@ impl Sources {
     /// # Errors
     /// There is no route.
     pub fn towards(&self, destination: IpAddr) -> io::Result<IpAddr> {
-        // Whatever it is left with is right, or forgotten at the next change.
+        // After a panic, each remembered answer is still right, or forgotten at the next change.
         let known = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.changes.as_mut().is_none_or(NetworkChanges::any) {
             known.by_destination.clear();
@@ -180,7 +183,7 @@ fn request(source: IpAddr, destination: IpAddr) -> RouteMessage {
     message
 }
 
-/// What is needed of an answer; `None` if it is no way to a single host.
+/// The needed parts of an answer. `None` if the answer is not a way to a single host.
 fn hop(route: &RouteMessage, asked: IpAddr) -> Option<Hop> {
     let local = match route.header.kind {
         RouteType::Local => true,
@@ -199,7 +202,7 @@ fn hop(route: &RouteMessage, asked: IpAddr) -> Option<Hop> {
             _ => {}
         }
     }
-    // IPv6 tells its own preference also if it was asked with another source.
+    // For IPv6 the kernel tells its preferred source even if the request named another one.
     let source = preferred.filter(|_| asked.is_unspecified()).unwrap_or(asked);
     Some(Hop { ifindex: ifindex?, local, mtu, source })
 }

@@ -38,7 +38,8 @@ const PAYLOAD_IS_DROPPED: [SockFilter; 10] = {
     ]
 };
 
-/// While it lives, no payload gets to the socket (what is under way: see [`Hold::settle`]).
+/// While the value lives, no payload reaches the socket. For payload that is under way already, see
+/// [`Hold::settle`].
 #[derive(Debug)]
 pub struct Hold<'a> {
     socket: &'a TcpStream,
@@ -68,8 +69,9 @@ impl Drop for Hold<'_> {
     }
 }
 
-/// Makes the kernel look at what has arrived at a socket, under its lock: a verdict program does
-/// not see by itself what was there before it (tcp_set_rcvlowat calls data_ready).
+/// Makes the kernel show the verdict program what has arrived at a socket, under the socket's lock.
+/// Without this call the program does not see data that arrived before the program was attached
+/// (tcp_set_rcvlowat calls data_ready).
 pub fn kick(socket: &TcpStream) -> io::Result<()> {
     let one: libc::c_int = 1;
     // SAFETY: the pointer is to a local of the length given.

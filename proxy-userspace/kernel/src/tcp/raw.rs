@@ -3,15 +3,14 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
+use bytemuck::Zeroable as _;
+use proxy_common::packet::checksum;
+use proxy_common::packet::headers::{HOP_LIMIT, Ip, Ipv4, Ipv6, Tcp, protocol};
 use proxy_common::packet::options::TimestampsOption;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-const TCP_HEADER: usize = 20;
-const TIMESTAMPS: usize = size_of::<TimestampsOption>();
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
-const IPPROTO_TCP: u8 = libc::IPPROTO_TCP as u8;
-const HOP_LIMIT: u8 = 64;
+/// Of an IPv4 packet that no router may cut.
+const DONT_FRAGMENT: u16 = 0x4000;
 
 /// A segment without payload. Host order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +28,7 @@ pub struct Segment {
     pub timestamps: Option<(u32, u32)>,
 }
 
-/// Sends segments by the routing tables, as the kernel's own would be.
+/// Sends segments by the routing tables, like the kernel's own segments.
 #[derive(Debug)]
 pub struct RawSender {
     v4: Socket,
@@ -41,8 +40,8 @@ impl RawSender {
     /// # Errors
     /// CAP_NET_RAW is missing.
     pub fn new() -> io::Result<Self> {
-        // This protocol only sends; one of IPPROTO_TCP would be given a copy of every segment that arrives. It takes
-        // packets with their IP header.
+        // A socket of this protocol only sends, and takes packets with their IP header. A socket of
+        // IPPROTO_TCP would get a copy of every segment that arrives.
         let open = |domain| {
             let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
             socket.set_nonblocking(true)?;
@@ -62,7 +61,7 @@ impl RawSender {
     /// The addresses are of different families, or there is no way (or no room in the queue) to the destination.
     pub fn send(&self, segment: Segment) -> io::Result<()> {
         let packet = segment.packet()?;
-        // A port would be taken for a protocol (rawv6_sendmsg).
+        // The kernel would take a port for a protocol (rawv6_sendmsg).
         let (socket, to) = match (segment.destination.ip().to_canonical(), segment.destination) {
             (IpAddr::V6(address), SocketAddr::V6(whole)) => {
                 let socket = self.v6.as_ref().ok_or(io::ErrorKind::Unsupported)?;
@@ -77,69 +76,67 @@ impl RawSender {
 impl Segment {
     /// The segment with its IP header.
     fn packet(&self) -> io::Result<Vec<u8>> {
-        let tcp = self.tcp_header();
-        let mut packet = Vec::with_capacity(IPV6_HEADER + tcp.len());
-        let len = tcp.len() as u16;
-        let pseudo_header = match (self.source.ip().to_canonical(), self.destination.ip().to_canonical()) {
+        let timestamps = self.timestamps_option();
+        let options = timestamps.as_ref().map_or(&[][..], bytemuck::bytes_of);
+        let len = (Tcp::LEN + options.len()) as u16;
+        match (self.source.ip().to_canonical(), self.destination.ip().to_canonical()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                // The kernel fills in the identification and the header's checksum.
-                let total = (IPV4_HEADER as u16 + len).to_be_bytes();
-                packet.extend([0x45, 0, total[0], total[1], 0, 0, 0x40, 0, HOP_LIMIT, IPPROTO_TCP, 0, 0]);
-                packet.extend(source.octets());
-                packet.extend(destination.octets());
-                sum(&packet[12..])
+                let header = Ipv4 {
+                    version_and_length: 0x45,
+                    total_length: (Ipv4::LEN as u16 + len).to_be(),
+                    fragment: DONT_FRAGMENT.to_be(),
+                    ttl: HOP_LIMIT,
+                    protocol: protocol::TCP,
+                    source: u32::from_ne_bytes(source.octets()),
+                    destination: u32::from_ne_bytes(destination.octets()),
+                    // The kernel fills in the identification and the header's checksum.
+                    ..Ipv4::zeroed()
+                };
+                Ok(self.after(&header, options))
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                packet.extend([0x60, 0, 0, 0]);
-                packet.extend(len.to_be_bytes());
-                packet.extend([IPPROTO_TCP, HOP_LIMIT]);
-                packet.extend(source.octets());
-                packet.extend(destination.octets());
-                sum(&packet[8..])
+                let header = Ipv6 {
+                    version_class_label: 0x6000_0000_u32.to_be(),
+                    payload_length: len.to_be(),
+                    next_header: protocol::TCP,
+                    hop_limit: HOP_LIMIT,
+                    source: bytemuck::cast(source.octets()),
+                    destination: bytemuck::cast(destination.octets()),
+                };
+                Ok(self.after(&header, options))
             }
-            _ => return Err(io::ErrorKind::InvalidInput.into()),
-        };
-        let checksum = fold(pseudo_header + u32::from(IPPROTO_TCP) + u32::from(len) + sum(&tcp));
-        let tcp_at = packet.len();
-        packet.extend(tcp);
-        packet[tcp_at + 16..tcp_at + 18].copy_from_slice(&checksum.to_be_bytes());
-        Ok(packet)
-    }
-
-    /// Without the checksum.
-    fn tcp_header(&self) -> Vec<u8> {
-        let len = TCP_HEADER + if self.timestamps.is_some() { TIMESTAMPS } else { 0 };
-        let mut header = Vec::with_capacity(len);
-        header.extend(self.source.port().to_be_bytes());
-        header.extend(self.destination.port().to_be_bytes());
-        header.extend(self.seq.to_be_bytes());
-        header.extend(self.ack.to_be_bytes());
-        // The header's length in words of four bytes, in the upper half.
-        header.extend([(len as u8 / 4) << 4, self.flags]);
-        header.extend(self.window.to_be_bytes());
-        // Checksum and urgent pointer.
-        header.extend([0; 4]);
-        if let Some((value, echo)) = self.timestamps {
-            // NOP NOP, then kind and length.
-            header.extend([1, 1, 8, 10]);
-            header.extend(value.to_be_bytes());
-            header.extend(echo.to_be_bytes());
+            _ => Err(io::ErrorKind::InvalidInput.into()),
         }
-        header
+    }
+
+    /// `ip`, and then the segment with `options`.
+    fn after(&self, ip: &impl Ip, options: &[u8]) -> Vec<u8> {
+        let len = Tcp::LEN + options.len();
+        let [[a, b], [c, d]] = [self.source, self.destination].map(|end| end.port().to_be_bytes());
+        let mut tcp = Tcp {
+            ports: u32::from_ne_bytes([a, b, c, d]),
+            seq: self.seq.to_be(),
+            ack: self.ack.to_be(),
+            offset: (len as u8 / 4) << 4,
+            flags: self.flags,
+            window: self.window.to_be(),
+            check: 0,
+            urgent: 0,
+        };
+        let sum = ip.pseudo_sum(len as u16) + sum(bytemuck::bytes_of(&tcp)) + sum(options);
+        tcp.check = checksum::finish(sum);
+        [bytemuck::bytes_of(ip), bytemuck::bytes_of(&tcp), options].concat()
+    }
+
+    fn timestamps_option(&self) -> Option<TimestampsOption> {
+        let (value, echo) = self.timestamps?;
+        Some(TimestampsOption { head: TimestampsOption::HEAD, value: value.to_be(), echo: echo.to_be() })
     }
 }
 
-/// Of 16-bit words in network order, with all carries; `bytes` is of even length and below 64 KiB.
-fn sum(bytes: &[u8]) -> u32 {
-    bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum()
-}
-
-/// The internet checksum (RFC 1071).
-fn fold(mut sum: u32) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
+/// Of 16-bit words, as [`checksum`] adds them; `bytes` is of even length.
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.chunks_exact(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum()
 }
 
 #[cfg(test)]
@@ -162,9 +159,9 @@ mod tests {
 
     /// Over what has a right checksum, it is 0.
     fn verify(packet: &[u8], addresses: usize, tcp: usize) {
-        let len = (packet.len() - tcp) as u32;
-        let total = sum(&packet[addresses..tcp]) + len + u32::from(IPPROTO_TCP) + sum(&packet[tcp..]);
-        assert_eq!(fold(total), 0, "{packet:02x?}");
+        let len = (packet.len() - tcp) as u16;
+        let pseudo_header = [&packet[addresses..tcp], &len.to_be_bytes(), &[0, protocol::TCP]].concat();
+        assert_eq!(checksum::finish(sum(&pseudo_header) + sum(&packet[tcp..])), 0, "{packet:02x?}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Reading from a TCP socket, and learning from the same system call whether that has emptied the socket.
 //!
-//! A read that does not fill its buffer has emptied the socket as a rule. But it also stops before an urgent byte
-//! (tcp_recvmsg_locked, 6.18), and nothing tells of what waits after that, if no more comes.
+//! A read that does not fill its buffer has usually emptied the socket. But a read also stops
+//! before an urgent byte (tcp_recvmsg_locked, 6.18). If nothing more arrives, no event tells of the
+//! bytes that wait there.
 
 use std::io;
 use std::mem::{self, size_of};
@@ -17,8 +18,8 @@ pub struct Received {
     pub more: Option<bool>,
 }
 
-/// Has [`receive`] tell whether there is more (TCP_INQ), and leaves urgent bytes in their place among the others. A
-/// listener's are those of the connections that it accepts.
+/// Lets [`receive`] tell whether there is more (TCP_INQ), and leaves urgent bytes in their place
+/// among the other bytes. The connections that a listener accepts get the listener's options.
 ///
 /// # Errors
 /// The descriptor is no TCP socket, or the kernel is older than 4.18.
@@ -43,7 +44,7 @@ pub fn prepare(socket: impl AsFd) -> io::Result<()> {
 #[repr(C, align(8))]
 struct Control([u8; 24]);
 
-/// Reads once, without waiting if the socket is so.
+/// Reads once. Does not wait if the socket is non-blocking.
 ///
 /// # Errors
 /// Those of `recvmsg`.

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, IntoRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 
 use proxy_common::reason::Reason;
 use socket2::SockRef;
@@ -19,7 +19,7 @@ const REPAIR_OFF_NO_WINDOW_PROBE: libc::c_int = -1;
 const RECEIVE_QUEUE: libc::c_int = 1;
 const SEND_QUEUE: libc::c_int = 2;
 
-/// How far a socket and its owner have come with what the peer sends.
+/// How much of the peer's data has been received, and how much of that is unread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadPosition {
     /// The sequence number that the socket expects next.
@@ -28,9 +28,10 @@ pub struct ReadPosition {
     pub unread: u32,
 }
 
-/// Has [`write_seq`] work on a socket, and on those that a listener accepts. Call it before `connect` or `listen`, and
-/// before SO_REUSEADDR is set, which it clears. (On a connected socket only while nothing is unsent: an acknowledgement
-/// that comes in between would mark unsent data as sent; tcp_write_xmit, 6.18.)
+/// Lets [`write_seq`] work on a socket, and on the sockets that a listener accepts. Call this
+/// before `connect` or `listen`, and before SO_REUSEADDR is set: the call clears that option. (On a
+/// connected socket only while nothing is unsent: an acknowledgement that comes in between would
+/// mark unsent data as sent; tcp_write_xmit, 6.18.)
 ///
 /// # Errors
 /// CAP_NET_ADMIN is missing, or the kernel has no TCP_REPAIR (CONFIG_CHECKPOINT_RESTORE is not needed).
@@ -38,9 +39,11 @@ pub fn select_send_queue(socket: impl AsFd) -> io::Result<()> {
     select_queue(socket.as_fd(), SEND_QUEUE)
 }
 
-/// One past the last byte that was ever put into the socket's send queue, sent or not. Can be told once, since the
-/// receive queue is selected afterwards, as [`rcv_nxt`] needs it. Leaves SO_REUSEADDR set: leaving repair mode cleared
-/// it, and a restarted listener could not bind to the port while this connection, or its rest, is there.
+/// One past the last byte that was ever put into the socket's send queue, sent or not. Works once
+/// for a socket: the call then selects the receive queue, which [`rcv_nxt`] needs. Sets
+/// SO_REUSEADDR again, which the kernel clears when the socket leaves repair mode. Without the
+/// option, a restarted listener could not bind to the port as long as this connection exists, or is
+/// in TIME_WAIT.
 ///
 /// # Errors
 /// `EINVAL` without [`select_send_queue`]; CAP_NET_ADMIN is missing.
@@ -52,7 +55,7 @@ pub fn write_seq(socket: impl AsFd) -> io::Result<u32> {
     Ok(write_seq)
 }
 
-/// The sequence number that the socket expects next. A FIN that has come takes a number.
+/// The sequence number that the socket expects next. A FIN that has been received takes one number.
 ///
 /// # Errors
 /// `EINVAL` before [`write_seq`] was called once.
@@ -60,7 +63,8 @@ pub fn rcv_nxt(socket: impl AsFd) -> io::Result<u32> {
     get(socket.as_fd(), libc::TCP_QUEUE_SEQ)
 }
 
-/// The same with what is unread, for one moment. Call [`write_seq`] once before.
+/// The same together with the number of unread bytes, both of the same moment. Call [`write_seq`]
+/// once before.
 ///
 /// # Errors
 /// The peer has closed or reset the connection; or data came in so fast that no two looks agreed.
@@ -76,7 +80,7 @@ pub fn read_position(socket: impl AsFd) -> Result<ReadPosition, Reason> {
         if expected()? != before {
             continue;
         }
-        // Looked at last: a FIN would be in the number, but not among the unread bytes.
+        // The state is read last: a FIN would be part of the number, but not of the unread bytes.
         let info = TcpInfo::of(socket).map_err(|_| Reason::StateUnreadable)?;
         if !info.is_established() {
             return Err(Reason::NotEstablished);
@@ -117,11 +121,8 @@ pub fn timestamp_offset(socket: impl AsFd) -> Result<u32, Reason> {
 /// the process, because closing it would tell the peer.
 pub fn close_silently(socket: TcpStream) -> io::Result<()> {
     let entered = set(socket.as_fd(), libc::TCP_REPAIR, REPAIR_ON);
-    match &entered {
-        Ok(()) => drop(socket),
-        Err(_) => {
-            let _stays_open = socket.into_raw_fd();
-        }
+    if entered.is_err() {
+        std::mem::forget(socket);
     }
     entered
 }
@@ -142,7 +143,8 @@ pub fn clamp_window(socket: impl AsFd, bytes: u32) -> io::Result<()> {
     set(socket.as_fd(), libc::TCP_WINDOW_CLAMP, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX))
 }
 
-/// Leaves repair mode again, which forgets nothing but that SO_REUSEADDR was set.
+/// Enters repair mode, selects the queue, and leaves repair mode. The socket keeps everything but
+/// SO_REUSEADDR.
 fn select_queue(socket: BorrowedFd<'_>, queue: libc::c_int) -> io::Result<()> {
     set(socket, libc::TCP_REPAIR, REPAIR_ON)?;
     let selected = set(socket, libc::TCP_REPAIR_QUEUE, queue);

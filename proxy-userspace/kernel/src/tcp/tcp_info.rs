@@ -73,7 +73,7 @@ const TCPI_OPT_TIMESTAMPS: u8 = 1;
 const TCPI_OPT_SACK: u8 = 2;
 const TCPI_OPT_WSCALE: u8 = 4;
 const TCPI_OPT_ECN: u8 = 8;
-/// Since Linux 6.7, which has them.
+/// Microsecond timestamps exist since Linux 6.7.
 const TCPI_OPT_USEC_TS: u8 = 64;
 
 /// Bytes that timestamps take of each segment of a connection that has them, with the two NOPs before them.
@@ -85,14 +85,14 @@ pub struct TcpOptions {
     /// RFC 7323, like the window scale.
     pub timestamps: bool,
     pub sack: bool,
-    /// If not, both scales are 0.
+    /// Whether windows are scaled. If not, both scales are 0.
     pub window_scale: bool,
     /// RFC 3168.
     pub ecn: bool,
 }
 
-/// Counters of one moment, taken under the socket's lock; only the state may be older than they are,
-/// since the kernel looks at it before it takes the lock (tcp_get_info, 6.18).
+/// Counters of one moment, taken under the socket's lock. Only the state may be older than the
+/// counters, since the kernel reads the state before it takes the lock (tcp_get_info, 6.18).
 #[derive(Clone, Copy)]
 pub struct TcpInfo(RawTcpInfo);
 
@@ -132,11 +132,11 @@ impl TcpInfo {
         self.0.state == TCP_CLOSE
     }
 
-    /// Payload bytes received in order, including those that nobody has read. One too many if the
-    /// peer's FIN is being handled at this moment, because of the older state.
+    /// Payload bytes received in order, read or not. One too many if the kernel handles the peer's
+    /// FIN at this moment, because the state is older.
     pub fn received(&self) -> u64 {
         // The FIN takes a place in the sequence and counts as a byte. (A reset connection is closed
-        // too, without one; what it had received does not matter any more.)
+        // without a FIN. What it has received does not matter any more.)
         let fin =
             matches!(self.0.state, TCP_TIME_WAIT | TCP_CLOSE | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING);
         self.0.bytes_received.saturating_sub(u64::from(fin))
@@ -147,7 +147,7 @@ impl TcpInfo {
         self.0.bytes_received
     }
 
-    /// Those of the handshake.
+    /// The options of the handshake.
     pub fn options(&self) -> TcpOptions {
         let has = |bit| self.0.options & bit != 0;
         TcpOptions {
@@ -175,7 +175,7 @@ impl TcpInfo {
         receive
     }
 
-    /// Two bit fields of C, which lie the other way round on a big-endian machine.
+    /// Two bit fields of C. A big-endian machine has them in the other order.
     fn scales(&self) -> [u8; 2] {
         let (low, high) = (self.0.scales & 0xf, self.0.scales >> 4);
         if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
@@ -217,7 +217,7 @@ impl TcpInfo {
         self.0.unacked == 0 && self.0.notsent_bytes == 0
     }
 
-    /// Since the last segment with payload came in.
+    /// The time since the last segment with payload came in.
     pub fn since_last_data(&self) -> Duration {
         Duration::from_millis(self.0.last_data_recv.into())
     }

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use proxy_common::abi::{DEFAULT_MARK, DEFAULT_MAX_RECORDS};
+use rangemap::RangeInclusiveSet;
 
 use super::Endpoint;
 use super::reader::{Field, Map};
@@ -165,18 +166,8 @@ fn port_ranges(list: &Field<'_>) -> Option<Vec<RangeInclusive<u16>>> {
         list.error("must have at least one range", "write `[10240-32767]`, or remove the key");
         return None;
     }
-    let mut ranges: Vec<_> = items.iter().filter_map(port_range).collect();
-    ranges.sort_unstable_by_key(|range| *range.start());
-    let mut merged: Vec<RangeInclusive<u16>> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if *range.start() <= last.end().saturating_add(1) => {
-                *last = *last.start()..=*range.end().max(last.end());
-            }
-            _ => merged.push(range),
-        }
-    }
-    Some(merged)
+    let ranges: RangeInclusiveSet<u16> = items.iter().filter_map(port_range).collect();
+    Some(ranges.into_iter().collect())
 }
 
 fn port_range(field: &Field<'_>) -> Option<RangeInclusive<u16>> {

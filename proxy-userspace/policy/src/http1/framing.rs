@@ -369,7 +369,7 @@ mod tests {
         let name = |seen: &Seen| match seen {
             Seen::Head(..) => "head".to_owned(),
             Seen::Body(body) => format!("body {}", body.len()),
-            Seen::Malformed(why) => why.as_str().to_owned(),
+            Seen::Malformed(why) => why.into_str().to_owned(),
         };
         scan(bytes.as_bytes(), &[]).iter().map(name).collect::<Vec<_>>().join(", ")
     }

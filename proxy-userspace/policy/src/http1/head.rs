@@ -4,6 +4,7 @@
 //! strictest neighbour, since every shape that two parsers understand differently smuggles a request
 //! past one of them (RFC 9112, sections 5, 6.1, 6.3 and 11.2). So everything doubtful is refused here.
 
+use strum::{IntoStaticStr, VariantArray};
 use thiserror::Error;
 
 /// What follows a request head.
@@ -24,8 +25,9 @@ pub struct Head {
     pub upgrade: bool,
 }
 
-/// Why a request's bytes are refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+/// Why a request's bytes are refused. `into_str` gives the label of `steer_faults_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum Malformed {
     #[error("a line ends with LF alone")]
     BareLf,
@@ -36,8 +38,10 @@ pub enum Malformed {
     #[error("the request line is not `METHOD target HTTP/1.1`")]
     RequestLine,
     #[error("the request target has a fragment")]
+    #[strum(serialize = "fragment_in_target")]
     Fragment,
     #[error("a header line is continued on the next (obsolete folding)")]
+    #[strum(serialize = "obs_fold")]
     Folded,
     #[error("a header line is not `name: value`")]
     HeaderLine,
@@ -54,35 +58,12 @@ pub enum Malformed {
     #[error("bad chunk in the request body")]
     Chunk,
     #[error("the request head is too long")]
+    #[strum(serialize = "head_too_long")]
     TooLong,
     #[error("too many request headers")]
     TooManyHeaders,
     #[error("the request target is too long")]
     TargetTooLong,
-}
-
-impl Malformed {
-    /// Label of `steer_faults_total`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::BareLf => "bare_lf",
-            Self::BareCr => "bare_cr",
-            Self::Nul => "nul",
-            Self::RequestLine => "request_line",
-            Self::Fragment => "fragment_in_target",
-            Self::Folded => "obs_fold",
-            Self::HeaderLine => "header_line",
-            Self::SpaceBeforeColon => "space_before_colon",
-            Self::RepeatedHost => "repeated_host",
-            Self::ContentLength => "content_length",
-            Self::LengthAndEncoding => "length_and_encoding",
-            Self::TransferEncoding => "transfer_encoding",
-            Self::Chunk => "chunk",
-            Self::TooLong => "head_too_long",
-            Self::TooManyHeaders => "too_many_headers",
-            Self::TargetTooLong => "target_too_long",
-        }
-    }
 }
 
 /// The longest request target that `http::Uri` can hold.

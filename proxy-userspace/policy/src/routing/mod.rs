@@ -11,6 +11,7 @@ mod virtual_host;
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderValue, StatusCode, Version, request};
+use strum::{IntoStaticStr, VariantArray};
 use thiserror::Error;
 
 pub use forwarded::trim_blanks;
@@ -45,8 +46,9 @@ pub struct Routed<'c> {
     pub upgrade: bool,
 }
 
-/// Why a request goes nowhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+/// Why a request goes nowhere. `into_str` gives the label of `steer_faults_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum Refusal {
     /// RFC 9112, 3.2: neither none nor several.
     #[error("the request does not have exactly one Host header")]
@@ -57,6 +59,7 @@ pub enum Refusal {
     #[error("the Connection header names a header that must reach the endpoint")]
     BadConnection,
     #[error("HTTP/1.0 is not accepted here")]
+    #[strum(serialize = "http_10")]
     Http10,
     #[error("no virtual host or route matches")]
     NoRoute,

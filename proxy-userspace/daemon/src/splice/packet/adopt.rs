@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use proxy_common::flow::{Direction, FlowRef, Record, output, state};
-use steer_kernel::bpf::packet::{Ends, FlowKey};
+use steer_kernel::bpf::packet::{Ends, FlowKey, cluster};
 use steer_kernel::tcp::clock;
 use steer_policy::config;
-use xxhash_rust::xxh64::xxh64;
 
 use super::PacketSplice;
 use super::owned_record::{Carried, OwnedRecord, RecordPool};
@@ -82,7 +81,7 @@ pub(super) fn adopt(
     }
     let names: HashMap<u64, Arc<str>> = clusters
         .iter()
-        .map(|cluster| (xxh64(cluster.name.as_bytes(), 0), cluster.name.as_str().into()))
+        .map(|cluster| (cluster::name_hash(&cluster.name), cluster.name.as_str().into()))
         .collect();
     let keys = valid_keys(records);
     let mut counts = Counts::default();

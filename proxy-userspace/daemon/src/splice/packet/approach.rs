@@ -8,12 +8,12 @@ use bytes::Bytes;
 use proxy_common::flow::{DirLive, Record, bits, flags};
 use proxy_common::reason::Reason;
 use socket2::SockRef;
+use steer_kernel::bpf::packet::cluster;
 use steer_kernel::failpoint;
 use steer_kernel::tcp::clock;
 use steer_kernel::tcp::repair;
 use steer_kernel::tcp::tcp_info::{self, TIMESTAMP_BYTES, TcpInfo};
 use tokio::time::{Instant, sleep};
-use xxhash_rust::xxh64::xxh64;
 
 use super::PacketSplice;
 use super::decide::{Plan, decide};
@@ -54,7 +54,8 @@ impl<'a> Approach<'a> {
             Err(reason) => return Err(Box::new(Refused { session: stream.into(), reason })),
         };
         for socket in &stream.lanes.sockets {
-            let _only_more_to_repeat = repair::clamp_window(socket, WINDOW);
+            // With a larger window the peers may have to send more of it again after the hand-over.
+            repair::clamp_window(socket, WINDOW).ok();
         }
         failpoint::reached("begun");
         stream.lanes.read_end = positions.map(|position| position.read_end);
@@ -65,7 +66,8 @@ impl<'a> Approach<'a> {
     fn refuse(self, reason: Reason) -> Box<Refused> {
         for socket in &self.stream.lanes.sockets {
             let room = SockRef::from(socket).recv_buffer_size().unwrap_or(usize::MAX);
-            let _slow_at_first = repair::clamp_window(socket, u32::try_from(room).unwrap_or(u32::MAX));
+            // Refused, the small window stays until the kernel finds that the relay reads fast enough.
+            repair::clamp_window(socket, u32::try_from(room).unwrap_or(u32::MAX)).ok();
         }
         Box::new(Refused { session: self.stream.into(), reason })
     }
@@ -136,7 +138,8 @@ impl<'a> Approach<'a> {
             failpoint::reached("installed");
             self.check_alive()?;
             self.mark(self.splice.records.kernel.mark()).inspect_err(|_| {
-                let _as_it_was = self.mark(0);
+                // One socket may have its mark already. If the mark stays, the stream is relayed all the same.
+                self.mark(0).ok();
             })?;
             Ok(record)
         });
@@ -145,8 +148,8 @@ impl<'a> Approach<'a> {
             Err(reason) => return Err(self.refuse(reason)),
         };
         for socket in &self.stream.lanes.sockets {
-            // Answers to its probes would go to the other peer.
-            let _only_superfluous_probes = SockRef::from(socket).set_keepalive(false);
+            // Answers to its probes would go to the other peer. If the socket refuses, some probes are needless.
+            SockRef::from(socket).set_keepalive(false).ok();
         }
         failpoint::reached("marked");
         if self.plan.flags & flags::TIMESTAMPS != 0 {
@@ -185,7 +188,7 @@ impl<'a> Approach<'a> {
             idle_timeout_secs: self.stream.idle_timeout.map_or(0, whole_seconds),
             key_hash: flow.info.key_hash.unwrap_or(0),
             has_key: flow.info.key_hash.is_some().into(),
-            cluster: xxh64(flow.info.cluster.as_bytes(), 0),
+            cluster: cluster::name_hash(&flow.info.cluster),
             opened_unix_ms: flow.opened_unix_ms(),
             relayed: flow.bytes(),
             family: self.plan.family,

@@ -151,7 +151,8 @@ impl Lanes {
     pub(super) async fn wait(&self) -> Result<(), Broken> {
         // A side that is read tells of its end by itself.
         let broken = |side: Side| async move {
-            let _either_way_it_is = self.sockets[side].ready(Interest::ERROR).await;
+            // An error of the wait means a broken connection, too.
+            self.sockets[side].ready(Interest::ERROR).await.ok();
             Err(Broken::From(error_of(self.sockets[side].take_error())))
         };
         tokio::select! {

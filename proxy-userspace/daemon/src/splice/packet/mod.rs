@@ -32,8 +32,7 @@ use std::time::Duration;
 
 use proxy_common::instance::Instance;
 use proxy_common::reason::Reason;
-use steer_kernel::bpf::loader::LoadError;
-use steer_kernel::bpf::packet::{FlowEvents, PacketKernel, pinned};
+use steer_kernel::bpf::packet::{FlowEvents, PacketKernel, PacketLoadError, pinned};
 use steer_kernel::bpf::pins::{Pins, PinsError};
 use steer_kernel::grace::Grace;
 use steer_policy::config::Config;
@@ -55,7 +54,7 @@ use crate::upstream::ports::{self, SourcePorts};
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("the packet splice cannot be loaded")]
-    Load(#[from] LoadError),
+    Load(#[from] PacketLoadError),
     #[error("the packet splice cannot send segments or read routes; it needs CAP_NET_ADMIN and CAP_NET_RAW")]
     Sockets(#[source] io::Error),
     #[error("a thread cannot be started")]
@@ -71,7 +70,7 @@ pub enum StartError {
     Foreign {
         instance: String,
         #[source]
-        source: LoadError,
+        source: PacketLoadError,
     },
 }
 
@@ -231,7 +230,8 @@ impl PacketSplice {
     /// Leaves the streams that the kernel carries to the next process; or, where that cannot be, ends them: both peers of
     /// each get a RST.
     pub async fn stop(&self) {
-        let _the_others_are_reset = timeout(COMPLETE_WITHIN, none_left(&self.handing_over)).await;
+        // Hand-overs that take longer end with a reset.
+        timeout(COMPLETE_WITHIN, none_left(&self.handing_over)).await.ok();
         self.reaper.abort();
         let kernel = &self.records.kernel;
         if kernel.ends_with_process() {
@@ -255,11 +255,13 @@ impl PacketSplice {
     /// process' already. Returns the lock of the instance, to be given to it. To be called once, if the streams [can be
     /// given](Self::outlives), and when nobody calls [`carry`](Self::carry) any more.
     pub async fn give_away(&self) -> Option<File> {
-        let _the_others_are_relayed = timeout(COMPLETE_WITHIN, none_left(&self.underway)).await;
+        // Sessions that take longer are relayed.
+        timeout(COMPLETE_WITHIN, none_left(&self.underway)).await.ok();
         self.records.gate.close().await;
         self.reaper.abort();
         if let Some(counters) = &self.counters {
-            let _was_registered = self.telemetry.metrics.unregister(Box::new(counters.clone()));
+            // This fails only for a collector that is not registered.
+            self.telemetry.metrics.unregister(Box::new(counters.clone())).ok();
         }
         let streams = self.table.give_away();
         tracing::info!(streams, "left the streams to the next process");
@@ -309,7 +311,9 @@ fn load(config: &Config, predecessor: Predecessor) -> Result<(PacketKernel, Flow
     };
     let loaded =
         PacketKernel::load(settings.max_streams, settings.mark, pins).map_err(|error| match error {
-            LoadError::Pinned(_) => StartError::Foreign { instance: instance.to_string(), source: error },
+            PacketLoadError::Pinned(_) => {
+                StartError::Foreign { instance: instance.to_string(), source: error }
+            }
             error => error.into(),
         })?;
     // Not of a splice that does not come about.

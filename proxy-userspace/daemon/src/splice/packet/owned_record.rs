@@ -138,8 +138,7 @@ impl OwnedRecord {
 
     /// The sockets are done with, unless the program has gone further already.
     pub(super) fn complete(&self) {
-        let _ended_already =
-            self.records.kernel.records().advance_state(self.index, state::HAND_OVER, state::SPLICED);
+        self.records.kernel.records().advance_state(self.index, state::HAND_OVER, state::SPLICED).ok();
     }
 
     pub(super) fn add_flags(&self, flags: u32) {
@@ -222,7 +221,8 @@ pub(super) fn abort_again(records: &Records, raw: &RawSender, index: u32) {
 
 fn set_reset(records: &Records, index: u32) {
     for living in [state::HAND_OVER, state::SPLICED] {
-        let _ended_already = records.advance_state(index, living, state::RESET);
+        // A stream that has ended already is in neither state, and stays as it is.
+        records.advance_state(index, living, state::RESET).ok();
     }
 }
 

@@ -1,10 +1,10 @@
 //! Asks the kernel what [`decide`](super::decide) wants to know of a host and of a stream's two connections.
 
-use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use proxy_common::reason::Reason;
+use steer_kernel::net::canonical;
 use steer_kernel::net::conntrack::Conntrack;
 use steer_kernel::net::host::{self, InterfaceKind};
 use steer_kernel::net::route::Routes;
@@ -71,8 +71,4 @@ impl Survey {
 
 fn ask_host() -> Host {
     Host { loopback_takes_redirected: host::early_demux() || host::loopback_accepts_redirects() }
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use strum::VariantArray as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -66,9 +67,10 @@ impl Rig {
         assert!(self.telemetry.flows.is_empty());
         assert_eq!(self.pipes.left(), self.pipes.max);
         let metrics = &self.telemetry.metrics;
-        let end = End::ALL
-            .into_iter()
-            .find(|end| metrics.streams_closed.with_label_values(&["sio", end.as_str()]).get() == 1)
+        let end = End::VARIANTS
+            .iter()
+            .copied()
+            .find(|end| metrics.streams_closed.with_label_values(&["sio", end.into_str()]).get() == 1)
             .expect("the end is counted");
         let bytes = ["to_upstream", "to_downstream"]
             .map(|direction| metrics.stream_bytes.with_label_values(&["sio", direction]).get());
@@ -81,7 +83,7 @@ async fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     let far = far.unwrap().0;
-    crate::upstream::connect::prepare(&far).unwrap();
+    steer_kernel::tcp::socket::prepare(&far).unwrap();
     (near.unwrap(), far)
 }
 

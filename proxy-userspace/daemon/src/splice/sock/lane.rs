@@ -22,6 +22,7 @@ use proxy_common::reason::Reason;
 use proxy_common::sock::{SockCredit, gate};
 use socket2::SockRef;
 use steer_kernel::tcp::hold::{self, Hold};
+use steer_kernel::tcp::socket;
 use steer_kernel::tcp::tcp_info::{self, TcpInfo};
 use tokio::time::{Instant, sleep};
 
@@ -86,8 +87,7 @@ impl<'a> Socket<'a> {
 
     /// What is in its send queue is still sent, and then the FIN.
     pub(super) fn close_in_order(&self) {
-        // A socket that refuses the option is broken, and so is its stream.
-        let _broken_already = SockRef::from(&self.stream).set_linger(None);
+        socket::finish_on_close(&self.stream);
     }
 
     /// For what userspace has to do; in tokio's reactor as long as the value lives.

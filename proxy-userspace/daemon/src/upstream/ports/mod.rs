@@ -159,7 +159,7 @@ impl SourcePorts {
     /// ranges are taken to be what the kernel gives nobody.
     pub fn may_meet(&self, reserved: &[RangeInclusive<u16>]) -> bool {
         let ours = &self.inner.ranges;
-        let meets = |theirs: &[RangeInclusive<u16>]| ranges::without(ours, theirs) != ours[..];
+        let meets = |theirs: &[RangeInclusive<u16>]| ranges::overlap(ours, theirs);
         if !reserved.is_empty() {
             return meets(reserved);
         }

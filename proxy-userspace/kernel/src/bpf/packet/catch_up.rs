@@ -1,21 +1,27 @@
-//! A stream goes from a record of an earlier process to one of this, while its packets come.
+//! Moves a stream from the record of an earlier process to a record of this process while packets
+//! of the stream arrive.
 //!
-//! The new record is a copy, and then the links get the new programs, one after the other. Until the last one has it, some
-//! packets of a stream are seen by the old program and its record, others by the new one and its own. What is done to a packet
-//! does not depend on that: both records say the same of it ([`DirFixed`], which does not change in a stream without sockets but
-//! for its first timestamp). What is believed and remembered does: each record lacks what the other one has seen. So
+//! The new record starts as a copy. Then the links get the new programs, one link after the other.
+//! Until the last link has its new program, the old program sees some packets of a stream and uses
+//! the old record, and the new program sees the other packets and uses the new record. Both
+//! programs rewrite a packet in the same way, since both records have the same [`DirFixed`]
+//! (without sockets, a stream changes nothing of that but the shift of its first timestamp). But
+//! the two records do not learn the same: each lacks what the other one has seen. So
 //!
-//! * what the old one has seen later is noted in the new one, for as long as a program may write to the old: sequence numbers only
-//!   grow, states only advance, so that nothing is lost when that is done twice, or against packets that the new program sees
-//!   at the same time;
-//! * as long as the new record may lag, it has no largest windows ([`DirLive::window_max`]): the next packet of a direction is
-//!   believed however far ahead it is, and brings the numbers up to date; and one direction is believed until a packet of the other
-//!   has come, too. Without that, a stream that has gone further than a window meanwhile would never be believed again, and be
-//!   given up as silent. Streams that are quiet are as strict as before when all links have changed. Nobody from outside can
-//!   bring about such a change, and a RST needs the very number at any time;
-//! * a RST, or the acknowledgement of a FIN, that comes to a lagging record is passed on, and changes nothing. The state
-//!   of the old record, or the numbers, tell of it afterwards; a RST that no record has believed is noticed as one that
-//!   was lost before it got here: the next probe finds nobody.
+//! * what the old record learns later is noted in the new one, for as long as a program may write
+//!   to the old one. Sequence numbers only grow and states only advance. So it does no harm to note
+//!   something twice, or while the new program handles packets;
+//! * as long as the new record may lag, its largest windows are unknown ([`DirLive::window_max`]).
+//!   The next packet of a direction is then believed however far ahead it is, and brings the
+//!   numbers up to date. And packets of one direction are believed until a packet of the other
+//!   direction has come. Otherwise a stream that has advanced by more than a window meanwhile would
+//!   never be believed again, and would be given up as silent. When all links have their new
+//!   programs, a quiet stream is checked as strictly as before. Nobody outside of this host can
+//!   cause such a change, and a RST needs the exact number at any time;
+//! * a RST, or the acknowledgement of a FIN, that meets a lagging record is passed on, and changes
+//!   nothing. Afterwards the state of the old record, or the numbers, tell of the packet. A RST
+//!   that no record has believed is noticed like a RST that was lost on the way here: the next
+//!   probe gets no answer.
 
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
@@ -25,8 +31,8 @@ use proxy_common::packet::seq::{after, before};
 
 use super::records::Records;
 
-/// Notes in the record `index` what `old`, the same stream's in other maps, has seen later. `packets` is what `old` had counted when
-/// it was last noted, or copied.
+/// Notes in the record `index` what `old`, the record of the same stream in other maps, has seen
+/// since. `packets` is what `old` had counted when it was last noted, or copied.
 pub(super) fn catch_up(to: &Records, index: u32, old: &Record, packets: [u64; 2]) {
     let new = to.snapshot(index);
     if new.state == state::OFF || old.state == state::OFF || new.generation != old.generation {
@@ -41,7 +47,8 @@ pub(super) fn catch_up(to: &Records, index: u32, old: &Record, packets: [u64; 2]
         relayed[way] = relayed[way].wrapping_add(more);
         counts(to, flow, &old_flow.live, packets[way]);
         if old_flow.fixed.ts_shift != 0 {
-            // In the order of the program: a CPU that finds the shift known finds a value, too.
+            // In the same order as the program: a CPU that finds the shift known also finds a
+            // value.
             replace(to.live(flow, offset_of!(DirLive, ts_value)), 0, old_flow.live.ts_value);
             replace(to.fixed(flow, offset_of!(DirFixed, ts_shift)), 0, old_flow.fixed.ts_shift);
         }
@@ -52,10 +59,11 @@ pub(super) fn catch_up(to: &Records, index: u32, old: &Record, packets: [u64; 2]
     ends(to, index, old);
 }
 
-/// Makes the bytes that the record `index` has counted fit to those of `old`, which no program writes any more. A copy that is made
-/// while a packet is counted has its bytes, but not its number, or the other way round.
+/// Reconciles the bytes that the record `index` has counted with those of `old`, which no program
+/// writes any more. A copy that was made while a packet was being counted may have the bytes of the
+/// packet without its sequence number, or the number without the bytes.
 pub(super) fn correct_counts(to: &Records, index: u32, old: &Record) {
-    // In a hand-over numbers and bytes do not go together.
+    // In a hand-over the bytes do not follow from the numbers.
     let is_spliced = |record: &Record| record.state == state::SPLICED && record.generation == old.generation;
     let Some(new) = settled(to, index).filter(|new| is_spliced(new) && is_spliced(old)) else { return };
     let mut relayed = new.relayed;
@@ -71,7 +79,7 @@ pub(super) fn correct_counts(to: &Records, index: u32, old: &Record) {
     }
 }
 
-/// A copy during which no packet was counted, if that can be had soon.
+/// A copy during which no packet was counted, if a few attempts yield one.
 fn settled(records: &Records, index: u32) -> Option<Record> {
     let same = |one: &Record, other: &Record| bytemuck::bytes_of(one) == bytemuck::bytes_of(other);
     (0..100).find_map(|_| {
@@ -80,8 +88,8 @@ fn settled(records: &Records, index: u32) -> Option<Record> {
     })
 }
 
-/// Lets the next packet of each direction be believed, however far ahead of the record it is, and those of one as long as none of the
-/// other has come.
+/// Lets the next packet of each direction be believed, however far ahead of the record it is; and
+/// all packets of one direction until one of the other direction has come.
 pub(super) fn expect_leaps(to: &Records, index: u32) {
     for direction in Direction::BOTH {
         let flow = FlowRef::new(index, direction);
@@ -89,9 +97,10 @@ pub(super) fn expect_leaps(to: &Records, index: u32) {
     }
 }
 
-/// Gives the record its largest windows again: those of directions that have brought it up to date, and all if `up_to_date` and
-/// no direction has moved. Any other direction's next packet is still to do that: what the old record knows of it may end where the
-/// first link got the new program.
+/// Gives the record its largest windows again: for each direction whose packets have brought the
+/// record up to date, and for both directions if `up_to_date` and neither has moved. Any other
+/// direction still waits for its next packet, because the old record may have seen nothing of it
+/// since the first link got the new program.
 pub(super) fn expect_no_leaps(to: &Records, index: u32, old: &Record, up_to_date: bool) {
     let window = |direction| to.live_half(FlowRef::new(index, direction), offset_of!(DirLive, window_max));
     let has_moved = Direction::BOTH.map(|direction| window(direction).load(Ordering::Acquire) != 0);
@@ -103,9 +112,11 @@ pub(super) fn expect_no_leaps(to: &Records, index: u32, old: &Record, up_to_date
     }
 }
 
-/// Returns how many bytes of payload the new record did not know of. They are not added to [`DirLive::bytes`], which belongs to the
-/// program: it counts by advance from `seq_end`, so what comes after that is never counted by both. `counted` is how many bytes more
-/// the old one has counted: it tells how often the numbers have wrapped since the two were the same.
+/// Returns how many bytes of payload the new record did not know of. These bytes are not added to
+/// [`DirLive::bytes`], which only the program writes. The program counts how far `seq_end`
+/// advances, so no byte is counted twice. `counted` is how many bytes more the old record has
+/// counted: this tells how often the sequence numbers have wrapped since the two records were
+/// equal.
 fn numbers(to: &Records, flow: FlowRef, old: &DirLive, new: &DirLive, counted: i64) -> u64 {
     let place = |offset| to.live(flow, offset);
     if after(old.ack_end, new.ack_end)
@@ -126,12 +137,12 @@ fn numbers(to: &Records, flow: FlowRef, old: &DirLive, new: &DirLive, counted: i
     }
 }
 
-/// Bytes of a direction, those that sockets have forwarded among them.
+/// The bytes of a direction, including those that sockets have forwarded.
 fn total(record: &Record, way: usize) -> u64 {
     record.relayed[way].wrapping_add(record.flows[way].live.bytes)
 }
 
-/// Unless the program has written meanwhile: what it knows is later.
+/// Unless the program has written meanwhile, since the program knows later numbers.
 fn replace(place: &std::sync::atomic::AtomicU32, from: u32, to: u32) -> bool {
     place.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
 }
@@ -142,7 +153,7 @@ fn payload_end(live: &DirLive) -> u32 {
     live.seq_end.wrapping_sub(has_fin.into())
 }
 
-/// `packets` may lose a packet that the program counts at this very moment.
+/// `packets` may lose a packet that the program counts at this moment.
 fn counts(to: &Records, flow: FlowRef, old: &DirLive, packets: u64) {
     let place = |offset| to.live_count(flow, offset);
     let more = old.packets.wrapping_sub(packets);

@@ -1,7 +1,8 @@
 //! The programs on an interface as filters of its qdisc clsact.
 //!
-//! Where the instance has pins, there is a note among them of each interface that has filters (see [`presence`]). With the note
-//! the filters stay when the process ends, and the next one knows by the note that they are its own to look after.
+//! If the instance has pins, there is a note among the pins for each interface that has filters
+//! (see [`presence`]). The filters of a noted interface stay when the process ends, and the note
+//! tells the next process to look after them.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,11 +18,12 @@ use crate::bpf::presence;
 #[derive(Debug)]
 pub(super) struct Filters {
     mark: Mark,
-    /// If they can outlive it.
+    /// Where the notes are, if the filters can outlive the process.
     instance: Option<Instance>,
 }
 
-/// A filter that is attached. Dropping it detaches it, unless a note keeps it or another process has it.
+/// An attached filter. Dropping it detaches the filter, unless a note keeps the filter or another
+/// process has taken it over.
 #[derive(Debug)]
 pub(super) struct AttachedFilter {
     filter: Filter,
@@ -46,8 +48,9 @@ impl Filters {
         Ok(Self { mark: Mark::new(instance.clone())?, instance })
     }
 
-    /// Puts a program of this name on an interface; where there is one of an earlier process of the instance, in its place, without
-    /// a packet passing in between. If the qdisc was made for it, it goes with it.
+    /// Attaches a program of this name to an interface. A filter of an earlier process of the
+    /// instance is replaced, and no packet passes between the two. A qdisc that was made for the
+    /// filter is removed together with the filter.
     pub(super) fn attach(
         &self,
         (ifindex, direction): (u32, TcAttachType),
@@ -76,7 +79,7 @@ pub(super) fn note_of(pins: &Path, ifindex: u32) -> PathBuf {
     pins.join(format!("{ifindex}-filters"))
 }
 
-/// Makes it, unless it is there already.
+/// Makes the note, unless there is one already.
 pub(super) fn note(pins: &Path, ifindex: u32) -> io::Result<()> {
     let path = note_of(pins, ifindex);
     if path.exists() { Ok(()) } else { presence::note(ifindex, &path) }

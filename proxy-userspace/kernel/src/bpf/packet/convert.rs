@@ -1,4 +1,4 @@
-//! Makes the records of another build those of this one, field by field.
+//! Converts the records of another build to records of this build, field by field.
 
 use bytemuck::Zeroable as _;
 use proxy_common::flow::Record;
@@ -52,7 +52,8 @@ impl Conversion {
         self.record_len
     }
 
-    /// What `record`, of [`record_len`](Self::record_len) bytes, is here. Fields that the record does not have are zero.
+    /// `record`, of [`record_len`](Self::record_len) bytes, as this build has it. Fields that the
+    /// record does not have become zero.
     pub(super) fn convert(&self, record: &[u8]) -> Record {
         let mut converted = Record::zeroed();
         let bytes = bytemuck::bytes_of_mut(&mut converted);
@@ -63,7 +64,8 @@ impl Conversion {
     }
 }
 
-/// A number may have become a longer one, whose upper bytes are zero then: they come last.
+/// A number may have more bytes in this build. The additional bytes are the upper ones, which come
+/// last, and stay zero.
 fn piece(field: &Field, found: &Entry, record_len: u32) -> Result<Piece, Unreadable> {
     const _: () = assert!(cfg!(target_endian = "little"));
     let fits = found.size == field.size || found.size < field.size && field.size <= 8;
@@ -76,7 +78,7 @@ fn piece(field: &Field, found: &Entry, record_len: u32) -> Result<Piece, Unreada
     Ok(Piece { from: found.offset as usize, to: field.offset as usize, len: found.size as usize })
 }
 
-/// Neighbours that stay neighbours are one.
+/// Fields that are neighbours in both builds are copied together.
 fn joined(mut pieces: Vec<Piece>) -> Vec<Piece> {
     pieces.sort_by_key(|piece| piece.to);
     let mut joined: Vec<Piece> = Vec::new();

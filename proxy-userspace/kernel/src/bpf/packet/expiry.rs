@@ -1,5 +1,6 @@
-//! Streams that nobody looks after are given up by the kernel itself, by a timer that is pinned with its map (see
-//! [`proxy_common::expiry`]). Here it is started, and told again and again that this process lives.
+//! The kernel itself gives up streams that nobody looks after, with a timer that is pinned together
+//! with its map (see [`proxy_common::expiry`]). This module starts the timer, and tells it again
+//! and again that this process lives.
 
 use std::fmt;
 use std::io;
@@ -18,9 +19,10 @@ use crate::bpf::sock::maps::into_io;
 use crate::grace::wait_for_rcu_readers;
 use crate::tcp::clock::monotonic_ns;
 
-/// A process that has not said for so long that it lives is gone. Many times what the machine may keep it waiting.
+/// A process that has sent no heartbeat for this long is gone. This is many times as long as a busy
+/// machine keeps a process waiting.
 const GONE_AFTER: Duration = Duration::from_secs(30);
-/// What a program can be run on: an Ethernet header.
+/// The smallest input for a test run of a program: an Ethernet header.
 const FRAME: [u8; 14] = [0; 14];
 
 /// The heartbeat that tells the BPF timer that this process is alive.
@@ -39,8 +41,8 @@ impl fmt::Debug for Heartbeat {
 }
 
 impl Heartbeat {
-    /// Says it for the first time, in a map that may be an earlier process's. When this returns, the kernel looks at no
-    /// stream any more.
+    /// Sends the first heartbeat, to a map that may be an earlier process's. When this returns, the
+    /// timer examines no streams any more.
     pub(super) fn begin(map: Array<MapData, Expiry>) -> io::Result<Self> {
         let before = map.get(&0, 0).map_err(into_io)?;
         let is_new = before.heartbeat_ns == 0;
@@ -48,13 +50,13 @@ impl Heartbeat {
         let heartbeat = Self(Mutex::new(Held { map, value }));
         heartbeat.send()?;
         if !is_new {
-            // A look may have begun before.
+            // The timer may have begun to examine streams before the heartbeat.
             wait_for_rcu_readers();
         }
         Ok(heartbeat)
     }
 
-    /// Says that this process lives.
+    /// Sends a heartbeat.
     pub(super) fn send(&self) -> io::Result<()> {
         self.change(|_| {})
     }
@@ -74,10 +76,11 @@ impl Heartbeat {
     }
 }
 
-/// Keeps the timer of other maps, which are pinned in this directory, from giving up a stream in the next seconds.
+/// Keeps the timer of the maps that are pinned in this directory from giving up streams for the
+/// next seconds.
 ///
 /// # Errors
-/// There is no such timer, or it is told in another way.
+/// There is no such timer, or its heartbeat has another form.
 pub(super) fn hold_off(pins: &Path) -> io::Result<()> {
     let map = MapData::from_pin(pins.join(abi::MAP_AGEING)).and_then(Map::from_map_data);
     map.and_then(Array::try_from).map_err(into_io).and_then(Heartbeat::begin).map(drop)
@@ -107,7 +110,7 @@ pub(super) fn start_timer(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     program.load().map_err(|error| loader::not_verified(name, error))?;
     let run = TestRunOptions { data_in: Some(&FRAME), ..TestRunOptions::new() };
     let result = program.test_run(run).map_err(|error| LoadError::refused(name, error))?;
-    // The timer has it now.
+    // The timer holds the program now.
     program.unload().map_err(|error| LoadError::refused(name, error))?;
     match result.return_value.cast_signed() {
         0 => Ok(()),

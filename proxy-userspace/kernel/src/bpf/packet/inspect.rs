@@ -1,5 +1,5 @@
-//! Looks at the connection records of a Steer that runs, from another process and without asking it: the kernel
-//! lists all maps to whoever may see them.
+//! Reads the connection records of a running Steer from another process, without its help: the
+//! kernel lists all maps to whoever may see them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use super::key::Ends;
 use super::mapped::MappedRecords;
 use crate::bpf::sock::maps::into_io;
 
-/// How often a record is looked at again that changed meanwhile.
+/// How often to read a record again that has changed while it was read.
 const LOOKS: usize = 4;
 
 /// The maps cannot be looked at.
@@ -39,7 +39,7 @@ pub struct Found {
     pub map: u32,
     /// For how many streams there is room.
     pub limit: u32,
-    /// Oldest first; `None` if the map is laid out as this version cannot read it.
+    /// Oldest first; `None` if this version cannot read the layout of the map.
     pub streams: Option<Vec<Stream>>,
 }
 
@@ -82,7 +82,7 @@ pub fn running(now_ns: u64) -> Result<Vec<Found>, InspectError> {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Err(InspectError::NoPermission);
             }
-            // It went away since it was listed.
+            // The map has gone since it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(InspectError::List(error)),
         };
@@ -105,14 +105,14 @@ fn is_records(info: &MapInfo) -> bool {
 
 fn streams(info: &MapInfo, now_ns: u64) -> io::Result<Vec<Stream>> {
     let map = info.fd().map_err(into_io)?;
-    let records = MappedRecords::map(map.as_fd(), info.max_entries(), libc::PROT_READ)?;
+    let records = MappedRecords::map_read_only(map.as_fd(), size_of::<Record>() as u32, info.max_entries())?;
     let in_use = (0..records.count()).filter_map(|index| read(&records, index));
     let mut streams: Vec<_> = in_use.map(|record| stream(&record, now_ns)).collect();
     streams.sort_by_key(|stream| stream.opened_unix_ms);
     Ok(streams)
 }
 
-/// A record that is in use, and was that of one stream while it was read.
+/// A record that is in use, and that belonged to one stream the whole time it was read.
 fn read(records: &MappedRecords, index: u32) -> Option<Record> {
     for _ in 0..LOOKS {
         let before = records.snapshot(index);

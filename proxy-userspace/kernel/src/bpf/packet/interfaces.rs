@@ -1,7 +1,7 @@
 //! Attaches the programs to interfaces, and notices when an interface goes away.
 //!
-//! Where the instance has pins, its links are among them, as `IFINDEX-ingress` and `IFINDEX-egress`; or, of an interface that has
-//! filters, a note, as `IFINDEX-filters`.
+//! If the instance has pins, the links of an interface are among the pins, as `IFINDEX-ingress` and
+//! `IFINDEX-egress`. For an interface that has filters, there is a note, as `IFINDEX-filters`.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd as _;
@@ -31,10 +31,12 @@ use crate::net::netlink::LinkMonitor;
 /// How programs are attached to an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// Links (Linux 6.6): the kernel detaches those that are not pinned when the process ends, however it ends.
+    /// Links (Linux 6.6). When the process ends, in whatever way, the kernel detaches the links
+    /// that are not pinned.
     Tcx,
-    /// Filters of the qdisc clsact: a process that is killed leaves them, and the next one of its instance takes them over,
-    /// or removes them if there are no pins. The qdisc goes with them if it was made for them and nobody else uses it by then.
+    /// Filters of the qdisc clsact. They stay when the process is killed. The next process of the
+    /// instance takes the filters over, or removes them if there are no pins. A qdisc that was made
+    /// for the filters is removed with them, unless somebody else uses the qdisc by then.
     Clsact,
 }
 
@@ -44,7 +46,7 @@ impl Hook {
         if failpoint::is_asked("attach filters") {
             return Self::Clsact;
         }
-        // A kernel that does not tell its version is an odd one; what is older works everywhere.
+        // If the kernel does not tell its version, take the older kind, which works everywhere.
         let version = KernelVersion::current().ok();
         if version >= Some(KernelVersion::new(6, 6, 0)) { Self::Tcx } else { Self::Clsact }
     }
@@ -93,13 +95,13 @@ struct Attached {
     monitor: LinkMonitor,
     /// By index.
     links: HashMap<u32, [Attachment; 2]>,
-    /// Where links are pinned, if they are.
+    /// Where the links are pinned, if they are pinned.
     pins: Option<PathBuf>,
-    /// Of the hook clsact.
+    /// The filters, with the hook clsact.
     filters: Option<Filters>,
 }
 
-/// Dropping it detaches the program, unless that is pinned.
+/// Dropping it detaches the program, unless the link is pinned.
 #[expect(dead_code, reason = "what is in it is held")]
 enum Attachment {
     Link(SchedClassifierLink),
@@ -107,8 +109,8 @@ enum Attachment {
 }
 
 impl Interfaces {
-    /// What is attached by an earlier process of the instance, whose `pins` these are, gets `programs` in the place of those
-    /// that it has.
+    /// The links and filters that an earlier process of the instance has left, as `pins` tell, get
+    /// `programs` instead of their own.
     pub(super) fn new(
         programs: Programs,
         hook: Hook,
@@ -126,7 +128,7 @@ impl Interfaces {
 
     /// See [`super::PacketKernel::attach`].
     pub(super) fn attach(&self, ifindex: u32) -> Result<(), AttachError> {
-        // Each change of the set is made at once, after everything that can fail.
+        // The set changes in one step, after everything that can fail.
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         attached.forget_removed(self.hook).map_err(AttachError::Unknown)?;
         if attached.links.contains_key(&ifindex) {
@@ -155,7 +157,8 @@ impl Attached {
             self.remove_pins(ifindex);
             match hook {
                 Hook::Tcx => drop(links),
-                // The filters went with the interface. To remove them now could hit those of a new one.
+                // The filters are gone with the interface. Removing them now could hit the filters
+                // of a new interface with the same index.
                 Hook::Clsact => std::mem::forget(links),
             }
         }
@@ -171,8 +174,8 @@ impl Attached {
         let mut attach = |program: (&'static str, TcAttachType)| {
             let (_, direction) = program;
             let program = self.programs.get(program)?;
-            // Before all others: a program that lets a packet of a spliced flow go on to the local stack would have it
-            // answered with a RST.
+            // Before all other programs: if another program took a packet of a spliced flow to the
+            // local stack, the stack would answer with a RST.
             let first = TcAttachOptions::TcxOrder(LinkOrder::first());
             let link = program.attach_with_options(interface, direction, first)?;
             program.take_link(link)
@@ -189,7 +192,7 @@ impl Attached {
                 .map_err(|source| AttachError::NotPinned { program, name: interface.to_owned(), source })
         };
         let pinned = pin(one, ingress).and_then(|one| Ok([one, pin(other, egress)?]));
-        // One alone would be in the way of the next attempt.
+        // A single link would be in the way of the next attempt.
         pinned.inspect_err(|_| self.remove_pins(ifindex))
     }
 
@@ -199,7 +202,7 @@ impl Attached {
             name: interface.to_owned(),
             source,
         })?;
-        // Last: what a process that dies before leaves is removed by the next one.
+        // The note comes last: if this process dies before, the next one removes the filters.
         if let Some(pins) = &self.pins {
             clsact::note(pins, ifindex).map_err(|source| AttachError::NotPinned {
                 program: PROGRAMS[0].0,
@@ -210,7 +213,7 @@ impl Attached {
         Ok(links)
     }
 
-    /// An error names what was to be attached.
+    /// An error names the program that was to be attached.
     fn put_filters(&mut self, ifindex: u32) -> Result<[Attachment; 2], (&'static str, ProgramError)> {
         let of_io = |error| ProgramError::from(TcError::IoError(error));
         let made_qdisc = filters::make_qdisc(ifindex).map_err(|error| ("the qdisc clsact", of_io(error)))?;
@@ -229,8 +232,8 @@ impl Attached {
         ])
     }
 
-    /// Gives the pinned links, or the filters, of an earlier process the programs of this one. The kernel does that at once: no packet
-    /// passes in between.
+    /// Gives the pinned links, or the filters, of an earlier process the programs of this process.
+    /// The kernel swaps each program in one step: no packet passes in between.
     fn adopt(&mut self) -> io::Result<()> {
         let Some(pins) = self.pins.clone() else { return Ok(()) };
         for ifindex in pinned(&pins::names(&pins)?) {
@@ -251,7 +254,8 @@ impl Attached {
     }
 
     fn adopt_links(&mut self, pins: &Path, ifindex: u32) -> Result<[Attachment; 2], AdoptError> {
-        // The index may have been given to another interface, or this one come from another namespace.
+        // Another interface may have the index by now, or this interface may have come from another
+        // namespace.
         host::interface(ifindex).map_err(AdoptError::Interface)?;
         if self.filters.is_some() {
             if !presence::is_there(&clsact::note_of(pins, ifindex)).map_err(AdoptError::Unknown)? {
@@ -275,7 +279,8 @@ impl Attached {
         Ok([adopt(ingress)?, adopt(egress)?])
     }
 
-    /// Attaches the programs anew, before the links that cannot be used go. (Filters that are there are used in any case.)
+    /// Attaches the programs anew, before the unusable links are removed. (Filters that are there
+    /// can always be used.)
     fn replace(&mut self, pins: &Path, ifindex: u32) {
         let old: Vec<_> = PROGRAMS
             .iter()
@@ -316,7 +321,7 @@ enum AdoptError {
     Interface(#[source] io::Error),
     #[error("the kernel does not tell what is attached to the interface")]
     Unknown(#[source] io::Error),
-    #[error("it is of another interface, which had the same index")]
+    #[error("it belongs to another interface, which had the same index")]
     Elsewhere,
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -324,13 +329,13 @@ enum AdoptError {
     Program(#[from] ProgramError),
 }
 
-/// The interfaces whose links or notes are among what these names stand for.
+/// The interfaces whose links or notes have these names.
 pub(super) fn pinned(names: &[String]) -> HashSet<u32> {
     names.iter().filter_map(|name| name.split_once('-')?.0.parse().ok()).collect()
 }
 
-/// Whether the programs are still attached to an interface, of whatever network namespace. If to none, no packet of a stream is
-/// forwarded any more.
+/// Whether the programs are still attached to any interface, in whatever network namespace. If not,
+/// no packet of a stream is forwarded any more.
 pub(super) fn any_is_attached(pins: &Path) -> io::Result<bool> {
     for ifindex in pinned(&pins::names(pins)?) {
         let links = PROGRAMS.map(|(_, direction)| links::is_attached(&path_of(pins, ifindex, direction)));
@@ -346,7 +351,8 @@ pub(super) fn any_is_attached(pins: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Moves the pins of interfaces from one directory to another, unless that has such a one.
+/// Moves the pins of interfaces from one directory to another. A pin that the other directory has
+/// already stays where it is.
 pub(super) fn move_pins(from: &Path, to: &Path) -> io::Result<()> {
     for ifindex in pinned(&pins::names(from)?) {
         for (from, to) in paths_of(from, ifindex).into_iter().zip(paths_of(to, ifindex)) {
@@ -358,7 +364,7 @@ pub(super) fn move_pins(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// All that can be pinned of an interface.
+/// All names that pins of an interface can have.
 fn paths_of(pins: &Path, ifindex: u32) -> [PathBuf; 3] {
     let [ingress, egress] = PROGRAMS.map(|(_, direction)| path_of(pins, ifindex, direction));
     [ingress, egress, clsact::note_of(pins, ifindex)]

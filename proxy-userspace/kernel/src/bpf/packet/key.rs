@@ -12,8 +12,8 @@ pub enum FlowKey {
 }
 
 impl FlowKey {
-    /// The key of what `peer` sends to `local`. An IPv4 address in IPv6's clothes, as a dual-stack socket tells it, is
-    /// an IPv4 address.
+    /// The key of the packets that `peer` sends to `local`. An IPv4-mapped IPv6 address, as a
+    /// dual-stack socket gives it, counts as IPv4.
     pub fn new(peer: SocketAddr, local: SocketAddr) -> Self {
         let ports = wire_ports(peer.port(), local.port());
         match (peer.ip().to_canonical(), local.ip().to_canonical()) {
@@ -62,9 +62,9 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Of the connection *from* whose peer the packets of `direction` come.
+    /// The ends of the connection *from* whose peer the packets of `direction` come.
     pub fn of(record: &Record, direction: Direction) -> Self {
-        // What goes the other way leaves on it.
+        // Packets of the opposite direction leave on that connection.
         let fixed = &record.flows[direction.opposite() as usize].fixed;
         let ip = |words: [u32; 4]| match record.family {
             6 => IpAddr::V6(Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(words))),

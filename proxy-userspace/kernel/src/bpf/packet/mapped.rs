@@ -1,51 +1,36 @@
 //! The array `STEER_CONNS` mapped into memory.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::ptr::{self, NonNull};
+use std::os::fd::BorrowedFd;
 
+use memmap2::{MmapOptions, MmapRaw};
 use proxy_common::flow::Record;
 
 /// A record in words of the size that its counters have.
 pub(super) type Words = [u64; size_of::<Record>() / size_of::<u64>()];
 
-/// All records, of this build or another. BPF programs and other processes read and write the same memory at the same time, so
-/// nothing makes a reference into it, except to atomics.
+/// All records, of this build or another. BPF programs and other processes read and write the same memory at the same time.
+/// So nothing makes a reference into the memory, except to atomics.
 #[derive(Debug)]
 pub(super) struct MappedRecords {
-    memory: NonNull<u64>,
-    /// Of a record.
+    memory: MmapRaw,
+    /// Words of one record.
     words: usize,
     count: u32,
 }
 
-// SAFETY: the memory belongs to the mapping, not to a thread, and is accessed as atomics or volatile.
-unsafe impl Send for MappedRecords {}
-// SAFETY: as above.
-unsafe impl Sync for MappedRecords {}
-
 impl MappedRecords {
-    /// Maps `map`, which must have been made with BPF_F_MMAPABLE (Linux 5.5) for `count` records, with PROT_READ and
-    /// PROT_WRITE as `protection` says.
-    pub(super) fn map(map: BorrowedFd<'_>, count: u32, protection: libc::c_int) -> io::Result<Self> {
-        Self::map_sized(map, size_of::<Record>() as u32, count, protection)
+    /// Maps `map` for reading and writing. It must have been made with BPF_F_MMAPABLE (Linux 5.5), for `count` records.
+    pub(super) fn map(map: BorrowedFd<'_>, count: u32) -> io::Result<Self> {
+        let words = words(size_of::<Record>() as u32);
+        let memory = MmapOptions::new().len(byte_len(words, count)).map_raw(&map)?;
+        Ok(Self { memory, words, count })
     }
 
-    /// The same of records of `size` bytes, each of which begins at a multiple of 8.
-    pub(super) fn map_sized(
-        map: BorrowedFd<'_>,
-        size: u32,
-        count: u32,
-        protection: libc::c_int,
-    ) -> io::Result<Self> {
-        let words = (size as usize).div_ceil(size_of::<u64>());
-        let (fd, len) = (map.as_raw_fd(), byte_len(words, count));
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-        let memory = unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0) };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let memory = NonNull::new(memory.cast()).ok_or(io::ErrorKind::InvalidData)?;
+    /// Maps `map` for reading only. Its records have `size` bytes, and each begins at a multiple of 8.
+    pub(super) fn map_read_only(map: BorrowedFd<'_>, size: u32, count: u32) -> io::Result<Self> {
+        let words = words(size);
+        let memory = MmapOptions::new().len(byte_len(words, count)).map_raw_read_only(&map)?;
         Ok(Self { memory, words, count })
     }
 
@@ -56,11 +41,11 @@ impl MappedRecords {
     /// Where a record is.
     pub(super) fn at(&self, index: u32) -> *mut u64 {
         assert!(index < self.count, "there is no record {index}");
-        self.memory.as_ptr().wrapping_add(index as usize * self.words)
+        self.memory.as_mut_ptr().cast::<u64>().wrapping_add(index as usize * self.words)
     }
 
-    /// A copy of the first words of a record, and of all if there is room. Each counter is right by itself; together they may
-    /// be of slightly different moments.
+    /// Copies the first words of a record, as many as fit. Each counter is right by itself, but two
+    /// counters may be of slightly different moments.
     pub(super) fn read(&self, index: u32, words: &mut [u64]) {
         let record = self.at(index);
         for (nth, word) in words.iter_mut().enumerate().take(self.words) {
@@ -76,17 +61,11 @@ impl MappedRecords {
         self.read(index, &mut words);
         bytemuck::cast(words)
     }
-
-    fn byte_len(&self) -> usize {
-        byte_len(self.words, self.count)
-    }
 }
 
-impl Drop for MappedRecords {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `map_sized` made, with its length; nothing that borrows it outlives `self`.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.byte_len()) };
-    }
+/// How many words a record of `size` bytes takes.
+fn words(size: u32) -> usize {
+    (size as usize).div_ceil(size_of::<u64>())
 }
 
 fn byte_len(words: usize, count: u32) -> usize {

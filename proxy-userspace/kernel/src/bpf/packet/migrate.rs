@@ -1,19 +1,24 @@
-//! Takes streams from the maps of another build, or of another size, to those of this process, without a packet waiting.
+//! Moves streams from maps of another build, or of another size, to the maps of this process. No
+//! packet has to wait.
 //!
 //! 1. New maps are made, in a directory that does not count yet ([`super::pinned`]).
-//! 2. [`Migration::copy`]: all records, converted field by field, to the same places, and then the keys. The old programs go on.
+//! 2. [`Migration::copy`] copies all records to the same indices, converted field by field, and then
+//!    the keys. The old programs go on.
 //! 3. The directory gets its name, and the pins of the links move into it.
-//! 4. [`Migration::look_again`]: what changed meanwhile.
-//! 5. The links get the new programs, one by one, each at once. See [`super::catch_up`] for what packets meet meanwhile.
-//! 6. [`Migration::finish`]: after a grace period no old program runs any more. What they have changed since is taken over, and
-//!    the old directory is removed.
+//! 4. [`Migration::look_again`] notes what has changed meanwhile.
+//! 5. The links get the new programs, one link after the other. See [`super::catch_up`] for what
+//!    packets meet meanwhile.
+//! 6. [`Migration::finish`]: after a grace period no old program runs any more. Then the last changes
+//!    by the old programs are noted, and the old directory is removed.
 //!
-//! If the process dies before 3, the old maps are all there is. From 3 to 6 there are two directories, either of which may know
-//! more of a stream. Then the next process, of whatever build, does the same: if one directory is of its layout, that is the goal,
-//! else it makes a third; it takes what the others know, and in all of them the later counts. Between such
-//! a death and the next start the packets of a direction whose link has no new program yet are forwarded, but after a window not
-//! believed by the old one, which does not see what acknowledges them; the first packet that the new program sees makes up
-//! for that. Only of the count of bytes whole multiples of 4 GiB may be missing then.
+//! If the process dies before step 3, only the old maps exist. From step 3 to step 6 there are two
+//! directories, and either of them may know more of a stream. The next process, of whatever build,
+//! then does the same again. If one directory has the layout of that process, the directory is the
+//! goal; otherwise the process makes a third directory. Where the directories differ, the later
+//! state counts. Between such a death and the next start, packets are forwarded also where a link
+//! does not have its new program yet. But after a window of data the old program does not believe
+//! them any more, since it does not see the acknowledgements. The first packet that the new program
+//! sees corrects that. Only the count of bytes may then lack whole multiples of 4 GiB.
 
 use std::io;
 use std::path::Path;
@@ -33,7 +38,8 @@ use crate::grace;
 pub(super) struct Migration {
     sources: Vec<Source>,
     begin: Instant,
-    /// A process has died while some links had new programs: each source may know less of a stream than has happened.
+    /// A process has died while only some links had new programs, so no source may know everything
+    /// of a stream.
     is_torn: bool,
 }
 
@@ -47,7 +53,7 @@ struct Source {
 #[derive(Debug)]
 struct Stream {
     index: u32,
-    /// As they were counted when the record was last looked at.
+    /// The packets that were counted when the record was last read.
     packets: [u64; 2],
 }
 
@@ -69,7 +75,7 @@ impl Migration {
         Self { sources: sources.into_iter().map(source).collect(), begin: Instant::now(), is_torn: false }
     }
 
-    /// Fills new maps. No program may be using them.
+    /// Fills new maps, which no program uses yet.
     pub(super) fn copy(&mut self, to: &Goal<'_>) -> Result<(), PinnedError> {
         for source in &mut self.sources {
             for stream in &mut source.streams {
@@ -78,7 +84,8 @@ impl Migration {
                 if to.records.state(stream.index) == state::OFF {
                     to.records.write(stream.index, old);
                 } else {
-                    // Of another source, or the goal's own: this one is noted in it.
+                    // The record came from another source, or was the goal's own already: note in
+                    // it what this source knows.
                     self.is_torn = true;
                 }
             }
@@ -91,7 +98,7 @@ impl Migration {
         Ok(())
     }
 
-    /// The links' pins go from the old directories to `path`.
+    /// Moves the pins of links from the old directories to `path`.
     pub(super) fn move_links(&self, path: &Path) -> Result<(), PinnedError> {
         for source in &self.sources {
             interfaces::move_pins(source.maps.path(), path)
@@ -100,7 +107,8 @@ impl Migration {
         Ok(())
     }
 
-    /// Takes over what has changed since this was called, or the records copied, last. To be called right before the links change.
+    /// Notes what has changed since the last call, or since the records were copied. Call this
+    /// right before the links change.
     pub(super) fn look_again(&mut self, to: &Records) {
         for source in &mut self.sources {
             for stream in &mut source.streams {
@@ -112,7 +120,7 @@ impl Migration {
         }
     }
 
-    /// To be called when no link has an old program. Waits for a grace period.
+    /// Call this when no link has an old program any more. Waits for a grace period.
     pub(super) fn finish(&mut self, to: &Records) {
         grace::wait_for_rcu_readers();
         for Source { maps, streams } in &mut self.sources {

@@ -3,6 +3,7 @@
 
 mod catch_up;
 mod clsact;
+pub mod cluster;
 mod convert;
 mod expiry;
 pub mod inspect;
@@ -63,6 +64,25 @@ pub(super) const MAPS: [&str; 9] = [
 /// What the programs tell of flows.
 pub type FlowEvents = Events<FlowEvent>;
 
+/// Why the packet splice is not in the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum PacketLoadError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("the streams that an earlier process has left cannot be taken over")]
+    Pinned(#[from] PinnedError),
+}
+
+impl PacketLoadError {
+    /// The reason of streams that are relayed because of it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Load(error) => error.reason(),
+            Self::Pinned(_) => Reason::KernelRefused,
+        }
+    }
+}
+
 /// A flow's key was not taken into its map.
 #[derive(Debug, thiserror::Error)]
 pub enum InsertError {
@@ -93,8 +113,8 @@ impl InsertError {
     }
 }
 
-/// Programs, maps, and links or filters. Dropping it detaches everything, unless it is pinned: the streams that were spliced end
-/// with a reset as soon as a peer sends something.
+/// Programs, maps, and links or filters. Dropping it detaches everything that is not pinned.
+/// Spliced streams then end with a reset as soon as a peer sends something.
 pub struct PacketKernel {
     flows4: FlowMap<FlowKey4>,
     flows6: FlowMap<FlowKey6>,
@@ -116,15 +136,21 @@ impl fmt::Debug for PacketKernel {
 }
 
 impl PacketKernel {
-    /// Loads programs, and maps for `max_records` streams (2 or more; [`inspect`] takes a map of one for unused). `mark` and
-    /// the next number are the packet marks of hand-overs. With `pins` they outlive the process; and if there are
-    /// streams of an earlier one, its maps are taken over, or the streams are brought to new ones if those are of another build
-    /// or size, and its links or filters get the new programs. Must be called inside a tokio runtime, which the event ring joins.
+    /// Loads the programs, and maps for `max_records` streams (2 or more, since [`inspect`] takes a
+    /// map of one record for unused). `mark` and the next number are the packet marks of
+    /// hand-overs. With `pins`, programs and maps outlive the process. If an earlier process has
+    /// left streams there, its maps are taken over, or, if the maps are of another build or size,
+    /// the streams are moved to new maps. Then the links or filters of the earlier process get the
+    /// new programs. Call this inside a tokio runtime: the event ring registers with the runtime.
     ///
     /// # Errors
     /// There is no BPF object, a capability is missing (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW), the kernel
     /// refuses, or what is pinned cannot be used.
-    pub fn load(max_records: u32, mark: u32, pins: Option<Pins>) -> Result<(Self, FlowEvents), LoadError> {
+    pub fn load(
+        max_records: u32,
+        mark: u32,
+        pins: Option<Pins>,
+    ) -> Result<(Self, FlowEvents), PacketLoadError> {
         Self::load_for(Hook::of_this_kernel(), max_records, mark, pins)
     }
 
@@ -137,7 +163,7 @@ impl PacketKernel {
         max_records: u32,
         mark: u32,
         pins: Option<Pins>,
-    ) -> Result<(Self, FlowEvents), LoadError> {
+    ) -> Result<(Self, FlowEvents), PacketLoadError> {
         let Some(pins) = pins else { return Self::load_at(hook, max_records, mark, None) };
         let place = Place::find(&pins, max_records)?;
         let is_new = place.is_new();
@@ -153,13 +179,13 @@ impl PacketKernel {
         }
     }
 
-    /// The same, with maps and links pinned at `place`. The pins of the result are the caller's to add.
+    /// The same, with maps and links pinned at `place`. The caller adds the pins to the result.
     fn load_at(
         hook: Hook,
         max_records: u32,
         mark: u32,
         mut place: Option<Place>,
-    ) -> Result<(Self, FlowEvents), LoadError> {
+    ) -> Result<(Self, FlowEvents), PacketLoadError> {
         if hook == Hook::Clsact {
             orphans::remove_orphans();
         }
@@ -181,7 +207,7 @@ impl PacketKernel {
         let mut ebpf = loader::load_object(&mut loader, &Capability::OF_THE_SPLICE)?;
         let earlier =
             Programs::load(&mut ebpf, loader::build(mark), place.as_ref().map(|place| place.path.as_path()))?;
-        // Before anything is read that the kernel might be changing.
+        // Before this process reads anything that the timer might be changing.
         let heartbeat = loader::typed(loader::take(&mut ebpf, abi::MAP_AGEING)?, abi::MAP_AGEING)?;
         let heartbeat =
             Heartbeat::begin(heartbeat).map_err(|error| LoadError::refused(abi::MAP_AGEING, error))?;
@@ -191,7 +217,7 @@ impl PacketKernel {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(
                 error,
-                "streams whose peers vanish while no process lives are left to the next one"
+                "streams whose peers vanish while no process lives stay until the next process starts"
             );
         }
 
@@ -201,7 +227,7 @@ impl PacketKernel {
         let stats = loader::typed(take(abi::MAP_FLOW_STATS)?, abi::MAP_FLOW_STATS)?;
         let mut about = loader::typed(take(abi::MAP_ABOUT)?, abi::MAP_ABOUT)?;
         let mut layout = loader::typed(take(abi::MAP_LAYOUT)?, abi::MAP_LAYOUT)?;
-        // Open until the programs that refer to it are loaded.
+        // The map stays open until the programs that refer to it are loaded.
         let records_map = take(abi::MAP_CONNS)?;
         let records =
             map_records(&records_map, max_records, place.as_ref().is_some_and(|place| place.adopts))?;
@@ -211,7 +237,7 @@ impl PacketKernel {
             place.fill(&Goal { records: &records, flows4: &flows4, flows6: &flows6 })?;
             place.complete(&mut about, &mut layout, &records)?;
         }
-        // Those of the socket splice, which is loaded by itself.
+        // These are the maps of the socket splice, which is loaded separately.
         maps::MAPS.iter().for_each(|name| drop(ebpf.take_map(name)));
         let programs = Programs::new(ebpf, earlier);
         let pins = place.as_ref().map(|place| (place.instance.clone(), place.path.clone()));
@@ -227,8 +253,8 @@ impl PacketKernel {
         ))
     }
 
-    /// Whether these maps are not those of an earlier process, even if its streams are in them: it can do nothing for them
-    /// any more.
+    /// Whether these maps are new. An earlier process, even if its streams are in these maps, can
+    /// do nothing for the streams any more.
     pub fn are_new(&self) -> bool {
         self.are_new
     }
@@ -238,12 +264,14 @@ impl PacketKernel {
         self.pins.is_some()
     }
 
-    /// Whether a stop has to end the streams, since nobody could take them over after it.
+    /// Whether the streams have to end when the process stops, since no later process could take
+    /// them over.
     pub fn ends_with_process(&self) -> bool {
         self.pins.as_ref().is_none_or(Pins::is_private)
     }
 
-    /// The lock of the instance, for the process that takes it over. `None`: there are no pins.
+    /// The lock of the instance, for the process that takes the instance over. `None`: there are no
+    /// pins.
     pub fn give_away(&self) -> Option<File> {
         self.pins.as_ref().and_then(Pins::give_away)
     }
@@ -256,9 +284,10 @@ impl PacketKernel {
         self.pins.as_ref().map_or(Ok(()), Pins::remove)
     }
 
-    /// When the kernel is to give up streams if no process lives: those without a packet in either direction for
-    /// `orphan_timeout` (`None` = never), and those that are over after `linger`. Until this is called, it is what an earlier
-    /// process has said, or never.
+    /// Sets when the kernel gives up streams while no process lives: a stream without a packet in
+    /// either direction after `orphan_timeout` (`None` = never), and a stream that is over after
+    /// `linger`. Until this is called, the limits of an earlier process apply, or the kernel gives
+    /// up none.
     ///
     /// # Errors
     /// The kernel does not take it.
@@ -266,7 +295,7 @@ impl PacketKernel {
         self.heartbeat.set_limits(orphan_timeout, linger)
     }
 
-    /// Tells the kernel that this process lives; to be called every second.
+    /// Tells the kernel that this process lives. Call this every second.
     ///
     /// # Errors
     /// The kernel does not take it.
@@ -274,7 +303,7 @@ impl PacketKernel {
         self.heartbeat.send()
     }
 
-    /// Remembers, for whoever clears up, ports that were added to those which the kernel gives nobody.
+    /// Notes, for whoever clears up, the ports that were added to the host's reserved ports.
     ///
     /// # Errors
     /// The kernel does not take it.
@@ -283,7 +312,7 @@ impl PacketKernel {
         pinned::note_reserved(&mut self.about.lock().unwrap_or_else(PoisonError::into_inner), ports)
     }
 
-    /// All ports that were noted so, by this process or those before it.
+    /// All ports that were noted in this way, by this process or by earlier ones.
     ///
     /// # Errors
     /// The kernel does not tell.
@@ -301,8 +330,8 @@ impl PacketKernel {
         Ok(keys)
     }
 
-    /// Makes the programs see what arrives and leaves at an interface of the caller's network namespace. Does nothing
-    /// if they do already.
+    /// Attaches the programs to an interface of the caller's network namespace, in both directions.
+    /// Does nothing if they are attached already.
     ///
     /// # Errors
     /// The interface is neither Ethernet nor loopback, is gone, or the kernel refuses.
@@ -310,7 +339,8 @@ impl PacketKernel {
         self.interfaces.attach(ifindex)
     }
 
-    /// Makes packets with this key those of a flow, whose record decides (by its state) what becomes of them.
+    /// From now on, packets with this key belong to the flow. The state of the flow's record
+    /// decides what becomes of the packets.
     ///
     /// # Errors
     /// The map is full, or the key is there already.
@@ -321,8 +351,8 @@ impl PacketKernel {
         }
     }
 
-    /// Takes a key out, if it still is this flow's: the program takes it out itself when a new connection uses the
-    /// tuple, which may have become a flow in its turn.
+    /// Removes a key, if the key still belongs to this flow. The program removes the key itself
+    /// when a new connection uses the tuple; and by now the new connection may have become a flow.
     pub fn remove(&self, key: &FlowKey, flow: FlowRef) {
         let removed = match key {
             FlowKey::V4(key) => self.flows4.remove(key, flow),
@@ -360,8 +390,8 @@ impl PacketKernel {
     }
 }
 
-/// A map from tuples to flows. Only userspace inserts, so that what is found under the lock stays, or is removed
-/// by the program, until it is released.
+/// A map from tuples to flows. Only userspace inserts, so while the lock is held no key can appear,
+/// but the program may remove one.
 struct FlowMap<K>(Mutex<HashMap<MapData, K, FlowRef>>);
 
 impl<K: Pod> FlowMap<K> {
@@ -392,7 +422,7 @@ impl<K: Pod> FlowMap<K> {
             Err(error) => Err(error),
         };
         match removed.map_err(into_io) {
-            // The program was quicker.
+            // The program has removed the key already.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }

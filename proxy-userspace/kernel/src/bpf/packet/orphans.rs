@@ -10,9 +10,10 @@ use super::programs::PROGRAMS;
 use crate::bpf::filters::{self, Filter};
 use crate::bpf::pins::{self, Pins};
 
-/// Filters of the programs in the caller's network namespace whose process has died, and whose instance has no pins that lead to
-/// them: what is left of a crash where there are no links and nothing could be pinned. Nobody looks after their streams, and new
-/// ones that get the same source ports would not come about.
+/// Filters of the programs in the caller's network namespace whose process has died, and to which
+/// no pins lead: what a crash leaves where there are no links and nothing could be pinned. Nobody
+/// looks after their streams, and new connections from the same source ports could not be
+/// established.
 #[derive(Debug)]
 pub struct Orphans(Vec<Filter>);
 
@@ -23,19 +24,19 @@ impl Orphans {
         filters::orphans(&PROGRAMS.map(|(name, _)| name), is_kept).map(Self)
     }
 
-    /// On how many interfaces they are.
+    /// How many interfaces have such filters.
     pub fn interfaces(&self) -> usize {
         filters::count_interfaces(&self.0)
     }
 
-    /// Removes them, and with them their programs and maps. Their streams end: the local stack answers each peer that says
-    /// something with a RST.
+    /// Removes the filters, and with them their programs and maps. Their streams end: the local
+    /// stack answers the next packet of each peer with a RST.
     ///
     /// # Errors
     /// CAP_NET_ADMIN is missing.
     pub fn remove(self) -> io::Result<()> {
         self.0.iter().try_for_each(|filter| match filter.detach() {
-            // With its interface, or by somebody else.
+            // The filter has gone with its interface, or somebody else has removed it.
             Err(error)
                 if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)) =>
             {
@@ -48,7 +49,7 @@ impl Orphans {
 
 /// Whether the instance's next process will find the filters on an interface by its pins.
 fn is_kept(instance: Option<&Instance>, ifindex: u32) -> bool {
-    // What cannot be read may lead to them.
+    // Pins that cannot be read may lead to the filters.
     instance.is_some_and(|instance| has_note_of(instance, ifindex).unwrap_or(true))
 }
 
@@ -65,11 +66,12 @@ fn has_note_of(instance: &Instance, ifindex: u32) -> Result<bool, PinnedError> {
         }
         Ok(false)
     };
-    // Its process may have moved the note to a directory that was looked at before.
+    // Its process may have moved the note to a directory that this loop has already passed.
     Ok(look()? || look()?)
 }
 
-/// What is left of a crash goes before there are new streams, whose answers it would take.
+/// Removes what a crash has left before there are new streams. The old filters would take the
+/// packets of the new streams.
 pub(super) fn remove_orphans() {
     let removed = Orphans::find().and_then(|orphans| {
         let interfaces = orphans.interfaces();
@@ -90,7 +92,7 @@ pub(super) fn remove_orphans() {
 /// # Errors
 /// The file system refuses, or CAP_NET_ADMIN is missing.
 pub fn remove_pinned(pins: &Pins) -> Result<(), PinnedError> {
-    // The pins first: filters that they do not lead to are found by everybody.
+    // The pins go first. A filter to which no pins lead can still be found, as an orphan.
     pins.remove()?;
     let remove = || {
         let programs = PROGRAMS.map(|(name, _)| name);

@@ -216,8 +216,7 @@ impl PinnedMaps {
         if info.value_size() != len {
             return Err(damaged()(io::ErrorKind::InvalidData.into()));
         }
-        let memory =
-            MappedRecords::map_sized(map.fd().as_fd(), len, count, libc::PROT_READ).map_err(damaged())?;
+        let memory = MappedRecords::map_read_only(map.fd().as_fd(), len, count).map_err(damaged())?;
         Ok(Self { path: path.to_owned(), about, map, memory, conversion })
     }
 

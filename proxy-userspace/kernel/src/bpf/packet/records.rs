@@ -30,7 +30,7 @@ impl Records {
     /// Maps the array `map`, which must have been made with BPF_F_MMAPABLE (Linux 5.5) for `capacity` records. All of
     /// them are free.
     pub(super) fn map(map: BorrowedFd<'_>, capacity: u32) -> io::Result<Self> {
-        let memory = MappedRecords::map(map, capacity, libc::PROT_READ | libc::PROT_WRITE)?;
+        let memory = MappedRecords::map(map, capacity)?;
         let free = Free { queue: (0..capacity).collect(), is_used: vec![false; capacity as usize] };
         Ok(Self { memory, free: Mutex::new(free) })
     }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::super::packet_splice::source_address;
 use super::super::reader::Field;
+use super::expect_tcp;
 
 /// `source_address` first, then the extra ones. Envoy takes one of each family; Steer uses them all.
 pub(super) fn source_addresses(field: &Field<'_>) -> Option<Vec<IpAddr>> {
@@ -37,8 +38,7 @@ pub(super) fn source_addresses(field: &Field<'_>) -> Option<Vec<IpAddr>> {
 /// A `core.v3.SocketAddress` without a port.
 fn socket_address(field: &Field<'_>) -> Option<IpAddr> {
     let map = field.map()?;
-    let good_protocol = map.get("protocol").and_then(|word| word.one_of(&[("TCP", ())]));
-    let _reported = good_protocol;
+    expect_tcp(&map);
     map.harmless(&["ipv4_compat"]);
     let hint = "use port_value: 0";
     map.refuse(&["named_port", "resolver_name", "network_namespace_filepath"], "not supported", hint);

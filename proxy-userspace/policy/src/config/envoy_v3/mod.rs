@@ -85,6 +85,13 @@ fn admin<'t>(field: &Field<'t>) -> Option<(Field<'t>, SocketAddr)> {
     Some((address_field, address))
 }
 
+/// Reports a `core.v3.SocketAddress` of another protocol than TCP.
+fn expect_tcp(map: &Map<'_>) {
+    if let Some(protocol) = map.get("protocol") {
+        protocol.one_of(&[("TCP", ())]);
+    }
+}
+
 /// Reads a `core.v3.Address`.
 fn socket_address(field: &Field<'_>, port_zero: bool) -> Option<SocketAddr> {
     let map = field.map()?;
@@ -96,8 +103,7 @@ fn socket_address(field: &Field<'_>, port_zero: bool) -> Option<SocketAddr> {
     let socket = map.require("socket_address", "{ address: 10.0.0.1, port_value: 3000 }");
     map.finish();
     let map = socket?.map()?;
-    let good_protocol = map.get("protocol").and_then(|word| word.one_of(&[("TCP", ())]));
-    let _ = good_protocol;
+    expect_tcp(&map);
     map.harmless(&["ipv4_compat"]);
     map.refuse(
         &["named_port", "resolver_name", "network_namespace_filepath"],
