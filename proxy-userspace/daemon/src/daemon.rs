@@ -21,7 +21,7 @@ use self::threads::Threads;
 use crate::splice::packet::Predecessor;
 use crate::systemd::{self, State};
 use crate::takeover::{ControlSocket, Request, Takeover};
-use crate::telemetry::Telemetry;
+use crate::telemetry::Metrics;
 use crate::upstream::Clusters;
 
 /// How long requests in flight may take to finish after the first signal.
@@ -79,10 +79,10 @@ async fn start(
         }
         None => {}
     }
-    let telemetry = Telemetry::new();
+    let metrics = Metrics::new();
     let sockets = Sockets::open(&config, &mut inherited)?;
     inherited.warn_of_unused();
-    let clusters = Clusters::new(&config, &telemetry);
+    let clusters = Clusters::new(&config, &metrics);
     let (confirmation, predecessor) = match takeover {
         Some(takeover) => {
             let (confirmation, lock) = takeover.prepared().await?;
@@ -91,7 +91,7 @@ async fn start(
         None => (None, Predecessor::Exited),
     };
     let (instance, drain_timeout) = (config.instance.clone(), config.drain_timeout);
-    let server = Server::start(config, clusters, telemetry, sockets, predecessor, runtimes)?;
+    let server = Server::start(config, clusters, metrics, sockets, predecessor, runtimes)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     let was_taken = confirmation.is_some();
     if let Some(confirmation) = confirmation {

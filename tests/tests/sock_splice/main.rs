@@ -16,7 +16,7 @@ use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use steer::splice::Session;
-use steer::telemetry::stream::End;
+use steer::streams::End;
 use steer_tests::require;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -140,11 +140,11 @@ async fn random_stream(net: Arc<Net>, legs: Legs, seed: u64) -> Result<(), Strin
 }
 
 async fn relay_by_copying(session: Session) {
-    let Session { mut downstream, mut upstream, to_upstream, to_downstream, flow, .. } = session;
+    let Session { mut downstream, mut upstream, to_upstream, to_downstream, guard, .. } = session;
     upstream.write_all(&to_upstream).await.unwrap();
     downstream.write_all(&to_downstream).await.unwrap();
     tokio::io::copy_bidirectional(&mut downstream, &mut upstream).await.unwrap();
-    flow.ended(End::Finished);
+    guard.ended(End::Finished);
 }
 
 #[test]
@@ -189,12 +189,11 @@ fn the_kernel_carries_messages_and_is_left_clean() {
             backend.write_all(&[7; 9]).await.unwrap();
             timeout(HANG, client.read_exact(&mut [0; 9])).await.unwrap().unwrap();
         }
-        let view = net.telemetry.flows.snapshot()[0].view();
+        let view = net.streams.snapshot()[0].row();
         assert_eq!((view.path, view.bytes_to_upstream, view.bytes_to_downstream), ("sockmap", 4000, 9000));
         drop((client, backend));
         timeout(HANG, carried).await.unwrap().unwrap();
-        let bytes =
-            |direction| net.telemetry.metrics.stream_bytes.with_label_values(&["sio", direction]).get();
+        let bytes = |direction| net.metrics.stream_bytes.with_label_values(&["sio", direction]).get();
         assert_eq!((bytes("to_upstream"), bytes("to_downstream")), (4000, 9000));
         assert_eq!(net.ended("finished"), 1);
     });

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use steer::splice::Session;
 use steer::splice::sock::SockSplice;
-use steer::telemetry::Telemetry;
-use steer::telemetry::flows::FlowInfo;
+use steer::streams::{StreamInfo, Streams};
+use steer::telemetry::Metrics;
 use steer_kernel::bpf::sock::maps::Entries;
 use steer_tests::require;
 use steer_tests::topology::Topology;
@@ -29,7 +29,8 @@ pub(crate) struct Net {
     front: TcpListener,
     endpoint: TcpListener,
     pub(crate) splice: Arc<SockSplice>,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) streams: Arc<Streams>,
 }
 
 impl Net {
@@ -38,9 +39,10 @@ impl Net {
         let listen = |address: SocketAddr| move || TcpListener::bind(address).unwrap();
         let front = topology.proxy.run(listen((Topology::PROXY, 8080).into())).unwrap();
         let endpoint = topology.endpoints[0].run(listen((Topology::endpoint(0), 3000).into())).unwrap();
-        let telemetry = Telemetry::new();
-        let splice = SockSplice::start(Arc::clone(&telemetry)).expect("the socket splice starts");
-        Self { topology, front, endpoint, splice, telemetry }
+        let metrics = Metrics::new();
+        let streams = Streams::new(&metrics);
+        let splice = SockSplice::start(Arc::clone(&metrics)).expect("the socket splice starts");
+        Self { topology, front, endpoint, splice, metrics, streams }
     }
 
     pub(crate) fn legs(&self, count: usize) -> Vec<Legs> {
@@ -79,14 +81,14 @@ impl Net {
         [to_upstream, to_downstream]: [Bytes; 2],
         idle_timeout: Option<Duration>,
     ) -> Session {
-        let info = FlowInfo {
+        let info = StreamInfo {
             client: downstream.peer_addr().unwrap(),
             cluster: "sio".into(),
             endpoint: upstream.peer_addr().unwrap(),
             key_hash: None,
         };
-        let flow = self.telemetry.flows.open(info);
-        Session { downstream, upstream, source: None, to_upstream, to_downstream, idle_timeout, flow }
+        let guard = self.streams.open(info);
+        Session { downstream, upstream, source: None, to_upstream, to_downstream, idle_timeout, guard }
     }
 
     /// Splices fresh legs; the peers' ends are returned.
@@ -101,11 +103,11 @@ impl Net {
     }
 
     pub(crate) fn ended(&self, end: &str) -> u64 {
-        self.telemetry.metrics.streams_closed.with_label_values(&["sio", end]).get()
+        self.metrics.streams_closed.with_label_values(&["sio", end]).get()
     }
 
     pub(crate) fn fallbacks(&self, reason: &str) -> u64 {
-        self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason]).get()
+        self.metrics.splice_fallbacks.with_label_values(&[reason]).get()
     }
 
     pub(crate) async fn expect_entries(&self, expected: Entries) {
@@ -130,7 +132,7 @@ pub(crate) fn with_net<F: Future<Output = ()>>(test: impl FnOnce(Arc<Net>) -> F)
         let net = Arc::new(Net::new());
         let before = open_descriptors();
         test(Arc::clone(&net)).await;
-        assert_eq!(net.telemetry.flows.len(), 0, "streams are left");
+        assert_eq!(net.streams.len(), 0, "streams are left");
         net.expect_entries(NO_ENTRIES).await;
         assert_eq!(open_descriptors(), before, "descriptors are left");
     });

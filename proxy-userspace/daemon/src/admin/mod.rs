@@ -14,12 +14,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::telemetry::Telemetry;
+use crate::streams::Streams;
+use crate::telemetry::Metrics;
 
 /// What the admin pages show.
 #[derive(Debug)]
 pub struct Admin {
-    telemetry: Arc<Telemetry>,
+    metrics: Arc<Metrics>,
+    streams: Arc<Streams>,
     ready: AtomicBool,
 }
 
@@ -36,8 +38,8 @@ const INDEX: &str = "\
 
 impl Admin {
     /// Not ready until [`Admin::set_ready`] says so.
-    pub fn new(telemetry: Arc<Telemetry>) -> Arc<Self> {
-        Arc::new(Self { telemetry, ready: AtomicBool::new(false) })
+    pub fn new(metrics: Arc<Metrics>, streams: Arc<Streams>) -> Arc<Self> {
+        Arc::new(Self { metrics, streams, ready: AtomicBool::new(false) })
     }
 
     pub fn set_ready(&self, ready: bool) {
@@ -83,8 +85,8 @@ impl Admin {
             "/readyz" if self.ready.load(Ordering::Relaxed) => page(StatusCode::OK, TEXT, "ready\n"),
             "/readyz" => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n"),
             "/metrics" => {
-                self.telemetry.flows.publish_bytes();
-                page(StatusCode::OK, METRICS, self.telemetry.metrics.render())
+                self.streams.publish_bytes();
+                page(StatusCode::OK, METRICS, self.metrics.render())
             }
             "/flows" => self.flows(),
             _ => page(StatusCode::NOT_FOUND, TEXT, format!("not here; what is:\n{INDEX}")),
@@ -92,7 +94,7 @@ impl Admin {
     }
 
     fn flows(&self) -> Response<Full<Bytes>> {
-        let rows: Vec<_> = self.telemetry.flows.snapshot().iter().map(|flow| flow.view()).collect();
+        let rows: Vec<_> = self.streams.snapshot().iter().map(|stream| stream.row()).collect();
         match serde_json::to_vec(&rows) {
             Ok(json) => page(StatusCode::OK, JSON, json),
             Err(error) => {
@@ -114,7 +116,13 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
-    use crate::telemetry::flows::FlowInfo;
+    use crate::streams::StreamInfo;
+
+    fn admin() -> Arc<Admin> {
+        let metrics = Metrics::new();
+        let streams = Streams::new(&metrics);
+        Admin::new(metrics, streams)
+    }
 
     async fn get(admin: &Admin, path: &str) -> (StatusCode, String) {
         let response = admin.answer(&Request::get(path).body(()).unwrap());
@@ -125,7 +133,7 @@ mod tests {
 
     #[tokio::test]
     async fn readiness_follows_the_switch() {
-        let admin = Admin::new(Telemetry::new());
+        let admin = admin();
         assert_eq!(get(&admin, "/healthz").await.0, StatusCode::OK);
         assert_eq!(get(&admin, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
         admin.set_ready(true);
@@ -134,16 +142,17 @@ mod tests {
 
     #[tokio::test]
     async fn flows_are_listed_and_their_bytes_are_in_the_metrics_while_they_live() {
-        let telemetry = Telemetry::new();
-        let admin = Admin::new(Arc::clone(&telemetry));
+        let metrics = Metrics::new();
+        let streams = Streams::new(&metrics);
+        let admin = Admin::new(metrics, Arc::clone(&streams));
         assert_eq!(get(&admin, "/flows").await.1, "[]");
-        let guard = telemetry.flows.open(FlowInfo {
+        let guard = streams.open(StreamInfo {
             client: "192.0.2.1:5000".parse().unwrap(),
             cluster: "sio".into(),
             endpoint: "192.0.2.9:3000".parse().unwrap(),
             key_hash: Some(1),
         });
-        guard.flow().add_to_downstream(42);
+        guard.stream().add_to_downstream(42);
         let rows: serde_json::Value = serde_json::from_str(&get(&admin, "/flows").await.1).unwrap();
         assert_eq!(rows[0]["client"], "192.0.2.1:5000");
         assert_eq!(rows[0]["key_hash"], "0000000000000001");
@@ -155,7 +164,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_paths_and_methods_are_refused() {
-        let admin = Admin::new(Telemetry::new());
+        let admin = admin();
         let (status, text) = get(&admin, "/nothing").await;
         assert_eq!(status, StatusCode::NOT_FOUND);
         assert!(text.contains("/metrics"));

@@ -8,8 +8,8 @@ use steer_kernel::bpf::packet::{Orphans, remove_pinned};
 use steer_kernel::bpf::pins::{self, Pins, PinsError};
 
 use crate::splice::packet::detach;
+use crate::streams::ports;
 use crate::takeover;
-use crate::upstream::ports;
 
 /// Remove what stopped Steers have left in the kernel and no stream needs (needs root)
 ///

@@ -9,8 +9,8 @@ use steer_kernel::bpf::pins::{Pins, PinsError};
 
 use super::cleanup::{orphans, others, said_of_orphans};
 use crate::splice::packet::detach;
+use crate::streams::ports;
 use crate::takeover;
-use crate::upstream::ports;
 
 /// End the streams that a stopped Steer has left to the kernel, and take its programs out (needs root)
 ///

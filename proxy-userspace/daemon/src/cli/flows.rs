@@ -12,6 +12,8 @@ use steer_kernel::bpf::packet::inspect::{self, Found, Stream};
 use steer_kernel::tcp::clock;
 use steer_policy::config;
 
+use crate::streams::{self, Row};
+
 /// Show the streams that the kernel carries, from its maps (needs root)
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -34,11 +36,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         }
     };
     let found = inspect::running(clock::monotonic_ns()).context("cannot look into the kernel")?;
+    let now = SystemTime::now();
     if args.json {
-        let objects: Vec<_> = found.iter().map(|found| as_json(found, &clusters)).collect();
+        let objects: Vec<_> = found.iter().map(|found| as_json(found, &clusters, now)).collect();
         println!("{}", serde_json::Value::from(objects));
     } else {
-        print!("{}", report(&found, &clusters, SystemTime::now()));
+        print!("{}", report(&found, &clusters, now));
     }
     Ok(())
 }
@@ -115,27 +118,35 @@ fn row(stream: &Stream, clusters: &Clusters, now: SystemTime) -> [String; 8] {
     ]
 }
 
-fn as_json(found: &Found, clusters: &Clusters) -> serde_json::Value {
-    let stream = |stream: &Stream| {
-        json!({
-            "client": stream.client,
-            "listener": stream.listener,
-            "source": stream.source,
-            "endpoint": stream.endpoint,
-            "cluster": clusters.name(stream.cluster),
-            "cluster_hash": format!("{:016x}", stream.cluster),
-            "key_hash": stream.key_hash.map(|hash| format!("{hash:016x}")),
-            "state": state_name(stream.state),
-            "opened_unix_seconds": Duration::from_millis(stream.opened_unix_ms).as_secs_f64(),
-            "bytes_to_upstream": stream.bytes[0],
-            "bytes_to_downstream": stream.bytes[1],
-            "packets_to_upstream": stream.packets[0],
-            "packets_to_downstream": stream.packets[1],
-            "idle_seconds": stream.idle.as_secs_f64(),
-        })
-    };
-    let streams = found.streams.as_ref().map(|streams| streams.iter().map(stream).collect::<Vec<_>>());
-    json!({ "map": found.map, "limit": found.limit, "streams": streams })
+fn as_json(found: &Found, clusters: &Clusters, now: SystemTime) -> serde_json::Value {
+    let rows = found
+        .streams
+        .as_ref()
+        .map(|streams| streams.iter().map(|stream| full_row(stream, clusters, now)).collect::<Vec<_>>());
+    json!({ "map": found.map, "limit": found.limit, "streams": rows })
+}
+
+fn full_row(stream: &Stream, clusters: &Clusters, now: SystemTime) -> Row {
+    Row {
+        id: None,
+        client: stream.client,
+        listener: Some(stream.listener),
+        source: Some(stream.source),
+        endpoint: stream.endpoint,
+        cluster: clusters.name(stream.cluster).map(str::to_owned),
+        cluster_hash: stream.cluster,
+        key_hash: stream.key_hash,
+        path: streams::Path::Packet.into_str(),
+        reason: None,
+        state: Some(state_name(stream.state)),
+        opened_unix_seconds: Duration::from_millis(stream.opened_unix_ms).as_secs_f64(),
+        age_seconds: age(stream, now).as_secs_f64(),
+        idle_seconds: Some(stream.idle.as_secs_f64()),
+        bytes_to_upstream: stream.bytes[0],
+        bytes_to_downstream: stream.bytes[1],
+        packets_to_upstream: Some(stream.packets[0]),
+        packets_to_downstream: Some(stream.packets[1]),
+    }
 }
 
 fn state_name(state: u32) -> &'static str {
@@ -233,11 +244,15 @@ next: `steer flows --json` has every field; relayed streams are in /flows of the
     #[test]
     fn json_has_names_and_numbers() {
         let clusters = Clusters(HashMap::from([(name_hash("sio"), "sio".to_owned())]));
-        let value = as_json(&Found { map: 7, limit: 8, streams: Some(vec![stream()]) }, &clusters);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1060);
+        let value = as_json(&Found { map: 7, limit: 8, streams: Some(vec![stream()]) }, &clusters, now);
         assert_eq!(value["streams"][0]["cluster"], "sio");
         assert_eq!(value["streams"][0]["key_hash"], "0000000000000007");
         assert_eq!(value["streams"][0]["bytes_to_downstream"], 5 << 20);
-        assert!(as_json(&Found { map: 7, limit: 8, streams: None }, &clusters)["streams"].is_null());
+        assert_eq!(value["streams"][0]["cluster_hash"], format!("{:016x}", name_hash("sio")));
+        assert_eq!(value["streams"][0]["age_seconds"], 60.0);
+        assert_eq!(value["streams"][0]["path"], "packet");
+        assert!(as_json(&Found { map: 7, limit: 8, streams: None }, &clusters, now)["streams"].is_null());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use steer_kernel::net::node;
 use steer_policy::config::{self, Config, Listener};
 use steer_policy::routing::{self, Connection, Refusal};
 
-use crate::telemetry::Telemetry;
+use crate::telemetry::Metrics;
 use crate::upstream::Clusters;
 
 /// The port of a source that is given without one.
@@ -62,7 +62,7 @@ fn header_line(line: &str) -> Result<(String, Text), String> {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
     let router = Router {
-        clusters: Clusters::new(&config, &Telemetry::new()),
+        clusters: Clusters::new(&config, &Metrics::new()),
         config: &config,
         node: args.node_address.unwrap_or_else(node::node_address),
         listener: args.listener.as_deref(),

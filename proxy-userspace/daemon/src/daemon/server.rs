@@ -22,10 +22,11 @@ use crate::admin::Admin;
 use crate::http::{self, Generation, Phase, Shared, Worker};
 use crate::splice::Splicer;
 use crate::splice::packet::Predecessor;
+use crate::streams::Streams;
+use crate::streams::ports::SourcePorts;
 use crate::takeover::{Request, TakeoverError};
-use crate::telemetry::Telemetry;
+use crate::telemetry::Metrics;
 use crate::upstream::pool::Pool;
-use crate::upstream::ports::SourcePorts;
 use crate::upstream::{Clusters, connect, mss};
 
 /// How often to check whether the last stream has ended.
@@ -33,7 +34,8 @@ const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) struct Server {
     config: Config,
-    telemetry: Arc<Telemetry>,
+    metrics: Arc<Metrics>,
+    streams: Arc<Streams>,
     admin: Arc<Admin>,
     splicer: Arc<Splicer>,
     ports: Option<SourcePorts>,
@@ -59,13 +61,14 @@ impl Server {
     pub(super) fn start(
         config: Config,
         clusters: Clusters,
-        telemetry: Arc<Telemetry>,
+        metrics: Arc<Metrics>,
         sockets: Sockets,
         before: Predecessor,
         runtimes: Vec<Handle>,
     ) -> anyhow::Result<Self> {
         let goes_on = matches!(before, Predecessor::Draining(_));
-        let admin = Admin::new(Arc::clone(&telemetry));
+        let streams = Streams::new(&metrics);
+        let admin = Admin::new(Arc::clone(&metrics), Arc::clone(&streams));
         let admin_socket = sockets.admin.map(Arc::new);
         let mut admin_server = JoinSet::new();
         let serve_admin = || admin_socket.clone().map(|socket| Arc::clone(&admin).serve(socket));
@@ -73,8 +76,8 @@ impl Server {
             // To say that it lives, and is not ready.
             serve_admin().map(|serving| admin_server.spawn(serving));
         }
-        let splicer = Arc::new(Splicer::start(Arc::clone(&telemetry), &config, before)?);
-        let ports = if splicer.needs_source_ports() { source_ports(&config, &telemetry)? } else { None };
+        let splicer = Arc::new(Splicer::start(Arc::clone(&metrics), Arc::clone(&streams), &config, before)?);
+        let ports = if splicer.needs_source_ports() { source_ports(&config, &metrics)? } else { None };
         ports.iter().for_each(|ports| warn_of_neighbours(ports, &config.instance));
         // From here on nothing may fail: what is dropped with the streams would end them.
         if splicer.needs_source_ports() {
@@ -86,7 +89,8 @@ impl Server {
         }
         let mut server = Self {
             config,
-            telemetry,
+            metrics,
+            streams,
             admin,
             splicer,
             ports,
@@ -116,7 +120,8 @@ impl Server {
                 pool: Pool::default(),
                 ports: self.ports.clone(),
                 splicer: Arc::clone(&self.splicer),
-                telemetry: Arc::clone(&self.telemetry),
+                streams: Arc::clone(&self.streams),
+                metrics: Arc::clone(&self.metrics),
                 node,
             };
             Worker::new(runtime, Arc::new(shared))
@@ -144,12 +149,12 @@ impl Server {
 
     /// How many upgraded streams there are.
     pub(super) fn streams(&self) -> usize {
-        self.telemetry.flows.len()
+        self.streams.len()
     }
 
     /// How many connections speak HTTP.
     pub(super) fn connections(&self) -> i64 {
-        let open = &self.telemetry.metrics.downstream_connections;
+        let open = &self.metrics.downstream_connections;
         self.listeners.iter().map(|serving| open.with_label_values(&[&serving.listener.name]).get()).sum()
     }
 
@@ -280,9 +285,9 @@ fn warn_of_neighbours(ports: &SourcePorts, own: &Instance) {
 }
 
 /// The ports of streams that the kernel is to carry; without any, streams are relayed.
-fn source_ports(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Option<SourcePorts>> {
+fn source_ports(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<SourcePorts>> {
     let configured = config.packet_splice.source_ports.as_deref();
-    match SourcePorts::start(configured, telemetry) {
+    match SourcePorts::start(configured, metrics) {
         Ok(ports) => Ok(Some(ports)),
         Err(error) if config.splice == SpliceMode::Packet => Err(error.into()),
         Err(error) => {

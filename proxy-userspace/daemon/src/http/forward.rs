@@ -20,7 +20,7 @@ use super::exchange::{Passed, RequestTimeouts};
 use super::fault::Fault;
 use super::generation::ServedListener;
 use super::upgrade::{self, Answer, Switched};
-use crate::telemetry::flows::FlowInfo;
+use crate::streams::StreamInfo;
 use crate::upstream::connect::Connected;
 use crate::upstream::{Cluster, Pick, pool};
 
@@ -62,7 +62,7 @@ pub(super) async fn respond(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
 
-    let metrics = &downstream.shared.telemetry.metrics;
+    let metrics = &downstream.shared.metrics;
     match cluster {
         Some(cluster) => cluster.count_request(response.status()),
         None => metrics.requests.with_label_values(&["", response.status().as_str()]).inc(),
@@ -170,14 +170,14 @@ async fn switch(
         Answer::Switched(response, upstream, to_downstream) => {
             let idle_timeout =
                 routed.route.idle_timeout.unwrap_or(listener.config.options.stream_idle_timeout);
-            let flow = downstream.shared.telemetry.flows.open(FlowInfo {
+            let guard = downstream.shared.streams.open(StreamInfo {
                 client: downstream.connection.remote,
                 cluster: Arc::clone(&cluster.name),
                 endpoint,
                 key_hash: routed.hash,
             });
             let Connected { socket: upstream, source } = upstream;
-            downstream.exchange.switch(Switched { upstream, source, to_downstream, idle_timeout, flow });
+            downstream.exchange.switch(Switched { upstream, source, to_downstream, idle_timeout, guard });
             let response = response.map(|()| Full::default());
             Ok(to_client(chosen, &method, response).map(Source::Steer))
         }

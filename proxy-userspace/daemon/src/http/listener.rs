@@ -70,7 +70,7 @@ pub async fn serve(
 ) {
     let Some(shared) = workers.first().map(|worker| Arc::clone(&worker.shared)) else { return };
     let Some(mut listener) = shared.generation.load().listener(&name) else { return };
-    let metrics = &shared.telemetry.metrics;
+    let metrics = &shared.metrics;
     let open = metrics.downstream_connections.with_label_values(&[&name]);
     let accepted_total = metrics.downstream_connections_total.with_label_values(&[&name]);
     // Every connection holds a sender while it speaks HTTP.

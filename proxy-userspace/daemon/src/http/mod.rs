@@ -26,10 +26,11 @@ use arc_swap::ArcSwap;
 use steer_policy::routing;
 
 use crate::splice::Splicer;
-use crate::telemetry::Telemetry;
+use crate::streams::Streams;
+use crate::streams::ports::SourcePorts;
+use crate::telemetry::Metrics;
 use crate::upstream::mss::ClientTcp;
 use crate::upstream::pool::Pool;
-use crate::upstream::ports::SourcePorts;
 use exchange::Exchange;
 use fault::Fault;
 use generation::ServedListener;
@@ -49,7 +50,8 @@ pub struct Shared {
     /// The source ports of streams; `None`: the kernel chooses them.
     pub ports: Option<SourcePorts>,
     pub splicer: Arc<Splicer>,
-    pub telemetry: Arc<Telemetry>,
+    pub streams: Arc<Streams>,
+    pub metrics: Arc<Metrics>,
     /// See [`routing::Connection::node`].
     pub node: IpAddr,
 }
@@ -76,12 +78,12 @@ impl Downstream {
     }
 
     fn count_fault(&self, fault: Fault) {
-        self.shared.telemetry.metrics.faults.with_label_values(&[fault.kind()]).inc();
+        self.shared.metrics.faults.with_label_values(&[fault.kind()]).inc();
     }
 
     /// A request that hyper refused, though the guard found nothing wrong with it.
     fn count_hyper_refusal(&self) {
-        let metrics = &self.shared.telemetry.metrics;
+        let metrics = &self.shared.metrics;
         metrics.faults.with_label_values(&["request_line"]).inc();
         metrics.requests.with_label_values(&["", "400"]).inc();
     }

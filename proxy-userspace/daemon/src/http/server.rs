@@ -165,7 +165,7 @@ async fn serve_http(
                 to_upstream: compact(&[&read_by_hyper, &held]),
                 to_downstream: compact(&[&switched.to_downstream]),
                 idle_timeout: switched.idle_timeout,
-                flow: switched.flow,
+                guard: switched.guard,
             });
         }
         (Ended::Closed, None) => linger(guard).await,

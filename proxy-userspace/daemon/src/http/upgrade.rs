@@ -17,9 +17,9 @@ use steer_kernel::tcp::socket::reset_on_close;
 use tokio::net::TcpStream;
 
 use super::fault::Fault;
-use crate::telemetry::flows::FlowGuard;
+use crate::streams::StreamGuard;
+use crate::streams::ports::Lease;
 use crate::upstream::connect::{ConnectError, Connected, MAX_BUFFER};
-use crate::upstream::ports::Lease;
 
 /// The upstream half of a stream. The downstream half joins it when hyper has written the 101.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(super) struct Switched {
     /// What the endpoint sent right after its 101.
     pub(super) to_downstream: Bytes,
     pub(super) idle_timeout: Option<Duration>,
-    pub(super) flow: FlowGuard,
+    pub(super) guard: StreamGuard,
 }
 
 /// An endpoint's answer to an upgrade.

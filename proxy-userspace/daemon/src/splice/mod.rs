@@ -8,6 +8,7 @@ mod side;
 pub mod sock;
 
 use std::fs::File;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,10 +21,9 @@ use steer_policy::config::{Config, SpliceMode};
 
 use self::packet::{PacketSplice, Predecessor};
 use self::sock::SockSplice;
-use crate::telemetry::Telemetry;
-use crate::telemetry::flows::FlowGuard;
-use crate::telemetry::stream::Path;
-use crate::upstream::ports::{Lease, SourcePorts};
+use crate::streams::ports::{Lease, SourcePorts};
+use crate::streams::{Path, Stream, StreamGuard, Streams};
+use crate::telemetry::Metrics;
 
 /// Two connected sockets whose bytes belong together, and what was already read from them. Closing them resets both
 /// connections, also at the end of the process: bytes may wait in either, and a FIN would claim that all data was
@@ -41,7 +41,7 @@ pub struct Session {
     /// Ends the stream when nothing has moved in either direction for this long.
     pub idle_timeout: Option<Duration>,
     /// Registers the stream in `/flows`; dropping it is the end of the stream.
-    pub flow: FlowGuard,
+    pub guard: StreamGuard,
 }
 
 /// A session that a path did not take, whole, for the relay.
@@ -54,7 +54,8 @@ pub struct Refused {
 /// Carries sessions: decides on the path, and falls back to the relay with a counted reason.
 #[derive(Debug)]
 pub struct Splicer {
-    telemetry: Arc<Telemetry>,
+    metrics: Arc<Metrics>,
+    streams: Arc<Streams>,
     mode: SpliceMode,
     pipes: pipe::Pipes,
     /// Or why it is not there. It goes when another process takes over.
@@ -71,12 +72,14 @@ impl Splicer {
     /// The mode is [`SpliceMode::Packet`], or there is a process to take streams over from that goes on, and there is no
     /// packet splice; or the instance cannot be taken.
     pub fn start(
-        telemetry: Arc<Telemetry>,
+        metrics: Arc<Metrics>,
+        streams: Arc<Streams>,
         config: &Config,
         predecessor: Predecessor,
     ) -> Result<Self, packet::StartError> {
         let mut splicer = Self {
-            telemetry: Arc::clone(&telemetry),
+            metrics: Arc::clone(&metrics),
+            streams: Arc::clone(&streams),
             mode: config.splice,
             pipes: pipe::Pipes::new(pipe::MAX_PIPES),
             packet: ArcSwap::from_pointee(Err(Reason::SpliceOff)),
@@ -86,7 +89,7 @@ impl Splicer {
         match config.splice {
             SpliceMode::Relay => {}
             SpliceMode::Packet | SpliceMode::Auto => {
-                match PacketSplice::start(telemetry, config, predecessor) {
+                match PacketSplice::start(metrics, streams, config, predecessor) {
                     Ok(packet) => splicer.packet = ArcSwap::from_pointee(Ok(packet)),
                     Err(error) if insists || error.is_fatal() => return Err(error),
                     Err(error) => {
@@ -102,7 +105,7 @@ impl Splicer {
                 }
             }
             SpliceMode::Sockmap => {
-                splicer.sock = SockSplice::start(telemetry).map_err(|error| {
+                splicer.sock = SockSplice::start(metrics).map_err(|error| {
                     let reason = error.reason();
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(error, reason = reason.as_str(), "no socket splice, streams are relayed");
@@ -121,26 +124,30 @@ impl Splicer {
     /// Carries a session until it has ended, or needs nothing of userspace any more. Dropping the future ends the stream
     /// at once: both sockets are closed, and the flow counts as reset.
     pub async fn carry(&self, session: Session) {
+        let stream = Arc::clone(session.guard.stream());
         let carried = match self.mode {
             SpliceMode::Relay => return self.relay(session).await,
             SpliceMode::Auto | SpliceMode::Packet => match self.packet() {
                 // Boxed, so that a relayed stream's task does not keep room for it.
-                Ok(packet) => Box::pin(async move { packet.carry(session).await }).await,
+                Ok(packet) => {
+                    Box::pin(until_asked(&stream, async move { packet.carry(session).await })).await
+                }
                 Err(reason) => Err(Box::new(Refused { session, reason })),
             },
             SpliceMode::Sockmap => match &self.sock {
-                Ok(sock) => sock.carry(session).await,
+                Ok(sock) => until_asked(&stream, sock.carry(session)).await,
                 Err(reason) => Err(Box::new(Refused { session, reason: *reason })),
             },
         };
+        drop(stream);
         if let Err(refused) = carried {
             let Refused { session, reason } = *refused;
-            let fallbacks = self.telemetry.metrics.splice_fallbacks.with_label_values(&[reason.as_str()]);
+            let fallbacks = self.metrics.splice_fallbacks.with_label_values(&[reason.as_str()]);
             fallbacks.inc();
             if self.mode != SpliceMode::Sockmap
                 && let (1, Some(fix)) = (fallbacks.get(), fix(reason))
             {
-                let (stream, reason) = (session.flow.flow().id, reason.as_str());
+                let (stream, reason) = (session.guard.stream().id, reason.as_str());
                 tracing::warn!(
                     stream,
                     reason,
@@ -148,7 +155,7 @@ impl Splicer {
                     "a stream is relayed; said for the first one with this reason"
                 );
             }
-            session.flow.set_reason(reason);
+            session.guard.set_reason(reason);
             self.relay(session).await;
         }
     }
@@ -158,7 +165,7 @@ impl Splicer {
     }
 
     async fn relay(&self, session: Session) {
-        session.flow.set_path(Path::Relay);
+        session.guard.set_path(Path::Relay);
         relay::run(session, &self.pipes).await;
     }
 
@@ -185,7 +192,8 @@ impl Splicer {
 
     /// Takes the streams back from a process that has ended before it could go on with them.
     pub fn take_back(&self, lock: File, ports: Option<&SourcePorts>, config: &Config) {
-        match PacketSplice::start(Arc::clone(&self.telemetry), config, Predecessor::Draining(lock)) {
+        let (metrics, streams) = (Arc::clone(&self.metrics), Arc::clone(&self.streams));
+        match PacketSplice::start(metrics, streams, config, Predecessor::Draining(lock)) {
             Ok(packet) => {
                 packet.adopt(ports, config, true);
                 self.packet.store(Arc::new(Ok(packet)));
@@ -205,6 +213,18 @@ impl Splicer {
         if let Ok(packet) = self.packet() {
             packet.stop().await;
         }
+    }
+}
+
+/// Carries a stream until somebody [asks](Stream::end) to end it: then the future is dropped, which resets both connections.
+async fn until_asked(
+    stream: &Stream,
+    carried: impl Future<Output = Result<(), Box<Refused>>>,
+) -> Result<(), Box<Refused>> {
+    tokio::select! {
+        biased;
+        carried = carried => carried,
+        _ = stream.end_asked() => Ok(()),
     }
 }
 
@@ -239,7 +259,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::telemetry::flows::FlowInfo;
+    use crate::streams::StreamInfo;
 
     async fn connected() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -249,16 +269,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_is_refused_is_relayed_and_counted() {
-        let telemetry = Telemetry::new();
+        let metrics = Metrics::new();
+        let streams = Streams::new(&metrics);
         let splicer = Splicer {
-            telemetry: Arc::clone(&telemetry),
+            metrics: Arc::clone(&metrics),
+            streams: Arc::clone(&streams),
             mode: SpliceMode::Auto,
             pipes: pipe::Pipes::new(1),
             packet: ArcSwap::from_pointee(Err(Reason::NoCapability)),
             sock: Err(Reason::SpliceOff),
         };
         let ((mut client, downstream), (mut backend, upstream)) = (connected().await, connected().await);
-        let flow = telemetry.flows.open(FlowInfo {
+        let guard = streams.open(StreamInfo {
             client: client.local_addr().unwrap(),
             cluster: "sio".into(),
             endpoint: backend.local_addr().unwrap(),
@@ -271,7 +293,7 @@ mod tests {
             to_upstream: Bytes::from_static(b"early, "),
             to_downstream: Bytes::new(),
             idle_timeout: None,
-            flow,
+            guard,
         };
         let carried = tokio::spawn(async move { splicer.carry(session).await });
         client.write_all(b"late").await.unwrap();
@@ -281,7 +303,7 @@ mod tests {
         assert_eq!(got, b"early, late");
         drop((client, backend));
         carried.await.unwrap();
-        let refused = telemetry.metrics.splice_fallbacks.with_label_values(&["no_capability"]).get();
+        let refused = metrics.splice_fallbacks.with_label_values(&["no_capability"]).get();
         assert_eq!(refused, 1);
     }
 }

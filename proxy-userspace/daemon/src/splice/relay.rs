@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Session;
 use super::pipe::{Pipe, Pipes};
-use crate::telemetry::stream::End;
+use crate::streams::End;
 
 /// Bytes that one read takes at most. Also bounds what a stream whose reader stalls keeps in
 /// userspace (in each direction): the part of one read that could not be written.
@@ -55,20 +55,21 @@ pub(super) enum Broken {
 /// the idle timeout.
 pub(super) async fn run(mut session: Session, pipes: &Pipes) {
     let last_moved = Activity::new();
-    let (downstream, upstream, flow) = (&session.downstream, &session.upstream, session.flow.flow());
+    let (downstream, upstream, stream) = (&session.downstream, &session.upstream, session.guard.stream());
     for socket in [downstream, upstream] {
         // What is written before the end is to arrive.
         finish_on_close(socket);
     }
+    let mut was_asked = false;
     let both = async {
         tokio::try_join!(
             direction(downstream, upstream, &mut session.to_upstream, pipes, |bytes| {
                 last_moved.now();
-                flow.add_to_upstream(bytes);
+                stream.add_to_upstream(bytes);
             }),
             direction(upstream, downstream, &mut session.to_downstream, pipes, |bytes| {
                 last_moved.now();
-                flow.add_to_downstream(bytes);
+                stream.add_to_downstream(bytes);
             }),
         )
     };
@@ -80,21 +81,25 @@ pub(super) async fn run(mut session: Session, pipes: &Pipes) {
             Ok(_) => End::Finished,
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
-                tracing::debug!(stream = flow.id, error, "stream broke");
+                tracing::debug!(stream = stream.id, error, "stream broke");
                 End::Reset
             }
         },
         _ = downstream.ready(Interest::ERROR) => End::Reset,
         _ = upstream.ready(Interest::ERROR) => End::Reset,
         () = last_moved.quiet_for(session.idle_timeout) => End::IdleTimeout,
+        end = stream.end_asked() => {
+            was_asked = true;
+            end
+        }
     };
-    if end == End::Reset {
+    if end == End::Reset || was_asked {
         reset_on_close(downstream);
         reset_on_close(upstream);
     }
     // The row of the stream goes last, so that a stream which is not listed holds nothing.
     drop((session.downstream, session.upstream));
-    session.flow.ended(end);
+    session.guard.ended(end);
 }
 
 /// One direction of a stream: what was already read, then all until the FIN, then the FIN.

@@ -30,9 +30,9 @@ use self::lane::{Lane, Socket};
 use self::watch::Watch;
 use super::side::Side;
 use super::{Refused, Session};
-use crate::telemetry::Telemetry;
-use crate::telemetry::flows::{Flow, FlowGuard, KernelBytes};
-use crate::telemetry::stream::{End, Path};
+use crate::streams::{Carrier, Stream, StreamGuard};
+use crate::streams::{End, Path};
+use crate::telemetry::Metrics;
 
 /// Why there is no socket splice in this process.
 #[derive(Debug, thiserror::Error)]
@@ -60,14 +60,14 @@ impl StartError {
 pub struct SockSplice {
     maps: Arc<SockMaps>,
     watch: Arc<Watch>,
-    telemetry: Arc<Telemetry>,
+    metrics: Arc<Metrics>,
     tasks: [AbortHandle; 2],
 }
 
 impl SockSplice {
     /// Loads the programs and tries them on loopback: blocks for some milliseconds, and for seconds
     /// if the kernel misbehaves. Must be called inside a tokio runtime.
-    pub fn start(telemetry: Arc<Telemetry>) -> Result<Arc<Self>, StartError> {
+    pub fn start(metrics: Arc<Metrics>) -> Result<Arc<Self>, StartError> {
         let SockPrograms { maps, mut events } = loader::load_sock_splice()?;
         probe::sock_splice(&maps)?;
         let maps = Arc::new(maps);
@@ -85,11 +85,11 @@ impl SockSplice {
         })
         .abort_handle();
         let entries = MapEntries::new(Arc::clone(&maps));
-        if let Err(error) = entries.and_then(|entries| telemetry.metrics.register(Box::new(entries))) {
+        if let Err(error) = entries.and_then(|entries| metrics.register(Box::new(entries))) {
             tracing::warn!(%error, "the entries of the BPF maps are not in /metrics");
         }
         tracing::info!("socket splice ready");
-        Ok(Arc::new(Self { maps, watch, telemetry, tasks: [sockets, ring] }))
+        Ok(Arc::new(Self { maps, watch, metrics, tasks: [sockets, ring] }))
     }
 
     /// How many entries the maps hold; all 0 when no session is spliced.
@@ -104,20 +104,20 @@ impl SockSplice {
             Ok(enrolled) => enrolled,
             Err(reason) => return Err(Box::new(Refused { session, reason })),
         };
-        let Session { downstream, upstream, source, to_upstream, to_downstream, idle_timeout, flow } =
+        let Session { downstream, upstream, source, to_upstream, to_downstream, idle_timeout, guard } =
             session;
-        flow.flow().set_kernel_bytes(Arc::clone(&enrolled.bytes) as Arc<dyn KernelBytes>);
+        guard.stream().set_carrier(Arc::clone(&enrolled.bytes) as Arc<dyn Carrier>);
         let surplus = [to_upstream, to_downstream];
         // Out of tokio's reactor, which would wake up for every segment that the kernel moves.
         let end = match (downstream.into_std(), upstream.into_std()) {
             (Ok(downstream), Ok(upstream)) => {
-                enrolled.run([downstream, upstream], surplus, &flow, idle_timeout).await
+                enrolled.run([downstream, upstream], surplus, &guard, idle_timeout).await
             }
             _ => End::Reset,
         };
         drop(enrolled);
         drop(source);
-        flow.ended(end);
+        guard.ended(end);
         Ok(())
     }
 }
@@ -166,7 +166,7 @@ impl<'a> Enrolled<'a> {
         &self,
         streams: [TcpStream; 2],
         [to_upstream, to_downstream]: [Bytes; 2],
-        flow: &FlowGuard,
+        guard: &StreamGuard,
         idle_timeout: Option<Duration>,
     ) -> End {
         let [downstream, upstream] = streams;
@@ -177,9 +177,9 @@ impl<'a> Enrolled<'a> {
         else {
             return End::Reset;
         };
-        let session = Shared { splice: self.splice, flow, in_kernel: AtomicUsize::new(0) };
-        let up = Lane::new(&session, &downstream, &upstream, Flow::add_to_upstream);
-        let down = Lane::new(&session, &upstream, &downstream, Flow::add_to_downstream);
+        let session = Shared { splice: self.splice, guard, in_kernel: AtomicUsize::new(0) };
+        let up = Lane::new(&session, &downstream, &upstream, Stream::add_to_upstream);
+        let down = Lane::new(&session, &upstream, &downstream, Stream::add_to_downstream);
 
         let end = tokio::select! {
             biased;
@@ -189,7 +189,7 @@ impl<'a> Enrolled<'a> {
                 Ok(_) => End::Finished,
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
-                    tracing::debug!(stream = flow.flow().id, error, "stream broke");
+                    tracing::debug!(stream = guard.stream().id, error, "stream broke");
                     End::Reset
                 }
             },
@@ -214,7 +214,7 @@ impl Drop for Enrolled<'_> {
 /// What both lanes of a session share.
 struct Shared<'a> {
     splice: &'a SockSplice,
-    flow: &'a FlowGuard,
+    guard: &'a StreamGuard,
     /// Lanes that the kernel carries, or has carried to their end.
     in_kernel: AtomicUsize,
 }
@@ -222,22 +222,22 @@ struct Shared<'a> {
 impl Shared<'_> {
     fn add_lane(&self) {
         if self.in_kernel.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.flow.set_path(Path::Sockmap);
+            self.guard.set_path(Path::Sockmap);
         }
     }
 
     fn remove_lane(&self) {
         if self.in_kernel.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.flow.set_path(Path::Relay);
+            self.guard.set_path(Path::Relay);
         }
     }
 
     fn count(&self, reason: Reason) {
-        self.flow.set_reason(reason);
-        let metrics = &self.splice.telemetry.metrics;
+        self.guard.set_reason(reason);
+        let metrics = &self.splice.metrics;
         metrics.splice_fallbacks.with_label_values(&[reason.as_str()]).inc();
         if reason == Reason::Gated {
-            metrics.sock_gated.with_label_values(&[&*self.flow.flow().info.cluster]).inc();
+            metrics.sock_gated.with_label_values(&[&*self.guard.stream().info.cluster]).inc();
         }
     }
 }
@@ -269,7 +269,7 @@ struct Carried {
 }
 
 impl Carried {
-    /// A flow that was never switched to the kernel has no entry.
+    /// A guard that was never switched to the kernel has no entry.
     fn now(&self) -> [u64; 2] {
         self.cookies.map(|cookie| self.maps.flow(cookie).map_or(0, |flow| flow.bytes))
     }
@@ -279,7 +279,7 @@ impl Carried {
     }
 }
 
-impl KernelBytes for Carried {
+impl Carrier for Carried {
     fn carried(&self) -> [u64; 2] {
         self.ended.get().copied().unwrap_or_else(|| self.now())
     }

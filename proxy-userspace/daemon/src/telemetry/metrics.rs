@@ -1,6 +1,8 @@
 //! Every metric of Steer, by name, in one place (but for what BPF programs count, which is [registered](Metrics::register)
 //! by who loads them). Labels are clusters, endpoints, listeners and closed enums; never a client.
 
+use std::sync::Arc;
+
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -32,7 +34,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Arc<Self> {
         let registry = Registry::new();
         let counter = |name, help, labels: &[&str]| {
             registered(&registry, IntCounterVec::new(Opts::new(name, help), labels))
@@ -169,7 +171,7 @@ impl Metrics {
             registry,
         };
         metrics.add_build_info();
-        metrics
+        Arc::new(metrics)
     }
 
     fn add_build_info(&self) {

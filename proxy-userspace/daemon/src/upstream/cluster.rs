@@ -16,7 +16,7 @@ use strum::VariantArray as _;
 use super::connect::Connector;
 use super::membership::Membership;
 use super::{By, NoHealthyEndpoint, Pick};
-use crate::telemetry::Telemetry;
+use crate::telemetry::Metrics;
 
 #[derive(Debug)]
 pub struct Cluster {
@@ -110,8 +110,7 @@ impl Snapshot {
 }
 
 impl Cluster {
-    pub(super) fn new(config: &config::Cluster, telemetry: &Telemetry) -> Self {
-        let metrics = &telemetry.metrics;
+    pub(super) fn new(config: &config::Cluster, metrics: &Metrics) -> Self {
         let gauges = Gauges {
             ring_version: metrics.ring_version.with_label_values(&[&config.name]),
             in_ring: metrics.endpoints.with_label_values(&[config.name.as_str(), "true"]),
@@ -123,7 +122,7 @@ impl Cluster {
         members.name(&config.endpoints);
         let cluster = Self {
             name: config.name.as_str().into(),
-            connector: Connector::new(config, telemetry),
+            connector: Connector::new(config, metrics),
             lb_policy: config.lb_policy,
             healthy_panic_threshold: config.healthy_panic_threshold,
             snapshot: ArcSwap::from_pointee(nothing),
@@ -258,7 +257,7 @@ mod tests {
         }
     }
 
-    fn cluster(endpoints: Vec<Endpoint>, telemetry: &Telemetry) -> Cluster {
+    fn cluster(endpoints: Vec<Endpoint>, metrics: &Metrics) -> Cluster {
         let config = config::Cluster {
             name: "sio".to_owned(),
             lb_policy: ring_hash(),
@@ -267,64 +266,64 @@ mod tests {
             healthy_panic_threshold: 50.0,
             source_addresses: Vec::new(),
         };
-        Cluster::new(&config, telemetry)
+        Cluster::new(&config, metrics)
     }
 
-    fn picked(cluster: &Cluster, telemetry: &Telemetry, last: u8, by: By) -> u64 {
+    fn picked(cluster: &Cluster, metrics: &Metrics, last: u8, by: By) -> u64 {
         let address = endpoint(last, Health::Healthy).address.to_string();
-        telemetry.metrics.picks.with_label_values(&[&*cluster.name, &address, by.into_str()]).get()
+        metrics.picks.with_label_values(&[&*cluster.name, &address, by.into_str()]).get()
     }
 
     #[test]
     fn a_hash_always_picks_the_same_endpoint_and_is_counted() {
-        let telemetry = Telemetry::new();
-        let cluster = cluster((1..=3).map(|last| endpoint(last, Health::Healthy)).collect(), &telemetry);
+        let metrics = Metrics::new();
+        let cluster = cluster((1..=3).map(|last| endpoint(last, Health::Healthy)).collect(), &metrics);
         let first = cluster.pick(Some(7)).unwrap();
         for _ in 0..9 {
             let pick = cluster.pick(Some(7)).unwrap();
             assert_eq!((pick.endpoint.address, pick.by), (first.endpoint.address, By::Hash));
         }
         let std::net::IpAddr::V4(ip) = first.endpoint.address.ip() else { unreachable!() };
-        assert_eq!(picked(&cluster, &telemetry, ip.octets()[3], By::Hash), 10);
+        assert_eq!(picked(&cluster, &metrics, ip.octets()[3], By::Hash), 10);
     }
 
     #[test]
     fn without_a_hash_every_endpoint_has_its_turn() {
-        let telemetry = Telemetry::new();
-        let cluster = cluster((1..=3).map(|last| endpoint(last, Health::Healthy)).collect(), &telemetry);
+        let metrics = Metrics::new();
+        let cluster = cluster((1..=3).map(|last| endpoint(last, Health::Healthy)).collect(), &metrics);
         let picks: Vec<_> = (0..300).map(|_| cluster.pick(None).unwrap()).collect();
         assert!(picks.iter().all(|pick| pick.by == By::Random));
         let distinct: BTreeSet<_> = picks.iter().map(|pick| pick.endpoint.address).collect();
         assert_eq!(distinct.len(), 3);
-        let counted: u64 = (1..=3).map(|last| picked(&cluster, &telemetry, last, By::Random)).sum();
+        let counted: u64 = (1..=3).map(|last| picked(&cluster, &metrics, last, By::Random)).sum();
         assert_eq!(counted, 300);
     }
 
     #[test]
     fn unhealthy_endpoints_are_not_picked_and_gauges_say_so() {
-        let telemetry = Telemetry::new();
+        let metrics = Metrics::new();
         let endpoints =
             vec![endpoint(1, Health::Unhealthy), endpoint(2, Health::Healthy), endpoint(3, Health::Healthy)];
-        let cluster = cluster(endpoints, &telemetry);
+        let cluster = cluster(endpoints, &metrics);
         assert!((0..200).all(|_| cluster.pick(None).unwrap().endpoint.health == Health::Healthy));
-        let gauge = |in_ring| telemetry.metrics.endpoints.with_label_values(&["sio", in_ring]).get();
+        let gauge = |in_ring| metrics.endpoints.with_label_values(&["sio", in_ring]).get();
         assert_eq!((gauge("true"), gauge("false")), (2, 1));
-        assert_eq!(telemetry.metrics.ring_version.with_label_values(&["sio"]).get(), 1);
+        assert_eq!(metrics.ring_version.with_label_values(&["sio"]).get(), 1);
     }
 
     #[test]
     fn a_cluster_without_usable_endpoints_picks_nothing() {
-        let telemetry = Telemetry::new();
-        assert_eq!(cluster(vec![], &telemetry).pick(Some(1)).unwrap_err(), NoHealthyEndpoint);
+        let metrics = Metrics::new();
+        assert_eq!(cluster(vec![], &metrics).pick(Some(1)).unwrap_err(), NoHealthyEndpoint);
         let degraded = vec![endpoint(1, Health::Degraded), endpoint(2, Health::Degraded)];
-        assert_eq!(cluster(degraded, &telemetry).pick(None).unwrap_err(), NoHealthyEndpoint);
+        assert_eq!(cluster(degraded, &metrics).pick(None).unwrap_err(), NoHealthyEndpoint);
     }
 
     #[test]
     fn updates_change_the_version_unless_they_only_permute() {
-        let telemetry = Telemetry::new();
+        let metrics = Metrics::new();
         let endpoints: Vec<_> = (1..=3).map(|last| endpoint(last, Health::Healthy)).collect();
-        let cluster = cluster(endpoints.clone(), &telemetry);
+        let cluster = cluster(endpoints.clone(), &metrics);
         let reversed: Vec<_> = endpoints.iter().rev().cloned().collect();
         assert!(!cluster.update(&reversed));
         assert_eq!(cluster.snapshot().version, 1);
@@ -334,14 +333,14 @@ mod tests {
         assert!(cluster.update(&twice), "the same number, but not the same endpoints");
         assert!(cluster.update(&endpoints[..1]));
         assert_eq!(cluster.snapshot().version, 3);
-        assert_eq!(telemetry.metrics.ring_version.with_label_values(&["sio"]).get(), 3);
+        assert_eq!(metrics.ring_version.with_label_values(&["sio"]).get(), 3);
         assert_eq!(cluster.pick(None).unwrap().endpoint.address, endpoints[0].address);
     }
     #[test]
     fn health_and_drain_change_the_ring_and_do_not_undo_each_other() {
-        let telemetry = Telemetry::new();
+        let metrics = Metrics::new();
         let endpoints: Vec<_> = (1..=3).map(|last| endpoint(last, Health::Healthy)).collect();
-        let cluster = cluster(endpoints.clone(), &telemetry);
+        let cluster = cluster(endpoints.clone(), &metrics);
         let address = |last: u8| endpoint(last, Health::Healthy).address;
         let picked = || {
             let picks = (0..200).map(|_| cluster.pick(None).unwrap().endpoint.address);
@@ -360,12 +359,12 @@ mod tests {
 
     #[test]
     fn the_series_of_an_endpoint_that_has_left_are_removed() {
-        let telemetry = Telemetry::new();
+        let metrics = Metrics::new();
         let endpoints: Vec<_> = (1..=2).map(|last| endpoint(last, Health::Healthy)).collect();
-        let cluster = cluster(endpoints.clone(), &telemetry);
+        let cluster = cluster(endpoints.clone(), &metrics);
         let series = |last: u8| {
             let label = format!("endpoint=\"{}\"", endpoint(last, Health::Healthy).address);
-            telemetry.metrics.render().lines().filter(|line| line.contains(&label)).count()
+            metrics.render().lines().filter(|line| line.contains(&label)).count()
         };
         assert_eq!((series(1), series(2)), (2, 2));
         assert!(cluster.update(&endpoints[..1]));

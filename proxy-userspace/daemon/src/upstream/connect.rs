@@ -21,8 +21,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::sleep;
 
 use super::mss::{self, ClientTcp};
-use super::ports::{Lease, SourcePorts};
-use crate::telemetry::Telemetry;
+use crate::streams::ports::{Lease, SourcePorts};
+use crate::telemetry::Metrics;
 
 /// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.
 pub const MAX_BUFFER: usize = 64 * 1024;
@@ -74,9 +74,9 @@ pub enum ConnectError {
 }
 
 impl Connector {
-    pub fn new(cluster: &config::Cluster, telemetry: &Telemetry) -> Self {
+    pub fn new(cluster: &config::Cluster, metrics: &Metrics) -> Self {
         let name = cluster.name.as_str();
-        let counter = |result| telemetry.metrics.upstream_connects.with_label_values(&[name, result]);
+        let counter = |result| metrics.upstream_connects.with_label_values(&[name, result]);
         Self {
             timeout: cluster.connect_timeout,
             sources: cluster.source_addresses.clone(),

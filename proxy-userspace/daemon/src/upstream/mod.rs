@@ -5,7 +5,6 @@ pub mod connect;
 mod membership;
 pub mod mss;
 pub mod pool;
-pub mod ports;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use steer_policy::config::{self, Config};
 use strum::{IntoStaticStr, VariantArray};
 use thiserror::Error;
 
-use crate::telemetry::Telemetry;
+use crate::telemetry::Metrics;
 
 pub use cluster::{Cluster, Snapshot, Table};
 
@@ -45,8 +44,8 @@ pub enum By {
 pub struct NoHealthyEndpoint;
 
 impl Clusters {
-    pub fn new(config: &Config, telemetry: &Telemetry) -> Self {
-        let clusters = config.clusters.iter().map(|cluster| Arc::new(Cluster::new(cluster, telemetry)));
+    pub fn new(config: &Config, metrics: &Metrics) -> Self {
+        let clusters = config.clusters.iter().map(|cluster| Arc::new(Cluster::new(cluster, metrics)));
         Self { by_name: clusters.map(|cluster| (Arc::clone(&cluster.name), cluster)).collect() }
     }
 

@@ -5,8 +5,8 @@
 //! connection has to say (that it was closed) is read when it is taken, before the request is written.
 
 mod body;
+mod connection;
 mod idle;
-mod kept;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
 use thiserror::Error;
 
+use self::connection::{Outgoing, PooledConn};
 use self::idle::Idle;
-use self::kept::{Kept, Outgoing};
 use super::Cluster;
 use super::connect::{ConnectError, Connector};
 
@@ -64,21 +64,21 @@ impl Pool {
         let sending = (!request.body().is_end_stream()).then(|| Arc::new(()));
         let mut request = request.map(|body| Outgoing::new(body, sending.clone()));
         loop {
-            let (mut kept, reused) = match idle.take(&key) {
-                Some(kept) => (kept, true),
+            let (mut connection, reused) = match idle.take(&key) {
+                Some(connection) => (connection, true),
                 // Boxed, so that requests that need none do not keep room for it.
                 None => (Box::pin(open(&cluster.connector, endpoint)).await?, false),
             };
-            match kept.exchange(request).await {
+            match connection.exchange(request).await {
                 Ok(response) => {
                     let still_sending = sending.is_some_and(|sending| Arc::strong_count(&sending) > 1);
                     return Ok(response.map(|incoming| {
                         if still_sending {
                             // A reader of the response that stops must not stop the request.
-                            tokio::spawn(Arc::clone(idle).keep_when_ready(key, kept));
+                            tokio::spawn(Arc::clone(idle).keep_when_ready(key, connection));
                             return Body::from(incoming);
                         }
-                        Body::new(incoming, key, kept, Arc::clone(idle))
+                        Body::new(incoming, key, connection, Arc::clone(idle))
                     }));
                 }
                 Err(mut failed) => match failed.take_message() {
@@ -91,7 +91,7 @@ impl Pool {
 }
 
 /// A new connection for the pool.
-async fn open(connector: &Connector, endpoint: SocketAddr) -> Result<Box<Kept>, SendError> {
+async fn open(connector: &Connector, endpoint: SocketAddr) -> Result<Box<PooledConn>, SendError> {
     let socket = connector.connect(endpoint).await.map_err(SendError::Connect)?;
-    Ok(Box::new(Kept::new(socket).await.map_err(SendError::Exchange)?))
+    Ok(Box::new(PooledConn::new(socket).await.map_err(SendError::Exchange)?))
 }

@@ -12,7 +12,8 @@ use socket2::SockRef;
 use steer::http::{self, Generation, Phase, Shared, Worker};
 use steer::splice::Splicer;
 use steer::splice::packet::Predecessor;
-use steer::telemetry::Telemetry;
+use steer::streams::Streams;
+use steer::telemetry::Metrics;
 use steer::upstream::Clusters;
 use steer::upstream::pool::Pool;
 use steer_policy::config::{
@@ -45,7 +46,8 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
 /// A proxy in this process.
 pub(crate) struct Steer {
     pub(crate) address: SocketAddr,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) streams: Arc<Streams>,
     generation: Arc<ArcSwap<Generation>>,
     drain: watch::Sender<Phase>,
     served: JoinHandle<()>,
@@ -136,15 +138,18 @@ impl Setup {
 
 impl Steer {
     fn start(config: &Config, small_send_buffers: bool) -> Self {
-        let telemetry = Telemetry::new();
-        let clusters = Arc::new(Clusters::new(config, &telemetry));
+        let metrics = Metrics::new();
+        let streams = Streams::new(&metrics);
+        let splicer = Splicer::start(Arc::clone(&metrics), Arc::clone(&streams), config, Predecessor::Exited);
+        let clusters = Arc::new(Clusters::new(config, &metrics));
         let generation = Arc::new(ArcSwap::from_pointee(Generation::new(&config.listeners, &clusters)));
         let shared = Arc::new(Shared {
             generation: Arc::clone(&generation),
             pool: Pool::default(),
             ports: None,
-            splicer: Arc::new(Splicer::start(Arc::clone(&telemetry), config, Predecessor::Exited).unwrap()),
-            telemetry: Arc::clone(&telemetry),
+            splicer: Arc::new(splicer.unwrap()),
+            streams: Arc::clone(&streams),
+            metrics: Arc::clone(&metrics),
             node: "192.0.2.2".parse().unwrap(),
         });
         let listener = &config.listeners[0];
@@ -158,7 +163,7 @@ impl Steer {
         let worker = Worker::new(Handle::current(), shared);
         let served =
             tokio::spawn(http::serve(listener.name.clone(), Arc::new(socket), vec![worker], drained));
-        Self { address, telemetry, generation, drain, served }
+        Self { address, metrics, streams, generation, drain, served }
     }
 
     pub(crate) async fn client(&self) -> Client {
@@ -177,29 +182,29 @@ impl Steer {
     }
 
     fn publish_listeners(&self, listeners: &[Listener], config: &Config) {
-        let clusters = Arc::new(Clusters::new(config, &self.telemetry));
+        let clusters = Arc::new(Clusters::new(config, &self.metrics));
         self.generation.store(Arc::new(Generation::new(listeners, &clusters)));
     }
 
     pub(crate) fn faults(&self, kind: &str) -> u64 {
-        self.telemetry.metrics.faults.with_label_values(&[kind]).get()
+        self.metrics.faults.with_label_values(&[kind]).get()
     }
 
     pub(crate) fn all_faults(&self) -> String {
-        let text = self.telemetry.metrics.render();
+        let text = self.metrics.render();
         text.lines().filter(|line| line.starts_with("steer_faults_total")).collect::<Vec<_>>().join(" ")
     }
 
     pub(crate) fn requests(&self, cluster: &str, code: &str) -> u64 {
-        self.telemetry.metrics.requests.with_label_values(&[cluster, code]).get()
+        self.metrics.requests.with_label_values(&[cluster, code]).get()
     }
 
     pub(crate) fn connects(&self, result: &str) -> u64 {
-        self.telemetry.metrics.upstream_connects.with_label_values(&["c", result]).get()
+        self.metrics.upstream_connects.with_label_values(&["c", result]).get()
     }
 
     pub(crate) fn open_connections(&self) -> i64 {
-        self.telemetry.metrics.downstream_connections.with_label_values(&["test"]).get()
+        self.metrics.downstream_connections.with_label_values(&["test"]).get()
     }
 
     pub(crate) fn drain(&self, phase: Phase) {

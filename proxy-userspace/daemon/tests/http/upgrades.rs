@@ -39,15 +39,15 @@ async fn bytes_pass_both_ways_and_fin_ends_it() {
     assert_eq!(header(&head, "server"), Some("steer"));
     client.send("hello").await;
     assert_eq!(client.exactly(5).await, b"hello");
-    let flows = steer.telemetry.flows.snapshot();
+    let flows = steer.streams.snapshot();
     assert_eq!(flows.len(), 1);
     assert_eq!(flows[0].info.endpoint, backend.address);
     assert!(flows[0].info.key_hash.is_some());
     eventually("a stream is no HTTP connection", || steer.open_connections() == 0).await;
     client.socket.shutdown().await.unwrap();
     assert_eq!(client.rest().await.unwrap(), b"");
-    eventually("the flow is gone", || steer.telemetry.flows.is_empty()).await;
-    let closed = &steer.telemetry.metrics.streams_closed;
+    eventually("the flow is gone", || steer.streams.is_empty()).await;
+    let closed = &steer.metrics.streams_closed;
     assert_eq!(closed.with_label_values(&["c", "finished"]).get(), 1);
     assert_eq!(steer.requests("c", "101"), 1);
 }
@@ -156,7 +156,7 @@ async fn a_declined_upgrade_passes_on_with_its_body() {
         let (head, got) = client.response().await;
         assert_eq!((status(&head), got.as_str()), (code, body));
         assert_eq!(steer.requests("c", code), 1);
-        assert!(steer.telemetry.flows.is_empty());
+        assert!(steer.streams.is_empty());
         if stays {
             assert_eq!(header(&head, "upgrade"), Some("websocket"));
             client.send(UPGRADE).await;
@@ -226,7 +226,7 @@ async fn a_client_that_leaves_before_the_101_takes_its_upgrade_along() {
     eventually("the request has arrived", || backend.connections() == 1).await;
     drop(client);
     in_time("the upstream connection ends", gone.recv()).await.unwrap();
-    assert!(steer.telemetry.flows.is_empty());
+    assert!(steer.streams.is_empty());
 }
 
 #[tokio::test]
@@ -254,5 +254,5 @@ async fn an_upgrade_follows_polls_on_the_same_connection_to_the_same_endpoint() 
     assert_eq!(client.exactly(2).await, b"ws");
     let used = backends.iter().find(|backend| backend.connections() > 0).unwrap();
     assert_eq!(used.connections(), 2, "one of the pool, one for the stream");
-    assert_eq!(steer.telemetry.flows.snapshot()[0].info.endpoint, used.address);
+    assert_eq!(steer.streams.snapshot()[0].info.endpoint, used.address);
 }

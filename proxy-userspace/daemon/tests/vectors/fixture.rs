@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Map, Value, json};
-use steer::telemetry::Telemetry;
+use steer::telemetry::Metrics;
 use steer::upstream::Clusters;
 use steer_policy::config::{self, Config};
 
@@ -248,5 +248,5 @@ fn parsed(line: &[u8]) -> Value {
 }
 
 pub(crate) fn clusters(config: &Config) -> Clusters {
-    Clusters::new(config, &Telemetry::new())
+    Clusters::new(config, &Metrics::new())
 }

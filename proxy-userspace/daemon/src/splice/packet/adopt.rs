@@ -12,9 +12,9 @@ use steer_policy::config;
 
 use super::PacketSplice;
 use super::owned_record::{Carried, OwnedRecord, RecordPool};
-use super::table::Stream;
-use crate::telemetry::flows::{FlowGuard, FlowInfo};
-use crate::upstream::ports::SourcePorts;
+use super::table::SplicedStream;
+use crate::streams::ports::SourcePorts;
+use crate::streams::{StreamGuard, StreamInfo};
 
 /// Stands for a cluster that this configuration does not have.
 const UNKNOWN_CLUSTER: &str = "(unknown)";
@@ -112,7 +112,7 @@ pub(super) fn adopt(
         };
         let upstream = Ends::of(&content, Direction::ToDownstream);
         let source = ports.and_then(|ports| ports.lease_this(upstream.local, upstream.peer));
-        splice.table.insert(Stream::adopted(record, open, source, clock::monotonic_ns()), None);
+        splice.table.insert(SplicedStream::adopted(record, open, source, clock::monotonic_ns()), None);
     }
     records.show_used();
     let Counts { streams, reset, over, unusable } = counts;
@@ -150,8 +150,8 @@ fn open(
     record: &OwnedRecord,
     content: &Record,
     names: &HashMap<u64, Arc<str>>,
-) -> (FlowGuard, Arc<Carried>) {
-    let info = FlowInfo {
+) -> (StreamGuard, Arc<Carried>) {
+    let info = StreamInfo {
         client: Ends::of(content, Direction::ToUpstream).peer,
         cluster: names.get(&content.cluster).cloned().unwrap_or_else(|| UNKNOWN_CLUSTER.into()),
         endpoint: Ends::of(content, Direction::ToDownstream).peer,
@@ -159,7 +159,7 @@ fn open(
     };
     let opened_at = UNIX_EPOCH + Duration::from_millis(content.opened_unix_ms);
     let carried = Carried::of_record(record);
-    (splice.telemetry.flows.adopt(info, opened_at, Arc::clone(&carried) as _), carried)
+    (splice.streams.adopt(info, opened_at, Arc::clone(&carried) as _), carried)
 }
 
 #[cfg(test)]

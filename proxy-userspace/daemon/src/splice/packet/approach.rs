@@ -90,7 +90,7 @@ impl<'a> Approach<'a> {
         let silence = self.round_trip().max(SILENCE);
         let (mut received, mut since) = (self.received(), begin);
         while begin.elapsed() < REST_WITHIN {
-            if let Err(error) = self.stream.lanes.flush(self.stream.flow.flow(), &()) {
+            if let Err(error) = self.stream.lanes.flush(self.stream.guard.stream(), &()) {
                 self.stream.break_off(&error);
                 return None;
             }
@@ -161,8 +161,8 @@ impl<'a> Approach<'a> {
         }
         failpoint::reached("activated");
         let watcher = Switched { record, copies_acks: Cell::new(!quiet) };
-        let Self { splice, stream: Relayed { lanes, source, flow, idle_timeout, .. }, .. } = self;
-        Ok(HandOver { splice, lanes, watcher, source, flow, idle_timeout, carried: None })
+        let Self { splice, stream: Relayed { lanes, source, guard, idle_timeout, .. }, .. } = self;
+        Ok(HandOver { splice, lanes, watcher, source, guard, idle_timeout, carried: None })
     }
 
     /// Whether both connections are there still; to be called after the keys are in the map. A client may have reset its
@@ -175,7 +175,7 @@ impl<'a> Approach<'a> {
 
     /// What the record says, taken at one moment at which nobody reads or writes.
     fn content(&self, quiet: bool) -> Result<Record, Reason> {
-        let (lanes, flow) = (&self.stream.lanes, self.stream.flow.flow());
+        let (lanes, flow) = (&self.stream.lanes, self.stream.guard.stream());
         let has_fin = |side: Side| lanes.fin[side] == Fin::Read;
         // Each byte that was read from a side, and only those, is or will be written to the other one.
         let seq_delta = |from: Side, to: Side| {

@@ -28,12 +28,12 @@ use super::PacketSplice;
 use super::lanes::{Lanes, Watcher};
 use super::life::{Life, Look, Step};
 use super::owned_record::{Carried, OwnedRecord};
-use super::table::Stream;
+use super::table::SplicedStream;
 use crate::splice::relay::Broken;
 use crate::splice::side::Side;
-use crate::telemetry::flows::{FlowGuard, KernelBytes};
-use crate::telemetry::stream::{End, Path};
-use crate::upstream::ports::Lease;
+use crate::streams::ports::Lease;
+use crate::streams::{Carrier, StreamGuard};
+use crate::streams::{End, Path};
 
 /// How often to check whether the sockets' bytes are acknowledged, which the kernel does not tell by itself: at
 /// first, and at most, the time being doubled while nothing happens.
@@ -68,7 +68,7 @@ pub(super) struct HandOver<'a> {
     pub(super) watcher: Switched,
     pub(super) lanes: Lanes,
     pub(super) source: Option<Lease>,
-    pub(super) flow: FlowGuard,
+    pub(super) guard: StreamGuard,
     pub(super) idle_timeout: Option<Duration>,
     /// `None` before the grace period has passed.
     pub(super) carried: Option<Arc<Carried>>,
@@ -106,17 +106,17 @@ impl HandOver<'_> {
     /// Relays what the sockets still have, closes them, and leaves the stream to the table. Its 101 was relayed when it was
     /// `opened`, and it was `decided` later to splice it.
     pub(super) async fn complete(mut self, opened: Instant, decided: Instant) {
-        self.flow.set_path(Path::Packet);
+        self.guard.set_path(Path::Packet);
         let drained = self.drain().await;
         let carried = self.carried();
         // Less than they have received, if the stream ended so quickly that its peers repeated the rest past them.
-        carried.begin_at(self.written(), self.flow.flow().relayed());
+        carried.begin_at(self.written(), self.guard.stream().relayed());
         let how = match (&drained, self.watcher.copies_acks.get()) {
             (Err(failed), _) => failed.how,
             (Ok(()), false) => "quiet",
             (Ok(()), true) => "busy",
         };
-        let metrics = &self.splice.telemetry.metrics;
+        let metrics = &self.splice.metrics;
         let record = self.watcher.record;
         if drained.is_ok() {
             failpoint::reached("drained");
@@ -136,7 +136,7 @@ impl HandOver<'_> {
         }
         metrics.hand_overs.with_label_values(&[how]).inc();
         metrics.hand_over_seconds.observe(decided.elapsed().as_secs_f64());
-        let stream = Stream::new(record, self.flow, carried, self.source);
+        let stream = SplicedStream::new(record, self.guard, carried, self.source);
         failpoint::reached("closed");
         self.splice.table.insert(stream, drained.err().map(|failed| failed.end));
         failpoint::reached("kept");
@@ -163,7 +163,7 @@ impl HandOver<'_> {
             if is_past {
                 self.ask_for_unread();
             }
-            if self.lanes.step(self.flow.flow(), &self.watcher).map_err(|error| self.broken(&error))? {
+            if self.lanes.step(self.guard.stream(), &self.watcher).map_err(|error| self.broken(&error))? {
                 last_moved_ns = clock::monotonic_ns();
                 look = FIRST_LOOK;
                 alone_since = Instant::now();
@@ -186,7 +186,7 @@ impl HandOver<'_> {
                 alone_since = Instant::now();
             } else if alone_since.elapsed() > FINISH_WITHIN {
                 tracing::warn!(
-                    stream = self.flow.flow().id,
+                    stream = self.guard.stream().id,
                     "a hand-over did not end within {FINISH_WITHIN:?}; both peers get a RST: please report this"
                 );
                 return Err(Failed { end: End::Reset, how: "expired" });
@@ -301,7 +301,7 @@ impl HandOver<'_> {
     fn carried(&mut self) -> Arc<Carried> {
         let carried = self.carried.get_or_insert_with(|| {
             let carried = Carried::new(&self.watcher.record, received(&self.lanes));
-            self.flow.flow().set_kernel_bytes(Arc::clone(&carried) as Arc<dyn KernelBytes>);
+            self.guard.stream().set_carrier(Arc::clone(&carried) as Arc<dyn Carrier>);
             carried
         });
         Arc::clone(carried)
@@ -315,7 +315,7 @@ impl HandOver<'_> {
 
     fn broken(&self, error: &Broken) -> Failed {
         let error: &dyn std::error::Error = error;
-        tracing::debug!(stream = self.flow.flow().id, error, "stream broke during its hand-over");
+        tracing::debug!(stream = self.guard.stream().id, error, "stream broke during its hand-over");
         Failed::because_of_a_peer(End::Reset)
     }
 }

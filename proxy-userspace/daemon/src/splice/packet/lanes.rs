@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::splice::relay::{self, Broken};
 use crate::splice::side::Side;
-use crate::telemetry::flows::Flow;
+use crate::streams::Stream;
 
 /// What became of a FIN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,10 +57,10 @@ pub(super) struct Lanes {
 
 impl Lanes {
     /// Copies what can be copied now; says whether that was anything.
-    pub(super) fn step<W: Watcher>(&mut self, flow: &Flow, watcher: &W) -> Result<bool, Broken> {
+    pub(super) fn step<W: Watcher>(&mut self, stream: &Stream, watcher: &W) -> Result<bool, Broken> {
         let mut moved = false;
         for from in Side::BOTH {
-            moved |= self.copy(from, flow, watcher)?;
+            moved |= self.copy(from, stream, watcher)?;
             if self.fin[from] == Fin::Read && self.held[from].is_empty() && W::PASSES_FINS {
                 self.pass_fin(from, watcher)?;
                 moved = true;
@@ -70,19 +70,19 @@ impl Lanes {
     }
 
     /// Writes what is held, as far as the sockets take it, and reads nothing.
-    pub(super) fn flush(&mut self, flow: &Flow, watcher: &impl Watcher) -> Result<(), Broken> {
+    pub(super) fn flush(&mut self, stream: &Stream, watcher: &impl Watcher) -> Result<(), Broken> {
         for from in Side::BOTH {
             if !self.held[from].is_empty() {
-                self.copy(from, flow, watcher)?;
+                self.copy(from, stream, watcher)?;
             }
         }
         Ok(())
     }
 
-    fn copy(&mut self, from: Side, flow: &Flow, watcher: &impl Watcher) -> Result<bool, Broken> {
+    fn copy(&mut self, from: Side, stream: &Stream, watcher: &impl Watcher) -> Result<bool, Broken> {
         if !self.held[from].is_empty() {
             let held = std::mem::take(&mut self.held[from]);
-            let written = self.write(from, &held, flow, watcher)?;
+            let written = self.write(from, &held, stream, watcher)?;
             self.held[from] = held;
             self.held[from].advance(written);
             return Ok(written > 0);
@@ -105,7 +105,7 @@ impl Lanes {
             // Bounded by the scratch buffer; sequence numbers wrap.
             self.read_end[from] = self.read_end[from].wrapping_add(read as u32);
             let bytes = &scratch[..read];
-            let written = self.write(from, bytes, flow, watcher)?;
+            let written = self.write(from, bytes, stream, watcher)?;
             self.held[from] = Bytes::copy_from_slice(&bytes[written..]);
             Ok(true)
         })
@@ -116,7 +116,7 @@ impl Lanes {
         &mut self,
         from: Side,
         bytes: &[u8],
-        flow: &Flow,
+        stream: &Stream,
         watcher: &impl Watcher,
     ) -> Result<usize, Broken> {
         let to = from.other();
@@ -128,8 +128,8 @@ impl Lanes {
         };
         self.write_end[to] = self.write_end[to].wrapping_add(written as u32);
         match from {
-            Side::Downstream => flow.add_to_upstream(written as u64),
-            Side::Upstream => flow.add_to_downstream(written as u64),
+            Side::Downstream => stream.add_to_upstream(written as u64),
+            Side::Upstream => stream.add_to_downstream(written as u64),
         }
         Ok(written)
     }

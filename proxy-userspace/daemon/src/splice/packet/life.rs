@@ -6,7 +6,7 @@ use std::time::Duration;
 use proxy_common::flow::{Direction, Record, bits, flags, state};
 use steer_policy::config;
 
-use crate::telemetry::stream::End;
+use crate::streams::End;
 
 /// A reset is repeated after this time, when what was under way has arrived and its number is exact; and after the same
 /// time again the tuple of a reset stream goes.
@@ -34,6 +34,8 @@ pub(super) struct Look {
     finished: bool,
     /// A packet came to the local stack, and the program has ended the stream.
     not_carried: bool,
+    /// Somebody wants it to end like this.
+    asked: Option<End>,
 }
 
 impl From<&Record> for Look {
@@ -46,11 +48,17 @@ impl From<&Record> for Look {
             last_packet_ns: [up.last_packet_ns, down.last_packet_ns],
             finished: up.bits & down.bits & bits::FIN_ACKED != 0,
             not_carried: record.flags & (flags::NOT_CARRIED_UP | flags::NOT_CARRIED_DOWN) != 0,
+            asked: None,
         }
     }
 }
 
 impl Look {
+    /// Of a stream that somebody wants to end like this.
+    pub(super) fn asked(self, asked: Option<End>) -> Self {
+        Self { asked, ..self }
+    }
+
     /// Of a stream whose sockets are still there, and whose idle time they have a part in: it is left out.
     pub(super) fn of_hand_over(record: &Record) -> Self {
         Self { idle_timeout: Duration::ZERO, ..Self::from(record) }
@@ -122,6 +130,9 @@ impl Life {
                 return self.over(now_ns, end, Duration::ZERO);
             }
             _ => {}
+        }
+        if let Some(end) = look.asked {
+            return self.abort(now_ns, end);
         }
         let mut until_ns = u64::MAX;
         if !look.idle_timeout.is_zero() {
@@ -199,6 +210,7 @@ mod tests {
             last_packet_ns: [1000 * SECOND; 2],
             finished: false,
             not_carried: false,
+            asked: None,
         }
     }
 
@@ -235,6 +247,17 @@ mod tests {
         let look = Look { not_carried: true, ..look(state::RESET) };
         assert_eq!(next(&mut life, 1001, look), Step::Abort(End::NotCarried));
         assert_eq!(next(&mut life, 1002, look), Step::ResetAgain);
+    }
+
+    #[test]
+    fn a_stream_ends_as_it_was_asked_to_unless_it_has_ended() {
+        let asked = |state| Look { asked: Some(End::IdleTimeout), ..look(state) };
+        let mut life = Life::new();
+        assert_eq!(next(&mut life, 1001, asked(state::SPLICED)), Step::Abort(End::IdleTimeout));
+        assert_eq!(next(&mut life, 1001, asked(state::RESET)), wait(1002));
+        let mut life = Life::new();
+        assert_eq!(next(&mut life, 1001, asked(state::FINISHED)), Step::Ended(End::Finished));
+        assert_eq!(next(&mut life, 1001, asked(state::FINISHED)), wait(1061));
     }
 
     #[test]

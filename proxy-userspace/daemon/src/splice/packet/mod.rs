@@ -47,8 +47,9 @@ use self::relayed::Relayed;
 use self::survey::Survey;
 use self::table::Table;
 use super::{Refused, Session};
-use crate::telemetry::Telemetry;
-use crate::upstream::ports::{self, SourcePorts};
+use crate::streams::Streams;
+use crate::streams::ports::{self, SourcePorts};
+use crate::telemetry::Metrics;
 
 /// Why there is no packet splice in this process.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +96,8 @@ impl StartError {
 /// One for the process.
 #[derive(Debug)]
 pub struct PacketSplice {
-    telemetry: Arc<Telemetry>,
+    metrics: Arc<Metrics>,
+    streams: Arc<Streams>,
     records: Arc<RecordPool>,
     table: Arc<Table>,
     grace: Arc<Grace>,
@@ -132,7 +134,8 @@ impl PacketSplice {
     /// # Errors
     /// The kernel does not take the programs, or a capability or a descriptor is missing.
     pub fn start(
-        telemetry: Arc<Telemetry>,
+        metrics: Arc<Metrics>,
+        streams: Arc<Streams>,
         config: &Config,
         predecessor: Predecessor,
     ) -> Result<Arc<Self>, StartError> {
@@ -148,15 +151,15 @@ impl PacketSplice {
                 "packet_splice.max_streams stays that of the streams that were taken over"
             );
         }
-        let used = telemetry.metrics.packet_streams.with_label_values(&["used"]);
+        let used = metrics.packet_streams.with_label_values(&["used"]);
         let records = RecordPool::new(kernel, used).map_err(StartError::Sockets)?;
-        telemetry.metrics.packet_streams.with_label_values(&["limit"]).set(max_streams.into());
+        metrics.packet_streams.with_label_values(&["limit"]).set(max_streams.into());
         let survey = Survey::new().map_err(StartError::Sockets)?;
         let grace = Grace::start().map_err(StartError::Thread)?;
         let limits = Limits { keepalive: config.keepalive, linger: config.linger };
         let table = Arc::new(Table::new(Arc::clone(&records), limits));
         let counters = Counters::new(Arc::clone(&records)).and_then(|counters| {
-            telemetry.metrics.register(Box::new(counters.clone()))?;
+            metrics.register(Box::new(counters.clone()))?;
             Ok(counters)
         });
         let not_shown = |error: &_| tracing::warn!(%error, "what the programs count is not in /metrics");
@@ -165,7 +168,8 @@ impl PacketSplice {
         let reaper = tokio::spawn(reaper).abort_handle();
         tracing::info!(max_streams, "packet splice ready");
         Ok(Arc::new(Self {
-            telemetry,
+            metrics,
+            streams,
             records,
             table,
             grace,
@@ -261,7 +265,7 @@ impl PacketSplice {
         self.reaper.abort();
         if let Some(counters) = &self.counters {
             // This fails only for a collector that is not registered.
-            self.telemetry.metrics.unregister(Box::new(counters.clone())).ok();
+            self.metrics.unregister(Box::new(counters.clone())).ok();
         }
         let streams = self.table.give_away();
         tracing::info!(streams, "left the streams to the next process");

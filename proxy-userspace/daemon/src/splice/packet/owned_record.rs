@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::gate::Gate;
 use super::segments;
 use super::unfit::Unfit;
-use crate::telemetry::flows::KernelBytes;
+use crate::streams::Carrier;
 
 /// The kernel's part, and the records that wait to be used again.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(super) struct RecordPool {
     used: IntGauge,
     /// Without keys, but perhaps still seen by a program on another CPU.
     retired: Mutex<Vec<u32>>,
+    /// Records of streams that somebody wants to end.
+    asked: Mutex<Vec<u32>>,
     pub(super) changed: Notify,
     /// Closed: another process has the maps now, and those who are left here leave them as they are.
     pub(super) gate: Gate,
@@ -41,6 +43,7 @@ impl RecordPool {
             raw,
             used,
             retired: Mutex::default(),
+            asked: Mutex::default(),
             changed: Notify::new(),
             gate: Gate::default(),
             unfit: Unfit::default(),
@@ -50,6 +53,11 @@ impl RecordPool {
     /// Records that were given up; to be [freed](Self::free) after a grace period.
     pub(super) fn take_retired(&self) -> Vec<u32> {
         std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Records whose streams somebody wants to end. By the time they are looked at they may have other streams.
+    pub(super) fn take_asked(&self) -> Vec<u32> {
+        std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn free(&self, retired: Vec<u32>) {
@@ -319,9 +327,15 @@ impl Carried {
     }
 }
 
-impl KernelBytes for Carried {
+impl Carrier for Carried {
     fn carried(&self) -> [u64; 2] {
         self.ended.get().copied().unwrap_or_else(|| self.now())
+    }
+
+    /// The reaper looks at the stream, if that is all that looks after it.
+    fn end_was_asked(&self) {
+        self.records.asked.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
+        self.records.changed.notify_one();
     }
 }
 

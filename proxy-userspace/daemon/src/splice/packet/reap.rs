@@ -44,6 +44,7 @@ pub(super) async fn run(
         for event in told.into_iter().filter(|event| event.kind != event::FIN) {
             table.examine(event.flow.record(), event.generation);
         }
+        table.examine_records(&records.take_asked());
         let retired = records.take_retired();
         if !retired.is_empty() {
             grace.wait().await;

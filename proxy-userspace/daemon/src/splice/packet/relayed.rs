@@ -8,20 +8,20 @@ use tokio::time::{Instant, timeout_at};
 use super::lanes::{Fin, Lanes};
 use crate::splice::Session;
 use crate::splice::relay::Broken;
-use crate::telemetry::flows::FlowGuard;
-use crate::telemetry::stream::End;
-use crate::upstream::ports::Lease;
+use crate::streams::End;
+use crate::streams::StreamGuard;
+use crate::streams::ports::Lease;
 
 pub(super) struct Relayed {
     pub(super) lanes: Lanes,
     pub(super) source: Option<Lease>,
-    pub(super) flow: FlowGuard,
+    pub(super) guard: StreamGuard,
     pub(super) idle_timeout: Option<Duration>,
 }
 
 impl From<Session> for Relayed {
     fn from(session: Session) -> Self {
-        let Session { downstream, upstream, source, to_upstream, to_downstream, idle_timeout, flow } =
+        let Session { downstream, upstream, source, to_upstream, to_downstream, idle_timeout, guard } =
             session;
         let lanes = Lanes {
             sockets: [downstream, upstream],
@@ -32,16 +32,16 @@ impl From<Session> for Relayed {
             read_end: [0; 2],
             write_end: [0; 2],
         };
-        Self { lanes, source, flow, idle_timeout }
+        Self { lanes, source, guard, idle_timeout }
     }
 }
 
 impl From<Relayed> for Session {
     /// A FIN that was read can be read again.
     fn from(relayed: Relayed) -> Self {
-        let Relayed { lanes, source, flow, idle_timeout } = relayed;
+        let Relayed { lanes, source, guard, idle_timeout } = relayed;
         let Lanes { sockets: [downstream, upstream], held: [to_upstream, to_downstream], .. } = lanes;
-        Self { downstream, upstream, source, to_upstream, to_downstream, idle_timeout, flow }
+        Self { downstream, upstream, source, to_upstream, to_downstream, idle_timeout, guard }
     }
 }
 
@@ -52,7 +52,7 @@ impl Relayed {
         let until = Instant::now() + time;
         let relayed = timeout_at(until, async {
             while !self.has_fin() && !enough(&self) {
-                if self.lanes.step(self.flow.flow(), &())? {
+                if self.lanes.step(self.guard.stream(), &())? {
                     coop::consume_budget().await;
                 } else {
                     self.lanes.wait().await?;
@@ -77,8 +77,8 @@ impl Relayed {
     /// Ends the stream, one of whose connections broke.
     pub(super) fn break_off(self, error: &Broken) {
         let error: &dyn std::error::Error = error;
-        tracing::debug!(stream = self.flow.flow().id, error, "stream broke before its hand-over");
+        tracing::debug!(stream = self.guard.stream().id, error, "stream broke before its hand-over");
         drop(self.lanes);
-        self.flow.ended(End::Reset);
+        self.guard.ended(End::Reset);
     }
 }

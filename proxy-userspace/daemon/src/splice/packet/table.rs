@@ -8,16 +8,16 @@ use steer_kernel::tcp::clock;
 
 use super::life::{Life, Limits, Look, Step};
 use super::owned_record::{Carried, OwnedRecord, RecordPool};
-use crate::telemetry::flows::FlowGuard;
-use crate::telemetry::stream::End;
-use crate::upstream::ports::Lease;
+use crate::streams::End;
+use crate::streams::StreamGuard;
+use crate::streams::ports::Lease;
 
 /// Places that are looked at under one lock.
 const BATCH: usize = 1024;
 
 /// What userspace keeps of a stream.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct SplicedStream {
     /// Dropped before the port is given back, so that no packet of the port's next connection meets it.
     record: OwnedRecord,
     /// `None` once the stream has ended.
@@ -28,43 +28,44 @@ pub(super) struct Stream {
 
 #[derive(Debug)]
 struct Open {
-    flow: FlowGuard,
+    guard: StreamGuard,
     carried: Arc<Carried>,
 }
 
 impl Open {
     fn end(self, end: End) {
         self.carried.end();
-        self.flow.ended(end);
+        self.guard.ended(end);
     }
 }
 
-impl Stream {
+impl SplicedStream {
     pub(super) fn new(
         record: OwnedRecord,
-        flow: FlowGuard,
+        guard: StreamGuard,
         carried: Arc<Carried>,
         source: Option<Lease>,
     ) -> Self {
-        let open = Some(Open { flow, carried });
+        let open = Some(Open { guard, carried });
         Self { record, open, life: Life::new(), _source: source }
     }
 
     /// A stream of an earlier process; without `open` it is over.
     pub(super) fn adopted(
         record: OwnedRecord,
-        open: Option<(FlowGuard, Arc<Carried>)>,
+        open: Option<(StreamGuard, Arc<Carried>)>,
         source: Option<Lease>,
         now_ns: u64,
     ) -> Self {
-        let open = open.map(|(flow, carried)| Open { flow, carried });
+        let open = open.map(|(guard, carried)| Open { guard, carried });
         let life = Life::adopted(now_ns);
         Self { record, open, life, _source: source }
     }
 
     /// Takes what steps there are to be taken. What goes slowly is left for after the lock.
     fn look(&mut self, now_ns: u64, limits: &Limits, later: &mut Later) -> Keep {
-        let look = Look::from(&self.record.snapshot());
+        let asked = self.open.as_ref().and_then(|open| open.guard.stream().asked_end());
+        let look = Look::from(&self.record.snapshot()).asked(asked);
         loop {
             match self.life.next(now_ns, &look, limits, self.record.index() as u8) {
                 Step::Wait { until_ns } => return Keep::Until(until_ns),
@@ -86,7 +87,7 @@ impl Stream {
     /// Leaves it to another process, which has its record.
     fn leave(mut self) {
         if let Some(open) = self.open.take() {
-            open.flow.left();
+            open.guard.left();
         }
     }
 
@@ -109,7 +110,7 @@ enum Keep {
 #[derive(Default)]
 struct Later {
     ended: Vec<(Open, End)>,
-    removed: Vec<Stream>,
+    removed: Vec<SplicedStream>,
 }
 
 impl Drop for Later {
@@ -121,14 +122,14 @@ impl Drop for Later {
 /// All streams.
 #[derive(Debug)]
 pub(super) struct Table {
-    streams: Mutex<Streams>,
+    streams: Mutex<Places>,
     records: Arc<RecordPool>,
     limits: Limits,
 }
 
 /// By index of the record.
 #[derive(Debug, Default)]
-struct Streams {
+struct Places {
     places: Vec<Place>,
     count: usize,
     /// No stream is taken over any more.
@@ -141,11 +142,11 @@ struct Streams {
 #[derive(Debug, Default)]
 struct Place {
     look_at_ns: u64,
-    stream: Option<Box<Stream>>,
+    stream: Option<Box<SplicedStream>>,
 }
 
-impl Streams {
-    fn insert(&mut self, stream: Stream) {
+impl Places {
+    fn insert(&mut self, stream: SplicedStream) {
         let index = stream.record.index() as usize;
         if index >= self.places.len() {
             self.places.resize_with(index + 1, Place::default);
@@ -178,7 +179,7 @@ impl Table {
         &self.limits
     }
 
-    fn lock(&self) -> MutexGuard<'_, Streams> {
+    fn lock(&self) -> MutexGuard<'_, Places> {
         // Nothing panics while it is held.
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,7 +189,7 @@ impl Table {
     }
 
     /// Takes a stream over. Its events may have come already. With `ended`, it only lingers.
-    pub(super) fn insert(&self, mut stream: Stream, ended: Option<End>) {
+    pub(super) fn insert(&self, mut stream: SplicedStream, ended: Option<End>) {
         if let Some((open, end)) = stream.open.take_if(|_| ended.is_some()).zip(ended) {
             open.end(end);
         }
@@ -214,6 +215,18 @@ impl Table {
             streams.look(index, clock::monotonic_ns(), &self.limits, &mut later);
         }
         drop(streams);
+    }
+
+    /// Looks at the streams of these records, whichever they are by now.
+    pub(super) fn examine_records(&self, records: &[u32]) {
+        let mut later = Later::default();
+        let now_ns = clock::monotonic_ns();
+        let mut streams = self.lock();
+        for &record in records {
+            if (record as usize) < streams.places.len() {
+                streams.look(record as usize, now_ns, &self.limits, &mut later);
+            }
+        }
     }
 
     /// Looks at all streams whose time has come; at every one if an event was lost, or may have been.
@@ -277,8 +290,8 @@ impl Table {
         living
     }
 
-    fn close(&self) -> impl Iterator<Item = Box<Stream>> {
-        let streams = mem::replace(&mut *self.lock(), Streams { are_closed: true, ..Streams::default() });
+    fn close(&self) -> impl Iterator<Item = Box<SplicedStream>> {
+        let streams = mem::replace(&mut *self.lock(), Places { are_closed: true, ..Places::default() });
         streams.places.into_iter().filter_map(|place| place.stream)
     }
 }

@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::*;
-use crate::telemetry::Telemetry;
-use crate::telemetry::flows::FlowInfo;
+use crate::streams::{StreamInfo, Streams};
+use crate::telemetry::Metrics;
 
 const MIB: usize = 1 << 20;
 /// Far above anything that passes; a test that gets there hangs.
@@ -25,7 +25,8 @@ struct Rig {
     backend: TcpStream,
     relay: JoinHandle<()>,
     pipes: Arc<Pipes>,
-    telemetry: Arc<Telemetry>,
+    streams: Arc<Streams>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
@@ -40,7 +41,8 @@ impl Rig {
     async fn start(options: Options) -> Self {
         let (client, downstream) = connected().await;
         let (backend, upstream) = connected().await;
-        let telemetry = Telemetry::new();
+        let metrics = Metrics::new();
+        let streams = Streams::new(&metrics);
         let session = Session {
             downstream,
             upstream,
@@ -48,7 +50,7 @@ impl Rig {
             to_upstream: Bytes::from_static(options.to_upstream),
             to_downstream: Bytes::from_static(options.to_downstream),
             idle_timeout: options.idle_timeout,
-            flow: telemetry.flows.open(FlowInfo {
+            guard: streams.open(StreamInfo {
                 client: client.local_addr().unwrap(),
                 cluster: "sio".into(),
                 endpoint: backend.local_addr().unwrap(),
@@ -58,15 +60,15 @@ impl Rig {
         let pipes = Arc::new(Pipes::new(options.pipes));
         let lent = Arc::clone(&pipes);
         let relay = tokio::spawn(async move { run(session, &lent).await });
-        Self { client, backend, relay, pipes, telemetry }
+        Self { client, backend, relay, pipes, streams, metrics }
     }
 
     /// Waits until the relay is done, and tells how the stream was counted.
     async fn end(self) -> (End, [u64; 2]) {
         timeout(HANG, self.relay).await.expect("the relay ends").unwrap();
-        assert!(self.telemetry.flows.is_empty());
+        assert!(self.streams.is_empty());
         assert_eq!(self.pipes.left(), self.pipes.max);
-        let metrics = &self.telemetry.metrics;
+        let metrics = &self.metrics;
         let end = End::VARIANTS
             .iter()
             .copied()
@@ -243,6 +245,20 @@ async fn reset_after_half_close() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_asked_to_end_resets_both_peers() {
+    let mut rig = Rig::start(Options::default()).await;
+    rig.client.write_all(b"hello").await.unwrap();
+    let mut hello = [0; 5];
+    rig.backend.read_exact(&mut hello).await.unwrap();
+    rig.streams.snapshot()[0].end(End::NotCarried);
+    for peer in [&mut rig.client, &mut rig.backend] {
+        let error = timeout(HANG, peer.read(&mut [0])).await.expect("the stream ends").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+    assert_eq!(rig.end().await, (End::NotCarried, [5, 0]));
+}
+
+#[tokio::test]
 async fn idle_timeout_counts_from_the_last_byte() {
     let limit = Duration::from_millis(400);
     let mut rig = Rig::start(Options { idle_timeout: Some(limit), ..Options::default() }).await;
@@ -294,7 +310,7 @@ async fn bulk_takes_pipes_and_gives_them_back() {
     let (mut up, mut down) = (vec![0; sent.len()], vec![0; sent.len()]);
     let fewest_left = async {
         let mut fewest = usize::MAX;
-        while rig.telemetry.flows.snapshot()[0].bytes().iter().sum::<u64>() < 2 * sent.len() as u64 {
+        while rig.streams.snapshot()[0].bytes().iter().sum::<u64>() < 2 * sent.len() as u64 {
             fewest = fewest.min(rig.pipes.left());
             sleep(Duration::from_millis(1)).await;
         }
@@ -421,7 +437,7 @@ async fn streams_of_random_shape_arrive_whole() {
 async fn idle_stream_is_small() {
     let (_client, downstream) = connected().await;
     let (_backend, upstream) = connected().await;
-    let telemetry = Telemetry::new();
+    let streams = Streams::new(&Metrics::new());
     let session = Session {
         downstream,
         upstream,
@@ -429,7 +445,7 @@ async fn idle_stream_is_small() {
         to_upstream: Bytes::new(),
         to_downstream: Bytes::new(),
         idle_timeout: None,
-        flow: telemetry.flows.open(FlowInfo {
+        guard: streams.open(StreamInfo {
             client: "192.0.2.1:5000".parse().unwrap(),
             cluster: "sio".into(),
             endpoint: "192.0.2.9:3000".parse().unwrap(),

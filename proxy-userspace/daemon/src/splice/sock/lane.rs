@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep};
 use super::super::relay::{Broken, pump, write_all};
 use super::Shared;
 use super::watch::{GATE, HANG_UP, Signal, TAKE_BACK, WARN, Watch};
-use crate::telemetry::flows::Flow;
+use crate::streams::Stream;
 
 /// Payload bytes that a flow may move without userspace looking at its reader: the most that the
 /// kernel ever holds for it besides the sockets' own buffers. It takes a userspace that gets no CPU
@@ -116,7 +116,7 @@ pub(super) struct Lane<'a> {
     from: &'a Socket<'a>,
     to: &'a Socket<'a>,
     /// Counts bytes that userspace has moved.
-    add: fn(&Flow, u64),
+    add: fn(&Stream, u64),
     base: OnceLock<Base>,
 }
 
@@ -125,7 +125,7 @@ impl<'a> Lane<'a> {
         session: &'a Shared<'a>,
         from: &'a Socket<'a>,
         to: &'a Socket<'a>,
-        add: fn(&Flow, u64),
+        add: fn(&Stream, u64),
     ) -> Self {
         Self { session, from, to, add, base: OnceLock::new() }
     }
@@ -287,7 +287,7 @@ impl<'a> Lane<'a> {
         self.session.splice.maps.remove_source(self.from.cookie);
         drop(hold);
         tracing::debug!(
-            stream = self.session.flow.flow().id,
+            stream = self.session.guard.stream().id,
             redirected,
             parked = parked.len(),
             "a direction is back in userspace"
@@ -371,7 +371,7 @@ impl<'a> Lane<'a> {
     }
 
     fn moved(&self, bytes: u64) {
-        (self.add)(self.session.flow.flow(), bytes);
+        (self.add)(self.session.guard.stream(), bytes);
     }
 }
 

@@ -14,13 +14,13 @@ const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 struct Rig {
     connector: Connector,
     ports: SourcePorts,
-    telemetry: Arc<Telemetry>,
+    metrics: Arc<Metrics>,
     listener: TcpListener,
 }
 
 impl Rig {
     async fn new(sources: &[&str], ports: RangeInclusive<u16>) -> Self {
-        let telemetry = Telemetry::new();
+        let metrics = Metrics::new();
         let cluster = config::Cluster {
             name: "sio".to_owned(),
             lb_policy: LbPolicy::RING_HASH,
@@ -29,9 +29,9 @@ impl Rig {
             healthy_panic_threshold: 50.0,
             source_addresses: sources.iter().map(|source| source.parse().unwrap()).collect(),
         };
-        let ports = SourcePorts::new(&[ports], &telemetry);
-        let connector = Connector::new(&cluster, &telemetry);
-        Self { connector, ports, telemetry, listener: TcpListener::bind((HERE, 0)).await.unwrap() }
+        let ports = SourcePorts::new(&[ports], &metrics);
+        let connector = Connector::new(&cluster, &metrics);
+        Self { connector, ports, metrics, listener: TcpListener::bind((HERE, 0)).await.unwrap() }
     }
 
     fn endpoint(&self) -> SocketAddr {
@@ -44,7 +44,7 @@ impl Rig {
 
     fn used(&self) -> i64 {
         let endpoint = self.endpoint().to_string();
-        self.telemetry.metrics.source_ports.with_label_values(&[endpoint.as_str(), "used"]).get()
+        self.metrics.source_ports.with_label_values(&[endpoint.as_str(), "used"]).get()
     }
 }
 
@@ -174,12 +174,12 @@ async fn a_source_address_that_is_not_here_is_passed_over() {
 async fn a_refused_stream_gives_its_port_back() {
     let rig = Rig::new(&[], 20160..=20160).await;
     let endpoint = rig.endpoint();
-    let Rig { connector, ports, telemetry, listener } = rig;
+    let Rig { connector, ports, metrics, listener } = rig;
     drop(listener);
     for _ in 0..3 {
         let error = connector.connect_stream(endpoint, None, Some(&ports)).await.unwrap_err();
         assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
     }
     let endpoint = endpoint.to_string();
-    assert_eq!(telemetry.metrics.source_ports.with_label_values(&[endpoint.as_str(), "used"]).get(), 0);
+    assert_eq!(metrics.source_ports.with_label_values(&[endpoint.as_str(), "used"]).get(), 0);
 }

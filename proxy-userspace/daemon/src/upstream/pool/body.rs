@@ -8,8 +8,8 @@ use bytes::Bytes;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 
 use super::Key;
+use super::connection::PooledConn;
 use super::idle::Idle;
-use super::kept::Kept;
 
 /// Polls the connection that it comes on, and gives it back to the pool at its end. Dropped before, it closes
 /// the connection.
@@ -23,26 +23,26 @@ pub struct Body {
 #[derive(Debug)]
 struct Lent {
     key: Key,
-    kept: Box<Kept>,
+    connection: Box<PooledConn>,
     idle: Arc<Idle>,
 }
 
 impl Body {
-    /// The body of a response that came on `kept`.
-    pub(super) fn new(incoming: Incoming, key: Key, kept: Box<Kept>, idle: Arc<Idle>) -> Self {
-        let mut body = Self { incoming, lent: Some(Lent { key, kept, idle }) };
+    /// The body of a response that came on `connection`.
+    pub(super) fn new(incoming: Incoming, key: Key, connection: Box<PooledConn>, idle: Arc<Idle>) -> Self {
+        let mut body = Self { incoming, lent: Some(Lent { key, connection, idle }) };
         if body.incoming.is_end_stream() {
-            // It may never be polled.
+            // Nobody polls a body that is at its end.
             body.give_back();
         }
         body
     }
 
     fn give_back(&mut self) {
-        if let Some(Lent { key, kept, idle }) = self.lent.take()
-            && kept.is_ready()
+        if let Some(Lent { key, connection, idle }) = self.lent.take()
+            && connection.is_ready()
         {
-            idle.put(key, kept);
+            idle.put(key, connection);
         }
     }
 }
@@ -61,7 +61,7 @@ impl hyper::body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
         let Some(lent) = &mut this.lent else { return Pin::new(&mut this.incoming).poll_frame(cx) };
-        let frame = ready!(lent.kept.poll_frame(cx, &mut this.incoming));
+        let frame = ready!(lent.connection.poll_frame(cx, &mut this.incoming));
         // Whoever knows that this was the last piece does not ask for another.
         let more = matches!(&frame, Some(Ok(frame)) if frame.is_data());
         if !more || this.incoming.is_end_stream() {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::Key;
-use super::kept::Kept;
+use super::connection::PooledConn;
 
 /// Shorter than the 5 s after which Node's HTTP server (socket.io's) closes an idle connection, so
 /// that it is rarely closed just when a request is written to it.
@@ -30,7 +30,7 @@ struct State {
 
 #[derive(Debug)]
 struct Parked {
-    kept: Box<Kept>,
+    connection: Box<PooledConn>,
     since: Instant,
 }
 
@@ -47,7 +47,7 @@ impl Idle {
     }
 
     /// The connection that was used last. Its endpoint may have closed it.
-    pub(super) fn take(&self, key: &Key) -> Option<Box<Kept>> {
+    pub(super) fn take(&self, key: &Key) -> Option<Box<PooledConn>> {
         let mut state = self.lock();
         let parked = state.parked.get_mut(key)?;
         let last = parked.pop()?;
@@ -56,16 +56,16 @@ impl Idle {
             parked.clear();
             return None;
         }
-        Some(last.kept)
+        Some(last.connection)
     }
 
     /// Keeps a connection that is ready for a request.
-    pub(super) fn put(self: &Arc<Self>, key: Key, kept: Box<Kept>) {
-        kept.let_go();
+    pub(super) fn put(self: &Arc<Self>, key: Key, connection: Box<PooledConn>) {
+        connection.let_go();
         let mut state = self.lock();
         let parked = state.parked.entry(key).or_default();
         if parked.len() < MAX_IDLE {
-            parked.push(Parked { kept, since: Instant::now() });
+            parked.push(Parked { connection, since: Instant::now() });
         }
         if !std::mem::replace(&mut state.swept, true) {
             tokio::spawn(sweep(Arc::downgrade(self)));
@@ -73,9 +73,9 @@ impl Idle {
     }
 
     /// Keeps a connection once its request and response are over.
-    pub(super) async fn keep_when_ready(self: Arc<Self>, key: Key, mut kept: Box<Kept>) {
-        if kept.ready().await {
-            self.put(key, kept);
+    pub(super) async fn keep_when_ready(self: Arc<Self>, key: Key, mut connection: Box<PooledConn>) {
+        if connection.ready().await {
+            self.put(key, connection);
         }
     }
 

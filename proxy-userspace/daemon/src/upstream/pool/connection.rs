@@ -1,4 +1,4 @@
-//! One connection that is kept between requests.
+//! One connection of the pool, which serves one request after the other.
 
 use std::future::{Future as _, poll_fn};
 use std::pin::{Pin, pin};
@@ -20,7 +20,7 @@ use crate::upstream::connect::MAX_BUFFER;
 /// their turn.
 const POLLS: usize = 4;
 
-pub(super) struct Kept {
+pub(super) struct PooledConn {
     sender: SendRequest<Outgoing>,
     /// `None`: it has ended.
     connection: Option<Connection<TokioIo<TcpStream>, Outgoing>>,
@@ -29,7 +29,7 @@ pub(super) struct Kept {
     waker: Waker,
 }
 
-impl Kept {
+impl PooledConn {
     /// Speaks HTTP on a new connection.
     pub(super) async fn new(socket: TcpStream) -> hyper::Result<Self> {
         let (sender, connection) =
@@ -124,9 +124,9 @@ impl Kept {
     }
 }
 
-impl std::fmt::Debug for Kept {
+impl std::fmt::Debug for PooledConn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Kept").field("connection", &self.connection).finish_non_exhaustive()
+        f.debug_struct("PooledConn").field("connection", &self.connection).finish_non_exhaustive()
     }
 }
 

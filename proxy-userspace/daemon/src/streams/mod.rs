@@ -1,8 +1,18 @@
-//! What carries a stream, and how it ended: the words of `/flows`, the metrics and the log.
+//! The live streams: which there are (`registry`), what is known of each (`stream`), how one is shown (`row`), and the
+//! source ports that they have (`ports`). What carries a stream is not known here.
+
+pub mod ports;
+mod registry;
+mod row;
+mod stream;
 
 use strum::{IntoStaticStr, VariantArray};
 
-/// What carries a stream.
+pub use registry::{StreamGuard, Streams};
+pub use row::Row;
+pub use stream::{Carrier, Stream, StreamInfo};
+
+/// What carries a stream: a word of `/flows`, the metrics and the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", const_into_str)]
 pub enum Path {
@@ -11,7 +21,7 @@ pub enum Path {
     Packet,
 }
 
-/// How a stream ended.
+/// How a stream ended: a word of the metrics and the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", const_into_str)]
 pub enum End {

@@ -23,7 +23,7 @@ use steer_kernel::net::route::Sources;
 use thiserror::Error;
 
 use self::free::FreePorts;
-use crate::telemetry::Telemetry;
+use crate::telemetry::Metrics;
 
 /// Hands out source ports. One for the whole process; clones share everything.
 #[derive(Debug, Clone)]
@@ -112,10 +112,7 @@ pub struct Lease {
 impl SourcePorts {
     /// With the configured ports, which are reserved if the kernel would give them out, or else with those that
     /// it does not.
-    pub fn start(
-        configured: Option<&[RangeInclusive<u16>]>,
-        telemetry: &Telemetry,
-    ) -> Result<Self, PortsError> {
+    pub fn start(configured: Option<&[RangeInclusive<u16>]>, metrics: &Metrics) -> Result<Self, PortsError> {
         let local = host::ip_local_port_range().map_err(PortsError::Unreadable)?;
         let reserved = host::reserved_ports().map_err(PortsError::Unreadable)?;
         let (ranges, added) = match configured {
@@ -130,21 +127,21 @@ impl SourcePorts {
             return Err(PortsError::NoneLeft { local });
         }
         tracing::info!(ports = ranges::text(&ranges), "source ports for streams");
-        Ok(Self::with_reserved(&ranges, &added, telemetry))
+        Ok(Self::with_reserved(&ranges, &added, metrics))
     }
 
     /// `ranges` must not overlap.
-    pub fn new(ranges: &[RangeInclusive<u16>], telemetry: &Telemetry) -> Self {
-        Self::with_reserved(ranges, &[], telemetry)
+    pub fn new(ranges: &[RangeInclusive<u16>], metrics: &Metrics) -> Self {
+        Self::with_reserved(ranges, &[], metrics)
     }
 
     fn with_reserved(
         ranges: &[RangeInclusive<u16>],
         reserved: &[RangeInclusive<u16>],
-        telemetry: &Telemetry,
+        metrics: &Metrics,
     ) -> Self {
         let (ranges, reserved) = (ranges.into(), reserved.into());
-        let gauges = telemetry.metrics.source_ports.clone();
+        let gauges = metrics.source_ports.clone();
         let (pools, sources) = (Mutex::default(), Sources::new());
         Self { inner: Arc::new(Inner { ranges, reserved, pools, gauges, sources }) }
     }
@@ -353,14 +350,14 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn gauge(telemetry: &Telemetry, endpoint: &str, kind: &str) -> i64 {
-        telemetry.metrics.source_ports.with_label_values(&[endpoint, kind]).get()
+    fn gauge(metrics: &Metrics, endpoint: &str, kind: &str) -> i64 {
+        metrics.source_ports.with_label_values(&[endpoint, kind]).get()
     }
 
     #[test]
     fn each_endpoint_and_each_source_has_all_ports() {
-        let telemetry = Telemetry::new();
-        let ports = SourcePorts::new(&[2000..=2003], &telemetry);
+        let metrics = Metrics::new();
+        let ports = SourcePorts::new(&[2000..=2003], &metrics);
         let (one, two): (IpAddr, IpAddr) = (address("10.0.0.1"), address("10.0.0.2"));
         let mut leases = Vec::new();
         for (source, endpoint) in [(one, A), (one, B), (two, A)] {
@@ -368,27 +365,27 @@ mod tests {
             let exhausted = ports.lease(source, address(endpoint)).unwrap_err();
             assert_eq!(exhausted.endpoint, address(endpoint));
         }
-        assert_eq!((gauge(&telemetry, A, "used"), gauge(&telemetry, A, "limit")), (8, 8));
-        assert_eq!((gauge(&telemetry, B, "used"), gauge(&telemetry, B, "limit")), (4, 4));
+        assert_eq!((gauge(&metrics, A, "used"), gauge(&metrics, A, "limit")), (8, 8));
+        assert_eq!((gauge(&metrics, B, "used"), gauge(&metrics, B, "limit")), (4, 4));
         assert_eq!(leases[0].address(), address("10.0.0.1:2000"));
 
         let freed = leases.swap_remove(0).address();
         assert_eq!(ports.lease(one, address(A)).unwrap().address(), freed);
         drop(leases);
-        assert_eq!((gauge(&telemetry, A, "used"), gauge(&telemetry, B, "used")), (0, 0));
-        assert_eq!(gauge(&telemetry, A, "limit"), 8);
+        assert_eq!((gauge(&metrics, A, "used"), gauge(&metrics, B, "used")), (0, 0));
+        assert_eq!(gauge(&metrics, A, "limit"), 8);
     }
 
     #[test]
     fn sources_share_the_load_and_stand_in_for_each_other() {
-        let telemetry = Telemetry::new();
-        let ports = SourcePorts::new(&[2000..=2009], &telemetry);
+        let metrics = Metrics::new();
+        let ports = SourcePorts::new(&[2000..=2009], &metrics);
         let sources: [IpAddr; 2] = [address("10.0.0.1"), address("10.0.0.2")];
         let lease = || ports.lease_any(&sources, address(A));
         let leases: Vec<_> = (0..10).map(|_| lease().unwrap()).collect();
         let of_one = leases.iter().filter(|lease| lease.address().ip() == sources[0]).count();
         assert_eq!(of_one, 5);
-        assert_eq!(gauge(&telemetry, A, "limit"), 20);
+        assert_eq!(gauge(&metrics, A, "limit"), 20);
         let more: Vec<_> = (0..10).map(|_| lease().unwrap()).collect();
         assert_eq!(lease().unwrap_err(), PortsExhausted { endpoint: address(A), limit: 20 });
         drop(more);
@@ -398,8 +395,8 @@ mod tests {
 
     #[test]
     fn an_address_is_the_same_in_either_form() {
-        let telemetry = Telemetry::new();
-        let ports = SourcePorts::new(&[2000..=2000], &telemetry);
+        let metrics = Metrics::new();
+        let ports = SourcePorts::new(&[2000..=2000], &metrics);
         let lease = ports.lease(address("::ffff:10.0.0.1"), address("[::ffff:192.0.2.9]:3000")).unwrap();
         assert_eq!(lease.address(), address("10.0.0.1:2000"));
         assert!(ports.lease(address("10.0.0.1"), address(A)).is_err());
@@ -407,35 +404,35 @@ mod tests {
 
     #[test]
     fn a_foreign_port_is_not_given_again_at_once() {
-        let telemetry = Telemetry::new();
-        let ports = SourcePorts::new(&[2000..=2001], &telemetry);
+        let metrics = Metrics::new();
+        let ports = SourcePorts::new(&[2000..=2001], &metrics);
         let lease = || ports.lease(address("10.0.0.1"), address(A));
         lease().unwrap().give_back_foreign();
         let other = lease().unwrap();
         assert_eq!(other.address().port(), 2001);
         assert!(lease().is_err());
-        assert_eq!(gauge(&telemetry, A, "used"), 1);
+        assert_eq!(gauge(&metrics, A, "used"), 1);
     }
 
     #[test]
     fn a_port_of_an_earlier_process_is_leased_until_its_stream_ends() {
-        let telemetry = Telemetry::new();
-        let ports = SourcePorts::new(&[2000..=2001], &telemetry);
+        let metrics = Metrics::new();
+        let ports = SourcePorts::new(&[2000..=2001], &metrics);
         let lease = ports.lease_this(address("10.0.0.1:2000"), address(A)).unwrap();
         assert!(ports.lease_this(address("10.0.0.1:2000"), address(A)).is_none());
         assert!(ports.lease_this(address("10.0.0.1:3000"), address(A)).is_none());
-        assert_eq!((gauge(&telemetry, A, "used"), gauge(&telemetry, A, "limit")), (1, 2));
+        assert_eq!((gauge(&metrics, A, "used"), gauge(&metrics, A, "limit")), (1, 2));
         let other = ports.lease(address("10.0.0.1"), address(A)).unwrap();
         assert_eq!(other.address(), address("10.0.0.1:2001"));
         drop(lease);
-        assert_eq!(gauge(&telemetry, A, "used"), 1);
+        assert_eq!(gauge(&metrics, A, "used"), 1);
         assert_eq!(ports.lease(address("10.0.0.1"), address(A)).unwrap().address(), address("10.0.0.1:2000"));
     }
 
     #[test]
     fn a_crowded_endpoint_is_warned_about_once_for_each_crossing() {
-        let telemetry = Telemetry::new();
-        let ports = SourcePorts::new(&[2000..=2009], &telemetry);
+        let metrics = Metrics::new();
+        let ports = SourcePorts::new(&[2000..=2009], &metrics);
         let lease = || ports.lease(address("10.0.0.1"), address(A)).unwrap();
         let crowded = || lock(&ports.inner.pools).budgets[&address(A)].crowded.load(Ordering::Relaxed);
         let mut leases: Vec<_> = (0..7).map(|_| lease()).collect();
@@ -450,7 +447,7 @@ mod tests {
 
     #[test]
     fn what_an_endpoint_accepts_is_remembered_for_all_its_streams() {
-        let ports = SourcePorts::new(&[2000..=2009], &Telemetry::new());
+        let ports = SourcePorts::new(&[2000..=2009], &Metrics::new());
         let lease = |source| ports.lease(address(source), address(A)).unwrap();
         let one = lease("10.0.0.1");
         assert_eq!(one.endpoint_mss(), None);
@@ -466,12 +463,12 @@ mod tests {
 
     #[test]
     fn the_kernels_settings_leave_some_ports() {
-        let telemetry = Telemetry::new();
+        let metrics = Metrics::new();
         let local = host::ip_local_port_range().unwrap();
         if *local.start() <= 10240 && *local.end() == u16::MAX {
             return;
         }
-        let ports = SourcePorts::start(None, &telemetry).unwrap();
+        let ports = SourcePorts::start(None, &metrics).unwrap();
         assert!(!local.contains(&ports.lease(address("10.0.0.1"), address(A)).unwrap().address().port()));
     }
 }
