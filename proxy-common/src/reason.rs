@@ -25,7 +25,7 @@ labelled! {
         InsertFailed = 8, "insert_failed";
         /// More bytes kept coming than the hand-over is willing to move before it switches.
         Busy = 9, "busy";
-        /// Its reader fell behind: the credit gate took it back to userspace.
+        /// The reader fell behind, and the credit gate took the stream back to userspace.
         Gated = 10, "gated";
         /// The socket's TCP state could not be read.
         StateUnreadable = 11, "state_unreadable";
@@ -53,10 +53,10 @@ labelled! {
         TcpFeature = 22, "tcp_feature";
         /// Another process has taken over and has the maps; this one ends when its own streams have ended.
         TakenOver = 23, "taken_over";
-        /// A peer's window is so small that little or nothing of it can be said in the units that the other connection
-        /// counts windows in.
+        /// A peer's window is so small that little or nothing of it can be expressed in the units
+        /// in which the other connection counts windows.
         Window = 24, "window";
-        /// Packets of a peer could not be carried lately, and a stream of it was given up for that.
+        /// Lately packets of a peer could not be carried, and a stream of that peer was given up.
         NotCarried = 25, "not_carried";
     }
 }

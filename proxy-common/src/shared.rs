@@ -19,7 +19,7 @@ pub unsafe trait Share: Copy {
     /// The same value, word by word.
     type Shared;
 
-    /// This value, so that it can be given to what works on shared ones.
+    /// This value in its shared form, for functions that work on shared values.
     #[inline(always)]
     fn shared(&mut self) -> &Self::Shared {
         // SAFETY: the layouts are the same, and the borrow leaves no other access than by the words.
@@ -34,7 +34,8 @@ pub unsafe trait Share: Copy {
     }
 }
 
-/// An integer that others may write at any time: each look at it may find another number, but never half of one.
+/// An integer that others may write at any time. Each read may find another number, but never half
+/// of one.
 #[repr(transparent)]
 pub struct Word<T>(UnsafeCell<T>);
 

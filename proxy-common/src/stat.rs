@@ -30,7 +30,7 @@ labelled! {
         DropRewrite = 10, "drop_rewrite";
         /// An acknowledgement was copied for the local stack (hand-over).
         Copied = 11, "copied";
-        /// Copying it failed; the stack waits for the next one.
+        /// Copying an acknowledgement failed; the stack waits for the next one.
         CopyFailed = 12, "copy_failed";
         /// A copy was trimmed and given to the local stack.
         CopyPassed = 13, "copy_passed";

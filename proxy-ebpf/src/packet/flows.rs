@@ -9,7 +9,7 @@ use crate::maps::{STEER_CONNS, STEER_FLOWS4, STEER_FLOWS6};
 pub(super) trait Flows: Ip {
     fn find(key: &Self::Key) -> Option<FlowRef>;
     fn forget(key: &Self::Key);
-    /// That of a record's flow.
+    /// The key of a record's flow.
     fn key_of(record: &SharedRecord, direction: Direction) -> Self::Key;
 }
 
@@ -22,7 +22,7 @@ impl Flows for Ipv4 {
 
     #[inline(always)]
     fn forget(key: &FlowKey4) {
-        // Gone already: userspace was quicker.
+        // Userspace has removed the key already.
         let _ = STEER_FLOWS4.remove(key);
     }
 
@@ -71,8 +71,9 @@ impl RecordHandle {
         self.shared.state.get()
     }
 
-    /// Takes the stream to another state, unless userspace has freed the record in between. (Between the two accesses it
-    /// still may; the state of a free record does not matter.)
+    /// Takes the stream to another state, unless userspace has freed the record meanwhile.
+    /// (Userspace may still free the record between the two accesses. The state of a free record
+    /// does not matter.)
     #[inline(always)]
     pub(super) fn advance(&self, to: u32) {
         if self.state() != state::OFF {
@@ -98,7 +99,8 @@ impl RecordHandle {
         self.shared.flags.get()
     }
 
-    /// For a stream that ends by it, in a hand-over or after: userspace adds flags only before, or to one that has ended.
+    /// Only for flags that end the stream, in a hand-over or after: userspace adds flags only
+    /// before that, or to a stream that has ended.
     #[inline(always)]
     pub(super) fn add_flags(&self, flags: u32) {
         self.shared.flags.set(self.flags() | flags);

@@ -62,7 +62,7 @@ pub(super) fn ts_value<I: Ip>(ctx: &TcContext, header_len: u32, to: &mut Transla
     if option.head == TimestampsOption::HEAD {
         return Some(Some(u32::from_be(option.value)));
     }
-    // No copy: the stack is short.
+    // Without a copy, since the stack is short.
     to.set_only_looks(true);
     let found = unusual(ctx, offset, len, to);
     to.set_only_looks(false);
@@ -99,9 +99,10 @@ fn sack(ctx: &TcContext, offset: usize, len: u32, to: &Translation) -> Option<Di
     Some(change)
 }
 
-/// Translates any other layout: the `len` bytes of options from `offset` on, in a copy. (Before Linux 5.17, which has no
-/// bpf_loop, all of them become NOPs: the verifier gives up on any other loop over them.) A function of its own in the program, as
-/// it is long and rarely called.
+/// Translates any other layout: the `len` bytes of options from `offset` on, in a copy. (Kernels
+/// before Linux 5.17 have no bpf_loop, and their verifier gives up on any other loop over options.
+/// There all of the options become NOPs.) A function of its own in the program, as it is long and
+/// rarely called.
 #[inline(never)]
 fn unusual(ctx: &TcContext, offset: usize, len: u32, to: &Translation) -> Option<Translated> {
     let len = checked(len, 1..=MAX_LEN as u32)?;
