@@ -1,9 +1,9 @@
 //! `cargo xtask build-ebpf`: builds the BPF programs into [`OBJECT`], which `steer` embeds, and
 //! those of the tests beside it.
 //!
-//! BPF is no target that rustup ships a `core` for, so a stable toolchain alone cannot do it. Two
-//! ways are known, and tried in this order: a rustc with a `core` built for BPF (Debian has one), or
-//! a rustup nightly with `rust-src`, which compiles `core` itself. Both link with bpf-linker.
+//! rustup ships no `core` for BPF, so a stable toolchain alone cannot build the programs. There are
+//! two ways, tried in this order: a rustc with a `core` built for BPF (Debian has one), or a rustup
+//! nightly with `rust-src`, which compiles `core` itself. Both link with bpf-linker.
 
 mod stack;
 mod toolchain;
@@ -70,7 +70,7 @@ fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, feature: Opti
         .args(PACKAGES)
         .arg("--target-dir")
         .arg(&target_dir)
-        // The flags of the host (a linker, a CPU) mean nothing here.
+        // The flags of the host (a linker, a CPU) do not apply to BPF.
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")

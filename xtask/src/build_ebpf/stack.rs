@@ -1,5 +1,6 @@
-//! How much stack the programs of an object take, which the verifier limits for a whole chain of calls. Newer kernels count
-//! less than older ones (6.12 rounds frames up to 16 bytes), so a program that loads here may be refused elsewhere.
+//! How much stack the programs of an object take. The verifier limits the stack of a whole chain of
+//! calls. Newer kernels count less than older ones (6.12 rounds frames up to 16 bytes), so an older
+//! kernel may refuse a program that loads here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -88,8 +89,8 @@ struct Function {
     instructions: u64,
     /// In bytes, rounded up as the verifier does.
     frame: u64,
-    /// What it calls, or gives away as a callback: both run on top of its frame. (Those of timers do not, but are
-    /// counted as if they did.)
+    /// The functions that this one calls or passes as callbacks: both run on top of its frame.
+    /// (Callbacks of timers do not, but are counted as if they did.)
     calls: Vec<Address>,
     is_program: bool,
 }
@@ -220,7 +221,7 @@ fn read(
             _ => {}
         }
         if opcode == LOAD_64 {
-            // It fills two slots.
+            // This instruction fills two slots.
             slots.next().context("it ends in the middle of an instruction")?;
         }
     }

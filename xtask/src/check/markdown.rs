@@ -1,4 +1,5 @@
-//! The form of the Markdown files: no line of text beyond [`COLUMNS`], and no file named that is not there.
+//! The form of the Markdown files: no line of text is longer than [`COLUMNS`], and every file that
+//! a page names exists.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use super::paths;
 use crate::exec::root;
 
-/// What a line may have, in characters. Longer ones are hard to review: a diff shows them as a whole.
+/// The longest line, in characters. Longer lines are hard to review, since a diff shows whole
+/// lines.
 const COLUMNS: usize = 120;
 
 /// Checks the Markdown files at the top of the repository and below `docs/`.

@@ -1,5 +1,5 @@
-//! Whether docs/architecture.md tells the truth about the crates and their modules: what each uses, and whether it may have
-//! unsafe code.
+//! Whether docs/architecture.md is right about the crates and their modules: what each of them
+//! uses, and whether it may have unsafe code.
 
 use std::collections::BTreeSet;
 use std::fs;

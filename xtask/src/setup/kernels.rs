@@ -13,7 +13,8 @@ use steer_tests::kernels::{Distribution, Kernel, UBUNTU_MIRROR, of_form};
 use super::{Package, debian_packages, text_of};
 use crate::exec::{answer, run_quietly, step, target};
 
-/// Of what the metapackage depends on, what makes a kernel: one package for older ones, and more for newer ones.
+/// The dependencies of the metapackage that make up a kernel: one package for older kernels, and
+/// more for newer ones.
 const PARTS: [&str; 4] = ["linux-image-", "linux-base-", "linux-binary-", "linux-modules-"];
 /// Modules that no guest needs.
 const LEFT_OUT: &str = "linux-modules-extra-";
@@ -60,7 +61,7 @@ fn prepare(kernel: &Kernel, place: &Path) -> Result<()> {
     fs::copy(image, place.join("vmlinuz")).context("cannot copy the kernel")?;
     write_modules(&root, &release, &place.join("modules.cpio"))?;
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
-    // Last: now all is there.
+    // This file comes last: it tells that everything is there.
     fs::write(place.join("release"), &release).context("cannot write the kernel's release")
 }
 
@@ -105,7 +106,7 @@ Dir::Etc::SourceList \"{place}/sources.list\";
 Dir::Etc::SourceParts \"-\";
 Acquire::Languages \"none\";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";
-// Its own user may not be able to reach this place.
+// apt's own user may not be able to read this directory.
 APT::Sandbox::User \"root\";
 "
         )
@@ -196,7 +197,7 @@ fn write_modules(root: &Path, release: &str, to: &Path) -> Result<()> {
             (name_of(path) == wanted).then_some((path, needs))
         });
         let (path, needs) = line.with_context(|| format!("Linux {release} has no module {wanted}"))?;
-        // What depends on others comes before them there.
+        // In this list, a module comes before the modules that it needs.
         for path in needs.split_whitespace().rev().chain([path]) {
             if !order.contains(&path) {
                 order.push(path);

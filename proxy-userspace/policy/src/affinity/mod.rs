@@ -41,9 +41,9 @@ struct Shares {
 /// An endpoint as a table sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Member<'a> {
-    /// What the table answers with.
+    /// The number that the table answers with.
     pub index: u32,
-    /// The bytes that are hashed for it.
+    /// The bytes that are hashed for the endpoint.
     pub key: &'a [u8],
     /// 1 or more.
     pub weight: u32,

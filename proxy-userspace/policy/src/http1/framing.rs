@@ -15,7 +15,7 @@ pub struct Limits {
 /// What stands at the front of the unread bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// Cannot be told before more bytes arrive.
+    /// More bytes are needed to tell.
     Incomplete,
     /// This many bytes of empty lines before a request line (RFC 9112, 2.2), to be skipped.
     Blank(usize),
@@ -23,7 +23,7 @@ pub enum Event {
     Head { len: usize, head: Head },
     /// This many bytes of the current request's body, chunk framing included.
     Body(usize),
-    /// Nothing after this can be understood any more.
+    /// Nothing after this point can be understood.
     Malformed(Malformed),
 }
 
@@ -44,7 +44,7 @@ enum State {
     Broken(Malformed),
 }
 
-/// How far an incomplete head was looked at.
+/// How many bytes of an incomplete head were examined.
 #[derive(Debug, Clone, Copy, Default)]
 struct HeadScan {
     scanned: usize,
@@ -157,7 +157,7 @@ impl Framing {
         match head::check(bytes) {
             Ok(head) => {
                 self.state = match head.body {
-                    // Not framed: it follows the 101 as it is.
+                    // Bytes after an upgrade have no framing: they follow the 101 unchanged.
                     _ if head.upgrade => State::Head(HeadScan::default()),
                     BodyFraming::None => State::Head(HeadScan::default()),
                     BodyFraming::Length(length) => State::Length(length),
@@ -187,7 +187,8 @@ impl Framing {
                     self.state = State::Head(HeadScan::default());
                     return Event::Body(at + 1);
                 }
-                // What came before it is told first, so that segments make no difference.
+                // Bytes before the problem are reported first, so that the result does not depend
+                // on segments.
                 Err(why) if at == 0 => return self.malformed(why),
                 Err(_) => break,
             }

@@ -164,7 +164,8 @@ fn request_line(line: &[u8]) -> Result<bool, Malformed> {
         return Err(Malformed::RequestLine);
     }
     if target.contains(&b'#') {
-        // http::Uri would drop it in silence, and with it what another parser takes for the path.
+        // http::Uri would silently drop the fragment, and with it a part that another parser takes
+        // for the path.
         return Err(Malformed::Fragment);
     }
     if target.len() > MAX_TARGET {
