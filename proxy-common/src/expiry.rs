@@ -13,7 +13,8 @@ pub const RECORDS_A_TICK: u32 = 4096;
 /// Records expired per tick, at most: to take the keys of a stream out takes about a microsecond.
 pub const GIVEN_UP_A_TICK: u32 = 512;
 
-/// The only value of the map `STEER_AGEING`. Times in nanoseconds, points in time by CLOCK_MONOTONIC.
+/// The only value of the map `STEER_AGEING`. Times in nanoseconds, points in time by
+/// CLOCK_MONOTONIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Expiry {

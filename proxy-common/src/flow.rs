@@ -13,7 +13,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::shared::{Word, shared};
 
-/// Index of a [`Record`] in the map `STEER_CONNS`, with the direction in the lowest bit: the value of the flow maps.
+/// Index of a [`Record`] in the map `STEER_CONNS`, with the direction in the lowest bit: the value
+/// of the flow maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct FlowRef(pub u32);
@@ -53,7 +54,8 @@ impl Direction {
     }
 }
 
-/// Key of `FLOWS4`: a packet as it arrives, so the source is the peer and the destination is the proxy.
+/// Key of `FLOWS4`: a packet as it arrives, so the source is the peer and the destination is the
+/// proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct FlowKey4 {
@@ -77,21 +79,21 @@ pub struct FlowKey6 {
     pub ports: u32,
 }
 
-/// Values of [`Record::state`]. Userspace takes OFF -> HAND_OVER -> SPLICED, and anything -> OFF when it frees
-/// the record; the program takes the later ones. Every change is a compare-exchange or a store that loses
-/// nothing when it is overwritten by a later state.
+/// Values of [`Record::state`]. Userspace takes OFF -> HAND_OVER -> SPLICED, and anything -> OFF
+/// when it frees the record; the program takes the later ones. Every change is a compare-exchange
+/// or a store that loses nothing when it is overwritten by a later state.
 pub mod state {
     /// Not in use, or not active yet: packets pass to the local stack.
     pub const OFF: u32 = 0;
-    /// Packets are spliced; the proxy's sockets still own bytes that are not acknowledged, so they are
-    /// given copies of acknowledgements ([`super::flags::COPY_ACKS`]).
+    /// Packets are spliced; the proxy's sockets still own bytes that are not acknowledged, so they
+    /// are given copies of acknowledgements ([`super::flags::COPY_ACKS`]).
     pub const HAND_OVER: u32 = 1;
     /// Packets are spliced; there are no sockets (or there will be none in a moment).
     pub const SPLICED: u32 = 2;
     /// Both FINs were acknowledged. Late retransmissions are still spliced.
     pub const FINISHED: u32 = 3;
-    /// A plausible RST went through, or Steer has ended the stream. Stragglers are still spliced, unless it is
-    /// [given up](super::flags::GIVEN_UP).
+    /// A plausible RST went through, or Steer has ended the stream. Stragglers are still spliced,
+    /// unless it is [given up](super::flags::GIVEN_UP).
     pub const RESET: u32 = 4;
     /// The tuple was taken by a new connection: packets pass to the local stack.
     pub const DEAD: u32 = 5;
@@ -135,8 +137,8 @@ pub mod output {
 }
 
 shared! {
-    /// One stream. Userspace sees the whole array through mmap and writes single fields of it, never a
-    /// whole live record (that would undo what the program writes).
+    /// One stream. Userspace sees the whole array through mmap and writes single fields of it,
+    /// never a whole live record (that would undo what the program writes).
     pub struct Record, shared as SharedRecord align(64) {
         #[cfg(feature = "other-layout")]
         pub other: [u64; 8],
@@ -227,10 +229,12 @@ shared! {
         pub to_ports: u32,
         /// Added to `seq`.
         pub seq_delta: u32,
-        /// Added to `ack` and to both edges of SACK blocks; the negative of the other direction's `seq_delta`.
+        /// Added to `ack` and to both edges of SACK blocks; the negative of the other direction's
+        /// `seq_delta`.
         pub ack_delta: u32,
-        /// Added to TSval, and subtracted from the TSecr of the other direction. 0: not known yet. Written once, by the program
-        /// that sees the first believed packet with a timestamp after the hand-over.
+        /// Added to TSval, and subtracted from the TSecr of the other direction. 0: not known yet.
+        /// Written once, by the program that sees the first believed packet with a timestamp after
+        /// the hand-over.
         pub ts_shift: u32,
         /// No packet leaves in this direction with a TSval below this one, and the local socket of
         /// the outgoing connection has sent none above this one. 0 until the record is about to
@@ -243,21 +247,23 @@ shared! {
         pub ifindex: u32,
         /// One of [`output`].
         pub output: u8,
-        /// `window << left >> right`, at most 65,535: from the peer's scale to the one that the proxy announced
-        /// on the outgoing connection. Each 0 to 14.
+        /// `window << left >> right`, at most 65,535: from the peer's scale to the one that the
+        /// proxy announced on the outgoing connection. Each 0 to 14.
         pub window_left: u8,
         pub window_right: u8,
         pub _pad: u8,
-        /// Arrival space: one past what the local socket of the arrival connection has received, and therefore
-        /// acknowledged. In HAND_OVER nothing acknowledges less to this direction's peer.
+        /// Arrival space: one past what the local socket of the arrival connection has received,
+        /// and therefore acknowledged. In HAND_OVER nothing acknowledges less to this direction's
+        /// peer.
         pub received: u32,
     }
 }
 
 shared! {
-    /// What the program counts and remembers of this direction. Userspace initialises `seq_end`, `ack_end`
-    /// and (for FINs which the socket had seen) `fin_end` and `bits`; after that only the program writes, except `own_end`
-    /// and, in HAND_OVER, `fin_end` and `bits` for FINs that the socket sees.
+    /// What the program counts and remembers of this direction. Userspace initialises `seq_end`,
+    /// `ack_end` and (for FINs which the socket had seen) `fin_end` and `bits`; after that only the
+    /// program writes, except `own_end` and, in HAND_OVER, `fin_end` and `bits` for FINs that the
+    /// socket sees.
     pub struct DirLive, shared as SharedLive {
         pub packets: u64,
         #[cfg(feature = "other-layout")]
@@ -290,8 +296,9 @@ shared! {
         /// The lower half of the kernel's jiffies when `last_packet_ns` was set, so that the clock
         /// is read only once in a jiffy.
         pub tick: u32,
-        /// In `ack` space of this flow: end of what the local socket of the *arrival* connection has been given to
-        /// send. Userspace writes it before each write to that socket; the program reads it in HAND_OVER.
+        /// In `ack` space of this flow: end of what the local socket of the *arrival* connection
+        /// has been given to send. Userspace writes it before each write to that socket; the
+        /// program reads it in HAND_OVER.
         pub own_end: u32,
     }
 }
@@ -304,8 +311,8 @@ pub mod bits {
     pub const FIN_ACKED: u16 = 1 << 1;
 }
 
-/// A record of the ring `FLOW_EVENTS`, from the program to userspace. May be lost when the ring is full:
-/// userspace sweeps the records too.
+/// A record of the ring `FLOW_EVENTS`, from the program to userspace. May be lost when the ring is
+/// full: userspace sweeps the records too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct FlowEvent {

@@ -56,7 +56,8 @@ pub enum Kind {
     Nested,
 }
 
-/// The fields of a type, by kind. Does not compile if a byte of it belongs to none of them, or to two.
+/// The fields of a type, by kind. Does not compile if a byte of it belongs to none of them, or to
+/// two.
 macro_rules! fields {
     ($record:ident { $($kind:ident: $($(#[$only:meta])? $name:ident),+;)+ }) => {{
         const FIELDS: &[Field] = &[$($($(#[$only])? Field {

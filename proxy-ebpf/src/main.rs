@@ -7,8 +7,8 @@ mod maps;
 mod packet;
 mod sock_splice;
 
-/// `SO_MARK` of the proxy's own sockets during a hand-over, set by userspace when it loads the programs
-/// ([`proxy_common::abi::GLOBAL_MARK`]).
+/// `SO_MARK` of the proxy's own sockets during a hand-over, set by userspace when it loads the
+/// programs ([`proxy_common::abi::GLOBAL_MARK`]).
 #[unsafe(no_mangle)]
 static MARK: u32 = proxy_common::abi::DEFAULT_MARK;
 

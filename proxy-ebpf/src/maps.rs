@@ -33,7 +33,8 @@ pub(crate) static STEER_FLOWS6: HashMap<FlowKey6, FlowRef> =
     HashMap::with_max_entries(2 * DEFAULT_MAX_RECORDS, BPF_F_NO_PREALLOC);
 
 /// One record for each stream; an array, so a record is never freed but used again under a new
-/// generation. Writers, field by field: see [`Record`]. Readers: the programs, and userspace through mmap.
+/// generation. Writers, field by field: see [`Record`]. Readers: the programs, and userspace
+/// through mmap.
 #[map]
 pub(crate) static STEER_CONNS: Array<Record> = Array::with_max_entries(DEFAULT_MAX_RECORDS, BPF_F_MMAPABLE);
 
@@ -53,7 +54,8 @@ pub(crate) static STEER_ABOUT: Array<About> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static STEER_LAYOUT: Array<Entry> = Array::with_max_entries(ENTRY_COUNT as u32, 0);
 
-/// Whether a process lives, and how long streams are kept without one. Writer: userspace. Reader: the timer of `packet_expire`.
+/// Whether a process lives, and how long streams are kept without one. Writer: userspace. Reader:
+/// the timer of `packet_expire`.
 #[map]
 pub(crate) static STEER_AGEING: Array<Expiry> = Array::with_max_entries(1, 0);
 

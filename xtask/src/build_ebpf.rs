@@ -16,7 +16,8 @@ use anyhow::{Context as _, Result, bail};
 use toolchain::Toolchain;
 
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
-/// Relative to the workspace; `proxy-userspace/kernel/build.rs` looks for the first two, the tests load the third.
+/// Relative to the workspace; `proxy-userspace/kernel/build.rs` looks for the first two, the tests
+/// load the third.
 pub(crate) const OBJECT: &str = "target/bpf/steer-ebpf.o";
 const OTHER_LAYOUT: &str = "target/bpf/steer-ebpf-other-layout.o";
 const FAULTS: &str = "target/bpf/faults-ebpf.o";
@@ -84,8 +85,8 @@ fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, feature: Opti
 
 /// In Cargo's encoding, which unlike `RUSTFLAGS` has room for blanks in a path.
 fn rustflags(linker: &Path) -> String {
-    // Version 3 of the instruction set (Linux 5.1) has 32-bit arithmetic: shorter programs, and bounds that the
-    // verifier sees through.
+    // Version 3 of the instruction set (Linux 5.1) has 32-bit arithmetic: shorter programs, and
+    // bounds that the verifier sees through.
     [
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".into(),

@@ -45,7 +45,8 @@ pub(crate) fn requirements() -> String {
 }
 
 impl Tool {
-    /// The command of the check: the program that `cargo xtask test` installs, or else the one on PATH.
+    /// The command of the check: the program that `cargo xtask test` installs, or else the one on
+    /// PATH.
     ///
     /// # Errors
     ///

@@ -1,6 +1,7 @@
-//! Everything that the demo, the tests and the benchmark need and a fresh Debian 12 with Rust does not have. Each
-//! step looks first, says what it does, and is safe to repeat. What is not Debian's is put under
-//! `target/` (the packages of `tests/apps` beside their `package.json`, as npm wants it).
+//! Everything that the demo, the tests and the benchmark need and a fresh Debian 12 with Rust does
+//! not have. Each step looks first, says what it does, and is safe to repeat. What is not Debian's
+//! is put under `target/` (the packages of `tests/apps` beside their `package.json`, as npm wants
+//! it).
 
 mod kernels;
 
@@ -35,8 +36,9 @@ pub(crate) fn steer() -> Result<PathBuf> {
     Ok(target().join("release/steer"))
 }
 
-/// Two more, debug builds, of the suite `outlive`: one that stands for another version of Steer, and one that it lets die at
-/// chosen places. They share what they are built of; the second is left where Cargo puts it.
+/// Two more, debug builds, of the suite `outlive`: one that stands for another version of Steer,
+/// and one that it lets die at chosen places. They share what they are built of; the second is left
+/// where Cargo puts it.
 pub(crate) fn steers_of_outlive() -> Result<()> {
     step("Set-up: steer with another layout of its maps, and steer with fail points");
     let xtask = std::env::current_exe().context("cannot find xtask")?;

@@ -1,4 +1,5 @@
-//! A suite of `cargo xtask test` and a check of `cargo xtask check`: one shape, run and counted in one way.
+//! A suite of `cargo xtask test` and a check of `cargo xtask check`: one shape, run and counted in
+//! one way.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};

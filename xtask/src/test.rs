@@ -45,7 +45,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if summarize(&outcomes) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All suites, cheapest first: the checks, then the tests. The integration tests are found by their files.
+/// All suites, cheapest first: the checks, then the tests. The integration tests are found by their
+/// files.
 fn suites() -> Result<Vec<Suite>> {
     let mut suites = check::suites();
     for name in test_files("proxy-userspace/daemon/tests")? {

@@ -1,7 +1,9 @@
-//! The ones-complement checksum of the internet (RFC 1071) and how it changes with a packet (RFC 1624).
+//! The ones-complement checksum of the internet (RFC 1071) and how it changes with a packet (RFC
+//! 1624).
 //!
-//! All sums are over wire words as a native load reads them. The sum does not care in which half of a 32-bit word a
-//! 16-bit word stands, since 2^16 = 1 in its arithmetic, so both widths are added alike.
+//! All sums are over wire words as a native load reads them. The sum does not care in which half of
+//! a 32-bit word a 16-bit word stands, since 2^16 = 1 in its arithmetic, so both widths are added
+//! alike.
 
 /// By how much the sum of some words changes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -49,8 +49,8 @@ impl HeaderCopy {
     }
 }
 
-/// Ends the SACK blocks at `own_end`. In unusual places they are left alone: the socket ignores a block that goes
-/// beyond what it has sent.
+/// Ends the SACK blocks at `own_end`. In unusual places they are left alone: the socket ignores a
+/// block that goes beyond what it has sent.
 #[inline(always)]
 fn clip_sack(options: &mut [u32], header_len: u32, own_end: u32) {
     const AFTER_TIMESTAMPS: usize = TimestampsOption::LEN / 4;
@@ -100,13 +100,15 @@ pub struct Fresh {
     pub ts_value: u32,
 }
 
-/// Brings a packet of the local socket with `payload` bytes up to date with what `flow` has forwarded, or had said before, to
-/// its peer, from which `back` comes: nothing less is acknowledged (Linux discards data with an acknowledgement that is a window
-/// old), and no more is let in than the sender of `flow` can take. The socket has room of its own, but does not receive any
-/// more.
+/// Brings a packet of the local socket with `payload` bytes up to date with what `flow` has
+/// forwarded, or had said before, to its peer, from which `back` comes: nothing less is
+/// acknowledged (Linux discards data with an acknowledgement that is a window old), and no more is
+/// let in than the sender of `flow` can take. The socket has room of its own, but does not receive
+/// any more.
 ///
-/// Bytes leave with the floor of the timestamps, as all that is forwarded in the hand-over. An acknowledgement when all has been
-/// sent is said in the name of the sender of `flow`: with its latest number and timestamp.
+/// Bytes leave with the floor of the timestamps, as all that is forwarded in the hand-over. An
+/// acknowledgement when all has been sent is said in the name of the sender of `flow`: with its
+/// latest number and timestamp.
 #[inline(always)]
 pub fn freshen(header: &Tcp, payload: u32, flow: &SharedFlow, back: &SharedFlow) -> Fresh {
     let seq = u32::from_be(header.seq);
@@ -125,7 +127,8 @@ pub fn freshen(header: &Tcp, payload: u32, flow: &SharedFlow, back: &SharedFlow)
     Fresh { seq: seq.to_be(), ack: ack.to_be(), window: window.to_be(), ts_value: ts_value.to_be() }
 }
 
-/// What the sender of `flow` would send next, as its peer counts, or `own`: that peer discards what lies beyond its window.
+/// What the sender of `flow` would send next, as its peer counts, or `own`: that peer discards what
+/// lies beyond its window.
 #[inline(always)]
 fn latest_seq(own: u32, flow: &SharedFlow, back: &SharedFlow) -> u32 {
     let sent = flow.live.seq_end.get().wrapping_add(flow.fixed.seq_delta.get());

@@ -1,7 +1,9 @@
-//! Layouts of the headers, as they stand in a packet: every integer is wire order, as a native load reads it.
+//! Layouts of the headers, as they stand in a packet: every integer is wire order, as a native load
+//! reads it.
 //!
-//! Whole words where `network-types` has arrays of bytes: LLVM loads those byte by byte when it compiles for BPF, and
-//! this is what every packet passes through. That both have the same layout is checked below.
+//! Whole words where `network-types` has arrays of bytes: LLVM loads those byte by byte when it
+//! compiles for BPF, and this is what every packet passes through. That both have the same layout
+//! is checked below.
 
 use core::mem::offset_of;
 
@@ -164,11 +166,12 @@ pub trait Ip: Pod {
     /// Whether TCP follows at once: no options or extension headers, not a fragment.
     fn is_plain_tcp(&self) -> bool;
 
-    /// Whether this header says that the packet is a fragment. (IPv6 says so in a header of its own.)
+    /// Whether this header says that the packet is a fragment. (IPv6 says so in a header of its
+    /// own.)
     fn is_piece(&self) -> bool;
 
-    /// Bytes of TCP header and payload, if the packet has `len` bytes from the IP header on, padding included (BIG TCP
-    /// says zero in the header). Meaningless for a malformed packet.
+    /// Bytes of TCP header and payload, if the packet has `len` bytes from the IP header on,
+    /// padding included (BIG TCP says zero in the header). Meaningless for a malformed packet.
     fn segment_len(&self, len: u32) -> u32;
 
     /// How a change affects the sum over the whole packet, after TCP's checksum was corrected for
@@ -187,8 +190,8 @@ pub trait Ip: Pod {
     /// The sum over the pseudo header of a segment of `len` bytes.
     fn pseudo_sum(&self, len: u16) -> u64;
 
-    /// From the proxy's tuple towards one peer to that towards the other (the addresses are those of a record), with a fresh hop
-    /// limit.
+    /// From the proxy's tuple towards one peer to that towards the other (the addresses are those
+    /// of a record), with a fresh hop limit.
     fn readdress(
         &mut self,
         source: &SharedAddress,

@@ -1,8 +1,9 @@
 //! ICMP errors about packets that were spliced.
 //!
-//! A router that cannot forward a packet which the proxy sent on for a peer (the *sender*) tells the proxy so, and
-//! quotes the packet's beginning. Only the sender can do anything about it (send smaller packets, most
-//! of all), so the error has to reach it, and has to quote the packet as the sender had sent it.
+//! A router that cannot forward a packet which the proxy sent on for a peer (the *sender*) tells
+//! the proxy so, and quotes the packet's beginning. Only the sender can do anything about it (send
+//! smaller packets, most of all), so the error has to reach it, and has to quote the packet as the
+//! sender had sent it.
 //!
 //! Two flows have names here. The quoted packet belongs to the *sent* flow; the other flow of the
 //! stream is the *back* flow. The back flow's packets arrive from the host to which the quoted
@@ -10,11 +11,12 @@
 //! destination exchanged is the back flow's key, and the error needs the same new addresses as the
 //! back flow's packets.
 //!
-//! The new source of the error is not the router's address but the proxy's own, which is where the sender believes
-//! the other end of its connection to be. A router's address may be private, would tell clients how the network behind
-//! the proxy is built, and would be dropped by reverse-path filters wherever the proxy is not a router in the
-//! sender's eyes; receivers identify the connection by the quote alone (RFC 1122 section 4.2.3.9). A NAT does the
-//! same for errors from its inner side (RFC 5508 section 4.2).
+//! The new source of the error is not the router's address but the proxy's own, which is where the
+//! sender believes the other end of its connection to be. A router's address may be private, would
+//! tell clients how the network behind the proxy is built, and would be dropped by reverse-path
+//! filters wherever the proxy is not a router in the sender's eyes; receivers identify the
+//! connection by the quote alone (RFC 1122 section 4.2.3.9). A NAT does the same for errors from
+//! its inner side (RFC 5508 section 4.2).
 
 use bytemuck::{Pod, Zeroable};
 
@@ -57,7 +59,8 @@ pub struct IcmpError<I: IcmpIp> {
 impl<I: IcmpIp> IcmpError<I> {
     /// Bytes of one that quotes the whole TCP header (without options).
     pub const LONG: usize = size_of::<Self>();
-    /// Bytes that every error about a TCP packet has: it need not quote more of TCP than ports and `seq` (RFC 792).
+    /// Bytes that every error about a TCP packet has: it need not quote more of TCP than ports and
+    /// `seq` (RFC 792).
     pub const SHORT: usize = Self::LONG - Tcp::LEN + 8;
 
     /// An error to be filled from a packet.
@@ -66,8 +69,8 @@ impl<I: IcmpIp> IcmpError<I> {
         Self { ip: I::zeroed(), icmp: Icmp::zeroed(), quoted: I::zeroed(), tcp: Tcp::zeroed() }
     }
 
-    /// Whether this is an unfragmented error, without IP options, about an unfragmented TCP packet. Looks at no more
-    /// than [`Self::SHORT`] bytes.
+    /// Whether this is an unfragmented error, without IP options, about an unfragmented TCP packet.
+    /// Looks at no more than [`Self::SHORT`] bytes.
     #[inline(always)]
     pub fn is_about_tcp(&self) -> bool {
         self.ip.is_plain_icmp()
@@ -101,11 +104,12 @@ impl<I: IcmpIp> IcmpError<I> {
         u32::from_be(self.tcp.seq)
     }
 
-    /// Turns the error into one for the sender: addressed to it, and with the quote as it had sent the packet.
+    /// Turns the error into one for the sender: addressed to it, and with the quote as it had sent
+    /// the packet.
     ///
-    /// ICMP type, code, MTU and the rest of the quote (window, options, payload) stay; the length of a packet does not
-    /// change when it is spliced, so the MTU is right for the sender too. All checksums are adjusted by
-    /// what changed: one that was wrong stays wrong.
+    /// ICMP type, code, MTU and the rest of the quote (window, options, payload) stay; the length
+    /// of a packet does not change when it is spliced, so the MTU is right for the sender too. All
+    /// checksums are adjusted by what changed: one that was wrong stays wrong.
     #[inline(always)]
     pub fn translate(&mut self, sent: &SharedFixed, back: &SharedFixed) {
         let outer = self.ip.readdress(&back.to_source, &back.to_destination, false);
@@ -146,7 +150,8 @@ impl IcmpIp for Ipv4 {
 
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
-        // Destination unreachable (fragmentation needed is one of its codes), time exceeded, parameter problem.
+        // Destination unreachable (fragmentation needed is one of its codes), time exceeded,
+        // parameter problem.
         matches!(kind, 3 | 11 | 12)
     }
 

@@ -63,8 +63,8 @@ impl Segment {
     }
 }
 
-/// Whether a segment opens a connection with the tuple of a stream that is over: the client takes its port again, or
-/// the endpoint answers a new connection of the proxy's stack.
+/// Whether a segment opens a connection with the tuple of a stream that is over: the client takes
+/// its port again, or the endpoint answers a new connection of the proxy's stack.
 #[inline(always)]
 pub const fn takes_tuple(record_state: u32, direction: Direction, flags: u8) -> bool {
     const BOTH: u8 = tcp_flags::SYN | tcp_flags::ACK;
@@ -183,11 +183,12 @@ fn observe_reset(
     Observed { believed, state: Some(state::RESET), event: Some(event::RESET), stat: None }
 }
 
-/// Whether a RST of the local stack for the peer of `flow` answers a packet of that peer, not of somebody who has guessed the
-/// tuple. Such a packet was not carried, and what it says is lost.
+/// Whether a RST of the local stack for the peer of `flow` answers a packet of that peer, not of
+/// somebody who has guessed the tuple. Such a packet was not carried, and what it says is lost.
 ///
-/// The stack answers a packet of a connection that it does not know with the number which that packet acknowledges (RFC 9293,
-/// section 3.10.7.1). The peer acknowledges what it last acknowledged, or all that was sent to it.
+/// The stack answers a packet of a connection that it does not know with the number which that
+/// packet acknowledges (RFC 9293, section 3.10.7.1). The peer acknowledges what it last
+/// acknowledged, or all that was sent to it.
 #[inline(always)]
 pub fn answers_the_peer(reset_flags: u8, seq: u32, flow: &SharedFlow, other: &SharedFlow) -> bool {
     let sent = other.live.seq_end.get().wrapping_add(other.fixed.seq_delta.get());

@@ -22,7 +22,8 @@ mod kind {
 /// How the options of one packet are translated.
 #[derive(Debug, Clone, Copy)]
 pub struct Translation {
-    /// [`flags`] of the record: without [`flags::TIMESTAMPS`] or [`flags::SACK`] those options are overwritten.
+    /// [`flags`] of the record: without [`flags::TIMESTAMPS`] or [`flags::SACK`] those options are
+    /// overwritten.
     pub flags: u32,
     pub timestamps: Timestamps,
     /// Added to the edges of SACK blocks.
@@ -56,7 +57,8 @@ impl Translation {
         self.has(Self::ONLY_LOOKS)
     }
 
-    /// Whether an option of this kind and length (with kind and length byte) is passed on, translated if need be.
+    /// Whether an option of this kind and length (with kind and length byte) is passed on,
+    /// translated if need be.
     #[inline(always)]
     const fn takes(&self, kind: u8, len: u8) -> bool {
         match kind {
@@ -149,8 +151,8 @@ impl SackBlock {
     }
 }
 
-/// A walk over options in any order and at any place, one byte at a time. Options without numbers of a connection stay;
-/// unknown and malformed ones become NOPs.
+/// A walk over options in any order and at any place, one byte at a time. Options without numbers
+/// of a connection stay; unknown and malformed ones become NOPs.
 ///
 /// The walk is made of steps, not a loop: only with the kernel's own loop (bpf_loop) does the
 /// verifier not follow every combination of bytes.
@@ -208,7 +210,8 @@ impl Walk {
         self.blanked = true;
     }
 
-    /// Handles byte `i`, which is one more than in the step before; returns whether the walk goes on.
+    /// Handles byte `i`, which is one more than in the step before; returns whether the walk goes
+    /// on.
     #[inline(always)]
     pub fn step(&mut self, i: usize) -> bool {
         if i >= MAX_LEN || i as u32 >= self.len {

@@ -16,9 +16,9 @@ pub struct TcpChange {
 
 /// Ports, seq, ack, window and (on request) the ECN bits; not the checksum.
 ///
-/// In a hand-over (by `record_state`) nothing below `received` is acknowledged ([`SharedFixed::received`] of the opposite
-/// direction): that is what the local socket has acknowledged already, and Linux discards data with an acknowledgement that is
-/// a window old.
+/// In a hand-over (by `record_state`) nothing below `received` is acknowledged
+/// ([`SharedFixed::received`] of the opposite direction): that is what the local socket has
+/// acknowledged already, and Linux discards data with an acknowledgement that is a window old.
 #[inline(always)]
 pub fn tcp(
     header: &mut Tcp,
@@ -60,8 +60,8 @@ fn flags_and_window(header: &Tcp) -> u32 {
     u32::from(u16::from_ne_bytes([header.offset, header.flags])) + (u32::from(header.window) << 16)
 }
 
-/// From the peer's scale to that of the outgoing connection (host order). Rounds down, as TCP itself does, but never to
-/// nothing: see [`window_less`].
+/// From the peer's scale to that of the outgoing connection (host order). Rounds down, as TCP
+/// itself does, but never to nothing: see [`window_less`].
 #[inline(always)]
 pub fn window(window: u16, fixed: &SharedFixed) -> u16 {
     window_less(window, 0, fixed)
@@ -99,8 +99,9 @@ pub fn window_less(window: u16, bytes: u32, fixed: &SharedFixed) -> u16 {
 /// seen to the floor. No clock is involved, since a clock would age packets by the time that they
 /// wait here.
 ///
-/// Plain words, all of them initialised: the program copies the value from its stack to a map, and verifiers before Linux
-/// 6.3 refuse to read a byte of the stack that nothing was written to, as those of padding or of a `None`.
+/// Plain words, all of them initialised: the program copies the value from its stack to a map, and
+/// verifiers before Linux 6.3 refuse to read a byte of the stack that nothing was written to, as
+/// those of padding or of a `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Timestamps {
@@ -145,20 +146,21 @@ impl Timestamps {
         if is_below || !self.is_known() { self.floor } else { shifted }
     }
 
-    /// The TSecr that leaves (host order). While the other direction's shift is unknown, the latest TSval that came from there:
-    /// the peer needs an echo after a repetition, to forget the time-out that it has doubled (RFC 6298, 5.7; Linux:
-    /// `tcp_ack_update_rtt`). Zero, which Linux takes for none, if nothing has come from there.
+    /// The TSecr that leaves (host order). While the other direction's shift is unknown, the latest
+    /// TSval that came from there: the peer needs an echo after a repetition, to forget the
+    /// time-out that it has doubled (RFC 6298, 5.7; Linux: `tcp_ack_update_rtt`). Zero, which Linux
+    /// takes for none, if nothing has come from there.
     #[inline(always)]
     pub const fn echo(&self, echo: u32) -> u32 {
         if self.echo != 0 { echo.wrapping_sub(self.echo) } else { self.echo_latest }
     }
 
-    /// For a believed packet of `flow` with this TSval that found the shift unknown. If the hand-over is over, the packet
-    /// [chooses](Self::choose) the shift; otherwise the packet leaves with the floor. To be called before the packet is
-    /// translated.
+    /// For a believed packet of `flow` with this TSval that found the shift unknown. If the
+    /// hand-over is over, the packet [chooses](Self::choose) the shift; otherwise the packet leaves
+    /// with the floor. To be called before the packet is translated.
     ///
-    /// The packet is noted first, and the state of the stream read after that. So if it finds the hand-over under way, the one
-    /// that finds the hand-over's end knows of its TSval.
+    /// The packet is noted first, and the state of the stream read after that. So if it finds the
+    /// hand-over under way, the one that finds the hand-over's end knows of its TSval.
     #[inline(always)]
     pub fn settle(&mut self, flow: &SharedFlow, value: u32, record_state: impl FnOnce() -> u32) {
         Self::note(flow, value);
@@ -167,8 +169,8 @@ impl Timestamps {
         }
     }
 
-    /// Chooses the shift unless another CPU has: the latest TSval known becomes the floor. (A forged packet must not choose: the
-    /// receiver would discard every later segment as old.)
+    /// Chooses the shift unless another CPU has: the latest TSval known becomes the floor. (A
+    /// forged packet must not choose: the receiver would discard every later segment as old.)
     #[inline(always)]
     pub fn choose(&mut self, flow: &SharedFlow) {
         // A read with barriers: what is exchanged is the same.
@@ -178,21 +180,22 @@ impl Timestamps {
         self.shift = if found == 0 { shift } else { found };
     }
 
-    /// Keeps the TSval of a believed packet of `flow` if it is the latest, before the packet leaves.
+    /// Keeps the TSval of a believed packet of `flow` if it is the latest, before the packet
+    /// leaves.
     #[inline(always)]
     pub fn note(flow: &SharedFlow, value: u32) {
         raise(&flow.live.ts_value, value);
     }
 
-    /// Raises the floor of `flow` to the TSval of a packet of the own socket, before the packet leaves. To be called when
-    /// there is a floor and the record is not active.
+    /// Raises the floor of `flow` to the TSval of a packet of the own socket, before the packet
+    /// leaves. To be called when there is a floor and the record is not active.
     #[inline(always)]
     pub fn raise_floor(flow: &SharedFlow, value: u32) {
         raise(&flow.fixed.ts_floor, value);
     }
 
-    /// The TSval (host order) of what the proxy itself sends in the name of the peer that `flow` comes from: that of the
-    /// latest packet, or the floor while the shift is not known.
+    /// The TSval (host order) of what the proxy itself sends in the name of the peer that `flow`
+    /// comes from: that of the latest packet, or the floor while the shift is not known.
     #[inline(always)]
     pub fn newest(flow: &SharedFlow) -> u32 {
         let to = Self {

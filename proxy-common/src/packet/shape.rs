@@ -1,4 +1,5 @@
-//! Packets of legal shapes that are not plain: what stands between the IP header and TCP, and pieces of a packet.
+//! Packets of legal shapes that are not plain: what stands between the IP header and TCP, and
+//! pieces of a packet.
 //!
 //! A packet is *plain* if TCP follows the IP header at once ([`Ip::is_plain_tcp`]). The programs
 //! rewrite plain packets only, so other packets are made plain first: the programs remove the
@@ -23,14 +24,16 @@ mod next_header {
 /// How many extension headers a packet may have. Senders send one or two.
 const MAX_EXTENSIONS: usize = 5;
 
-/// The first eight bytes of an extension header; all of a fragment header (RFC 8200, section 4.5). Wire order.
+/// The first eight bytes of an extension header; all of a fragment header (RFC 8200, section 4.5).
+/// Wire order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Extension {
     pub next_header: u8,
     /// In units of eight bytes, without the first; reserved in a fragment header.
     pub length: u8,
-    /// Fragment: [`Piece::offset`], and the flag of [`Piece::more`]. Routing: type, and how many segments are left.
+    /// Fragment: [`Piece::offset`], and the flag of [`Piece::more`]. Routing: type, and how many
+    /// segments are left.
     pub place: u16,
     /// Fragment: identification.
     pub id: u32,
@@ -67,7 +70,8 @@ impl Piece {
     /// A whole packet.
     pub const WHOLE: Self = Self { id: 0, offset: 0, more: 0 };
 
-    /// From the field that both versions of IP have, in host order: IPv6's has the offset where IPv4's counts in eights.
+    /// From the field that both versions of IP have, in host order: IPv6's has the offset where
+    /// IPv4's counts in eights.
     #[inline(always)]
     const fn of(id: u32, offset: u32, more: bool) -> Self {
         Self { id, offset, more: more as u32 }
@@ -88,8 +92,8 @@ impl Piece {
 
 /// The shape of a packet that ends in TCP, or in a piece of it. All in bytes.
 ///
-/// No `Option`: LLVM would copy what a `None` does not have, and verifiers before Linux 6.3 refuse to read a byte of the stack that
-/// nothing was written to.
+/// No `Option`: LLVM would copy what a `None` does not have, and verifiers before Linux 6.3 refuse
+/// to read a byte of the stack that nothing was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// What directly follows the IP header and can be taken out.
@@ -110,8 +114,8 @@ pub trait ShapedIp: Ip {
     /// of bytes after the IP header.
     fn shape(&self, read: impl FnMut(u32) -> Option<Extension>) -> Option<Shape>;
 
-    /// The header of the same packet without the `surplus` bytes that directly followed it. With `is_piece` a fragment header
-    /// (of [`Self::PIECE_LEN`]) follows then, else TCP.
+    /// The header of the same packet without the `surplus` bytes that directly followed it. With
+    /// `is_piece` a fragment header (of [`Self::PIECE_LEN`]) follows then, else TCP.
     #[must_use]
     fn without(&self, surplus: u32, is_piece: bool) -> Self;
 

@@ -15,10 +15,11 @@ pub(super) const fn tcp_offset<I: Ip>() -> usize {
     Ethernet::LEN + I::LEN
 }
 
-/// The bytes of the packet from `offset` on as a `T`, if they are there and linear. The pointer is good until the next
-/// helper that may move the packet; the verifier sees to that.
+/// The bytes of the packet from `offset` on as a `T`, if they are there and linear. The pointer is
+/// good until the next helper that may move the packet; the verifier sees to that.
 ///
-/// BPF loads and stores need no alignment, and the kernel aligns network headers where the machine wants it.
+/// BPF loads and stores need no alignment, and the kernel aligns network headers where the machine
+/// wants it.
 #[inline(always)]
 pub(super) fn at<T: Pod>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
     let start = ctx.data() + offset;
@@ -42,7 +43,8 @@ pub(super) fn read<T: Pod>(ctx: &TcContext, offset: usize) -> Option<T> {
     view(ctx, offset).copied()
 }
 
-/// The IP header, made linear together with as many following bytes as a TCP header has. `None` if the packet is shorter.
+/// The IP header, made linear together with as many following bytes as a TCP header has. `None` if
+/// the packet is shorter.
 #[inline(always)]
 pub(super) fn linear_ip<I: Ip>(ctx: &TcContext) -> Option<&I> {
     let needed = tcp_offset::<I>() + Tcp::LEN;
@@ -58,7 +60,8 @@ pub(super) fn kind(ctx: &TcContext) -> u16 {
     ctx.skb.protocol() as u16
 }
 
-/// Whether the packet came in from an interface (also if it was rewritten since) and is not of the local stack.
+/// Whether the packet came in from an interface (also if it was rewritten since) and is not of the
+/// local stack.
 #[inline(always)]
 pub(super) fn is_forwarded(ctx: &TcContext) -> bool {
     // The kernel sets this field when a packet arrives. A packet of the local stack starts with
@@ -96,7 +99,8 @@ pub(super) fn uncovered(ctx: &TcContext, change: u32) {
     let _ = unsafe { bpf_csum_update(ctx.skb.skb, change) };
 }
 
-/// Whether the packet is addressed to this host, on the interface itself and not on one of its VLANs.
+/// Whether the packet is addressed to this host, on the interface itself and not on one of its
+/// VLANs.
 #[inline(always)]
 pub(super) fn is_for_us(ctx: &TcContext) -> bool {
     const PACKET_HOST: u32 = 0;

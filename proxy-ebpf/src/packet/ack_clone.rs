@@ -61,7 +61,8 @@ pub(super) fn deliver<I: Flows>(ctx: &TcContext) -> Verdict {
     }
 }
 
-/// What the local socket of the packet's connection expects next and has been given to send, in a hand-over.
+/// What the local socket of the packet's connection expects next and has been given to send, in a
+/// hand-over.
 #[inline(always)]
 fn local_socket<I: Flows>(ctx: &TcContext) -> Option<(u32, u32)> {
     let ip = read::<I>(ctx, Ethernet::LEN)?;

@@ -34,7 +34,8 @@ fn packet_expire(_ctx: TcContext) -> i32 {
     // SAFETY: `timer` is in a value of `map`. The helper fails if an earlier process has
     // initialised the timer, which is fine.
     let _ = unsafe { bpf_timer_init(timer.cast(), map, CLOCK_MONOTONIC) };
-    // SAFETY: `timer` was initialised, or the helper fails; `tick` takes what the kernel gives to callbacks.
+    // SAFETY: `timer` was initialised, or the helper fails; `tick` takes what the kernel gives to
+    // callbacks.
     let set = unsafe { bpf_timer_set_callback(timer.cast(), tick as *mut c_void) };
     if set != 0 {
         return set as i32;

@@ -16,7 +16,8 @@ pub(super) trait Flows: Ip {
 impl Flows for Ipv4 {
     #[inline(always)]
     fn find(key: &FlowKey4) -> Option<FlowRef> {
-        // SAFETY: an element of a map without preallocation is freed after the programs that see it.
+        // SAFETY: an element of a map without preallocation is freed after the programs that see
+        // it.
         unsafe { STEER_FLOWS4.get(key) }.copied()
     }
 
@@ -61,8 +62,8 @@ impl RecordHandle {
     #[inline(always)]
     pub(super) fn of(flow: FlowRef) -> Option<Self> {
         let shared: *mut SharedRecord = STEER_CONNS.get_ptr_mut(flow.record())?.cast();
-        // SAFETY: a record of an array map, which is aligned and never freed while a program runs. All programs access it by
-        // words, as userspace does.
+        // SAFETY: a record of an array map, which is aligned and never freed while a program runs.
+        // All programs access it by words, as userspace does.
         Some(Self { flow, shared: unsafe { &*shared } })
     }
 
@@ -81,8 +82,9 @@ impl RecordHandle {
         }
     }
 
-    /// Takes a record that is not active yet to [`state::DEAD`]. Userspace may be about to activate the record: the exchange lets
-    /// one of the two win, and both know which. Returns the state that the record has had.
+    /// Takes a record that is not active yet to [`state::DEAD`]. Userspace may be about to activate
+    /// the record: the exchange lets one of the two win, and both know which. Returns the state
+    /// that the record has had.
     #[inline(always)]
     pub(super) fn bury(&self) -> u32 {
         self.shared.state.compare_exchange(state::OFF, state::DEAD)

@@ -164,7 +164,8 @@ fn rewrite<I: Ip>(
     )
 }
 
-/// Rewrites all headers and checksums; `received` is for [`rewrite::tcp`], `options` is what the TCP options have changed.
+/// Rewrites all headers and checksums; `received` is for [`rewrite::tcp`], `options` is what the
+/// TCP options have changed.
 #[inline(always)]
 fn headers<I: Ip>(
     ctx: &TcContext,
@@ -207,14 +208,16 @@ fn headers<I: Ip>(
 /// delivers the packet.
 #[inline(always)]
 pub(super) fn leave(ctx: &TcContext, fixed: &SharedFixed, redirected: Verdict, in_place: Verdict) -> Verdict {
-    // The helpers only note where the packet is to go, and refuse nothing but flags that they do not know.
+    // The helpers only note where the packet is to go, and refuse nothing but flags that they do
+    // not know.
     match fixed.output.get() {
         output::IN_PLACE => return in_place,
         output::LOOPBACK => {
             if zero_mac_addresses(ctx).is_none() {
                 return Verdict::NotRewritten;
             }
-            // SAFETY: the helper has no conditions; the packet is dropped if there is no such interface.
+            // SAFETY: the helper has no conditions; the packet is dropped if there is no such
+            // interface.
             let _ = unsafe { bpf_redirect(fixed.ifindex.get(), BPF_F_INGRESS.into()) };
         }
         _ => {

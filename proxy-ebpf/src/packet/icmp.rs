@@ -13,8 +13,8 @@ use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::verdict::Verdict;
 use crate::packet::{access, forward};
 
-/// The verdict on an ICMP packet that arrives: an error about a spliced packet goes on to the peer that had sent that
-/// packet, all others pass untouched.
+/// The verdict on an ICMP packet that arrives: an error about a spliced packet goes on to the peer
+/// that had sent that packet, all others pass untouched.
 ///
 /// Only errors about packets that are on their way are believed. So nobody who merely guesses ports
 /// can shrink the MTU of a stream's path, or break the stream. In a hand-over, an error about bytes

@@ -44,8 +44,8 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
         return Verdict::Pass;
     }
     if is_reset {
-        // The stream lives. (A process that ends a stream takes its state further before the RST.) The RST is of a socket
-        // that is being closed, or the stack knows no socket.
+        // The stream lives. (A process that ends a stream takes its state further before the RST.)
+        // The RST is of a socket that is being closed, or the stack knows no socket.
         let reset_seq = u32::from_be(tcp.seq);
         let is_peers = life::answers_the_peer(tcp.flags, reset_seq, record.arriving(), record.other());
         if is_own || record_state != state::SPLICED || !is_peers {
@@ -86,9 +86,10 @@ fn another_connection<I: Flows>(
     Verdict::Reused
 }
 
-/// The RST of a socket that the kernel closes in the hand-over because the process has ended. What the process had read
-/// is lost, so the stream is over, and both peers are to know at once. (A process that ends a stream by itself takes its state
-/// further, or its keys out, before.) `None`: the packet is in pieces.
+/// The RST of a socket that the kernel closes in the hand-over because the process has ended. What
+/// the process had read is lost, so the stream is over, and both peers are to know at once. (A
+/// process that ends a stream by itself takes its state further, or its keys out, before.) `None`:
+/// the packet is in pieces.
 #[inline(always)]
 fn last_word<I: Flows>(ctx: &TcContext, record: &RecordHandle, record_state: u32, tcp: &Tcp) -> Option<()> {
     if record_state == state::HAND_OVER {
@@ -152,7 +153,8 @@ fn freshen<I: Flows>(ctx: &TcContext, record: &RecordHandle, tcp: &Tcp) -> Optio
     ctx.l4_csum_replace(offset + Tcp::CHECK, 0, change.folded().into(), 0).ok()
 }
 
-/// A packet of the socket goes out just before its record becomes active: no later timestamp than the floor may have left then.
+/// A packet of the socket goes out just before its record becomes active: no later timestamp than
+/// the floor may have left then.
 #[inline(always)]
 fn raise_floor<I: Flows>(ctx: &TcContext, record: &RecordHandle) {
     let flow = record.other();

@@ -1,4 +1,5 @@
-//! Packets that are not plain: makes them plain, or carries the pieces of one, as [`proxy_common::packet::shape`] says.
+//! Packets that are not plain: makes them plain, or carries the pieces of one, as
+//! [`proxy_common::packet::shape`] says.
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_NET;
 use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_RECOMPUTE_CSUM};
@@ -35,8 +36,8 @@ impl Made {
         Self(verdict as u64)
     }
 
-    /// The packet is plain, but was the first piece of one: its fragment header (IPv6), with this identification, and its FIN,
-    /// if it had one, have to be [put back](put_back).
+    /// The packet is plain, but was the first piece of one: its fragment header (IPv6), with this
+    /// identification, and its FIN, if it had one, have to be [put back](put_back).
     #[inline(always)]
     const fn first_piece(id: u32, has_fin: bool) -> Self {
         Self(Self::FIRST_PIECE | if has_fin { Self::HAS_FIN } else { 0 } | id as u64)
@@ -60,8 +61,8 @@ impl Made {
     }
 }
 
-/// Looks past options and extension headers for a living stream's packet, and makes it plain. A function of its own in the
-/// program, for its own stack.
+/// Looks past options and extension headers for a living stream's packet, and makes it plain. A
+/// function of its own in the program, for its own stack.
 #[inline(never)]
 pub(super) fn packet<I: Flows + ShapedIp>(ctx: &TcContext) -> Made {
     make::<I>(ctx).unwrap_or(Made::LEFT_ALONE)
@@ -90,7 +91,8 @@ fn make<I: Flows + ShapedIp>(ctx: &TcContext) -> Option<Made> {
     Some(Made::PLAIN)
 }
 
-/// The flow of the packet whose TCP header begins at `offset`, if the packets of its stream are forwarded.
+/// The flow of the packet whose TCP header begins at `offset`, if the packets of its stream are
+/// forwarded.
 #[inline(always)]
 fn forwarded_flow<I: Flows>(ctx: &TcContext, ip: &I, offset: usize) -> Option<FlowRef> {
     let flow = I::find(&ip.key(ctx.load(offset).ok()?))?;
@@ -121,7 +123,8 @@ fn take_out<I: ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, is_piece: bool) 
     Some(plain)
 }
 
-/// Changes the room after the IP header by so many bytes. Segments of a super-packet keep their size.
+/// Changes the room after the IP header by so many bytes. Segments of a super-packet keep their
+/// size.
 #[inline(always)]
 fn resize(ctx: &TcContext, bytes: i32) -> Option<()> {
     let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
@@ -216,7 +219,8 @@ fn came_too_late(key: &PieceKey, flow: FlowRef, seq: u32) -> bool {
     if !early {
         return false;
     }
-    // No packet's key: the first word of an address is not the number of a flow in a key without a destination.
+    // No packet's key: the first word of an address is not the number of a flow in a key without a
+    // destination.
     let of_flow = PieceKey { source: [flow.0, 0, 0, 0], destination: [0; 4], id: 0 };
     // SAFETY: as above.
     let again = unsafe { STEER_PIECES.get(of_flow) }.is_some_and(|before| before.base == seq);
@@ -267,7 +271,8 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     Some(Made::end(forward::leave(ctx, &flow.fixed, Verdict::Piece, Verdict::Pass)))
 }
 
-/// Gives a piece another identification, if it stands in a fragment header (which then follows the IP header).
+/// Gives a piece another identification, if it stands in a fragment header (which then follows the
+/// IP header).
 #[inline(always)]
 fn rename<I: ShapedIp>(ctx: &TcContext, id: u32) -> Option<()> {
     if I::PIECE_LEN == 0 {

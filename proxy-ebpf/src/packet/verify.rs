@@ -13,7 +13,8 @@ use crate::packet::access::{checked, read, tcp_offset};
 
 /// The most bytes that the kernel sums in one call (before Linux 6.14).
 const CHUNK: u32 = 512;
-/// Enough for a segment of Ethernet's usual size. A longer one has been put together by the kernel, which has verified it.
+/// Enough for a segment of Ethernet's usual size. A longer one has been put together by the kernel,
+/// which has verified it.
 const CHUNKS: u32 = 3;
 
 #[repr(transparent)]

@@ -17,8 +17,8 @@ const COLUMNS: usize = 120;
 ///
 /// # Errors
 ///
-/// If a line is too long, with file and line of each; if a file that a page names is not there; or if a page cannot be
-/// read.
+/// If a line is too long, with file and line of each; if a file that a page names is not there; or
+/// if a page cannot be read.
 pub(super) fn check() -> Result<()> {
     let mut faults = Vec::new();
     let tops = paths::tops()?;
@@ -38,8 +38,8 @@ pub(super) fn check() -> Result<()> {
     Ok(())
 }
 
-/// The numbers, from 1, of the lines that are too long. Rows of tables, code blocks, and what the benchmark writes between
-/// its marks are left alone.
+/// The numbers, from 1, of the lines that are too long. Rows of tables, code blocks, and what the
+/// benchmark writes between its marks are left alone.
 fn too_long(text: &str) -> impl Iterator<Item = usize> {
     let (mut in_code, mut is_written) = (false, false);
     text.lines().zip(1..).filter_map(move |(line, number)| {

@@ -1,5 +1,5 @@
-//! What the streams cost Steer while their clients talk: sockets, processor time, and the packets that the
-//! kernel forwards past it.
+//! What the streams cost Steer while their clients talk: sockets, processor time, and the packets
+//! that the kernel forwards past it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,8 @@ use steer_tests::topology::Topology;
 /// Texts that each client has echoed.
 pub(super) const MESSAGES: u64 = 1000;
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Processor time that Steer may take for its own once-a-second housekeeping, and for the answers to our questions.
+/// Processor time that Steer may take for its own once-a-second housekeeping, and for the answers
+/// to our questions.
 const IDLE: Duration = Duration::from_millis(30);
 
 /// The numbers of the streams at one moment.

@@ -1,5 +1,6 @@
-//! Stock kernels, for the suite `kernels`. Each comes from the suite of Debian or Ubuntu that it belongs to, by a state of apt of
-//! its own, so that the host's packages stay as they are, and is only unpacked. Debian's mirror is the host's.
+//! Stock kernels, for the suite `kernels`. Each comes from the suite of Debian or Ubuntu that it
+//! belongs to, by a state of apt of its own, so that the host's packages stay as they are, and is
+//! only unpacked. Debian's mirror is the host's.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -21,8 +22,8 @@ const LEFT_OUT: &str = "linux-modules-extra-";
 /// What the guests need beyond what is built in.
 const MODULES: [&str; 5] = ["veth", "sch_ingress", "cls_bpf", "virtio_pci", "virtio_net"];
 
-/// The directory with a directory for each suite: `vmlinuz`, `modules.cpio` (to be loaded in the order of their names) and
-/// `release`.
+/// The directory with a directory for each suite: `vmlinuz`, `modules.cpio` (to be loaded in the
+/// order of their names) and `release`.
 pub(crate) fn kernels(long: bool) -> Result<PathBuf> {
     step("Set-up: QEMU and stock kernels");
     debian_packages(&[
@@ -82,7 +83,8 @@ impl Apt {
             Distribution::Debian => format!("deb {} {suite} main\n", mirror()?),
             Distribution::Ubuntu => {
                 let mirror = std::env::var(UBUNTU_MIRROR).context("no mirror of Ubuntu")?;
-                // Debian does not have Ubuntu's keys. The kernel only runs in a guest without a network.
+                // Debian does not have Ubuntu's keys. The kernel only runs in a guest without a
+                // network.
                 format!("deb [trusted=yes] {mirror} {suite} main\n")
             }
         };

@@ -316,7 +316,8 @@ fn is_taken(error: &io::Error) -> bool {
 
 fn socket_for(endpoint: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // The request follows at once, and acknowledges the handshake as well. Refused, one more segment is sent.
+    // The request follows at once, and acknowledges the handshake as well. Refused, one more
+    // segment is sent.
     SockRef::from(&socket).set_tcp_quickack(false).ok();
     Ok(socket)
 }

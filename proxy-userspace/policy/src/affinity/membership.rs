@@ -12,7 +12,8 @@ pub struct Membership {
     pub panic: bool,
 }
 
-/// `panic_threshold` in percent. The cluster has at most `u32::MAX` endpoints, as each has a weight.
+/// `panic_threshold` in percent. The cluster has at most `u32::MAX` endpoints, as each has a
+/// weight.
 pub fn membership(endpoints: &[Endpoint], panic_threshold: f64) -> Membership {
     let healths = || endpoints.iter().map(|endpoint| endpoint.health);
     let panic = in_panic(healths(), panic_threshold);

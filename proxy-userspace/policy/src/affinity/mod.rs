@@ -2,8 +2,8 @@
 //! ([`hash_policy`]), from the endpoints of a cluster to those in use ([`membership`]), and from a
 //! hash to one of them ([`ring`], [`maglev`]). Pure: no sockets, no clock, no shared state.
 //!
-//! The contract is checked by the daemon's `tests/vectors` against what a real Envoy did. The order of the
-//! floating point operations is part of it: Envoy's counts depend on how IEEE doubles round.
+//! The contract is checked by the daemon's `tests/vectors` against what a real Envoy did. The order
+//! of the floating point operations is part of it: Envoy's counts depend on how IEEE doubles round.
 
 pub mod address;
 pub mod cookie;

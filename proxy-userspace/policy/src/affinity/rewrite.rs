@@ -10,8 +10,8 @@ use regex::bytes::Captures;
 
 use crate::config::RegexRewrite;
 
-/// Replaces all matches that do not overlap. An empty match that touches the end of the match before
-/// it is left alone: `x*` → `-` turns `abxxc` into `-a-b-c-`.
+/// Replaces all matches that do not overlap. An empty match that touches the end of the match
+/// before it is left alone: `x*` → `-` turns `abxxc` into `-a-b-c-`.
 pub(super) fn replace_all<'v>(rule: &RegexRewrite, value: &'v [u8]) -> Cow<'v, [u8]> {
     let mut out = Vec::new();
     let mut copied = 0;

@@ -2,7 +2,8 @@
 //! time, but reads a few forms differently. This module rewrites a pattern so that both agree, or
 //! refuses the pattern:
 //!
-//! - `\d \s \w \b` and their negations are ASCII in RE2 (and `\s` lacks the vertical tab): rewritten;
+//! - `\d \s \w \b` and their negations are ASCII in RE2 (and `\s` lacks the vertical tab):
+//!   rewritten;
 //! - `[a&&b]`, `[a--b]`, `[a~~b]` and `[a[b]]` are plain characters in RE2: refused, escape them;
 //! - `(?x)`, `(?u)`, `(?R)` and `\b{start}` and its kin are unknown to RE2: refused;
 //! - `\Q…\E`, `\C` and octal escapes are known to RE2 only: refused by the crate.

@@ -1,5 +1,5 @@
-//! Where requests begin and end in the bytes of a downstream connection. Pure: no I/O, no clock; the
-//! same bytes give the same events however they are cut into segments.
+//! Where requests begin and end in the bytes of a downstream connection. Pure: no I/O, no clock;
+//! the same bytes give the same events however they are cut into segments.
 
 use super::head::{self, BodyFraming, Head, Malformed};
 
@@ -89,8 +89,8 @@ impl Framing {
         matches!(self.state, State::Head(_))
     }
 
-    /// Looks at the unread bytes. The caller removes from the front what the event covers before the
-    /// next call, and after [`Event::Incomplete`] calls again with the same bytes and more.
+    /// Looks at the unread bytes. The caller removes from the front what the event covers before
+    /// the next call, and after [`Event::Incomplete`] calls again with the same bytes and more.
     pub fn next(&mut self, unread: &[u8]) -> Event {
         match self.state {
             State::Head(scan) => self.next_in_head(scan, unread),
@@ -317,8 +317,8 @@ mod tests {
             prop_assert_eq!(&scan(&bytes, &each), &whole);
         }
 
-        /// Heads and bodies that were passed are the input, in order and without gaps (but for empty
-        /// lines), up to where it stopped making sense.
+        /// Heads and bodies that were passed are the input, in order and without gaps (but for
+        /// empty lines), up to where it stopped making sense.
         #[test]
         fn nothing_is_lost_or_invented(pieces in prop::collection::vec(piece(), 0..8)) {
             let bytes = pieces.concat();
@@ -341,7 +341,8 @@ mod tests {
     }
 
     proptest! {
-        /// hyper parses with httparse: it must see the head end where the guard saw it, or refuse it.
+        /// hyper parses with httparse: it must see the head end where the guard saw it, or refuse
+        /// it.
         #[test]
         fn hyper_agrees_where_a_head_ends(
             mut bytes in prop::sample::select(vec![

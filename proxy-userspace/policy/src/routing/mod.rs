@@ -30,7 +30,8 @@ pub struct Connection {
     /// The address that x-forwarded-for gets for a client on loopback: this host's first address
     /// that is not loopback, as in Envoy.
     pub node: IpAddr,
-    /// The index of an interface of this host, by its name: x-forwarded-for may have it as the scope of an address.
+    /// The index of an interface of this host, by its name: x-forwarded-for may have it as the
+    /// scope of an address.
     pub interface_index: fn(&str) -> Option<u32>,
 }
 
