@@ -99,13 +99,13 @@ impl Connector {
         }
     }
 
-    /// A new connection, [prepared](prepare).
+    /// A new connection, [prepared](socket::prepare).
     pub async fn connect(&self, endpoint: SocketAddr) -> Result<TcpStream, ConnectError> {
         let endpoint = canonical(endpoint);
         self.counted(endpoint, self.connect_from_any_port(endpoint)).await
     }
 
-    /// A new connection for a stream, [prepared](prepare). Where streams have source ports of their own it has
+    /// A new connection for a stream, [prepared](socket::prepare). Where streams have source ports of their own it has
     /// one, as long as there are any, and the endpoint is told to send no larger segments than the client
     /// accepts, and windows in units that are no larger than the client's.
     pub async fn connect_stream(
