@@ -11,8 +11,8 @@ pub const PROG_SOCK_SPLICE: &str = "sock_splice";
 /// The packet splice's programs for the TC hooks of an interface.
 pub const PROG_PACKET_INGRESS: &str = "packet_ingress";
 pub const PROG_PACKET_EGRESS: &str = "packet_egress";
-/// The program that starts the packet splice's timer, to be run once with BPF_PROG_TEST_RUN. It returns 0, or the negative
-/// error number of the helper that failed.
+/// The program that starts the packet splice's timer, to be run once with BPF_PROG_TEST_RUN. It
+/// returns 0, or the negative error number of the helper that failed.
 pub const PROG_PACKET_EXPIRE: &str = "packet_expire";
 
 /// Names of the maps as they stand in the object (the kernel keeps the first 15 bytes).
@@ -25,15 +25,15 @@ pub const MAP_ABOUT: &str = "STEER_ABOUT";
 pub const MAP_AGEING: &str = "STEER_AGEING";
 pub const MAP_TIMER: &str = "STEER_TIMER";
 pub const MAP_LAYOUT: &str = "STEER_LAYOUT";
-/// A global of the object: the mark (`SO_MARK`) of the proxy's own sockets during a hand-over. The mark plus one is
-/// that of copied acknowledgements.
+/// A global of the object: the mark (`SO_MARK`) of the proxy's own sockets during a hand-over. The
+/// mark plus one is that of copied acknowledgements.
 pub const GLOBAL_MARK: &str = "MARK";
 /// A global of the object: whether (1) the kernel has bpf_loop.
 pub const GLOBAL_HAS_LOOP: &str = "HAS_LOOP";
 pub const DEFAULT_MARK: u32 = 0x5b11_ce00;
 
-/// Streams that the packet splice has room for, unless userspace sets another size when it loads the
-/// maps (`STEER_CONNS` has so many entries, the flow maps twice as many).
+/// Streams that the packet splice has room for, unless userspace sets another size when it loads
+/// the maps (`STEER_CONNS` has so many entries, the flow maps twice as many).
 pub const DEFAULT_MAX_RECORDS: u32 = 65_536;
 /// Bytes of the event ring; events may be lost, so it need not hold all that can be under way.
 pub const FLOW_EVENTS_BYTES: u32 = 1 << 20;

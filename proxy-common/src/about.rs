@@ -1,21 +1,23 @@
-//! What the maps of the packet splice say of themselves, so that they can outlive the process that made them: the one
-//! that finds them must know that it reads them as they were written.
+//! What the maps of the packet splice say about themselves. The maps can outlive the process that
+//! made them. A process that finds them must know that it reads them as they were written.
 
 use bytemuck::{Pod, Zeroable};
 
 /// How many ranges of ports [`About`] can hold; more are not remembered.
 pub const MAX_RESERVED: usize = 32;
 
-/// The only value of the map `STEER_ABOUT`. Zero until everything else is in place. Frozen: every build reads that of every
-/// other; what is new gets a map of its own. (How records are laid out is in [`crate::layout`].)
+/// The only value of the map `STEER_ABOUT`. Zero until everything else is in place. Frozen: every
+/// build reads the value of every other build. Whatever is new gets a map of its own.
+/// ([`crate::layout`] has the layout of records.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct About {
     /// [`LAYOUT`](crate::layout::LAYOUT) of the process that made the maps.
     pub layout: u64,
-    /// Cookie of the network namespace whose packets they are about (`SO_NETNS_COOKIE`).
+    /// Cookie of the network namespace whose packets the maps are about (`SO_NETNS_COOKIE`).
     pub netns: u64,
-    /// The process that owns or, if nobody does, last owned them, as it is numbered where it ran. For messages only.
+    /// The process that owns the maps or, if no process does, the last owner. The number counts in
+    /// the PID namespace where that process ran. For messages only.
     pub pid: u32,
     /// How many of `reserved` are used.
     pub reserved_count: u32,

@@ -1,28 +1,31 @@
-//! By what rules the kernel gives up streams that nobody looks after any more: no process of the instance lives, and
-//! their peers have vanished, or they are over.
+//! The rules by which the kernel gives up streams that nobody looks after any more: no process of
+//! the instance lives, and the peers have vanished or the stream is over.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::flow::state;
 
-/// How often the kernel looks, in nanoseconds. A process is to say that it lives about as often.
+/// How often the kernel examines the records, in nanoseconds. A process sends its heartbeat about
+/// as often.
 pub const TICK_NS: u64 = 1_000_000_000;
 /// Records examined per tick, at most, so that no CPU is kept for long: some 15 ns each.
 pub const RECORDS_A_TICK: u32 = 4096;
 /// Records expired per tick, at most: to take the keys of a stream out takes about a microsecond.
 pub const GIVEN_UP_A_TICK: u32 = 512;
 
-/// The only value of the map `STEER_AGEING`. Times in nanoseconds, points in time by CLOCK_MONOTONIC.
+/// The only value of the map `STEER_AGEING`. Times in nanoseconds, points in time by
+/// CLOCK_MONOTONIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Expiry {
-    /// When a process last said that it lives; 0 = it has yet to.
+    /// When a process last sent a heartbeat; 0 = no process has.
     pub heartbeat_ns: u64,
-    /// No process lives if none has said so for this long.
+    /// Without a heartbeat for this long, no process lives.
     pub gone_after_ns: u64,
-    /// A stream without a plausible packet in either direction for so long has lost its peers; `u64::MAX` = never.
+    /// A stream without a plausible packet in either direction for this long has lost its peers;
+    /// `u64::MAX` = never.
     pub orphan_timeout_ns: u64,
-    /// How long the tuple of a stream stays that is over.
+    /// How long the tuple of a stream stays after the stream is over.
     pub linger_ns: u64,
 }
 
@@ -33,16 +36,18 @@ impl Expiry {
         self.heartbeat_ns != 0 && now_ns.saturating_sub(self.heartbeat_ns) >= self.gone_after_ns
     }
 
-    /// Whether the time of a stream in this state has come, when it [`is_due`](Self::is_due) to ask. `last_packet_ns` is that of
-    /// the last plausible packet in either direction. No time counts before the end of the process: until then
-    /// that knew better whether the peers were there.
+    /// Whether a stream in this state has expired. Ask only when expiry [`is_due`](Self::is_due).
+    /// `last_packet_ns` is the time of the last plausible packet in either direction. Silence
+    /// counts only from the end of the process: until then, the process itself knew whether the
+    /// peers were there.
     #[inline(always)]
     pub const fn has_come_for(&self, record_state: u32, last_packet_ns: u64, now_ns: u64) -> bool {
         let limit_ns = match record_state {
             state::OFF => return false,
             state::SPLICED => self.orphan_timeout_ns,
             state::FINISHED | state::RESET => self.linger_ns,
-            // HAND_OVER: its sockets are gone, and what they held with them. DEAD: it is nobody's.
+            // HAND_OVER: the sockets are gone, and their data with them. DEAD: the tuple belongs to
+            // another connection.
             _ => 0,
         };
         let since_ns = if last_packet_ns > self.heartbeat_ns { last_packet_ns } else { self.heartbeat_ns };

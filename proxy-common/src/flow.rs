@@ -1,9 +1,10 @@
 //! Map types of the packet splice.
 //!
-//! A *record* ([`Record`]) describes one spliced stream: two TCP connections, of each of which the proxy was one end. A *flow* is
-//! the packets of one direction as they arrive, found by a map key. So a stream has two flows, one from each peer. Words of
-//! sequence space: *arrival space* of a flow is that of the TCP connection its packets arrive on (their `seq`, before it is
-//! rewritten), and the same for acknowledgements.
+//! A *record* ([`Record`]) describes one spliced stream: two TCP connections, of each of which the
+//! proxy was one end. A *flow* is the packets of one direction as they arrive, found by a map key.
+//! So a stream has two flows, one from each peer. Sequence numbers of a flow are in *arrival space*
+//! if they are those of the TCP connection on which the packets arrive (the packets' `seq` before
+//! it is rewritten). The same holds for acknowledgements.
 //!
 //! Byte order: fields that say "wire" hold the bytes of the packet as a native load reads them; all
 //! others are host order.
@@ -12,7 +13,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::shared::{Word, shared};
 
-/// Index of a [`Record`] in the map `STEER_CONNS`, with the direction in the lowest bit: the value of the flow maps.
+/// Index of a [`Record`] in the map `STEER_CONNS`, with the direction in the lowest bit: the value
+/// of the flow maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct FlowRef(pub u32);
@@ -52,7 +54,8 @@ impl Direction {
     }
 }
 
-/// Key of `FLOWS4`: a packet as it arrives, so the source is the peer and the destination is the proxy.
+/// Key of `FLOWS4`: a packet as it arrives, so the source is the peer and the destination is the
+/// proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct FlowKey4 {
@@ -76,21 +79,21 @@ pub struct FlowKey6 {
     pub ports: u32,
 }
 
-/// Values of [`Record::state`]. Userspace takes OFF -> HAND_OVER -> SPLICED, and anything -> OFF when it frees
-/// the record; the program takes the later ones. Every change is a compare-exchange or a store that loses
-/// nothing when it is overwritten by a later state.
+/// Values of [`Record::state`]. Userspace takes OFF -> HAND_OVER -> SPLICED, and anything -> OFF
+/// when it frees the record; the program takes the later ones. Every change is a compare-exchange
+/// or a store that loses nothing when it is overwritten by a later state.
 pub mod state {
     /// Not in use, or not active yet: packets pass to the local stack.
     pub const OFF: u32 = 0;
-    /// Packets are spliced; the proxy's sockets still own bytes that are not acknowledged, so they are
-    /// given copies of acknowledgements ([`super::flags::COPY_ACKS`]).
+    /// Packets are spliced; the proxy's sockets still own bytes that are not acknowledged, so they
+    /// are given copies of acknowledgements ([`super::flags::COPY_ACKS`]).
     pub const HAND_OVER: u32 = 1;
     /// Packets are spliced; there are no sockets (or there will be none in a moment).
     pub const SPLICED: u32 = 2;
     /// Both FINs were acknowledged. Late retransmissions are still spliced.
     pub const FINISHED: u32 = 3;
-    /// A plausible RST went through, or Steer has ended the stream. Stragglers are still spliced, unless it is
-    /// [given up](super::flags::GIVEN_UP).
+    /// A plausible RST went through, or Steer has ended the stream. Stragglers are still spliced,
+    /// unless it is [given up](super::flags::GIVEN_UP).
     pub const RESET: u32 = 4;
     /// The tuple was taken by a new connection: packets pass to the local stack.
     pub const DEAD: u32 = 5;
@@ -106,17 +109,18 @@ pub mod flags {
     pub const COPY_ACKS: u32 = 1 << 2;
     /// Only one of the connections negotiated ECN: clear ECT, ECE and CWR.
     pub const STRIP_ECN: u32 = 1 << 3;
-    /// Steer has ended the stream, or died in its hand-over. In RESET its packets pass to the local stack then, which
-    /// knows no such connection, and answers each with a RST of the very number that its sender expects. Written by
-    /// userspace, and by the program for a process that has died or a packet that it cannot carry.
+    /// Steer has ended the stream, or died in its hand-over. In RESET the packets of such a stream
+    /// pass to the local stack. The stack does not know the connection, and answers each packet
+    /// with a RST of exactly the number that the sender expects. Userspace sets this flag. The
+    /// program sets it when the process has died, or for a packet that cannot be carried.
     pub const GIVEN_UP: u32 = 1 << 4;
-    /// With GIVEN_UP: a packet of the client came to the local stack, since the programs could not carry it. Written by the
-    /// program.
+    /// With GIVEN_UP: a packet of the client came to the local stack, since the programs could not
+    /// carry the packet. Written by the program.
     pub const NOT_CARRIED_UP: u32 = 1 << 5;
-    /// The same of the endpoint.
+    /// The same for a packet of the endpoint.
     pub const NOT_CARRIED_DOWN: u32 = 1 << 6;
 
-    /// Of the direction whose packet it was.
+    /// The flag for the direction of the packet.
     pub const fn not_carried(direction: super::Direction) -> u32 {
         NOT_CARRIED_UP << direction as u32
     }
@@ -133,8 +137,8 @@ pub mod output {
 }
 
 shared! {
-    /// One stream. Userspace sees the whole array through mmap and writes single fields of it, never a
-    /// whole live record (that would undo what the program writes).
+    /// One stream. Userspace sees the whole array through mmap and writes single fields of it,
+    /// never a whole live record (that would undo what the program writes).
     pub struct Record, shared as SharedRecord align(64) {
         #[cfg(feature = "other-layout")]
         pub other: [u64; 8],
@@ -152,8 +156,9 @@ shared! {
         pub cluster: u64,
         /// When the stream was opened, Unix milliseconds.
         pub opened_unix_ms: u64,
-        /// By [`Direction`]: what makes, with [`DirLive::bytes`] (the sum wraps), the stream's payload bytes, once the hand-over is
-        /// over; until then, those that userspace had moved before it.
+        /// By [`Direction`]. After the hand-over: the number that, added to [`DirLive::bytes`] (the
+        /// sum wraps), gives the payload bytes of the stream. Until then: the bytes that userspace
+        /// moved before the hand-over.
         pub relayed: [u64; 2],
         pub has_key: u32,
         /// 4 or 6.
@@ -164,7 +169,7 @@ shared! {
 }
 
 impl SharedRecord {
-    /// The key of one of its flows in `FLOWS4`, if it is of IPv4.
+    /// The key in `FLOWS4` of one of the record's flows, if the stream is IPv4.
     #[inline(always)]
     pub fn key4(&self, direction: Direction) -> FlowKey4 {
         let back = &self.flows[direction.opposite() as usize].fixed;
@@ -175,7 +180,7 @@ impl SharedRecord {
         }
     }
 
-    /// The same in `FLOWS6`, if it is of IPv6.
+    /// The key in `FLOWS6`, if the stream is IPv6.
     #[inline(always)]
     pub fn key6(&self, direction: Direction) -> FlowKey6 {
         let back = &self.flows[direction.opposite() as usize].fixed;
@@ -210,9 +215,9 @@ shared! {
 }
 
 shared! {
-    /// How this direction's packets are rewritten. Written by userspace before the record is active; except `ts_shift`
-    /// and, in HAND_OVER, `received`, nothing changes afterwards, and a copy on another machine (with its own `ifindex`)
-    /// carries the stream on.
+    /// How this direction's packets are rewritten. Written by userspace before the record is
+    /// active; except `ts_shift` and, in HAND_OVER, `received`, nothing changes afterwards. So a
+    /// copy of these fields on another machine, with its own `ifindex`, can carry the stream on.
     pub struct DirFixed, shared as SharedFixed {
         #[cfg(feature = "other-layout")]
         pub other: [u64; 8],
@@ -224,14 +229,17 @@ shared! {
         pub to_ports: u32,
         /// Added to `seq`.
         pub seq_delta: u32,
-        /// Added to `ack` and to both edges of SACK blocks; the negative of the other direction's `seq_delta`.
+        /// Added to `ack` and to both edges of SACK blocks; the negative of the other direction's
+        /// `seq_delta`.
         pub ack_delta: u32,
-        /// Added to TSval, and subtracted from the TSecr of the other direction. 0: not known yet. Written once, by the program
-        /// that sees the first believed packet with a timestamp after the hand-over.
+        /// Added to TSval, and subtracted from the TSecr of the other direction. 0: not known yet.
+        /// Written once, by the program that sees the first believed packet with a timestamp after
+        /// the hand-over.
         pub ts_shift: u32,
-        /// The TSval below which none leaves in this direction, and beyond which the local socket of the outgoing connection
-        /// has sent none; 0 until the record is about to become active. Written by userspace, and raised by the egress program
-        /// until the record is active. See [`rewrite::Timestamps`].
+        /// No packet leaves in this direction with a TSval below this one, and the local socket of
+        /// the outgoing connection has sent none above this one. 0 until the record is about to
+        /// become active. Written by userspace, and raised by the egress program until the record
+        /// is active. See [`rewrite::Timestamps`].
         ///
         /// [`rewrite::Timestamps`]: crate::packet::rewrite::Timestamps
         pub ts_floor: u32,
@@ -239,29 +247,31 @@ shared! {
         pub ifindex: u32,
         /// One of [`output`].
         pub output: u8,
-        /// `window << left >> right`, at most 65,535: from the peer's scale to the one that the proxy announced
-        /// on the outgoing connection. Each 0 to 14.
+        /// `window << left >> right`, at most 65,535: from the peer's scale to the one that the
+        /// proxy announced on the outgoing connection. Each 0 to 14.
         pub window_left: u8,
         pub window_right: u8,
         pub _pad: u8,
-        /// Arrival space: one past what the local socket of the arrival connection has received, and therefore
-        /// acknowledged. In HAND_OVER nothing acknowledges less to this direction's peer.
+        /// Arrival space: one past what the local socket of the arrival connection has received,
+        /// and therefore acknowledged. In HAND_OVER nothing acknowledges less to this direction's
+        /// peer.
         pub received: u32,
     }
 }
 
 shared! {
-    /// What the program counts and remembers of this direction. Userspace initialises `seq_end`, `ack_end`
-    /// and (for FINs which the socket had seen) `fin_end` and `bits`; after that only the program writes, except `own_end`
-    /// and, in HAND_OVER, `fin_end` and `bits` for FINs that the socket sees.
+    /// What the program counts and remembers of this direction. Userspace initialises `seq_end`,
+    /// `ack_end` and (for FINs which the socket had seen) `fin_end` and `bits`; after that only the
+    /// program writes, except `own_end` and, in HAND_OVER, `fin_end` and `bits` for FINs that the
+    /// socket sees.
     pub struct DirLive, shared as SharedLive {
         pub packets: u64,
         #[cfg(feature = "other-layout")]
         pub other: [u64; 8],
         /// Payload bytes by advance of `seq_end`: retransmissions and forgeries do not count.
         pub bytes: u64,
-        /// CLOCK_MONOTONIC_COARSE ns of the last packet with payload that advanced `seq_end`; userspace starts it with the
-        /// moment of the splice.
+        /// CLOCK_MONOTONIC_COARSE ns of the last packet with payload that advanced `seq_end`.
+        /// Userspace initialises this with the time of the splice.
         pub last_payload_ns: u64,
         /// The same of the last plausible packet of any kind.
         pub last_packet_ns: u64,
@@ -271,9 +281,10 @@ shared! {
         pub ack_end: u32,
         /// The window field of the newest acknowledgement, as it arrived: host order, not scaled.
         pub window: u16,
-        /// The largest window field seen. Userspace starts it with what the local socket was last offered
-        /// (tcpi_snd_wnd, scaled back). 0: not known, and packets are believed whatever their numbers, since those here
-        /// may lag; while a stream goes from one map to another.
+        /// The largest window field seen. Userspace starts it with what the local socket was last
+        /// offered (tcpi_snd_wnd, scaled back). 0: not known, while a stream moves from one map to
+        /// another. Then packets are believed whatever their numbers are, since the numbers here
+        /// may lag.
         pub window_max: u16,
         /// The latest TSval of a believed packet, as it arrived. 0: none yet.
         pub ts_value: u32,
@@ -282,10 +293,12 @@ shared! {
         /// [`bits`].
         pub bits: u16,
         pub _pad: u16,
-        /// The lower half of the kernel's jiffies when `last_packet_ns` was set: the clock need not be read twice in one.
+        /// The lower half of the kernel's jiffies when `last_packet_ns` was set, so that the clock
+        /// is read only once in a jiffy.
         pub tick: u32,
-        /// In `ack` space of this flow: end of what the local socket of the *arrival* connection has been given to
-        /// send. Userspace writes it before each write to that socket; the program reads it in HAND_OVER.
+        /// In `ack` space of this flow: end of what the local socket of the *arrival* connection
+        /// has been given to send. Userspace writes it before each write to that socket; the
+        /// program reads it in HAND_OVER.
         pub own_end: u32,
     }
 }
@@ -298,8 +311,8 @@ pub mod bits {
     pub const FIN_ACKED: u16 = 1 << 1;
 }
 
-/// A record of the ring `FLOW_EVENTS`, from the program to userspace. May be lost when the ring is full:
-/// userspace sweeps the records too.
+/// A record of the ring `FLOW_EVENTS`, from the program to userspace. May be lost when the ring is
+/// full: userspace sweeps the records too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct FlowEvent {

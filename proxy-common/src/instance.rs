@@ -5,7 +5,8 @@ use core::str::FromStr;
 
 const MAX_LEN: usize = 64;
 
-/// Names one Steer of a host: 1 to 64 letters, digits, `-` and `_`, since it is the name of a directory.
+/// Names one Steer of a host: 1 to 64 letters, digits, `-` and `_`, since it is the name of a
+/// directory.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Instance {
     /// What follows the name is 0.

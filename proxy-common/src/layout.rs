@@ -1,10 +1,11 @@
-//! Where everything is in the connection records, so that a process can read those of another build: the map
-//! `STEER_LAYOUT` lists it, field by field.
+//! Where each field of a connection record is, so that a process can read the records of another
+//! build. The map `STEER_LAYOUT` lists the fields.
 //!
-//! What a later build must know to do so is frozen: [`Entry`], the entries that are no fields, [`About`](crate::about::About),
-//! the keys and values of the flow maps, the values of [`state`](crate::flow::state), the names of the maps. A field that changes
-//! its meaning gets another name. If anything else has to change, [`BASIS`] is raised, and nobody takes over from anybody
-//! across that.
+//! Whatever a later build needs for this is frozen: [`Entry`], the entries that are no fields,
+//! [`About`](crate::about::About), the keys and values of the flow maps, the values of
+//! [`state`](crate::flow::state), the names of the maps. A field that changes its meaning gets
+//! another name. If anything else has to change, [`BASIS`] is raised. Builds of different `BASIS`
+//! do not take over streams from each other.
 
 use core::mem::{offset_of, size_of};
 
@@ -14,7 +15,7 @@ use crate::abi::ABI_VERSION;
 use crate::flow::{DirFixed, DirLive, Flow, FlowEvent, FlowKey4, FlowKey6, FlowRef, Record};
 use crate::stat::Stat;
 
-/// What the frozen parts are, taken together.
+/// The version of the frozen parts.
 pub const BASIS: u32 = 1;
 
 /// An element of the map `STEER_LAYOUT`. Frozen.
@@ -32,7 +33,7 @@ pub struct Entry {
 /// A field of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Field {
-    /// In front of `name`, as code has it; empty, or ends with a dot.
+    /// What code writes before `name`; empty, or ends with a dot.
     pub path: &'static str,
     pub name: &'static str,
     /// Bytes from the start of the record.
@@ -45,17 +46,18 @@ pub struct Field {
 /// What to do if the records of another build have no such field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A stream cannot go on without.
+    /// A stream cannot go on without the field.
     Needed,
-    /// It is zero.
+    /// The field becomes zero.
     OrZero,
-    /// Nothing is in it.
+    /// The field holds nothing.
     Padding,
-    /// Made of fields itself; not among [`FIELDS`].
+    /// The field consists of fields, and is not among [`FIELDS`] itself.
     Nested,
 }
 
-/// The fields of a type, by kind. Does not compile if a byte of it belongs to none of them, or to two.
+/// The fields of a type, by kind. Does not compile if a byte of it belongs to none of them, or to
+/// two.
 macro_rules! fields {
     ($record:ident { $($kind:ident: $($(#[$only:meta])? $name:ident),+;)+ }) => {{
         const FIELDS: &[Field] = &[$($($(#[$only])? Field {
@@ -175,8 +177,8 @@ const fn size_of_field<T, F>(_field: fn(&T) -> &F) -> u32 {
     size_of::<F>() as u32
 }
 
-/// Writes `of`, whose type starts at `start` and is called `path`, after the first `count` fields; returns how many there
-/// are then.
+/// Appends the fields `of` of a type that starts at `start` and is called `path` to the first
+/// `count` fields; returns the new count.
 const fn append(
     fields: &mut [Field],
     mut count: usize,

@@ -3,14 +3,15 @@
 use crate::labels::labelled;
 
 labelled! {
-    /// Numbers and labels are stable: maps, metrics (`reason="..."`) and logs carry them. docs/splice.md says what to
-    /// do about each.
+    /// Numbers and labels are stable: maps, metrics (`reason="..."`) and logs carry them.
+    /// docs/splice.md says what to do about each.
     pub enum Reason {
         /// The configuration asks for the relay.
         SpliceOff = 1, "splice_off";
         /// Built without the BPF object.
         NoObject = 2, "no_object";
-        /// A capability is missing: CAP_BPF or CAP_NET_ADMIN; for the packet splice also CAP_PERFMON or CAP_NET_RAW.
+        /// A capability is missing: CAP_BPF or CAP_NET_ADMIN; for the packet splice also
+        /// CAP_PERFMON or CAP_NET_RAW.
         NoCapability = 3, "no_capability";
         /// The kernel refused the maps or the program.
         KernelRefused = 4, "kernel_refused";
@@ -20,12 +21,12 @@ labelled! {
         NotEstablished = 6, "not_established";
         /// The maps of the wanted path are full.
         MapFull = 7, "map_full";
-        /// The kernel refused the entry of a map for another reason: kTLS, a socket in somebody else's map, a tuple that
-        /// another stream has.
+        /// The kernel refused the entry of a map for another reason: kTLS, a socket in somebody
+        /// else's map, a tuple that another stream has.
         InsertFailed = 8, "insert_failed";
         /// More bytes kept coming than the hand-over is willing to move before it switches.
         Busy = 9, "busy";
-        /// Its reader fell behind: the credit gate took it back to userspace.
+        /// The reader fell behind, and the credit gate took the stream back to userspace.
         Gated = 10, "gated";
         /// The socket's TCP state could not be read.
         StateUnreadable = 11, "state_unreadable";
@@ -49,14 +50,16 @@ labelled! {
         NoSourcePort = 20, "no_source_port";
         /// The kernel refused TCP_REPAIR or SO_MARK.
         RepairRefused = 21, "repair_refused";
-        /// The connection has what cannot be translated: TCP-MD5/AO, MPTCP, kTLS. Steer asks for none of these.
+        /// The connection has what cannot be translated: TCP-MD5/AO, MPTCP, kTLS. Steer asks for
+        /// none of these.
         TcpFeature = 22, "tcp_feature";
-        /// Another process has taken over and has the maps; this one ends when its own streams have ended.
+        /// Another process has taken over and has the maps; this one ends when its own streams have
+        /// ended.
         TakenOver = 23, "taken_over";
-        /// A peer's window is so small that little or nothing of it can be said in the units that the other connection
-        /// counts windows in.
+        /// A peer's window is so small that little or nothing of it can be expressed in the units
+        /// in which the other connection counts windows.
         Window = 24, "window";
-        /// Packets of a peer could not be carried lately, and a stream of it was given up for that.
+        /// Lately packets of a peer could not be carried, and a stream of that peer was given up.
         NotCarried = 25, "not_carried";
     }
 }

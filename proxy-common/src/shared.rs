@@ -1,8 +1,10 @@
-//! Words of memory that others read and write at the same time: those of a map, which all CPUs and userspace share.
+//! Words of memory that others read and write at the same time: those of a map, which all CPUs and
+//! userspace share.
 //!
-//! A reference to an ordinary value tells the compiler that nobody else writes the value. So no reference to an ordinary value
-//! may point into a map. A reference to the value's *shared form* ([`Share::Shared`]) may: the shared form has the same fields
-//! in the same places, each in a [`Word`].
+//! A reference to an ordinary value tells the compiler that nobody else writes the value. So no
+//! reference to an ordinary value may point into a map. A reference to the value's *shared form*
+//! ([`Share::Shared`]) may: the shared form has the same fields in the same places, each in a
+//! [`Word`].
 
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -19,10 +21,11 @@ pub unsafe trait Share: Copy {
     /// The same value, word by word.
     type Shared;
 
-    /// This value, so that it can be given to what works on shared ones.
+    /// This value in its shared form, for functions that work on shared values.
     #[inline(always)]
     fn shared(&mut self) -> &Self::Shared {
-        // SAFETY: the layouts are the same, and the borrow leaves no other access than by the words.
+        // SAFETY: the layouts are the same, and the borrow leaves no other access than by the
+        // words.
         unsafe { &*(&raw mut *self).cast() }
     }
 
@@ -34,7 +37,8 @@ pub unsafe trait Share: Copy {
     }
 }
 
-/// An integer that others may write at any time: each look at it may find another number, but never half of one.
+/// An integer that others may write at any time. Each read may find another number, but never half
+/// of one.
 #[repr(transparent)]
 pub struct Word<T>(UnsafeCell<T>);
 
@@ -42,10 +46,11 @@ impl<T: Pod> Word<T> {
     /// The number that is there now.
     #[inline(always)]
     pub fn get(&self) -> T {
-        // SAFETY: the place is live and aligned as long as the reference, nobody makes a plain reference to the place, and the
-        // place is no larger than a machine word: [`Share`] is implemented for integers only. A volatile access of that size is
-        // one instruction, done once and where it stands. So the compiler assumes nothing of the number, and every bit pattern
-        // is a number.
+        // SAFETY: the place is live and aligned as long as the reference, nobody makes a plain
+        // reference to the place, and the place is no larger than a machine word: [`Share`] is
+        // implemented for integers only. A volatile access of that size is one instruction, done
+        // once and where it stands. So the compiler assumes nothing of the number, and every bit
+        // pattern is a number.
         unsafe { self.0.get().read_volatile() }
     }
 
@@ -58,7 +63,8 @@ impl<T: Pod> Word<T> {
 }
 
 impl Word<u32> {
-    /// Puts `new` in the place of `old`, unless the word is another one by now; returns what it was. A full barrier.
+    /// Puts `new` in the place of `old`, unless the word is another one by now; returns what it
+    /// was. A full barrier.
     #[inline(always)]
     pub fn compare_exchange(&self, old: u32, new: u32) -> u32 {
         // SAFETY: as for `get`.
@@ -90,7 +96,8 @@ unsafe impl<T: Share, const N: usize> Share for [T; N] {
     type Shared = [T::Shared; N];
 }
 
-/// A map type and its shared form: a structure with the same fields in the same order, `repr(C)` as well.
+/// A map type and its shared form: a structure with the same fields in the same order, `repr(C)` as
+/// well.
 macro_rules! shared {
     (
         $(#[$type_meta:meta])*

@@ -1,10 +1,11 @@
-//! What the packet splice's programs count, in the per-CPU map `STEER_STATS`: what became of a packet, and why.
+//! What the packet splice's programs count, in the per-CPU map `STEER_STATS`: what became of a
+//! packet, and why.
 
 use crate::labels::labelled;
 
 labelled! {
-    /// Numbers and labels are stable: the map and `steer_packet_total{what="..."}` carry them. docs/splice.md has them
-    /// too.
+    /// Numbers and labels are stable: the map and `steer_packet_total{what="..."}` carry them.
+    /// docs/splice.md has them too.
     pub enum Stat {
         /// Rewritten and sent on to the other peer.
         Spliced = 0, "spliced";
@@ -12,13 +13,16 @@ labelled! {
         PassOff = 1, "pass_off";
         /// Of a flow whose tuple a new connection has taken: passed to the local stack.
         PassDead = 2, "pass_dead";
-        /// A known flow, but a shape that is not rewritten (cut header, VLAN tag, for another host): passed.
+        /// A known flow, but a shape that is not rewritten (cut header, VLAN tag, for another
+        /// host): passed.
         PassShape = 3, "pass_shape";
         /// A SYN took the tuple of a flow that was over.
         Reused = 4, "reused";
-        /// Rewritten, but not believed: its sequence or acknowledgement number cannot be the peer's.
+        /// Rewritten, but not believed: its sequence or acknowledgement number cannot be the
+        /// peer's.
         Implausible = 5, "implausible";
-        /// A RST that was passed on without changing the flow's state, since its number is not exact.
+        /// A RST that was passed on without changing the flow's state, since its number is not
+        /// exact.
         RstUnproven = 6, "rst_unproven";
         /// A TCP option layout out of the ordinary was translated on the slow path.
         OptionsSlow = 7, "options_slow";
@@ -30,7 +34,7 @@ labelled! {
         DropRewrite = 10, "drop_rewrite";
         /// An acknowledgement was copied for the local stack (hand-over).
         Copied = 11, "copied";
-        /// Copying it failed; the stack waits for the next one.
+        /// Copying an acknowledgement failed; the stack waits for the next one.
         CopyFailed = 12, "copy_failed";
         /// A copy was trimmed and given to the local stack.
         CopyPassed = 13, "copy_passed";
@@ -46,20 +50,24 @@ labelled! {
         IcmpPassed = 18, "icmp_passed";
         /// The event ring was full.
         EventLost = 19, "event_lost";
-        /// A RST of the proxy's own sockets, closed in a hand-over because the process ended: the stream ends with it.
+        /// A RST of the proxy's own sockets, closed in a hand-over because the process ended: the
+        /// stream ends with it.
         OwnerDied = 20, "owner_died";
-        /// Not a packet but a stream that the kernel gave up, since no process looked after it: its peers were silent for
-        /// `orphan_timeout`, or it was in a hand-over.
+        /// Not a packet but a stream that the kernel gave up, since no process looked after it: its
+        /// peers were silent for `orphan_timeout`, or it was in a hand-over.
         Aged = 21, "aged";
-        /// Of an odd shape (IP options, extension headers, a priority tag): made plain, and then spliced.
+        /// Of an odd shape (IP options, extension headers, a priority tag): made plain, and then
+        /// spliced.
         MadePlain = 22, "made_plain";
         /// A fragment, first or later, was sent on to the other peer.
         Fragment = 23, "fragment";
-        /// A later fragment that came before the first of its packet: passed, since its flow is not known.
+        /// A later fragment that came before the first of its packet: passed, since its flow is not
+        /// known.
         FragmentEarly = 24, "fragment_early";
         /// A RST or FIN with a wrong checksum: sent on as it is, but it changes nothing.
         BadChecksum = 25, "bad_checksum";
-        /// Not a packet but a stream that was given up: a packet of it came to the local stack, which cannot carry it.
+        /// Not a packet but a stream that was given up: a packet of it came to the local stack,
+        /// which cannot carry it.
         GivenUp = 26, "given_up";
     }
 }

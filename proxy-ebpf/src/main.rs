@@ -1,26 +1,28 @@
-//! The BPF programs: thin shells over `proxy-common`, without policy. Built for BPF by
-//! `cargo xtask build-ebpf`. For the host the same code compiles, too, so that `cargo clippy` and rust-analyzer see it, into
-//! a program that only says what it is.
+//! The BPF programs: thin shells over `proxy-common`, without policy. Built for BPF by `cargo xtask
+//! build-ebpf`. The same code also compiles for the host, so that `cargo clippy` and rust-analyzer
+//! see it. The result is a program that only says what it is.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod maps;
 mod packet;
 mod sock_splice;
 
-/// `SO_MARK` of the proxy's own sockets during a hand-over, set by userspace when it loads the programs
-/// ([`proxy_common::abi::GLOBAL_MARK`]).
+/// `SO_MARK` of the proxy's own sockets during a hand-over, set by userspace when it loads the
+/// programs ([`proxy_common::abi::GLOBAL_MARK`]).
 #[unsafe(no_mangle)]
 static MARK: u32 = proxy_common::abi::DEFAULT_MARK;
 
-/// 1 if the kernel has the helper bpf_loop (Linux 5.17), else 0; set by userspace when it loads the programs
-/// ([`proxy_common::abi::GLOBAL_HAS_LOOP`]). The verifier leaves out what is not reached with this value.
+/// 1 if the kernel has the helper bpf_loop (Linux 5.17), else 0; set by userspace when it loads the
+/// programs ([`proxy_common::abi::GLOBAL_HAS_LOOP`]). The verifier skips code that cannot be
+/// reached with this value.
 #[unsafe(no_mangle)]
 static HAS_LOOP: u32 = 1;
 
 /// Whether bpf_loop may be called.
 #[inline(always)]
 fn has_loop() -> bool {
-    // SAFETY: a constant, but one that userspace sets after the compiler has seen it.
+    // SAFETY: nothing writes this global while the program runs. Userspace sets the value after
+    // compilation, so the read is volatile.
     unsafe { (&raw const HAS_LOOP).read_volatile() == 1 }
 }
 

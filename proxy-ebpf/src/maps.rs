@@ -1,6 +1,7 @@
-//! Every map. "Userspace" is always the crate `steer-kernel`. The maps of the packet splice (`STEER_*`) are pinned where
-//! that is possible, and then live until nothing of a stream is left and no daemon is; the others live as long as the
-//! daemon. An entry's lifetime is that of the stream unless stated otherwise.
+//! Every map. "Userspace" is always the crate `steer-kernel`. The maps of the packet splice
+//! (`STEER_*`) are pinned where that is possible. Pinned maps live until no stream and no daemon is
+//! left. All other maps live as long as the daemon. An entry's lifetime is that of the stream
+//! unless stated otherwise.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
 use aya_ebpf::btf_maps;
@@ -32,7 +33,8 @@ pub(crate) static STEER_FLOWS6: HashMap<FlowKey6, FlowRef> =
     HashMap::with_max_entries(2 * DEFAULT_MAX_RECORDS, BPF_F_NO_PREALLOC);
 
 /// One record for each stream; an array, so a record is never freed but used again under a new
-/// generation. Writers, field by field: see [`Record`]. Readers: the programs, and userspace through mmap.
+/// generation. Writers, field by field: see [`Record`]. Readers: the programs, and userspace
+/// through mmap.
 #[map]
 pub(crate) static STEER_CONNS: Array<Record> = Array::with_max_entries(DEFAULT_MAX_RECORDS, BPF_F_MMAPABLE);
 
@@ -52,12 +54,14 @@ pub(crate) static STEER_ABOUT: Array<About> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static STEER_LAYOUT: Array<Entry> = Array::with_max_entries(ENTRY_COUNT as u32, 0);
 
-/// Whether a process lives, and how long streams are kept without one. Writer: userspace. Reader: the timer of `packet_expire`.
+/// Whether a process lives, and how long streams are kept without one. Writer: userspace. Reader:
+/// the timer of `packet_expire`.
 #[map]
 pub(crate) static STEER_AGEING: Array<Expiry> = Array::with_max_entries(1, 0);
 
-/// The timer by which streams expire. The kernel stops it when the map is neither open nor pinned any more. It finds
-/// the timer in the value by the type's BTF, which maps of the other kind do not have. Writer and reader: `packet_expire`.
+/// The timer by which streams expire. The kernel stops the timer when the map is neither open nor
+/// pinned any more. The kernel finds the timer in the value by the BTF of the type, which maps of
+/// the other kind do not have. Writer and reader: `packet_expire`.
 #[btf_map]
 pub(crate) static STEER_TIMER: btf_maps::Array<Timer, 1> = btf_maps::Array::new();
 
@@ -65,22 +69,24 @@ pub(crate) static STEER_TIMER: btf_maps::Array<Timer, 1> = btf_maps::Array::new(
 pub(crate) struct Timer {
     /// The kernel's own (`struct bpf_timer`).
     pub(crate) timer: bpf_timer,
-    /// The record that is looked at first the next time.
+    /// The first record that the next tick examines.
     pub(crate) next: u32,
     _pad: u32,
 }
 
-/// Room for the work on unusual TCP options, which the stack does not have. Only `packet_ingress` uses it, from one packet to
-/// the next.
+/// Room for the work on unusual TCP options, which does not fit on the stack. Only `packet_ingress`
+/// uses it, for one packet at a time.
 #[map]
 pub(crate) static STEER_OPTIONS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
 
-/// What the first piece of a packet has told, for the pieces after it. An LRU map: an entry is needed for as long as the pieces
-/// of a packet are under way, and without one they are lost, and repeated. Only `packet_ingress` uses it.
+/// What the first piece of a packet has told, for the later pieces. An LRU map: an entry is needed
+/// only while the pieces of a packet are under way. If an entry is evicted, the pieces are lost,
+/// and the sender repeats the packet. Only `packet_ingress` uses it.
 #[map]
 pub(crate) static STEER_PIECES: LruHashMap<PieceKey, FirstPiece> = LruHashMap::with_max_entries(2048, 0);
 
-/// Room for pieces of a segment whose checksum is verified. Only `packet_ingress` uses it, from one packet to the next.
+/// Room for parts of a segment whose checksum is verified. Only `packet_ingress` uses it, for one
+/// packet at a time.
 #[map]
 pub(crate) static STEER_CHUNK: PerCpuArray<Chunk> = PerCpuArray::with_max_entries(1, 0);
 

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: sets up what is missing and runs `steer-bench` (`tests/src/bin/steer-bench`), which does the rest.
+//! `cargo xtask bench`: sets up what is missing and runs `steer-bench`
+//! (`tests/src/bin/steer-bench`), which does the rest.
 
 use std::ffi::OsString;
 use std::process::{Command, ExitCode};

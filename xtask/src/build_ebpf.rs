@@ -1,9 +1,9 @@
 //! `cargo xtask build-ebpf`: builds the BPF programs into [`OBJECT`], which `steer` embeds, and
 //! those of the tests beside it.
 //!
-//! BPF is no target that rustup ships a `core` for, so a stable toolchain alone cannot do it. Two
-//! ways are known, and tried in this order: a rustc with a `core` built for BPF (Debian has one), or
-//! a rustup nightly with `rust-src`, which compiles `core` itself. Both link with bpf-linker.
+//! rustup ships no `core` for BPF, so a stable toolchain alone cannot build the programs. There are
+//! two ways, tried in this order: a rustc with a `core` built for BPF (Debian has one), or a rustup
+//! nightly with `rust-src`, which compiles `core` itself. Both link with bpf-linker.
 
 mod stack;
 mod toolchain;
@@ -16,7 +16,8 @@ use anyhow::{Context as _, Result, bail};
 use toolchain::Toolchain;
 
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
-/// Relative to the workspace; `proxy-userspace/kernel/build.rs` looks for the first two, the tests load the third.
+/// Relative to the workspace; `proxy-userspace/kernel/build.rs` looks for the first two, the tests
+/// load the third.
 pub(crate) const OBJECT: &str = "target/bpf/steer-ebpf.o";
 const OTHER_LAYOUT: &str = "target/bpf/steer-ebpf-other-layout.o";
 const FAULTS: &str = "target/bpf/faults-ebpf.o";
@@ -70,7 +71,7 @@ fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, feature: Opti
         .args(PACKAGES)
         .arg("--target-dir")
         .arg(&target_dir)
-        // The flags of the host (a linker, a CPU) mean nothing here.
+        // The flags of the host (a linker, a CPU) do not apply to BPF.
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
@@ -84,8 +85,8 @@ fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, feature: Opti
 
 /// In Cargo's encoding, which unlike `RUSTFLAGS` has room for blanks in a path.
 fn rustflags(linker: &Path) -> String {
-    // Version 3 of the instruction set (Linux 5.1) has 32-bit arithmetic: shorter programs, and bounds that the
-    // verifier sees through.
+    // Version 3 of the instruction set (Linux 5.1) has 32-bit arithmetic: shorter programs, and
+    // bounds that the verifier sees through.
     [
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".into(),

@@ -1,4 +1,5 @@
-//! `cargo xtask check`: what a change has to pass before anybody looks at it. No root, nothing is installed.
+//! `cargo xtask check`: what a change has to pass before a review. Needs no root and installs
+//! nothing.
 
 mod markdown;
 mod paths;

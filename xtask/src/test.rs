@@ -1,4 +1,5 @@
-//! `cargo xtask test`: every check and every test, one after the other, and what became of them.
+//! `cargo xtask test`: runs every check and every test, one after the other, and prints the
+//! results.
 
 use std::fs;
 use std::process::ExitCode;
@@ -44,7 +45,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if summarize(&outcomes) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All suites, cheapest first: the checks, then the tests. The integration tests are found by their files.
+/// All suites, cheapest first: the checks, then the tests. The integration tests are found by their
+/// files.
 fn suites() -> Result<Vec<Suite>> {
     let mut suites = check::suites();
     for name in test_files("proxy-userspace/daemon/tests")? {
@@ -53,7 +55,7 @@ fn suites() -> Result<Vec<Suite>> {
     let harness = "test --locked --package steer-tests --features bench --lib --bins";
     suites.push(Suite::cargo("harness", true, harness));
     for name in test_files("tests/tests")? {
-        // One at a time: they count the machine's namespaces, descriptors and memory.
+        // One test at a time: the tests count the machine's namespaces, descriptors and memory.
         let args = format!("test --locked --package steer-tests --test {name} -- --test-threads=1");
         suites.push(Suite::cargo(&name, true, &args));
     }

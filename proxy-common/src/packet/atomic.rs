@@ -1,9 +1,11 @@
 //! Words of a record that several CPUs write at once.
 
-/// Puts `new` in the place of `old`, unless the word is another one by now; returns what it was. A full barrier.
+/// Puts `new` in the place of `old`, unless the word is another one by now; returns what it was. A
+/// full barrier.
 ///
-/// The target of BPF has no compare-exchange as Rust sees it, since the first versions of the instruction set had none. Version
-/// 3, for which the programs are compiled, has one (Linux 5.12), which the assembler knows.
+/// The target of BPF has no compare-exchange as Rust sees it, since the first versions of the
+/// instruction set had none. Version 3, for which the programs are compiled, has one (Linux 5.12),
+/// which the assembler knows.
 ///
 /// # Safety
 /// `place` is aligned and live, and others access it only as a whole.
@@ -11,7 +13,8 @@
 #[inline(always)]
 pub(crate) unsafe fn compare_exchange(place: *mut u32, old: u32, new: u32) -> u32 {
     let mut found = u64::from(old);
-    // SAFETY: the instruction compares the word with the lower half of r0, writes it at most, and leaves in r0 what it was.
+    // SAFETY: the instruction compares the word with the lower half of r0, writes it at most, and
+    // leaves in r0 what it was.
     unsafe {
         core::arch::asm!(
             "w0 = cmpxchg32_32({place} + 0, w0, {new})",

@@ -1,21 +1,23 @@
-//! The ones-complement checksum of the internet (RFC 1071) and how it changes with a packet (RFC 1624).
+//! The ones-complement checksum of the internet (RFC 1071) and how it changes with a packet (RFC
+//! 1624).
 //!
-//! All sums are over wire words as a native load reads them. The sum does not care in which half of a 32-bit word a
-//! 16-bit word stands, since 2^16 = 1 in its arithmetic, so both widths are added alike.
+//! All sums are over wire words as a native load reads them. The sum does not care in which half of
+//! a 32-bit word a 16-bit word stands, since 2^16 = 1 in its arithmetic, so both widths are added
+//! alike.
 
 /// By how much the sum of some words changes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Difference(u64);
 
 impl Difference {
-    /// One word, of 16 or 32 bits, becomes another one.
+    /// A word of 16 or 32 bits changes to another one.
     #[inline(always)]
     pub fn replace(&mut self, old: u32, new: u32) {
         // Each adds less than 2^33, and a packet has some dozens of words: no overflow.
         self.0 += u64::from(!old) + u64::from(new);
     }
 
-    /// Both changes.
+    /// Adds another change.
     #[inline(always)]
     pub fn add(&mut self, other: Self) {
         self.0 += other.0;
@@ -27,13 +29,14 @@ impl Difference {
         fold32(self.0)
     }
 
-    /// What becomes of a checksum field (wire) over the words.
+    /// The new value of a checksum field (wire) over the words.
     #[inline(always)]
     pub const fn apply(self, check: u16) -> u16 {
         !self.add_to(!check)
     }
 
-    /// What becomes of the folded sum of the words: what a checksum field holds that an offloading device completes.
+    /// The new value of the folded sum of the words: the content of a checksum field that an
+    /// offloading device completes.
     #[inline(always)]
     pub const fn add_to(self, sum: u16) -> u16 {
         fold16(sum as u64 + self.0)

@@ -1,5 +1,6 @@
-//! The hand-over: the proxy's sockets still wait for acknowledgements, and still send, while the packets already pass
-//! them by. They get copies of the acknowledgements, and what they send is brought up to date.
+//! The hand-over: the proxy's sockets still wait for acknowledgements, and still send, while the
+//! programs already forward the packets. So the sockets get copies of the acknowledgements, and the
+//! programs bring the sockets' packets up to date.
 
 use crate::flow::SharedFlow;
 use crate::packet::checksum;
@@ -11,22 +12,25 @@ use crate::packet::seq;
 /// Words of the longest TCP header.
 pub const HEADER_WORDS: usize = 15;
 
-/// A word of options that says nothing (RFC 9293, 3.1).
+/// A word of options without any effect (RFC 9293, 3.1).
 const NOPS: u32 = 0x0101_0101;
 
-/// A TCP header with its options, to be given to the local socket; what follows the header is zero.
+/// A TCP header with its options, for the local socket. The rest of the array after the header is
+/// zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct HeaderCopy(pub [u32; HEADER_WORDS]);
 
 impl HeaderCopy {
-    /// Makes of it, without payload, an acknowledgement that the local socket takes: with the number that it expects
-    /// (`rcv_nxt`), and nothing acknowledged beyond `own_end`, the end of what it was given to send. SACK blocks stay: without
-    /// them the socket would recover from losses by timeout only. Timestamps do not, if they stand where Linux writes them. The
-    /// echo is of other timestamps than the socket gave its packets ([`freshen`]), and copies may overtake each other on
-    /// their way to the socket, which would then refuse one as too old. (Linux takes segments without timestamps:
-    /// `tcp_validate_incoming`.)
-    /// `pseudo_sum` is that of a segment of this header alone. Host order.
+    /// Turns the header into an acknowledgement without payload that the local socket accepts. The
+    /// acknowledgement has the number that the socket expects (`rcv_nxt`), and acknowledges nothing
+    /// beyond `own_end`, the end of what the socket was given to send. SACK blocks stay: without
+    /// them the socket would recover from losses by timeout only. Timestamps are removed, if they
+    /// stand where Linux writes them. They echo other timestamps than the socket gave its packets
+    /// ([`freshen`]). And copies may overtake each other on their way to the socket, which would
+    /// then refuse one as too old. (Linux takes segments without timestamps:
+    /// `tcp_validate_incoming`.) `pseudo_sum` is that of a segment of this header alone. Host
+    /// order.
     #[inline(always)]
     pub fn trim(&mut self, rcv_nxt: u32, own_end: u32, pseudo_sum: u64) {
         let (tcp, options) = self.0.split_at_mut(Tcp::LEN / 4);
@@ -45,8 +49,8 @@ impl HeaderCopy {
     }
 }
 
-/// Ends the SACK blocks at `own_end`. In unusual places they are left alone: the socket ignores a block that goes
-/// beyond what it has sent.
+/// Ends the SACK blocks at `own_end`. In unusual places they are left alone: the socket ignores a
+/// block that goes beyond what it has sent.
 #[inline(always)]
 fn clip_sack(options: &mut [u32], header_len: u32, own_end: u32) {
     const AFTER_TIMESTAMPS: usize = TimestampsOption::LEN / 4;
@@ -72,12 +76,14 @@ fn clip_blocks<const HEAD: usize>(options: &mut [u32], header_len: u32, own_end:
     }
 }
 
-/// The number of a RST for the peer that `arriving` comes from, whose local socket is closed in the hand-over since the
-/// process ends, and gives it the number `own`: the one that this peer expects. (All numbers are host order.)
+/// The number for a RST to the peer from which `arriving` comes: the number that this peer expects.
+/// The kernel sends the RST, with the number `own`, when it closes the local socket because the
+/// process ends in the hand-over. (All numbers are host order.)
 #[inline(always)]
 pub fn reset_seq(own: u32, arriving: &SharedFlow, forwarded: &SharedFlow) -> u32 {
     let here = |number: u32| number.wrapping_add(forwarded.fixed.seq_delta.get());
-    // What the other peer's socket had received, and this one was not given, is lost: its place is what is expected.
+    // Data that the other peer's socket received, but that this socket was not given, is lost. This
+    // peer expects the number at which that data would start.
     if seq::before(own, here(forwarded.fixed.received.get())) {
         return own;
     }
@@ -94,13 +100,15 @@ pub struct Fresh {
     pub ts_value: u32,
 }
 
-/// Brings a packet of the local socket with `payload` bytes up to date with what `flow` has forwarded, or had said before, to
-/// its peer, from which `back` comes: nothing less is acknowledged (Linux discards data with an acknowledgement that is a window
-/// old), and no more is let in than the sender of `flow` can take. The socket has room of its own, but does not receive any
-/// more.
+/// Brings a packet of the local socket with `payload` bytes up to date with what `flow` has
+/// forwarded, or had said before, to its peer, from which `back` comes: nothing less is
+/// acknowledged (Linux discards data with an acknowledgement that is a window old), and no more is
+/// let in than the sender of `flow` can take. The socket has room of its own, but does not receive
+/// any more.
 ///
-/// Bytes leave with the floor of the timestamps, as all that is forwarded in the hand-over. An acknowledgement when all has been
-/// sent is said in the name of the sender of `flow`: with its latest number and timestamp.
+/// Bytes leave with the floor of the timestamps, as all that is forwarded in the hand-over. An
+/// acknowledgement when all has been sent is said in the name of the sender of `flow`: with its
+/// latest number and timestamp.
 #[inline(always)]
 pub fn freshen(header: &Tcp, payload: u32, flow: &SharedFlow, back: &SharedFlow) -> Fresh {
     let seq = u32::from_be(header.seq);
@@ -119,7 +127,8 @@ pub fn freshen(header: &Tcp, payload: u32, flow: &SharedFlow, back: &SharedFlow)
     Fresh { seq: seq.to_be(), ack: ack.to_be(), window: window.to_be(), ts_value: ts_value.to_be() }
 }
 
-/// What the sender of `flow` would send next, as its peer counts, or `own`: that peer discards what lies beyond its window.
+/// What the sender of `flow` would send next, as its peer counts, or `own`: that peer discards what
+/// lies beyond its window.
 #[inline(always)]
 fn latest_seq(own: u32, flow: &SharedFlow, back: &SharedFlow) -> u32 {
     let sent = flow.live.seq_end.get().wrapping_add(flow.fixed.seq_delta.get());

@@ -1,7 +1,9 @@
-//! Layouts of the headers, as they stand in a packet: every integer is wire order, as a native load reads it.
+//! Layouts of the headers, as they stand in a packet: every integer is wire order, as a native load
+//! reads it.
 //!
-//! Whole words where `network-types` has arrays of bytes: LLVM loads those byte by byte when it compiles for BPF, and
-//! this is what every packet passes through. That both have the same layout is checked below.
+//! Whole words where `network-types` has arrays of bytes: LLVM loads those byte by byte when it
+//! compiles for BPF, and this is what every packet passes through. That both have the same layout
+//! is checked below.
 
 use core::mem::offset_of;
 
@@ -130,8 +132,8 @@ assert_same_layout!(
     urgent = urg_ptr
 );
 
-/// Of the packets that leave: what a connection of the local stack would have, since a packet may have used up its own
-/// on the way here.
+/// The hop limit of the packets that leave. It is that of a connection of the local stack, since a
+/// packet may have used up its own hop limit on the way here.
 pub const HOP_LIMIT: u8 = 64;
 
 /// Explicit congestion notification in the traffic class.
@@ -140,9 +142,9 @@ const ECN: u8 = 0b11;
 /// What a change of an IP header means for the checksums.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeaderChange {
-    /// Of the pseudo header of TCP.
+    /// The change of TCP's pseudo header.
     pub pseudo: Difference,
-    /// Of the sum over the whole packet, as far as no checksum in it makes up for it.
+    /// The change of the sum over the whole packet that no checksum in the packet compensates.
     pub header: Difference,
     /// A mark was taken off.
     pub ecn_stripped: bool,
@@ -164,30 +166,32 @@ pub trait Ip: Pod {
     /// Whether TCP follows at once: no options or extension headers, not a fragment.
     fn is_plain_tcp(&self) -> bool;
 
-    /// Whether this header says that the packet is a fragment. (IPv6 says so in a header of its own.)
+    /// Whether this header says that the packet is a fragment. (IPv6 says so in a header of its
+    /// own.)
     fn is_piece(&self) -> bool;
 
-    /// Bytes of TCP header and payload, if the packet has `len` bytes from the IP header on, padding included (BIG TCP
-    /// says zero in the header). Meaningless for a malformed packet.
+    /// Bytes of TCP header and payload, if the packet has `len` bytes from the IP header on,
+    /// padding included (BIG TCP says zero in the header). Meaningless for a malformed packet.
     fn segment_len(&self, len: u32) -> u32;
 
-    /// What a change does to the sum over the whole packet, TCP's checksum having made up for [`HeaderChange::pseudo`].
+    /// How a change affects the sum over the whole packet, after TCP's checksum was corrected for
+    /// [`HeaderChange::pseudo`].
     fn of_whole_packet(change: &HeaderChange) -> Difference;
 
-    /// Shortens the packet to a segment of `len` bytes, which is no piece of anything.
+    /// Shortens the packet to a segment of `len` bytes that is not a fragment.
     fn set_segment_len(&mut self, len: u16) -> HeaderChange;
 
-    /// Of the flow to which the packet belongs if it arrives.
+    /// The key of the flow to which the packet belongs if it arrives.
     fn key(&self, ports: u32) -> Self::Key;
 
-    /// Of the flow to which an answer would belong.
+    /// The key of the flow to which an answer would belong.
     fn answer_key(&self, ports: u32) -> Self::Key;
 
     /// The sum over the pseudo header of a segment of `len` bytes.
     fn pseudo_sum(&self, len: u16) -> u64;
 
-    /// From the proxy's tuple towards one peer to that towards the other (the addresses are those of a record), with a fresh hop
-    /// limit.
+    /// From the proxy's tuple towards one peer to that towards the other (the addresses are those
+    /// of a record), with a fresh hop limit.
     fn readdress(
         &mut self,
         source: &SharedAddress,
@@ -229,7 +233,7 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn of_whole_packet(change: &HeaderChange) -> Difference {
-        // Two checksums have made up for the same addresses.
+        // Two checksums were corrected for the same addresses.
         change.pseudo.negative()
     }
 
@@ -289,7 +293,7 @@ impl Ip for Ipv4 {
             self.traffic_class = class;
         }
         self.check = header.apply(self.check);
-        // The header's own checksum makes up for every change.
+        // The header's own checksum compensates every change.
         HeaderChange { pseudo, header: Difference::default(), ecn_stripped }
     }
 }
@@ -373,7 +377,7 @@ impl Ip for Ipv6 {
             self.destination[i] = destination;
         }
 
-        // The change of the addresses is made up for by TCP's checksum, these are not.
+        // TCP's checksum compensates the change of the addresses, but not these changes.
         let mut header = Difference::default();
         if self.hop_limit != HOP_LIMIT {
             header.replace(

@@ -1,19 +1,22 @@
 //! ICMP errors about packets that were spliced.
 //!
-//! A router that cannot forward a packet which the proxy sent on for a peer (the *sender*) tells the proxy so, and
-//! quotes the packet's beginning. Only the sender can do anything about it (send smaller packets, most
-//! of all), so the error has to reach it, and has to quote the packet as the sender had sent it.
+//! A router that cannot forward a packet which the proxy sent on for a peer (the *sender*) tells
+//! the proxy so, and quotes the packet's beginning. Only the sender can do anything about it (send
+//! smaller packets, most of all), so the error has to reach it, and has to quote the packet as the
+//! sender had sent it.
 //!
-//! Three flows' names, seen from the quote: the quoted packet was *sent* by one flow of the stream; the *back* flow is the other one.
-//! The back flow's packets arrive from the host that the quoted packet was for, and leave towards the
-//! sender, as the error must. So the quote, source and destination exchanged, is the back flow's key, and the addresses
-//! that the back flow's packets are given are those that the error needs.
+//! Two flows have names here. The quoted packet belongs to the *sent* flow; the other flow of the
+//! stream is the *back* flow. The back flow's packets arrive from the host to which the quoted
+//! packet was sent, and leave towards the sender, as the error must. So the quote with source and
+//! destination exchanged is the back flow's key, and the error needs the same new addresses as the
+//! back flow's packets.
 //!
-//! The new source of the error is not the router's address but the proxy's own, which is where the sender believes
-//! the other end of its connection to be. A router's address may be private, would tell clients how the network behind
-//! the proxy is built, and would be dropped by reverse-path filters wherever the proxy is not a router in the
-//! sender's eyes; receivers identify the connection by the quote alone (RFC 1122 section 4.2.3.9). A NAT does the
-//! same for errors from its inner side (RFC 5508 section 4.2).
+//! The new source of the error is not the router's address but the proxy's own, which is where the
+//! sender believes the other end of its connection to be. A router's address may be private, would
+//! tell clients how the network behind the proxy is built, and would be dropped by reverse-path
+//! filters wherever the proxy is not a router in the sender's eyes; receivers identify the
+//! connection by the quote alone (RFC 1122 section 4.2.3.9). A NAT does the same for errors from
+//! its inner side (RFC 5508 section 4.2).
 
 use bytemuck::{Pod, Zeroable};
 
@@ -38,7 +41,7 @@ pub trait IcmpIp: Ip {
     fn is_plain_icmp(&self) -> bool;
     /// Whether this type of message is an error of which the sender of a packet must be told.
     fn is_error(kind: u8) -> bool;
-    /// How the sum that ICMP's checksum is over changes with the IP header in front of it and the one that it quotes.
+    /// How ICMP's checksum changes when the IP header before it and the quoted IP header change.
     fn covered(outer: &HeaderChange, quoted: &HeaderChange) -> Difference;
 }
 
@@ -56,17 +59,18 @@ pub struct IcmpError<I: IcmpIp> {
 impl<I: IcmpIp> IcmpError<I> {
     /// Bytes of one that quotes the whole TCP header (without options).
     pub const LONG: usize = size_of::<Self>();
-    /// Bytes that every error about a TCP packet has: it need not quote more of TCP than ports and `seq` (RFC 792).
+    /// Bytes that every error about a TCP packet has: it need not quote more of TCP than ports and
+    /// `seq` (RFC 792).
     pub const SHORT: usize = Self::LONG - Tcp::LEN + 8;
 
-    /// To be filled from a packet.
+    /// An error to be filled from a packet.
     #[inline(always)]
     pub fn zeroed() -> Self {
         Self { ip: I::zeroed(), icmp: Icmp::zeroed(), quoted: I::zeroed(), tcp: Tcp::zeroed() }
     }
 
-    /// Whether this is an unfragmented error, without IP options, about an unfragmented TCP packet. Looks at no more
-    /// than [`Self::SHORT`] bytes.
+    /// Whether this is an unfragmented error, without IP options, about an unfragmented TCP packet.
+    /// Looks at no more than [`Self::SHORT`] bytes.
     #[inline(always)]
     pub fn is_about_tcp(&self) -> bool {
         self.ip.is_plain_icmp()
@@ -81,7 +85,8 @@ impl<I: IcmpIp> IcmpError<I> {
         self.len() >= Self::LONG
     }
 
-    /// Bytes of the packet by its IP header, since an Ethernet frame may be longer. Nonsense if the header says zero.
+    /// The length of the packet by its IP header, since an Ethernet frame may be longer.
+    /// Meaningless if the header says zero.
     #[inline(always)]
     fn len(&self) -> usize {
         I::LEN + self.ip.segment_len(0) as usize
@@ -99,11 +104,12 @@ impl<I: IcmpIp> IcmpError<I> {
         u32::from_be(self.tcp.seq)
     }
 
-    /// Turns the error into one for the sender: addressed to it, and with the quote as it had sent the packet.
+    /// Turns the error into one for the sender: addressed to it, and with the quote as it had sent
+    /// the packet.
     ///
-    /// ICMP type, code, MTU and the rest of the quote (window, options, payload) stay; the length of a packet does not
-    /// change when it is spliced, so the MTU is right for the sender too. All checksums are adjusted by
-    /// what changed: one that was wrong stays wrong.
+    /// ICMP type, code, MTU and the rest of the quote (window, options, payload) stay; the length
+    /// of a packet does not change when it is spliced, so the MTU is right for the sender too. All
+    /// checksums are adjusted by what changed: one that was wrong stays wrong.
     #[inline(always)]
     pub fn translate(&mut self, sent: &SharedFixed, back: &SharedFixed) {
         let outer = self.ip.readdress(&back.to_source, &back.to_destination, false);
@@ -144,13 +150,15 @@ impl IcmpIp for Ipv4 {
 
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
-        // Destination unreachable (fragmentation needed is one of its codes), time exceeded, parameter problem.
+        // Destination unreachable (fragmentation needed is one of its codes), time exceeded,
+        // parameter problem.
         matches!(kind, 3 | 11 | 12)
     }
 
     #[inline(always)]
     fn covered(_outer: &HeaderChange, quoted: &HeaderChange) -> Difference {
-        // No pseudo header; the quoted header's own checksum has made up for its change.
+        // ICMP has no pseudo header, and the checksum of the quoted header compensates the change
+        // of that header.
         quoted.header
     }
 }
@@ -176,8 +184,9 @@ impl IcmpIp for Ipv6 {
     }
 }
 
-/// Whether a packet with this sequence number can be on its way (RFC 5927 section 4.1: `una <= seq < next`, in sequence
-/// space). Nobody who cannot see the connection's packets guesses it, and on an idle connection there is none.
+/// Whether a packet with this sequence number can be on its way (RFC 5927 section 4.1: `una <= seq
+/// < next`, in sequence space). Somebody who cannot see the packets of the connection cannot guess
+/// such a number. On an idle connection there is none.
 #[inline(always)]
 pub const fn is_outstanding(seq: u32, una: u32, next: u32) -> bool {
     let outstanding = next.wrapping_sub(una);

@@ -1,7 +1,9 @@
-//! What a packet tells about its stream: how far each direction is, and when the stream is over.
+//! What a packet tells about its stream: how far each direction has advanced, and when the stream
+//! is over.
 //!
-//! A packet that cannot be the peer's (an attacker guesses the tuple, not the numbers) is forwarded, since
-//! the other peer judges it as it would without a proxy, but it changes nothing here.
+//! A packet that cannot be the peer's (an attacker can guess the tuple, but not the numbers) is
+//! forwarded, since the other peer judges the packet as it would without a proxy. But such a packet
+//! changes nothing here.
 
 use crate::flow::{Direction, SharedFlow, SharedLive, bits, event, state};
 use crate::packet::headers::{Tcp, tcp_flags};
@@ -21,7 +23,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// `len` is that of header and payload; `None` if the header claims more, or less than a header has.
+    /// `len` is the length of header and payload. `None` if the header claims to be longer than
+    /// that, or shorter than a header can be.
     #[inline(always)]
     pub fn new(header: &Tcp, len: u32) -> Option<Self> {
         let header_len = header.header_len();
@@ -42,7 +45,7 @@ impl Segment {
         self.flags & flags != 0
     }
 
-    /// Whether the segment ends the stream, or its direction of it.
+    /// Whether the segment ends the stream, or one direction of the stream.
     #[inline(always)]
     pub const fn is_an_end(&self) -> bool {
         self.has(tcp_flags::FIN | tcp_flags::RST)
@@ -60,8 +63,8 @@ impl Segment {
     }
 }
 
-/// Whether a segment opens a connection with the tuple of a stream that is over: the client takes its port again, or
-/// the endpoint answers a new connection of the proxy's stack.
+/// Whether a segment opens a connection with the tuple of a stream that is over: the client takes
+/// its port again, or the endpoint answers a new connection of the proxy's stack.
 #[inline(always)]
 pub const fn takes_tuple(record_state: u32, direction: Direction, flags: u8) -> bool {
     const BOTH: u8 = tcp_flags::SYN | tcp_flags::ACK;
@@ -70,7 +73,8 @@ pub const fn takes_tuple(record_state: u32, direction: Direction, flags: u8) -> 
     over && (flags & BOTH == tcp_flags::SYN || answer)
 }
 
-/// Whether a segment accepts a connection, which only a stack does that knows no other one with the same addresses and ports.
+/// Whether a segment accepts a connection. A stack accepts one only if it knows no other connection
+/// with the same addresses and ports.
 #[inline(always)]
 pub const fn accepts_a_connection(flags: u8) -> bool {
     const BOTH: u8 = tcp_flags::SYN | tcp_flags::ACK;
@@ -94,7 +98,7 @@ impl Observed {
     const BELIEVED: Self = Self { believed: true, state: None, event: None, stat: None };
 }
 
-/// A clock that is cheap to ask whether it has gone on.
+/// A clock that tells cheaply whether its time has changed.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock<F> {
     /// Changes, and wraps, at least as often as the time does.
@@ -138,27 +142,29 @@ pub fn observe(
 #[inline(always)]
 pub fn is_believed(record_state: u32, segment: &Segment, flow: &SharedFlow, other: &SharedFlow) -> bool {
     if record_state == state::HAND_OVER {
-        // What the local socket towards the other peer was given came from this one, whether the program saw it or not.
+        // What the local socket towards the other peer was given to send came from this peer,
+        // whether the program saw it or not.
         let given = other.live.own_end.get().wrapping_add(other.fixed.ack_delta.get());
         flow.live.seq_end.set(later(flow.live.seq_end.get(), given));
     }
     is_plausible(record_state, segment, flow, other)
 }
 
-/// Takes in the last piece of a believed packet with these TCP flags, whose payload ends with `end`: the first piece has told
-/// less. Returns whether it has the direction's first FIN.
+/// Takes in the last piece of a believed packet with these TCP flags. The payload of the packet
+/// ends with `end`, which the first piece did not tell. Returns whether the packet has the
+/// direction's first FIN.
 #[inline(always)]
 pub fn last_piece(live: &SharedLive, end: u32, flags: u8) -> bool {
-    // What does not follow at once was sent again.
+    // A packet that does not follow at once is a retransmission.
     if end.wrapping_sub(live.seq_end.get()) > 1 << 16 {
         return false;
     }
     advance(live, &Segment { seq: end, ack: 0, payload: 0, window: 0, flags })
 }
 
-/// A RST ends the stream only with the very number that its receiver expects, or the last one that was seen. Its
-/// receiver answers any other one with an acknowledgement (RFC 5961), upon which the peer, if it was the
-/// peer, repeats it with the right number.
+/// A RST ends the stream only if it has exactly the number that its receiver expects, or the last
+/// number that was seen. The receiver answers a RST with any other number with an acknowledgement
+/// (RFC 5961). If the RST was really the peer's, the peer then repeats it with the right number.
 #[inline(always)]
 fn observe_reset(
     record_state: u32,
@@ -177,11 +183,12 @@ fn observe_reset(
     Observed { believed, state: Some(state::RESET), event: Some(event::RESET), stat: None }
 }
 
-/// Whether a RST of the local stack for the peer of `flow` answers a packet of that peer, not of somebody who has guessed the
-/// tuple. Such a packet was not carried, and what it says is lost.
+/// Whether a RST of the local stack for the peer of `flow` answers a packet of that peer, not of
+/// somebody who has guessed the tuple. Such a packet was not carried, and what it says is lost.
 ///
-/// The stack answers a packet of a connection that it does not know with the number which that packet acknowledges (RFC 9293,
-/// section 3.10.7.1). The peer acknowledges what it last acknowledged, or all that was sent to it.
+/// The stack answers a packet of a connection that it does not know with the number which that
+/// packet acknowledges (RFC 9293, section 3.10.7.1). The peer acknowledges what it last
+/// acknowledged, or all that was sent to it.
 #[inline(always)]
 pub fn answers_the_peer(reset_flags: u8, seq: u32, flow: &SharedFlow, other: &SharedFlow) -> bool {
     let sent = other.live.seq_end.get().wrapping_add(other.fixed.seq_delta.get());
@@ -192,29 +199,31 @@ const fn is_open(record_state: u32) -> bool {
     record_state == state::HAND_OVER || record_state == state::SPLICED
 }
 
-/// Whether the numbers are such as the peer can have: within what it was offered, and acknowledging about what it was
-/// sent.
+/// Whether the peer can have sent these numbers: the data is within the offered window, and the
+/// acknowledgement is about what was sent to the peer.
 #[inline(always)]
 fn is_plausible(record_state: u32, segment: &Segment, flow: &SharedFlow, other: &SharedFlow) -> bool {
     if segment.has(tcp_flags::SYN) || !segment.has(tcp_flags::ACK) {
         return false;
     }
-    // Then nothing can be said of either: each is held against what is known of the other one.
+    // Then neither direction can be checked: the check of each needs the numbers of the other.
     if may_lag(&flow.live) || may_lag(&other.live) {
         return true;
     }
     // A FIN may follow a full window, and a probe may come one before it.
     let reach = largest_window(other) + 2;
     let acked = other.live.ack_end.get().wrapping_add(other.fixed.ack_delta.get());
-    // In the hand-over the local socket has acknowledged, and offered a window, beyond what the other peer did.
+    // In the hand-over the local socket may have acknowledged more than the other peer has, and
+    // offered a window from there.
     let base = if record_state == state::HAND_OVER { later(acked, flow.live.seq_end.get()) } else { acked };
     let too_far = after(segment.end(), base.wrapping_add(reach));
     let too_old = before(segment.seq, flow.live.seq_end.get().wrapping_sub(reach));
     !too_far && !too_old && acknowledges_plausibly(record_state, segment, flow, other)
 }
 
-/// Whether the segment acknowledges about what the peer has acknowledged before, or more, but nothing that it cannot have
-/// been sent. How far that lies back says nothing: in the hand-over the local socket may have megabytes to send.
+/// Whether the segment acknowledges about what the peer has acknowledged before, or more, but
+/// nothing that the peer cannot have received. The distance to the last byte sent does not matter:
+/// in the hand-over the local socket may have megabytes to send.
 #[inline(always)]
 fn acknowledges_plausibly(
     record_state: u32,
@@ -225,29 +234,31 @@ fn acknowledges_plausibly(
     let too_old = before(segment.ack, flow.live.ack_end.get().wrapping_sub(largest_window(flow)));
     let mut sent = other.live.seq_end.get();
     if record_state == state::HAND_OVER {
-        // As in `observe`, for the other direction.
+        // As in `is_believed`, for the other direction.
         sent = later(sent, flow.live.own_end.get().wrapping_add(flow.fixed.ack_delta.get()));
     }
-    // What was sent may have been taken for implausible, but not more than a window of it.
+    // Some of what was sent may have counted as implausible, but at most a window of it.
     let acknowledged = segment.ack.wrapping_add(flow.fixed.ack_delta.get());
     !too_old && !after(acknowledged, sent.wrapping_add(largest_window(flow)))
 }
 
-/// Bytes that this direction's peer has offered at most; at least 64 KiB, below which TCP without scaling may stay.
+/// The largest window that this direction's peer has offered, in bytes; at least 64 KiB, since a
+/// peer without scaling offers less.
 #[inline(always)]
 fn largest_window(flow: &SharedFlow) -> u32 {
     let window = u32::from(flow.live.window_max.get()) << (flow.fixed.window_left.get() & 15);
     if window < 1 << 16 { 1 << 16 } else { window }
 }
 
-/// Whether other maps may know more of the direction, as is said with an unknown window. Its next packet tells how far it is.
+/// Whether other maps may know more of the direction, which an unknown window says. The next packet
+/// of the direction tells how far it has advanced.
 #[inline(always)]
 fn may_lag(live: &SharedLive) -> bool {
     live.window_max.get() == 0
 }
 
-/// How far `number` is ahead of `known`, one of `live`; 0 if it is an old one. Of a record that may lag by more than half of
-/// all numbers, only those are old that may still be under way.
+/// How far `number` is ahead of `known`, one of `live`; 0 if it is an old one. A record may lag by
+/// more than half of the number space. Then only numbers that may still be under way count as old.
 #[inline(always)]
 fn ahead(number: u32, known: u32, live: &SharedLive) -> u32 {
     const UNDER_WAY: u32 = 64 << 20;
@@ -265,8 +276,8 @@ fn advance(live: &SharedLive, segment: &Segment) -> bool {
         live.bytes.set(live.bytes.get().wrapping_add(more.into()));
         live.last_payload_ns.set(live.last_packet_ns.get());
         live.seq_end.set(data_end);
-        // No byte follows a FIN: what was taken for one was none. (A FIN that only the local socket has seen lies after
-        // `seq_end`, and whatever follows it does, too.)
+        // No byte follows a FIN, so the earlier FIN was not a real one. (A FIN that only the local
+        // socket has seen comes after `seq_end`, and so does whatever follows that FIN.)
         if live.bits.get() & bits::FIN_SEEN != 0 && after(data_end, live.fin_end.get()) {
             live.bits.set(0);
         }

@@ -1,5 +1,5 @@
-//! What the packet splice's programs do to a packet, as functions over headers and a record: no packet
-//! access, no maps, no helpers. The programs run them in the kernel, the tests on the host.
+//! What the packet splice's programs do to a packet, as functions over headers and a record: no
+//! packet access, no maps, no helpers. The programs run them in the kernel, the tests on the host.
 
 pub(crate) mod atomic;
 pub mod checksum;

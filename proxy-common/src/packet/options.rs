@@ -1,5 +1,5 @@
-//! TCP options: timestamps and SACK blocks name numbers of a connection, so they are translated; the rest is harmless
-//! or blanked.
+//! TCP options. Timestamps and SACK blocks contain numbers of a connection, so they are translated.
+//! All other options are harmless, or are blanked.
 
 use crate::flow::{SharedFlow, flags};
 use crate::packet::checksum::Difference;
@@ -22,7 +22,8 @@ mod kind {
 /// How the options of one packet are translated.
 #[derive(Debug, Clone, Copy)]
 pub struct Translation {
-    /// [`flags`] of the record: without [`flags::TIMESTAMPS`] or [`flags::SACK`] those options are overwritten.
+    /// [`flags`] of the record: without [`flags::TIMESTAMPS`] or [`flags::SACK`] those options are
+    /// overwritten.
     pub flags: u32,
     pub timestamps: Timestamps,
     /// Added to the edges of SACK blocks.
@@ -45,7 +46,7 @@ impl Translation {
     /// None of the [`flags`] of a record.
     const ONLY_LOOKS: u32 = 1 << 31;
 
-    /// Says whether the options are looked at only, and left as they are.
+    /// Whether the options are only read, and stay as they are.
     #[inline(always)]
     pub const fn set_only_looks(&mut self, only_looks: bool) {
         self.flags = if only_looks { self.flags | Self::ONLY_LOOKS } else { self.flags & !Self::ONLY_LOOKS };
@@ -56,7 +57,8 @@ impl Translation {
         self.has(Self::ONLY_LOOKS)
     }
 
-    /// Whether an option of this kind and length (with kind and length byte) is passed on, translated if need be.
+    /// Whether an option of this kind and length (with kind and length byte) is passed on,
+    /// translated if need be.
     #[inline(always)]
     const fn takes(&self, kind: u8, len: u8) -> bool {
         match kind {
@@ -70,7 +72,7 @@ impl Translation {
     }
 }
 
-/// Timestamps as practically everybody writes them: `NOP NOP TIMESTAMPS 10`. Wire order.
+/// Timestamps as nearly every stack writes them: `NOP NOP TIMESTAMPS 10`. Wire order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct TimestampsOption {
@@ -81,7 +83,7 @@ pub struct TimestampsOption {
 
 impl TimestampsOption {
     pub const LEN: usize = size_of::<Self>();
-    /// What `head` is.
+    /// The value of `head`.
     pub const HEAD: u32 = u32::from_ne_bytes([kind::NOP, kind::NOP, kind::TIMESTAMPS, 10]);
 
     /// Returns what changed, and the TSval as it was (host order).
@@ -149,11 +151,11 @@ impl SackBlock {
     }
 }
 
-/// A walk over options in any order and at any place, one byte at a time. Options without numbers of a connection stay;
-/// unknown and malformed ones become NOPs.
+/// A walk over options in any order and at any place, one byte at a time. Options without numbers
+/// of a connection stay; unknown and malformed ones become NOPs.
 ///
-/// Steps, and not a loop, since only the kernel's own loop (bpf_loop) keeps the verifier from following every
-/// combination of bytes.
+/// The walk is made of steps, not a loop: only with the kernel's own loop (bpf_loop) does the
+/// verifier not follow every combination of bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Walk {
     /// The options, wire order; what follows them does not matter.
@@ -178,7 +180,7 @@ enum At {
     Length,
     /// In the body of an option that stays as it is, or is translated.
     Body,
-    /// In one that is overwritten.
+    /// In the body of an option that is overwritten.
     Blank,
     End,
 }
@@ -208,7 +210,8 @@ impl Walk {
         self.blanked = true;
     }
 
-    /// Handles byte `i`, which is one more than in the step before; returns whether the walk goes on.
+    /// Handles byte `i`, which is one more than in the step before; returns whether the walk goes
+    /// on.
     #[inline(always)]
     pub fn step(&mut self, i: usize) -> bool {
         if i >= MAX_LEN || i as u32 >= self.len {
@@ -246,7 +249,7 @@ impl Walk {
     fn length(&mut self, i: usize, byte: u8) {
         let room = self.len - i as u32 + 1;
         let honest = byte >= 2 && u32::from(byte) <= room;
-        // After a length that cannot be true, nothing can be told apart any more.
+        // After an impossible length, the following options cannot be found any more.
         self.left = if honest { u32::from(byte) - 2 } else { room - 2 };
         self.at = At::Body;
         if !honest || !self.to.takes(self.kind, byte) {

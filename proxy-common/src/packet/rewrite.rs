@@ -1,4 +1,4 @@
-//! From the numbers of one TCP connection to those of the other.
+//! Translates the numbers of one TCP connection to those of the other.
 
 use crate::flow::{SharedFixed, SharedFlow, state};
 use crate::packet::checksum::Difference;
@@ -16,9 +16,9 @@ pub struct TcpChange {
 
 /// Ports, seq, ack, window and (on request) the ECN bits; not the checksum.
 ///
-/// In a hand-over (by `record_state`) nothing below `received` is acknowledged ([`SharedFixed::received`] of the opposite
-/// direction): that is what the local socket has acknowledged already, and Linux discards data with an acknowledgement that is
-/// a window old.
+/// In a hand-over (by `record_state`) nothing below `received` is acknowledged
+/// ([`SharedFixed::received`] of the opposite direction): that is what the local socket has
+/// acknowledged already, and Linux discards data with an acknowledgement that is a window old.
 #[inline(always)]
 pub fn tcp(
     header: &mut Tcp,
@@ -60,21 +60,23 @@ fn flags_and_window(header: &Tcp) -> u32 {
     u32::from(u16::from_ne_bytes([header.offset, header.flags])) + (u32::from(header.window) << 16)
 }
 
-/// From the peer's scale to that of the outgoing connection (host order). Rounds down, as TCP itself does, but never to
-/// nothing: see [`window_less`].
+/// From the peer's scale to that of the outgoing connection (host order). Rounds down, as TCP
+/// itself does, but never to nothing: see [`window_less`].
 #[inline(always)]
 pub fn window(window: u16, fixed: &SharedFixed) -> u16 {
     window_less(window, 0, fixed)
 }
 
-/// What is left of a window when bytes of it are taken by others.
+/// What is left of a window when other data takes some bytes of it.
 ///
-/// What is less than one unit of the outgoing scale becomes one unit. As zero it could stay so for ever: a receiver that
-/// waits for the rest of a message, for which it has just room, opens its window no further. A sender that is told too much
-/// may send up to one unit beyond the window. The receiver takes what fits and discards the rest, or (Linux since 6.17, if
-/// something waits to be read) discards the whole segment; either way it answers with the window that it has, and the
-/// sender repeats the rest when its timer says so, in the rhythm of a probe. So nothing is lost. But it is slow, and a
-/// stream whose windows are always so small is not spliced (`Reason::Window`).
+/// A window of less than one unit of the outgoing scale becomes one unit. A zero window could last
+/// for ever: a receiver that waits for the rest of a message, and has just enough room for it, does
+/// not open its window further. A sender that is told one unit too much may send up to one unit
+/// beyond the window. The receiver takes what fits and discards the rest, or (Linux since 6.17, if
+/// something waits to be read) discards the whole segment; either way it answers with the window
+/// that it has, and the sender repeats the rest when its timer says so, in the rhythm of a probe.
+/// So nothing is lost. But it is slow, and a stream whose windows are always so small is not
+/// spliced (`Reason::Window`).
 #[inline(always)]
 pub fn window_less(window: u16, bytes: u32, fixed: &SharedFixed) -> u16 {
     let left = (u32::from(window) << (fixed.window_left.get() & 15)).saturating_sub(bytes);
@@ -87,15 +89,19 @@ pub fn window_less(window: u16, bytes: u32, fixed: &SharedFixed) -> u16 {
 
 /// How the timestamps of one packet are translated.
 ///
-/// A TSval leaves as `value + shift`, but no older than the *floor*: what no packet that the proxy's own socket sent by itself
-/// exceeds. What leaves therefore never gets older in the order in which the peer has sent it, and is never older than what
-/// came before the splice, however long a packet waits and whatever overtakes it: so no receiver refuses a segment
-/// (PAWS, RFC 7323) that it would have taken from the peer itself. In the hand-over every packet of this direction leaves with
-/// the floor, those of the own socket too, so their order does not matter. After it the shift is chosen, once: it makes the
-/// floor of the latest TSval seen. No clock is asked, which would age packets by the time that they wait here.
+/// A TSval leaves as `value + shift`, but no older than the *floor*. No packet that the proxy's own
+/// socket sent by itself has a TSval above the floor. Therefore the outgoing TSvals never decrease
+/// in the order in which the peer sent the packets, and are never below those before the splice,
+/// however long a packet waits and whatever overtakes it. So no receiver refuses a segment (PAWS,
+/// RFC 7323) that it would have accepted from the peer directly. In the hand-over every packet of
+/// this direction leaves with the floor, also packets of the proxy's own socket, so their order
+/// does not matter. After the hand-over the shift is chosen, once: the shift maps the latest TSval
+/// seen to the floor. No clock is involved, since a clock would age packets by the time that they
+/// wait here.
 ///
-/// Plain words, all of them initialised: the program copies the value from its stack to a map, and verifiers before Linux
-/// 6.3 refuse to read a byte of the stack that nothing was written to, as those of padding or of a `None`.
+/// Plain words, all of them initialised: the program copies the value from its stack to a map, and
+/// verifiers before Linux 6.3 refuse to read a byte of the stack that nothing was written to, as
+/// those of padding or of a `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Timestamps {
@@ -110,8 +116,9 @@ pub struct Timestamps {
 }
 
 impl Timestamps {
-    /// How far below the floor a TSval is raised, in ticks: four minutes, if one is a millisecond. It is to be longer than
-    /// a packet can be under way, and short against the time after which timestamps come round to the floor again.
+    /// How far below the floor a TSval is raised, in ticks: four minutes, if one is a millisecond.
+    /// This must be longer than a packet can be under way, and much shorter than the time in which
+    /// timestamps wrap around to the floor again.
     const REACH: u32 = 1 << 18;
 
     /// Of a packet of `flow`, `other` being the opposite direction.
@@ -139,20 +146,21 @@ impl Timestamps {
         if is_below || !self.is_known() { self.floor } else { shifted }
     }
 
-    /// The TSecr that leaves (host order). While the other direction's shift is unknown, the latest TSval that came from there:
-    /// the peer needs an echo after a repetition, to forget the time-out that it has doubled (RFC 6298, 5.7; Linux:
-    /// `tcp_ack_update_rtt`). Zero, which Linux takes for none, if nothing has come from there.
+    /// The TSecr that leaves (host order). While the other direction's shift is unknown, the latest
+    /// TSval that came from there: the peer needs an echo after a repetition, to forget the
+    /// time-out that it has doubled (RFC 6298, 5.7; Linux: `tcp_ack_update_rtt`). Zero, which Linux
+    /// takes for none, if nothing has come from there.
     #[inline(always)]
     pub const fn echo(&self, echo: u32) -> u32 {
         if self.echo != 0 { echo.wrapping_sub(self.echo) } else { self.echo_latest }
     }
 
-    /// For a believed packet of `flow` with this TSval that found the shift unknown. If the hand-over is over, the packet
-    /// [chooses](Self::choose) the shift; otherwise the packet leaves with the floor. To be called before the packet is
-    /// translated.
+    /// For a believed packet of `flow` with this TSval that found the shift unknown. If the
+    /// hand-over is over, the packet [chooses](Self::choose) the shift; otherwise the packet leaves
+    /// with the floor. To be called before the packet is translated.
     ///
-    /// The packet is noted first, and the state of the stream read after that. So if it finds the hand-over under way, the one
-    /// that finds the hand-over's end knows of its TSval.
+    /// The packet is noted first, and the state of the stream read after that. So if it finds the
+    /// hand-over under way, the one that finds the hand-over's end knows of its TSval.
     #[inline(always)]
     pub fn settle(&mut self, flow: &SharedFlow, value: u32, record_state: impl FnOnce() -> u32) {
         Self::note(flow, value);
@@ -161,8 +169,8 @@ impl Timestamps {
         }
     }
 
-    /// Chooses the shift unless another CPU has: the latest TSval known becomes the floor. (A forged packet must not choose: the
-    /// receiver would discard every later segment as old.)
+    /// Chooses the shift unless another CPU has: the latest TSval known becomes the floor. (A
+    /// forged packet must not choose: the receiver would discard every later segment as old.)
     #[inline(always)]
     pub fn choose(&mut self, flow: &SharedFlow) {
         // A read with barriers: what is exchanged is the same.
@@ -172,21 +180,22 @@ impl Timestamps {
         self.shift = if found == 0 { shift } else { found };
     }
 
-    /// Keeps the TSval of a believed packet of `flow` if it is the latest, before the packet leaves.
+    /// Keeps the TSval of a believed packet of `flow` if it is the latest, before the packet
+    /// leaves.
     #[inline(always)]
     pub fn note(flow: &SharedFlow, value: u32) {
         raise(&flow.live.ts_value, value);
     }
 
-    /// Raises the floor of `flow` to the TSval of a packet of the own socket, before the packet leaves. To be called when
-    /// there is a floor and the record is not active.
+    /// Raises the floor of `flow` to the TSval of a packet of the own socket, before the packet
+    /// leaves. To be called when there is a floor and the record is not active.
     #[inline(always)]
     pub fn raise_floor(flow: &SharedFlow, value: u32) {
         raise(&flow.fixed.ts_floor, value);
     }
 
-    /// The TSval (host order) of what the proxy itself sends in the name of the peer that `flow` comes from: that of the
-    /// latest packet, or the floor while the shift is not known.
+    /// The TSval (host order) of what the proxy itself sends in the name of the peer that `flow`
+    /// comes from: that of the latest packet, or the floor while the shift is not known.
     #[inline(always)]
     pub fn newest(flow: &SharedFlow) -> u32 {
         let to = Self {
@@ -202,7 +211,7 @@ impl Timestamps {
 /// Sets a timestamp of a record that other CPUs set, too, if this one is later. Zero is none.
 #[inline(always)]
 fn raise(word: &Word<u32>, value: u32) {
-    // As many CPUs would have to be quicker in between.
+    // For that, as many other CPUs would each have to set the word in between.
     const TRIES: usize = 4;
     let mut known = word.get();
     for _ in 0..TRIES {
@@ -217,7 +226,7 @@ fn raise(word: &Word<u32>, value: u32) {
     }
 }
 
-/// The number, or the next one: zero is none.
+/// The number, or the next one, since zero means none.
 #[inline(always)]
 const fn nonzero(number: u32) -> u32 {
     if number == 0 { 1 } else { number }

@@ -1,9 +1,11 @@
-//! Packets of legal shapes that are not plain: what stands between the IP header and TCP, and pieces of a packet.
+//! Packets of legal shapes that are not plain: what stands between the IP header and TCP, and
+//! pieces of a packet.
 //!
-//! A packet is *plain* if TCP follows the IP header at once ([`Ip::is_plain_tcp`]). The programs rewrite plain packets only, so
-//! another one is made plain first: what stands between is taken out, as the local stack would, for which all of that was
-//! meant (RFC 791, section 3.1; RFC 8200, section 4). A fragment is rewritten as it is. What remains is left to the local
-//! stack, which answers with a RST that ends the stream.
+//! A packet is *plain* if TCP follows the IP header at once ([`Ip::is_plain_tcp`]). The programs
+//! rewrite plain packets only, so other packets are made plain first: the programs remove the
+//! headers and options between, as the local stack does, for which all of these were meant (RFC
+//! 791, section 3.1; RFC 8200, section 4). A fragment is rewritten as it is. Any other packet is
+//! left to the local stack, which answers with a RST that ends the stream.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -22,14 +24,16 @@ mod next_header {
 /// How many extension headers a packet may have. Senders send one or two.
 const MAX_EXTENSIONS: usize = 5;
 
-/// The first eight bytes of an extension header; all of a fragment header (RFC 8200, section 4.5). Wire order.
+/// The first eight bytes of an extension header; all of a fragment header (RFC 8200, section 4.5).
+/// Wire order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Extension {
     pub next_header: u8,
     /// In units of eight bytes, without the first; reserved in a fragment header.
     pub length: u8,
-    /// Fragment: [`Piece::offset`], and the flag of [`Piece::more`]. Routing: type, and how many segments are left.
+    /// Fragment: [`Piece::offset`], and the flag of [`Piece::more`]. Routing: type, and how many
+    /// segments are left.
     pub place: u16,
     /// Fragment: identification.
     pub id: u32,
@@ -58,7 +62,7 @@ pub struct Piece {
     pub id: u32,
     /// Bytes before this piece; a multiple of eight.
     pub offset: u32,
-    /// Whether others follow: 1 or 0.
+    /// Whether more pieces follow: 1 or 0.
     pub more: u32,
 }
 
@@ -66,19 +70,20 @@ impl Piece {
     /// A whole packet.
     pub const WHOLE: Self = Self { id: 0, offset: 0, more: 0 };
 
-    /// From the field that both versions of IP have, in host order: IPv6's has the offset where IPv4's counts in eights.
+    /// From the field that both versions of IP have, in host order: IPv6's has the offset where
+    /// IPv4's counts in eights.
     #[inline(always)]
     const fn of(id: u32, offset: u32, more: bool) -> Self {
         Self { id, offset, more: more as u32 }
     }
 
-    /// Whether it is the whole packet, and no piece of one.
+    /// Whether this is the whole packet, and not a piece.
     #[inline(always)]
     pub const fn is_whole(&self) -> bool {
         self.offset == 0 && self.more == 0
     }
 
-    /// Whether it begins with the TCP header.
+    /// Whether the piece begins with the TCP header.
     #[inline(always)]
     pub const fn is_first(&self) -> bool {
         self.offset == 0
@@ -87,8 +92,8 @@ impl Piece {
 
 /// The shape of a packet that ends in TCP, or in a piece of it. All in bytes.
 ///
-/// No `Option`: LLVM would copy what a `None` does not have, and verifiers before Linux 6.3 refuse to read a byte of the stack that
-/// nothing was written to.
+/// No `Option`: LLVM would copy what a `None` does not have, and verifiers before Linux 6.3 refuse
+/// to read a byte of the stack that nothing was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// What directly follows the IP header and can be taken out.
@@ -101,14 +106,16 @@ pub trait ShapedIp: Ip {
     /// Bytes of a fragment header, which stays in the packet.
     const PIECE_LEN: u32;
 
-    /// Whether a packet with such a header may be of a TCP connection, though not plain: a quick answer for all the others.
+    /// Whether a packet with this header may belong to a TCP connection without being plain: a
+    /// quick answer for all other packets.
     fn may_be_odd(&self) -> bool;
 
-    /// `None`: not TCP, or a shape that is left alone. `read` returns what stands so many bytes after the IP header.
+    /// `None`: not TCP, or a shape that is left alone. `read` returns what stands the given number
+    /// of bytes after the IP header.
     fn shape(&self, read: impl FnMut(u32) -> Option<Extension>) -> Option<Shape>;
 
-    /// The header of the same packet without the `surplus` bytes that directly followed it. With `is_piece` a fragment header
-    /// (of [`Self::PIECE_LEN`]) follows then, else TCP.
+    /// The header of the same packet without the `surplus` bytes that directly followed it. With
+    /// `is_piece` a fragment header (of [`Self::PIECE_LEN`]) follows then, else TCP.
     #[must_use]
     fn without(&self, surplus: u32, is_piece: bool) -> Self;
 
@@ -173,7 +180,7 @@ impl ShapedIp for Ipv4 {
 }
 
 impl Ipv4 {
-    /// Of all words, as they stand in the packet.
+    /// The sum of all words, as they stand in the packet.
     #[inline(always)]
     fn sum(&self) -> u64 {
         let word = |low: u8, high: u8| u64::from(u16::from_ne_bytes([low, high]));
@@ -200,7 +207,7 @@ impl ShapedIp for Ipv6 {
     #[inline(always)]
     fn shape(&self, mut read: impl FnMut(u32) -> Option<Extension>) -> Option<Shape> {
         let (mut kind, mut surplus) = (self.next_header, 0);
-        // One round more: that of TCP.
+        // One more round, for TCP.
         for _ in 0..MAX_EXTENSIONS + 1 {
             if kind == protocol::TCP {
                 return Some(Shape { surplus, piece: Piece::WHOLE });
@@ -208,7 +215,7 @@ impl ShapedIp for Ipv6 {
             let extension = read(surplus)?;
             match kind {
                 next_header::HOP_BY_HOP | next_header::DESTINATION => {}
-                // With segments left the packet is not for this host.
+                // If segments are left, the packet is not for this host.
                 next_header::ROUTING if extension.place.to_be() & 0xff == 0 => {}
                 next_header::FRAGMENT => {
                     let place = u32::from(u16::from_be(extension.place));
@@ -250,7 +257,8 @@ impl ShapedIp for Ipv6 {
     }
 }
 
-/// A length (wire) less some bytes. Zero stays: it stands for a length that the field does not hold (BIG TCP).
+/// A length (wire) less some bytes. Zero stays zero, since it stands for a length that does not fit
+/// into the field (BIG TCP).
 #[inline(always)]
 fn shorter(length: u16, bytes: u32) -> u16 {
     match u16::from_be(length) {
@@ -259,7 +267,7 @@ fn shorter(length: u16, bytes: u32) -> u16 {
     }
 }
 
-/// What tells the pieces of one packet from others; all wire order.
+/// What identifies the pieces of one packet; all wire order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct PieceKey {
@@ -274,22 +282,25 @@ pub struct PieceKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct FirstPiece {
-    /// The flow that it is of, or [`Self::NOT_YET`].
+    /// The flow of the packet, or [`Self::NOT_YET`].
     pub flow: FlowRef,
-    /// [`Piece::id`] under which the pieces leave: two clients may choose the same, but have one source then.
+    /// [`Piece::id`] with which the pieces leave: two clients may choose the same one, and their
+    /// pieces leave with the same source address.
     pub id: u32,
     /// Host order: the sequence number of the packet's first byte, were the TCP header payload too.
     pub base: u32,
-    /// [`crate::flow::Record::generation`] of the flow's stream: its record may be another stream's since.
+    /// [`crate::flow::Record::generation`] of the flow's stream, since another stream may have the
+    /// record by now.
     pub generation: u32,
-    /// 1: the packet is the peer's, as far as can be told. 0: it changes nothing.
+    /// 1: the packet is the peer's, as far as can be told. 0: the packet changes nothing in the
+    /// record.
     pub believed: u32,
     /// The TCP header's, as in [`super::life::Segment`].
     pub flags: u32,
 }
 
 impl FirstPiece {
-    /// In `flow`: a later piece came, and the first has not yet.
+    /// Value of `flow`: a later piece has come, and the first has not come yet.
     pub const NOT_YET: FlowRef = FlowRef(u32::MAX);
 
     /// That a later piece came early.

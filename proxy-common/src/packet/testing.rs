@@ -1,4 +1,5 @@
-//! Whole packets for tests: their checksums computed in full, by another way than the code under test.
+//! Whole packets for tests: their checksums computed in full, by another way than the code under
+//! test.
 
 use bytemuck::{Zeroable as _, bytes_of};
 use proptest::prelude::*;
@@ -88,7 +89,8 @@ impl TestIp for Ipv6 {
     }
 }
 
-/// The internet checksum as RFC 1071 has it, over big-endian words; 0 if the bytes contain a right one.
+/// The internet checksum as RFC 1071 has it, over big-endian words; 0 if the bytes contain a right
+/// one.
 pub(super) fn sum(bytes: &[u8]) -> u16 {
     let words =
         bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |b| u32::from(*b)));
@@ -179,7 +181,8 @@ pub(super) fn record() -> impl Strategy<Value = Record> {
     })
 }
 
-/// Does all that a program does to a packet of the stream's first direction; the checksums by differences.
+/// Does all that a program does to a packet of the stream's first direction; the checksums by
+/// differences.
 pub(super) fn forward<I: TestIp>(record: &Record, packet: &mut Packet<I>) {
     let flows = record.flows.to_shared();
     let (to, fixed) = (Translation::of(record.flags, &flows[0], &flows[1]), &flows[0].fixed);

@@ -100,7 +100,8 @@ proptest! {
         prop_assert!(!blanked);
     }
 
-    /// No options whatever make the walk fail, and none of a connection's numbers get through as they are.
+    /// No options whatever make the walk fail, and none of a connection's numbers get through as
+    /// they are.
     #[test]
     fn any_bytes_can_be_options(record in record(), mut bytes in prop::collection::vec(any::<u8>(), 0..=40)) {
         let untranslated = Record { flags: 0, ..record };
@@ -146,7 +147,8 @@ proptest! {
     }
 }
 
-/// The first packet gets the floor, and none goes below, though it was sent before; what was sent later keeps its distance.
+/// The first packet gets the floor, and none goes below, though it was sent before; what was sent
+/// later keeps its distance.
 #[test]
 fn timestamps_never_go_below_the_floor() {
     for (floor, sent) in [(1000, 50), (u32::MAX - 3, 9), (5, u32::MAX - 1), (7, 7)] {

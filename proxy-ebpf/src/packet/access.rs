@@ -15,10 +15,11 @@ pub(super) const fn tcp_offset<I: Ip>() -> usize {
     Ethernet::LEN + I::LEN
 }
 
-/// The bytes of the packet from `offset` on as a `T`, if they are there and linear. The pointer is good until the next
-/// helper that may move the packet; the verifier sees to that.
+/// The bytes of the packet from `offset` on as a `T`, if they are there and linear. The pointer is
+/// good until the next helper that may move the packet; the verifier sees to that.
 ///
-/// BPF loads and stores need no alignment, and the kernel aligns network headers where the machine wants it.
+/// BPF loads and stores need no alignment, and the kernel aligns network headers where the machine
+/// wants it.
 #[inline(always)]
 pub(super) fn at<T: Pod>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
     let start = ctx.data() + offset;
@@ -28,7 +29,7 @@ pub(super) fn at<T: Pod>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
     Some(start as *mut T)
 }
 
-/// What stands at `offset`, in place. As good as long as the pointer from [`at`].
+/// What stands at `offset`, in place. Valid as long as the pointer from [`at`].
 #[inline(always)]
 pub(super) fn view<T: Pod>(ctx: &TcContext, offset: usize) -> Option<&T> {
     let place = at::<T>(ctx, offset)?;
@@ -42,7 +43,8 @@ pub(super) fn read<T: Pod>(ctx: &TcContext, offset: usize) -> Option<T> {
     view(ctx, offset).copied()
 }
 
-/// The IP header, made linear together with as many following bytes as a TCP header has. `None` if the packet is shorter.
+/// The IP header, made linear together with as many following bytes as a TCP header has. `None` if
+/// the packet is shorter.
 #[inline(always)]
 pub(super) fn linear_ip<I: Ip>(ctx: &TcContext) -> Option<&I> {
     let needed = tcp_offset::<I>() + Tcp::LEN;
@@ -58,10 +60,12 @@ pub(super) fn kind(ctx: &TcContext) -> u16 {
     ctx.skb.protocol() as u16
 }
 
-/// Whether the packet came in from an interface (also if it was rewritten since) and is not of the local stack.
+/// Whether the packet came in from an interface (also if it was rewritten since) and is not of the
+/// local stack.
 #[inline(always)]
 pub(super) fn is_forwarded(ctx: &TcContext) -> bool {
-    // The kernel sets it when a packet arrives, and a packet of the local stack starts with zero.
+    // The kernel sets this field when a packet arrives. A packet of the local stack starts with
+    // zero.
     ingress_ifindex(ctx) != 0
 }
 
@@ -86,16 +90,17 @@ pub(super) fn own_mark() -> u32 {
     unsafe { (&raw const MARK).read_volatile() }
 }
 
-/// Tells the sum that the receiving device has made over the packet, if it has, of a change that no checksum in the
-/// packet makes up for.
+/// Corrects the sum that the receiving device may have made over the packet, for a change that no
+/// checksum in the packet compensates.
 #[inline(always)]
 pub(super) fn uncovered(ctx: &TcContext, change: u32) {
-    // It fails if the device made no sum: then there is nothing to do.
-    // SAFETY: the context is that of the running program.
+    // The helper fails if the device made no sum. Then there is nothing to correct. SAFETY: the
+    // context is that of the running program.
     let _ = unsafe { bpf_csum_update(ctx.skb.skb, change) };
 }
 
-/// Whether the packet is addressed to this host, on the interface itself and not on one of its VLANs.
+/// Whether the packet is addressed to this host, on the interface itself and not on one of its
+/// VLANs.
 #[inline(always)]
 pub(super) fn is_for_us(ctx: &TcContext) -> bool {
     const PACKET_HOST: u32 = 0;
@@ -106,8 +111,8 @@ pub(super) fn is_for_us(ctx: &TcContext) -> bool {
     kind == PACKET_HOST && vlan == 0
 }
 
-/// Takes a priority tag (IEEE 802.1Q with VLAN 0) off, which makes a packet no VLAN's; whether the packet is
-/// [for us](is_for_us) then. Moves the packet.
+/// Removes a priority tag (IEEE 802.1Q with VLAN 0), which puts a packet into no VLAN. Returns
+/// whether the packet is [for us](is_for_us). Moves the packet.
 #[inline(always)]
 pub(super) fn untag(ctx: &TcContext) -> bool {
     const VLAN: u32 = 0x0fff;
@@ -119,10 +124,11 @@ pub(super) fn untag(ctx: &TcContext) -> bool {
 
 /// `len`, if it is in the range, in a way that convinces every verifier.
 ///
-/// The number that is compared is the number that is used, and there is one comparison. Of two, LLVM makes one of a copy
-/// (`len - start < size`), and verifiers before Linux 6.18 do not carry what the copy tells over to `len`: they see a
-/// helper called with a length without a bound. So the subtraction is done first, where `black_box` keeps LLVM from
-/// knowing what became of it, and taken back after the comparison.
+/// The function compares once, and compares the number that is used afterwards. LLVM merges two
+/// comparisons into one of a copy (`len - start < size`). Verifiers before Linux 6.18 do not apply
+/// the bound of the copy to `len`, and so see a helper called with an unbounded length. Therefore
+/// the function subtracts first, hides the difference from LLVM with `black_box`, compares, and
+/// adds again.
 #[inline(always)]
 pub(super) fn checked(len: u32, range: RangeInclusive<u32>) -> Option<u32> {
     let (start, end) = range.into_inner();

@@ -1,7 +1,8 @@
-//! The hand-over: copies of acknowledgements for the proxy's own sockets, which wait for the last of what they sent.
+//! The hand-over: copies of acknowledgements for the proxy's own sockets, which wait until the last
+//! bytes that they sent are acknowledged.
 //!
-//! A packet is cloned, marked, to the ingress of its own interface; there the clone meets the program again and is made
-//! into a bare acknowledgement that the socket takes.
+//! A packet is marked and cloned to the ingress of its own interface. There the clone meets the
+//! program again, which cuts the clone to a bare acknowledgement for the socket.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_sock, bpf_sock_tuple};
@@ -49,8 +50,8 @@ pub(super) fn offer(ctx: &TcContext, record: &RecordHandle, record_state: u32, t
     count(if sent.is_ok() { Stat::Copied } else { Stat::CopyFailed });
 }
 
-/// The verdict on a copy: to the socket, cut to size. Dropped if the hand-over is past, or its socket is gone. A function
-/// of its own in the program, which has its own stack then.
+/// The verdict on a copy: cut to size, and passed to the socket; or dropped, if the hand-over is
+/// over or the socket is gone. A function of its own in the program, so that it has its own stack.
 #[inline(never)]
 pub(super) fn deliver<I: Flows>(ctx: &TcContext) -> Verdict {
     let Some((rcv_nxt, own_end)) = local_socket::<I>(ctx) else { return Verdict::LateCopy };
@@ -60,7 +61,8 @@ pub(super) fn deliver<I: Flows>(ctx: &TcContext) -> Verdict {
     }
 }
 
-/// What the local socket of the packet's connection expects next and has been given to send, in a hand-over.
+/// What the local socket of the packet's connection expects next and has been given to send, in a
+/// hand-over.
 #[inline(always)]
 fn local_socket<I: Flows>(ctx: &TcContext) -> Option<(u32, u32)> {
     let ip = read::<I>(ctx, Ethernet::LEN)?;
@@ -73,8 +75,8 @@ fn local_socket<I: Flows>(ctx: &TcContext) -> Option<(u32, u32)> {
     Some((rcv_nxt(ctx, key)?, record.arriving().live.own_end.get()))
 }
 
-/// The sequence number that the local socket expects; `None` if there is none any more (then the lookup finds the
-/// listener, and the stack would answer the copy with a RST).
+/// The sequence number that the local socket expects; `None` if the socket is gone. (Then the
+/// lookup finds the listener, and the stack would answer the copy with a RST.)
 #[inline(always)]
 fn rcv_nxt<K>(ctx: &TcContext, mut key: K) -> Option<u32> {
     const TCP_LISTEN: u32 = 10;
@@ -105,7 +107,7 @@ impl Found {
         unsafe { (*self.0).state }
     }
 
-    /// `None` for those that are no full sockets (TIME_WAIT, a request).
+    /// `None` for what is not a full socket (TIME_WAIT, a request).
     #[inline(always)]
     fn rcv_nxt(&self) -> Option<u32> {
         // SAFETY: as above.
@@ -145,7 +147,7 @@ fn trim<I: Ip>(ctx: &TcContext, rcv_nxt: u32, own_end: u32) -> Option<()> {
     change.add(trim_header(ctx, tcp_offset::<I>() as u32, len, |header| {
         header.trim(rcv_nxt, own_end, pseudo_sum)
     })?);
-    // The device's sum, if there is one, was cut with the payload by the kernel.
+    // If the device made a sum, the kernel has corrected it for the payload that was cut off.
     uncovered(ctx, change.folded());
     Some(())
 }

@@ -1,5 +1,5 @@
-//! Gives up streams that nobody looks after, by a timer of the kernel (Linux 5.15), so that it happens without any process and
-//! without any packet. The rules are those of [`Expiry`].
+//! Gives up streams that nobody looks after. A kernel timer (Linux 5.15) drives this, so neither a
+//! process nor a packet is needed. The rules are those of [`Expiry`].
 
 use core::ffi::c_void;
 
@@ -20,8 +20,9 @@ use crate::packet::stats::count;
 
 const CLOCK_MONOTONIC: u64 = 1;
 
-/// Takes one look and starts the timer, which from then on belongs to this program. Attached to nothing: userspace runs it
-/// when it starts. Returns 0 or the negative number of an error.
+/// Examines some records once and starts the timer, which from then on belongs to this program. The
+/// program is not attached to anything: userspace runs it once at its start. Returns 0 or the
+/// negative number of an error.
 #[classifier]
 fn packet_expire(_ctx: TcContext) -> i32 {
     const ENOSYS: i32 = 38;
@@ -30,9 +31,11 @@ fn packet_expire(_ctx: TcContext) -> i32 {
     }
     let Some(timer) = STEER_TIMER.get_ptr_mut(0) else { return 0 };
     let map = (&raw const STEER_TIMER).cast_mut().cast();
-    // SAFETY: `timer` is in a value of `map`. It fails if an earlier process has done it, which is fine.
+    // SAFETY: `timer` is in a value of `map`. The helper fails if an earlier process has
+    // initialised the timer, which is fine.
     let _ = unsafe { bpf_timer_init(timer.cast(), map, CLOCK_MONOTONIC) };
-    // SAFETY: `timer` was initialised, or the helper fails; `tick` takes what the kernel gives to callbacks.
+    // SAFETY: `timer` was initialised, or the helper fails; `tick` takes what the kernel gives to
+    // callbacks.
     let set = unsafe { bpf_timer_set_callback(timer.cast(), tick as *mut c_void) };
     if set != 0 {
         return set as i32;
@@ -44,7 +47,7 @@ fn packet_expire(_ctx: TcContext) -> i32 {
 /// What the timer calls; its result must be 0.
 unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut u32, timer: *mut Timer) -> u64 {
     look(timer);
-    // It fails when the map is about to go.
+    // Starting fails when the map is about to go.
     let _ = start(timer);
     0
 }
@@ -55,7 +58,7 @@ fn start(timer: *mut Timer) -> i64 {
     unsafe { bpf_timer_start(timer.cast(), TICK_NS, 0) }
 }
 
-/// A look at some of the records.
+/// One examination of some records.
 struct Look {
     /// The next record.
     next: u32,
@@ -65,7 +68,7 @@ struct Look {
     given_up: u32,
 }
 
-/// Goes on where the last look ended.
+/// Goes on where the last examination ended.
 #[inline(always)]
 fn look(timer: *mut Timer) {
     let Some(expiry) = STEER_AGEING.get(0).copied() else { return };
@@ -109,8 +112,9 @@ fn last_packet_ns(record: &SharedRecord) -> u64 {
     if up > down { up } else { down }
 }
 
-/// Takes the keys out, so that the peers' later packets are answered with a RST by the local stack. The record is free at the
-/// next look only, since until then a packet that had found a key may still write to it. Returns whether there were keys.
+/// Removes the keys, so that the local stack answers later packets of the peers with a RST. The
+/// record is freed only at the next examination, since a packet that has found a key before may
+/// still write to the record. Returns whether there were keys.
 #[inline(always)]
 fn give_up(record: &RecordHandle, record_state: u32) -> bool {
     if record_state != state::DEAD {
@@ -134,7 +138,7 @@ fn give_up(record: &RecordHandle, record_state: u32) -> bool {
     had_keys
 }
 
-/// Takes a key out if it is this flow's; whether it was.
+/// Removes a key if the key belongs to this flow; returns whether it did.
 #[inline(always)]
 fn forget_own<I: Flows>(key: &I::Key, flow: FlowRef) -> bool {
     let is_own = I::find(key) == Some(flow);

@@ -9,20 +9,21 @@ use crate::maps::{STEER_CONNS, STEER_FLOWS4, STEER_FLOWS6};
 pub(super) trait Flows: Ip {
     fn find(key: &Self::Key) -> Option<FlowRef>;
     fn forget(key: &Self::Key);
-    /// That of a record's flow.
+    /// The key of a record's flow.
     fn key_of(record: &SharedRecord, direction: Direction) -> Self::Key;
 }
 
 impl Flows for Ipv4 {
     #[inline(always)]
     fn find(key: &FlowKey4) -> Option<FlowRef> {
-        // SAFETY: an element of a map without preallocation is freed after the programs that see it.
+        // SAFETY: an element of a map without preallocation is freed after the programs that see
+        // it.
         unsafe { STEER_FLOWS4.get(key) }.copied()
     }
 
     #[inline(always)]
     fn forget(key: &FlowKey4) {
-        // Gone already: userspace was quicker.
+        // Userspace has removed the key already.
         let _ = STEER_FLOWS4.remove(key);
     }
 
@@ -61,8 +62,8 @@ impl RecordHandle {
     #[inline(always)]
     pub(super) fn of(flow: FlowRef) -> Option<Self> {
         let shared: *mut SharedRecord = STEER_CONNS.get_ptr_mut(flow.record())?.cast();
-        // SAFETY: a record of an array map, which is aligned and never freed while a program runs. All programs access it by
-        // words, as userspace does.
+        // SAFETY: a record of an array map, which is aligned and never freed while a program runs.
+        // All programs access it by words, as userspace does.
         Some(Self { flow, shared: unsafe { &*shared } })
     }
 
@@ -71,8 +72,9 @@ impl RecordHandle {
         self.shared.state.get()
     }
 
-    /// Takes the stream to another state, unless userspace has freed the record in between. (Between the two accesses it
-    /// still may; the state of a free record does not matter.)
+    /// Takes the stream to another state, unless userspace has freed the record meanwhile.
+    /// (Userspace may still free the record between the two accesses. The state of a free record
+    /// does not matter.)
     #[inline(always)]
     pub(super) fn advance(&self, to: u32) {
         if self.state() != state::OFF {
@@ -80,8 +82,9 @@ impl RecordHandle {
         }
     }
 
-    /// Takes a record that is not active yet to [`state::DEAD`]. Userspace may be about to activate the record: the exchange lets
-    /// one of the two win, and both know which. Returns the state that the record has had.
+    /// Takes a record that is not active yet to [`state::DEAD`]. Userspace may be about to activate
+    /// the record: the exchange lets one of the two win, and both know which. Returns the state
+    /// that the record has had.
     #[inline(always)]
     pub(super) fn bury(&self) -> u32 {
         self.shared.state.compare_exchange(state::OFF, state::DEAD)
@@ -98,7 +101,8 @@ impl RecordHandle {
         self.shared.flags.get()
     }
 
-    /// For a stream that ends by it, in a hand-over or after: userspace adds flags only before, or to one that has ended.
+    /// Only for flags that end the stream, in a hand-over or after: userspace adds flags only
+    /// before that, or to a stream that has ended.
     #[inline(always)]
     pub(super) fn add_flags(&self, flags: u32) {
         self.shared.flags.set(self.flags() | flags);

@@ -24,8 +24,9 @@ pub(super) fn flow<I: Flows>(ctx: &TcContext, ip: &I) -> Option<FlowRef> {
     I::find(&ip.key(tcp.ports))
 }
 
-/// The verdict on a plain packet of a flow. A function of its own in the program, as the others that [`packet_ingress`] calls:
-/// they need not share their stack then, and packets that are not ours skip it.
+/// The verdict on a plain packet of a flow. A function of its own in the program, like the others
+/// that [`packet_ingress`] calls. So the functions do not share one stack frame, and packets that
+/// are not ours skip this function.
 ///
 /// [`packet_ingress`]: crate::packet::packet_ingress
 #[inline(never)]
@@ -83,10 +84,11 @@ fn forward<I: Flows>(
 
 /// The verdict on a SYN that takes the tuple of a stream that is over.
 ///
-/// A function of its own in the program, so that its key needs no room on the stack of [`packet`]: the frames of a chain of calls,
-/// each rounded up to 32 bytes, may have 512 together. (Linux 6.8 refused 544, which 6.12 took.) The key comes from the
-/// record. With the context for an argument LLVM would hand over the packet's two pointers, and the verifier takes those for
-/// numbers there.
+/// A function of its own in the program, so that its key takes no room on the stack of [`packet`].
+/// The frames of a chain of calls, each rounded up to 32 bytes, may have 512 bytes together. (Linux
+/// 6.8 refused 544, which 6.12 accepted.) The key comes from the record: if the context were an
+/// argument, LLVM would pass the packet's two pointers instead, and the verifier would take these
+/// for numbers.
 #[inline(never)]
 fn reused<I: Flows>(flow: FlowRef) -> Verdict {
     let Some(record) = RecordHandle::of(flow) else { return Verdict::Pass };
@@ -117,7 +119,8 @@ fn observe<I: Flows>(ctx: &TcContext, record: &RecordHandle, record_state: u32, 
     observed.believed
 }
 
-/// What the coarse clock goes by. The kernel puts the load of the variable in the place of the call.
+/// The counter that drives the coarse clock. The kernel replaces the call by a load of the
+/// variable.
 #[inline(always)]
 fn jiffies() -> u32 {
     // SAFETY: the helper has no conditions.
@@ -131,7 +134,8 @@ fn coarse_ns() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Rewrites the packet for the other connection; on `None` it is in pieces.
+/// Rewrites the packet for the other connection. `None`: the kernel refused in the middle, and the
+/// packet is unusable.
 #[inline(always)]
 fn rewrite<I: Ip>(
     ctx: &TcContext,
@@ -160,7 +164,8 @@ fn rewrite<I: Ip>(
     )
 }
 
-/// Rewrites all headers and checksums; `received` is for [`rewrite::tcp`], `options` is what the TCP options have changed.
+/// Rewrites all headers and checksums; `received` is for [`rewrite::tcp`], `options` is what the
+/// TCP options have changed.
 #[inline(always)]
 fn headers<I: Ip>(
     ctx: &TcContext,
@@ -181,9 +186,11 @@ fn headers<I: Ip>(
     if change.ecn_stripped || tcp_change.ecn_stripped {
         count(Stat::EcnStripped);
     }
-    // The field holds a complete checksum, or the sum over the pseudo header for a device to complete; only the kernel knows
-    // which. It is changed like the latter, and the helper, which lets that one alone, is told what a complete one lacks:
-    // all other changes, and twice the one that went the wrong way.
+    // The field holds a complete checksum, or only the sum over the pseudo header, which a device
+    // completes. Only the kernel knows which. The code changes the field as if it held the
+    // pseudo-header sum. The helper does nothing to such a sum; for a complete checksum the helper
+    // adds what is missing: all other changes, and twice the change of the pseudo header, which
+    // went the wrong way.
     tcp.check = change.pseudo.add_to(tcp.check);
     let mut lacking = tcp_change.fields;
     for other in [options, change.pseudo, change.pseudo] {
@@ -197,17 +204,20 @@ fn headers<I: Ip>(
     Some(())
 }
 
-/// Sends a rewritten packet on its way: `redirected` is its verdict then, or `in_place` if the local stack takes it there.
+/// Sends a rewritten packet on its way. Returns `redirected`, or `in_place` if the local stack
+/// delivers the packet.
 #[inline(always)]
 pub(super) fn leave(ctx: &TcContext, fixed: &SharedFixed, redirected: Verdict, in_place: Verdict) -> Verdict {
-    // The helpers only note where the packet is to go, and refuse nothing but flags that they do not know.
+    // The helpers only note where the packet is to go, and refuse nothing but flags that they do
+    // not know.
     match fixed.output.get() {
         output::IN_PLACE => return in_place,
         output::LOOPBACK => {
             if zero_mac_addresses(ctx).is_none() {
                 return Verdict::NotRewritten;
             }
-            // SAFETY: the helper has no conditions; the packet is dropped if there is no such interface.
+            // SAFETY: the helper has no conditions; the packet is dropped if there is no such
+            // interface.
             let _ = unsafe { bpf_redirect(fixed.ifindex.get(), BPF_F_INGRESS.into()) };
         }
         _ => {
@@ -218,7 +228,7 @@ pub(super) fn leave(ctx: &TcContext, fixed: &SharedFixed, redirected: Verdict, i
     redirected
 }
 
-/// A packet with any others is taken for somebody else's on loopback, and discarded.
+/// On loopback, a packet with other MAC addresses counts as somebody else's and is discarded.
 #[inline(always)]
 fn zero_mac_addresses(ctx: &TcContext) -> Option<()> {
     let addresses = at::<[u16; 6]>(ctx, 0)?;

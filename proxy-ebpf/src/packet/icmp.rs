@@ -13,13 +13,14 @@ use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::verdict::Verdict;
 use crate::packet::{access, forward};
 
-/// The verdict on an ICMP packet that arrives: an error about a spliced packet goes on to the peer that had sent that
-/// packet, all others pass untouched.
+/// The verdict on an ICMP packet that arrives: an error about a spliced packet goes on to the peer
+/// that had sent that packet, all others pass untouched.
 ///
-/// Only errors about packets that are on their way are believed, so that nobody who merely guesses ports can make the path
-/// of a stream narrow or broken. In a hand-over, those about bytes of the proxy's own socket are for the local
-/// stack alone, which will send them again; the peer has them acknowledged and would ignore the error. So
-/// no error has two readers, and none is copied.
+/// Only errors about packets that are on their way are believed. So nobody who merely guesses ports
+/// can shrink the MTU of a stream's path, or break the stream. In a hand-over, an error about bytes
+/// of the proxy's own socket is for the local stack alone, which sends these bytes again; the
+/// peer's copy of them was acknowledged long ago, so the peer would ignore the error. So each error
+/// has one receiver, and none is copied.
 // A function of its own in the program, for its own stack.
 #[inline(never)]
 pub(super) fn packet<I: Flows + IcmpIp>(ctx: &TcContext) -> Verdict {
@@ -47,14 +48,14 @@ fn read<I: IcmpIp>(ctx: &TcContext) -> Option<IcmpError<I>> {
     Some(error)
 }
 
-/// Whether `quoted_seq`, as it left the proxy, is of a spliced packet that is on its way. The stream is seen from the host
-/// for which that packet was.
+/// Whether `quoted_seq`, as it left the proxy, is of a spliced packet that is on its way. The
+/// direction is that of packets from the host to which the quoted packet was sent.
 #[inline(always)]
 fn is_for_sender(record: &RecordHandle, quoted_seq: u32) -> bool {
     let (back, sent) = (record.arriving(), record.other());
     let una = match record.state() {
         state::OFF | state::DEAD => return false,
-        // What comes before `own_end` is the local socket's.
+        // Bytes before `own_end` belong to the local socket.
         state::HAND_OVER => seq::later(back.live.ack_end.get(), back.live.own_end.get()),
         _ => back.live.ack_end.get(),
     };

@@ -44,8 +44,8 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
         return Verdict::Pass;
     }
     if is_reset {
-        // The stream lives. (A process that ends a stream takes its state further before the RST.) The RST is of a socket
-        // that is being closed, or the stack knows no socket.
+        // The stream lives. (A process that ends a stream takes its state further before the RST.)
+        // The RST is of a socket that is being closed, or the stack knows no socket.
         let reset_seq = u32::from_be(tcp.seq);
         let is_peers = life::answers_the_peer(tcp.flags, reset_seq, record.arriving(), record.other());
         if is_own || record_state != state::SPLICED || !is_peers {
@@ -60,8 +60,9 @@ pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
     }
 }
 
-/// The local stack accepts another connection with the tuple of a stream: the client has reset its first connection and has taken
-/// the same port again. Userspace has not noticed. From now on no packet of the client leads to the record.
+/// The local stack accepts another connection with the tuple of a stream: the client has reset its
+/// first connection and has taken the same port again. Userspace has not noticed this yet. From now
+/// on no packet of the client leads to the record.
 #[inline(always)]
 fn another_connection<I: Flows>(
     ctx: &TcContext,
@@ -78,20 +79,22 @@ fn another_connection<I: Flows>(
     let Some(ip) = read::<I>(ctx, Ethernet::LEN) else { return Verdict::Pass };
     I::forget(&ip.answer_key(tcp.ports));
     if is_active {
-        // The endpoint is still to learn of the end.
+        // The endpoint does not know yet that the stream has ended.
         record.advance(state::RESET);
         report(record, event::RESET);
     }
     Verdict::Reused
 }
 
-/// The RST of a socket that the kernel closes in the hand-over because the process has ended. What the process had read
-/// is lost, so the stream is over, and both peers are to know at once. (A process that ends a stream by itself takes its state
-/// further, or its keys out, before.) `None`: the packet is in pieces.
+/// The RST of a socket that the kernel closes in the hand-over because the process has ended. What
+/// the process had read is lost, so the stream is over, and both peers are to know at once. (A
+/// process that ends a stream by itself takes its state further, or its keys out, before.) `None`:
+/// the packet is in pieces.
 #[inline(always)]
 fn last_word<I: Flows>(ctx: &TcContext, record: &RecordHandle, record_state: u32, tcp: &Tcp) -> Option<()> {
     if record_state == state::HAND_OVER {
-        // A RST that misses its peer, because more is under way, is answered, and the answer with the right one.
+        // If more data is under way, the RST does not have the number that the peer expects. Then
+        // the peer answers, and that answer gets a RST with the right number.
         record.add_flags(flags::GIVEN_UP);
         record.advance(state::RESET);
         report(record, event::RESET);
@@ -105,9 +108,10 @@ fn last_word<I: Flows>(ctx: &TcContext, record: &RecordHandle, record_state: u32
     ctx.l4_csum_replace(offset + Tcp::CHECK, 0, change.folded().into(), 0).ok()
 }
 
-/// A packet came to the local stack that the ingress program cannot carry, or has not seen. The stream would stand still, and
-/// nobody would be told; so it ends. This peer learns of it by the stack's RST, whose number is exact, the other one by
-/// userspace or by the next thing that it says.
+/// The local stack got a packet that the ingress program cannot carry, or has not seen. The stream
+/// would stall, and nobody would be told, so the stream ends. This peer learns of the end by the
+/// stack's RST, whose number is exact. The other peer learns of the end from userspace, or from the
+/// answer to its next packet.
 #[inline(always)]
 fn give_up(record: &RecordHandle) {
     record.add_flags(flags::GIVEN_UP | flags::not_carried(record.flow.direction()));
@@ -125,12 +129,13 @@ fn record_of<I: Flows>(ctx: &TcContext, tcp: &Tcp) -> Option<RecordHandle> {
     I::find(&ip.answer_key(tcp.ports)).and_then(RecordHandle::of)
 }
 
-/// Brings numbers, window and timestamp up to date. By helpers, not in place: a program that writes in place
-/// makes the kernel prepare every packet for it. `None`: the packet is in pieces.
+/// Brings numbers, window and timestamp up to date. Writes with helpers, not in place: a program
+/// that writes in place makes the kernel prepare every packet for that. `None`: the kernel refused
+/// in the middle, and the packet is unusable.
 #[inline(always)]
 fn freshen<I: Flows>(ctx: &TcContext, record: &RecordHandle, tcp: &Tcp) -> Option<()> {
     let offset = tcp_offset::<I>();
-    // What was last forwarded to this peer came from the other one.
+    // What was last forwarded to this peer came from the other peer.
     let forwarded = record.other();
     let ip = read::<I>(ctx, Ethernet::LEN)?;
     let payload = ip.segment_len(ctx.len() - Ethernet::LEN as u32).wrapping_sub(tcp.header_len());
@@ -148,7 +153,8 @@ fn freshen<I: Flows>(ctx: &TcContext, record: &RecordHandle, tcp: &Tcp) -> Optio
     ctx.l4_csum_replace(offset + Tcp::CHECK, 0, change.folded().into(), 0).ok()
 }
 
-/// A packet of the socket goes out just before its record becomes active: no later timestamp than the floor may have left then.
+/// A packet of the socket goes out just before its record becomes active: no later timestamp than
+/// the floor may have left then.
 #[inline(always)]
 fn raise_floor<I: Flows>(ctx: &TcContext, record: &RecordHandle) {
     let flow = record.other();

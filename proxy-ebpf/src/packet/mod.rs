@@ -1,5 +1,5 @@
-//! Packet splice: forwards the packets of a stream from one peer to the other. What is done to a packet is written in
-//! `proxy_common::packet`; here are packet access, maps and helpers.
+//! Packet splice: forwards the packets of a stream from one peer to the other. What is done to a
+//! packet is written in `proxy_common::packet`; here are packet access, maps and helpers.
 
 mod access;
 mod ack_clone;
@@ -67,7 +67,8 @@ fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> Verdict {
     if is_whole { verdict } else { Verdict::NotRewritten }
 }
 
-/// For what leaves: looks after what the local stack sends on a stream's connections. Forwarded packets pass here too.
+/// For what leaves: looks after what the local stack sends on a stream's connections. Forwarded
+/// packets pass here too.
 #[classifier]
 fn packet_egress(ctx: TcContext) -> i32 {
     let verdict = match access::kind(&ctx) {

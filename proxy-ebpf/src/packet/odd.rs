@@ -1,4 +1,5 @@
-//! Packets that are not plain: makes them plain, or carries the pieces of one, as [`proxy_common::packet::shape`] says.
+//! Packets that are not plain: makes them plain, or carries the pieces of one, as
+//! [`proxy_common::packet::shape`] says.
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_NET;
 use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_RECOMPUTE_CSUM};
@@ -17,7 +18,8 @@ use crate::packet::forward;
 use crate::packet::stats::{count, report};
 use crate::packet::verdict::Verdict;
 
-/// What became of an odd packet, in one register: the upper half says what the lower half is. If it is 0: a [`Verdict`].
+/// What became of an odd packet, in one register. The upper half says what the lower half is: if
+/// the upper half is 0, the lower half is a [`Verdict`].
 #[derive(Clone, Copy)]
 pub(super) struct Made(u64);
 
@@ -28,14 +30,14 @@ impl Made {
     const HAS_FIN: u64 = 4 << 32;
     const LEFT_ALONE: Self = Self::end(Verdict::Pass);
 
-    /// The packet is done with; see [`Self::as_verdict`] for the verdicts that there are.
+    /// The packet is done. [`Self::as_verdict`] has the possible verdicts.
     #[inline(always)]
     const fn end(verdict: Verdict) -> Self {
         Self(verdict as u64)
     }
 
-    /// The packet is plain, but was the first piece of one: its fragment header (IPv6), with this identification, and its FIN,
-    /// if it had one, have to be [put back](put_back).
+    /// The packet is plain, but was the first piece of one: its fragment header (IPv6), with this
+    /// identification, and its FIN, if it had one, have to be [put back](put_back).
     #[inline(always)]
     const fn first_piece(id: u32, has_fin: bool) -> Self {
         Self(Self::FIRST_PIECE | if has_fin { Self::HAS_FIN } else { 0 } | id as u64)
@@ -59,14 +61,14 @@ impl Made {
     }
 }
 
-/// Looks past options and extension headers for a living stream's packet, and makes it plain. A function of its own in the
-/// program, for its own stack.
+/// Looks past options and extension headers for a living stream's packet, and makes it plain. A
+/// function of its own in the program, for its own stack.
 #[inline(never)]
 pub(super) fn packet<I: Flows + ShapedIp>(ctx: &TcContext) -> Made {
     make::<I>(ctx).unwrap_or(Made::LEFT_ALONE)
 }
 
-/// `None`: left alone.
+/// `None`: the packet is left alone.
 #[inline(always)]
 fn make<I: Flows + ShapedIp>(ctx: &TcContext) -> Option<Made> {
     let ip: I = ctx.load(Ethernet::LEN).ok()?;
@@ -89,7 +91,8 @@ fn make<I: Flows + ShapedIp>(ctx: &TcContext) -> Option<Made> {
     Some(Made::PLAIN)
 }
 
-/// The flow of the packet whose TCP header begins at `offset`, if the packets of its stream are forwarded.
+/// The flow of the packet whose TCP header begins at `offset`, if the packets of its stream are
+/// forwarded.
 #[inline(always)]
 fn forwarded_flow<I: Flows>(ctx: &TcContext, ip: &I, offset: usize) -> Option<FlowRef> {
     let flow = I::find(&ip.key(ctx.load(offset).ok()?))?;
@@ -107,8 +110,9 @@ fn is_active(flow: FlowRef) -> bool {
     }
 }
 
-/// Takes out the `surplus` bytes after the IP header, which says so then. `None`: the kernel refused, or the packet is in
-/// pieces, which the checksum of its IP header or the lack of a TCP header then tells the local stack.
+/// Removes the `surplus` bytes after the IP header, and corrects the header. `None`: the kernel
+/// refused, perhaps in the middle. The local stack notices a packet that is left unusable: the
+/// checksum of its IP header is wrong, or the TCP header is missing.
 #[inline(always)]
 fn take_out<I: ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, is_piece: bool) -> Option<I> {
     let plain = ip.without(surplus, is_piece);
@@ -119,20 +123,22 @@ fn take_out<I: ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, is_piece: bool) 
     Some(plain)
 }
 
-/// Changes the room after the IP header by so many bytes. Segments of a super-packet keep their size.
+/// Changes the room after the IP header by so many bytes. Segments of a super-packet keep their
+/// size.
 #[inline(always)]
 fn resize(ctx: &TcContext, bytes: i32) -> Option<()> {
     let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
     ctx.adjust_room(bytes, BPF_ADJ_ROOM_NET, flags).ok()
 }
 
-/// The first piece of a packet: has the TCP header, and tells of what flow the others are.
+/// The first piece of a packet: it has the TCP header, and tells to which flow the other pieces
+/// belong.
 #[inline(always)]
 fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Piece) -> Option<Made> {
     let key = key(ip, piece);
     let offset = Ethernet::LEN + I::LEN + (surplus + I::PIECE_LEN) as usize;
     let Some(flow) = forwarded_flow::<I>(ctx, ip, offset).filter(|flow| takes_pieces(*flow)) else {
-        // The identification may have been another flow's before.
+        // A packet of another flow may have had the same identification before.
         let _ = STEER_PIECES.remove(key);
         return None;
     };
@@ -170,8 +176,9 @@ fn set_flags<I: ShapedIp>(ctx: &TcContext, flags: u8) -> Option<()> {
 fn tell(flow: FlowRef, key: &PieceKey, segment: &Segment, header_len: u32) -> Option<FirstPiece> {
     let record = RecordHandle::of(flow)?;
     let (base, generation) = (segment.seq.wrapping_sub(header_len), record.generation());
-    // The first piece may come twice, with others between: one packet has one identification.
-    // SAFETY: the value is copied at once, and an element is freed after the programs that see it.
+    // The first piece may arrive twice, with other pieces in between. Both times the packet gets
+    // the same identification. SAFETY: the value is copied at once, and an element is freed after
+    // the programs that see it.
     let same = unsafe { STEER_PIECES.get(key) }
         .filter(|told| told.flow == flow && told.generation == generation && told.base == base);
     let id = match same {
@@ -183,9 +190,10 @@ fn tell(flow: FlowRef, key: &PieceKey, segment: &Segment, header_len: u32) -> Op
     Some(FirstPiece { flow, id, base, generation, believed: believed.into(), flags: segment.flags.into() })
 }
 
-/// Whether the pieces of a packet get to the other peer. What stays on this host under loopback's or its own addresses does so
-/// only as a whole: the local stack looks for the socket of a packet before it asks for the packet's way, but not for that of a
-/// piece, which it discards as one that has no business here. The local stack ends the stream instead.
+/// Whether the pieces of a packet get to the other peer. Packets between two peers on this host
+/// arrive only whole. For a whole packet the local stack looks for the socket before it asks for
+/// the route. For a piece the stack asks for the route first, and discards the piece, since packets
+/// with such addresses do not come from outside. Therefore the local stack ends the stream instead.
 #[inline(always)]
 fn takes_pieces(flow: FlowRef) -> bool {
     RecordHandle::of(flow).is_some_and(|record| {
@@ -200,9 +208,10 @@ fn key<I: ShapedIp>(ip: &I, piece: &Piece) -> PieceKey {
     PieceKey { source, destination, id: piece.id }
 }
 
-/// Whether pieces of the packet had come before the first one and went to the local stack, for the second time with this
-/// sequence number. Once the packet is lost by that, and the sender repeats it. If the pieces come in this order again, they
-/// always will, and no packet would ever arrive: all pieces together make the local stack end the stream.
+/// Whether pieces of the packet came before the first piece and went to the local stack, for the
+/// second time with this sequence number. The first time, the packet is lost, and the sender
+/// repeats the packet. If the pieces come in this order again, they always will, and no packet
+/// would ever arrive. So the local stack gets all pieces together, and ends the stream.
 #[inline(always)]
 fn came_too_late(key: &PieceKey, flow: FlowRef, seq: u32) -> bool {
     // SAFETY: the value is copied at once, and an element is freed after the programs that see it.
@@ -210,7 +219,8 @@ fn came_too_late(key: &PieceKey, flow: FlowRef, seq: u32) -> bool {
     if !early {
         return false;
     }
-    // No packet's key: the first word of an address is not the number of a flow in a key without a destination.
+    // No packet's key: the first word of an address is not the number of a flow in a key without a
+    // destination.
     let of_flow = PieceKey { source: [flow.0, 0, 0, 0], destination: [0; 4], id: 0 };
     // SAFETY: as above.
     let again = unsafe { STEER_PIECES.get(of_flow) }.is_some_and(|before| before.base == seq);
@@ -257,11 +267,12 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     {
         return Some(Made::end(Verdict::NotRewritten));
     }
-    // The local stack is never told to take a piece: see `takes_pieces`.
+    // A piece is never left to the local stack to deliver: see `takes_pieces`.
     Some(Made::end(forward::leave(ctx, &flow.fixed, Verdict::Piece, Verdict::Pass)))
 }
 
-/// Gives a piece another identification, if it stands in a fragment header (which then follows the IP header).
+/// Gives a piece another identification, if it stands in a fragment header (which then follows the
+/// IP header).
 #[inline(always)]
 fn rename<I: ShapedIp>(ctx: &TcContext, id: u32) -> Option<()> {
     if I::PIECE_LEN == 0 {
@@ -271,7 +282,8 @@ fn rename<I: ShapedIp>(ctx: &TcContext, id: u32) -> Option<()> {
     ctx.store(at, &id, BPF_F_RECOMPUTE_CSUM.into()).ok()
 }
 
-/// Gives the first piece of a packet back what it had to lack to be plain. 0: the packet is in pieces.
+/// Puts back what was removed from the first piece of a packet to make the piece plain. 0: the
+/// kernel refused in the middle, and the packet is unusable.
 #[inline(never)]
 pub(super) fn put_back<I: ShapedIp>(ctx: &TcContext, made: Made) -> i32 {
     let piece = Piece { id: made.0 as u32, offset: 0, more: 1 };

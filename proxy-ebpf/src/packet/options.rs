@@ -24,7 +24,8 @@ pub(super) struct Translated {
     pub(super) ts_value: Option<u32>,
 }
 
-/// Translates the options of a TCP header of `header_len` bytes (20 to 60), which is linear. `None`: the kernel refused.
+/// Translates the options of a TCP header of `header_len` bytes (20 to 60), which is linear.
+/// `None`: the kernel refused.
 #[inline(always)]
 pub(super) fn translate<I: Ip>(ctx: &TcContext, header_len: u32, to: &Translation) -> Option<Translated> {
     let mut all = Translated::default();
@@ -50,7 +51,8 @@ pub(super) fn translate<I: Ip>(ctx: &TcContext, header_len: u32, to: &Translatio
     Some(all)
 }
 
-/// The TSval (host order) of a TCP header as [`translate`] takes it, if it has one; the packet is left as it is.
+/// The TSval (host order) of a TCP header as [`translate`] takes it, if it has one; the packet is
+/// left as it is.
 #[inline(always)]
 pub(super) fn ts_value<I: Ip>(ctx: &TcContext, header_len: u32, to: &mut Translation) -> Option<Option<u32>> {
     let offset = tcp_offset::<I>() + Tcp::LEN;
@@ -62,7 +64,7 @@ pub(super) fn ts_value<I: Ip>(ctx: &TcContext, header_len: u32, to: &mut Transla
     if option.head == TimestampsOption::HEAD {
         return Some(Some(u32::from_be(option.value)));
     }
-    // No copy: the stack is short.
+    // Without a copy, since the stack is short.
     to.set_only_looks(true);
     let found = unusual(ctx, offset, len, to);
     to.set_only_looks(false);
@@ -99,9 +101,10 @@ fn sack(ctx: &TcContext, offset: usize, len: u32, to: &Translation) -> Option<Di
     Some(change)
 }
 
-/// Translates any other layout: the `len` bytes of options from `offset` on, in a copy. (Before Linux 5.17, which has no
-/// bpf_loop, all of them become NOPs: the verifier gives up on any other loop over them.) A function of its own in the program, as
-/// it is long and rarely called.
+/// Translates any other layout: the `len` bytes of options from `offset` on, in a copy. (Kernels
+/// before Linux 5.17 have no bpf_loop, and their verifier gives up on any other loop over options.
+/// There all of the options become NOPs.) A function of its own in the program, as it is long and
+/// rarely called.
 #[inline(never)]
 fn unusual(ctx: &TcContext, offset: usize, len: u32, to: &Translation) -> Option<Translated> {
     let len = checked(len, 1..=MAX_LEN as u32)?;
@@ -139,8 +142,8 @@ fn unusual(ctx: &TcContext, offset: usize, len: u32, to: &Translation) -> Option
     Some(Translated { change, ts_value: walk.ts_value })
 }
 
-/// What bpf_loop calls with the number of the round; returns 1 to end it. The argument is a pointer to a pointer, as
-/// the kernel wants one to the stack.
+/// What bpf_loop calls with the number of the round; returns 1 to end it. The argument is a pointer
+/// to a pointer, as the kernel wants one to the stack.
 unsafe extern "C" fn step(round: u64, walk: *mut *mut Walk) -> u64 {
     // SAFETY: `unusual` hands its own variable over.
     let walk = unsafe { *walk };

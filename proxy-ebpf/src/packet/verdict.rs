@@ -5,11 +5,13 @@ use proxy_common::stat::Stat;
 
 use crate::packet::stats::count;
 
-/// An end of a packet, at either hook. Without data: a function of the program returns one register.
+/// An end of a packet, at either hook. Without data: a function of the program returns one
+/// register.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Verdict {
-    /// Left to the other programs of the hook and the local stack, as if there were no splice. Not counted.
+    /// Left to the other programs of the hook and the local stack, as if there were no splice. Not
+    /// counted.
     Pass,
     /// Its stream is not active, or was given up.
     Off,
@@ -17,7 +19,8 @@ pub(super) enum Verdict {
     Dead,
     /// Of a stream, but not of a shape that is forwarded.
     OddShape,
-    /// A SYN that takes the tuple of a stream that is over, or the answer of the local stack to one before the splice.
+    /// A SYN that takes the tuple of a stream that is over, or the answer of the local stack to one
+    /// before the splice.
     Reused,
     /// An ICMP error for a stream, but not about a packet that is under way.
     IcmpPassed,

@@ -1,5 +1,6 @@
-//! Checksums of the segments that end a stream, or a direction of it. What is rewritten is not summed up: a damaged packet
-//! stays one, and its receiver drops it. But here it must not change anything either.
+//! Checksums of the segments that end a stream, or a direction of it. Other packets are not
+//! verified: a damaged packet stays damaged when it is rewritten, and its receiver drops it. But a
+//! damaged end must not change the record either.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_skb_load_bytes};
@@ -10,22 +11,23 @@ use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
 use crate::maps::STEER_CHUNK;
 use crate::packet::access::{checked, read, tcp_offset};
 
-/// As much as the kernel sums up at once (before Linux 6.14).
+/// The most bytes that the kernel sums in one call (before Linux 6.14).
 const CHUNK: u32 = 512;
-/// Enough for a segment of Ethernet's usual size. A longer one has been put together by the kernel, which has verified it.
+/// Enough for a segment of Ethernet's usual size. A longer one has been put together by the kernel,
+/// which has verified it.
 const CHUNKS: u32 = 3;
 
 #[repr(transparent)]
 pub(crate) struct Chunk([u64; CHUNK as usize / 8]);
 
-/// Whether the checksum of a plain packet's segment is wrong. One that the sender's device still has to complete is right.
-/// A function of its own in the program, for its own stack.
+/// Whether the checksum of a plain packet's segment is wrong. A checksum that the sender's device
+/// still has to complete counts as right. A function of its own in the program, for its own stack.
 #[inline(never)]
 pub(super) fn is_damaged<I: Ip>(ctx: &TcContext) -> bool {
     is_right::<I>(ctx) == Some(false)
 }
 
-/// `None`: nothing can be said.
+/// `None`: the checksum could not be verified.
 #[inline(always)]
 fn is_right<I: Ip>(ctx: &TcContext) -> Option<bool> {
     let ip = read::<I>(ctx, Ethernet::LEN)?;

@@ -1,7 +1,7 @@
 //! What systemd is told, and what it gives: sd_notify(3) and sd_listen_fds(3).
 //!
-//! By hand, since the crate `sd-notify` (0.5) takes no abstract address in NOTIFY_SOCKET, and takes no socket of
-//! LISTEN_FDS at all if one of them is not open.
+//! By hand, since the crate `sd-notify` (0.5) takes no abstract address in NOTIFY_SOCKET, and takes
+//! no socket of LISTEN_FDS at all if one of them is not open.
 
 use std::env;
 use std::io;

@@ -22,7 +22,8 @@ impl Capability {
     }
 }
 
-/// The capabilities that splicing needs and this process has, as a list for the log; "unknown" if /proc does not tell.
+/// The capabilities that splicing needs and this process has, as a list for the log; "unknown" if
+/// /proc does not tell.
 pub fn held() -> String {
     let Some(effective) = effective() else { return "unknown".to_owned() };
     let held: Vec<_> = Capability::OF_THE_SPLICE

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-/// Returns when every RCU reader of this moment is done (MEMBARRIER_CMD_GLOBAL, Linux 4.3): about 12 ms with HZ=250.
+/// Returns when every RCU reader of this moment is done (MEMBARRIER_CMD_GLOBAL, Linux 4.3): about
+/// 12 ms with HZ=250.
 pub fn wait_for_rcu_readers() {
     // SAFETY: takes two numbers and touches no memory.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };

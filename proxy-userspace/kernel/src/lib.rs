@@ -1,8 +1,8 @@
-//! What Steer asks of the Linux kernel: BPF programs and maps (`bpf`), addresses, interfaces and routes of the network
-//! namespace (`net`), and TCP sockets beyond what `std` knows (`tcp`).
+//! What Steer asks of the Linux kernel: BPF programs and maps (`bpf`), addresses, interfaces and
+//! routes of the network namespace (`net`), and TCP sockets beyond what `std` knows (`tcp`).
 //!
-//! The only crate of the daemon that names aya, and the only one with unsafe code. Knows sockets by descriptor and cookie;
-//! knows nothing of HTTP, clusters or the configuration.
+//! The only crate of the daemon that names aya, and the only one with unsafe code. Knows sockets by
+//! descriptor and cookie; knows nothing of HTTP, clusters or the configuration.
 
 pub mod bpf;
 pub mod net;

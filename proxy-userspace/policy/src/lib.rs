@@ -1,8 +1,8 @@
-//! What Steer decides, in reading order: what it is told (`config`), where a client belongs (`affinity`, `routing`), and
-//! where requests begin and end (`http1`).
+//! What Steer decides, in reading order: what it is told (`config`), where a client belongs
+//! (`affinity`, `routing`), and where requests begin and end (`http1`).
 //!
-//! Pure: bytes and typed configuration in, decisions out. No socket, no clock, no runtime; the only file that is read is
-//! the configuration.
+//! Pure: bytes and typed configuration in, decisions out. No socket, no clock, no runtime; the only
+//! file that is read is the configuration.
 #![forbid(unsafe_code)]
 
 pub mod config;

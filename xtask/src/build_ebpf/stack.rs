@@ -1,5 +1,6 @@
-//! How much stack the programs of an object take, which the verifier limits for a whole chain of calls. Newer kernels count
-//! less than older ones (6.12 rounds frames up to 16 bytes), so a program that loads here may be refused elsewhere.
+//! How much stack the programs of an object take. The verifier limits the stack of a whole chain of
+//! calls. Newer kernels count less than older ones (6.12 rounds frames up to 16 bytes), so an older
+//! kernel may refuse a program that loads here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +25,8 @@ const LOAD_64: u8 = 0x18;
 const CALL: u8 = 0x85;
 const MOVE: u8 = 0xbf;
 const ADD_IMMEDIATE: u8 = 0x07;
-/// Source registers of CALL and LOAD_64 that make a call of one function by another, and a pointer to a function.
+/// Source registers of CALL and LOAD_64 that make a call of one function by another, and a pointer
+/// to a function.
 const PSEUDO_CALL: u8 = 1;
 const PSEUDO_FUNC: u8 = 4;
 const FRAME_POINTER: u8 = 10;
@@ -88,8 +90,8 @@ struct Function {
     instructions: u64,
     /// In bytes, rounded up as the verifier does.
     frame: u64,
-    /// What it calls, or gives away as a callback: both run on top of its frame. (Those of timers do not, but are
-    /// counted as if they did.)
+    /// The functions that this one calls or passes as callbacks: both run on top of its frame.
+    /// (Callbacks of timers do not, but are counted as if they did.)
     calls: Vec<Address>,
     is_program: bool,
 }
@@ -117,7 +119,8 @@ fn usage(functions: &BTreeMap<Address, Function>, at: Address, program: &Functio
     })
 }
 
-/// The chain of calls from `at` that takes the most stack. `above` are the callers; what is reached is noted.
+/// The chain of calls from `at` that takes the most stack. `above` are the callers; what is reached
+/// is noted.
 fn deepest<'f>(
     functions: &'f BTreeMap<Address, Function>,
     at: Address,
@@ -163,8 +166,8 @@ fn functions(file: &object::File<'_>) -> Result<BTreeMap<Address, Function>> {
     Ok(functions)
 }
 
-/// The symbols that instructions of a section refer to in code: by the instruction's place, the relocation's type and what
-/// it is about.
+/// The symbols that instructions of a section refer to in code: by the instruction's place, the
+/// relocation's type and what it is about.
 fn targets(file: &object::File<'_>, index: SectionIndex) -> Result<BTreeMap<u64, (u32, Address)>> {
     let mut targets = BTreeMap::new();
     let section = file.section_by_index(index).context("a section of code")?;
@@ -220,7 +223,7 @@ fn read(
             _ => {}
         }
         if opcode == LOAD_64 {
-            // It fills two slots.
+            // This instruction fills two slots.
             slots.next().context("it ends in the middle of an instruction")?;
         }
     }
@@ -233,7 +236,8 @@ fn place(from: u64, slots: i64) -> Result<u64> {
     from.checked_add_signed(slots * SLOT as i64).context("a call of nowhere")
 }
 
-/// What is known of a frame in the middle of a function: the registers that point into it, and how deep it is.
+/// What is known of a frame in the middle of a function: the registers that point into it, and how
+/// deep it is.
 #[derive(Debug)]
 struct Frame {
     /// The distance from the frame pointer.
@@ -250,8 +254,9 @@ impl Default for Frame {
 }
 
 impl Frame {
-    /// Code is followed from its beginning to its end, not along its jumps: LLVM computes the address of a variable where
-    /// it first needs it, from the frame pointer, and what is added to it later leads to shallower places.
+    /// Code is followed from its beginning to its end, not along its jumps: LLVM computes the
+    /// address of a variable where it first needs it, from the frame pointer, and what is added to
+    /// it later leads to shallower places.
     fn step(&mut self, opcode: u8, to: u8, from: u8, offset: i16, immediate: i32) {
         const CLASS: u8 = 7;
         let pointer = |register: u8| self.pointers[usize::from(register)];
@@ -287,7 +292,8 @@ fn readable(symbol: &str) -> String {
     let mut words = Vec::new();
     while let Some(tag) = rest.chars().next() {
         rest = match tag {
-            // A number that tells crates of one name apart, and one that refers to an earlier place.
+            // A number that tells crates of one name apart, and one that refers to an earlier
+            // place.
             's' | 'B' => rest.split_once('_').map_or("", |(_, rest)| rest),
             // A path's kind has a letter of its own.
             'N' => rest.get(2..).unwrap_or_default(),

@@ -114,7 +114,7 @@ fn nightly(name: String) -> Option<Toolchain> {
 
 fn rustcs_on_path() -> impl Iterator<Item = PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // Debian's place last, in case PATH leaves it out.
+    // Debian's directory comes last, in case PATH does not have it.
     let folders: Vec<_> = std::env::split_paths(&path).chain([PathBuf::from("/usr/bin")]).collect();
     folders.into_iter().map(|folder| folder.join("rustc")).filter(|rustc| rustc.is_file())
 }
@@ -173,7 +173,8 @@ pub(super) fn find_or_install_linker(toolchain: &Toolchain, may_install: bool) -
         Command::new(own_cargo())
             .args(words.by_ref())
             .env("PATH", path_with(llvm_config.parent().context("llvm-config lies in a folder")?)?)
-            // These would make it link like the BPF programs or like the workspace.
+            // With these variables, bpf-linker would be built with the settings of the BPF programs
+            // or of the workspace.
             .env_remove("RUSTC")
             .env_remove("RUSTFLAGS"),
     )?;
@@ -187,7 +188,7 @@ fn find_linker() -> Option<PathBuf> {
     std::env::split_paths(&path)
         .chain(cargo_home.or(home).map(|folder| folder.join("bin")))
         .map(|folder| folder.join("bpf-linker"))
-        // It may be there and not run, for want of its libLLVM.
+        // The linker may be installed but unable to run, if its libLLVM is missing.
         .find(|linker| linker.is_file() && output(Command::new(linker).arg("--version")).is_some())
 }
 
@@ -213,7 +214,7 @@ fn has_debian_packages() -> bool {
         return false;
     }
     eprintln!("build-ebpf: apt-get update");
-    // Without a network the lists that are there may do.
+    // Without a network, the package lists of the last update may be enough.
     run_visibly(Command::new("apt-get").args(["--quiet", "update"])).ok();
     output(Command::new("apt-cache").arg("show").args(DEBIAN_PACKAGES)).is_some()
 }

@@ -1,6 +1,6 @@
-//! What must be in the object besides code: bpf-linker leaves BTF out without a word when a crate
-//! was built without debug info, and the kernel refuses most helpers to a program without licence. Nor may the programs
-//! take more stack than the verifier of any kernel allows.
+//! What must be in the object besides code: bpf-linker silently leaves BTF out when a crate was
+//! built without debug info, and the kernel refuses most helpers to a program without licence. The
+//! programs must also not take more stack than the verifier of any kernel allows.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! The form of the Markdown files: no line of text beyond [`COLUMNS`], and no file named that is not there.
+//! The form of the Markdown files: no line of text is longer than [`COLUMNS`], and every file that
+//! a page names exists.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,15 +9,16 @@ use anyhow::{Context as _, Result, bail};
 use super::paths;
 use crate::exec::root;
 
-/// What a line may have, in characters. Longer ones are hard to review: a diff shows them as a whole.
+/// The longest line, in characters. Longer lines are hard to review, since a diff shows whole
+/// lines.
 const COLUMNS: usize = 120;
 
 /// Checks the Markdown files at the top of the repository and below `docs/`.
 ///
 /// # Errors
 ///
-/// If a line is too long, with file and line of each; if a file that a page names is not there; or if a page cannot be
-/// read.
+/// If a line is too long, with file and line of each; if a file that a page names is not there; or
+/// if a page cannot be read.
 pub(super) fn check() -> Result<()> {
     let mut faults = Vec::new();
     let tops = paths::tops()?;
@@ -36,8 +38,8 @@ pub(super) fn check() -> Result<()> {
     Ok(())
 }
 
-/// The numbers, from 1, of the lines that are too long. Rows of tables, code blocks, and what the benchmark writes between
-/// its marks are left alone.
+/// The numbers, from 1, of the lines that are too long. Rows of tables, code blocks, and what the
+/// benchmark writes between its marks are left alone.
 fn too_long(text: &str) -> impl Iterator<Item = usize> {
     let (mut in_code, mut is_written) = (false, false);
     text.lines().zip(1..).filter_map(move |(line, number)| {

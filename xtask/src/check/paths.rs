@@ -1,4 +1,5 @@
-//! Whether the files exist that a Markdown page names: in links, and in code spans such as `xtask/src/main.rs`.
+//! Whether the files exist that a Markdown page names: in links, and in code spans such as
+//! `xtask/src/main.rs`.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +22,8 @@ pub(super) fn tops() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What `text`, a page in `directory`, names and is not there. Placeholders, which have a capital NAME, are left alone.
+/// What `text`, a page in `directory`, names and is not there. Placeholders, which have a capital
+/// NAME, are left alone.
 pub(super) fn missing<'t>(text: &'t str, directory: &Path, tops: &[String]) -> Vec<&'t str> {
     let text_only = blocks(text);
     let links = text_only.iter().flat_map(|block| links(block)).filter(|link| !directory.join(link).exists());

@@ -1,5 +1,5 @@
-//! Whether docs/architecture.md tells the truth about the crates and their modules: what each uses, and whether it may have
-//! unsafe code.
+//! Whether docs/architecture.md is right about the crates and their modules: what each of them
+//! uses, and whether it may have unsafe code.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,12 +16,14 @@ const PAGE: &str = include_str!("../../../docs/architecture.md");
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Package {
     name: String,
-    /// The packages of the workspace that it uses, and aya and tokio if it does; what only its tests use is left out.
+    /// The packages of the workspace that it uses, and aya and tokio if it does; what only its
+    /// tests use is left out.
     uses: BTreeSet<String>,
     has_unsafe: bool,
 }
 
-/// The cells of the rows that follow the table's head, whose first cell is `head`, without backticks.
+/// The cells of the rows that follow the table's head, whose first cell is `head`, without
+/// backticks.
 fn rows(head: &str) -> Vec<Vec<String>> {
     let start = PAGE.find(&format!("\n| {head} |")).expect("the table is there");
     let lines = PAGE[start..].lines().skip(3).take_while(|line| line.starts_with('|'));
@@ -58,7 +60,8 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Whether a line of code (comments aside) begins an unsafe block, function, trait or implementation.
+/// Whether a line of code (comments aside) begins an unsafe block, function, trait or
+/// implementation.
 fn has_unsafe(text: &str) -> bool {
     text.lines().filter(|line| !line.trim_start().starts_with("//")).any(|line| {
         ["unsafe {", "unsafe fn", "unsafe impl", "unsafe trait", "unsafe extern"]

@@ -1,5 +1,5 @@
-//! What the streams cost Steer while their clients talk: sockets, processor time, and the packets that the
-//! kernel forwards past it.
+//! What the streams cost Steer while their clients talk: sockets, processor time, and the packets
+//! that the kernel forwards past it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,10 +16,11 @@ use steer_tests::topology::Topology;
 /// Texts that each client has echoed.
 pub(super) const MESSAGES: u64 = 1000;
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Processor time that Steer may take for its own once-a-second housekeeping, and for the answers to our questions.
+/// Processor time that Steer may take for its own once-a-second housekeeping, and for the answers
+/// to our questions.
 const IDLE: Duration = Duration::from_millis(30);
 
-/// What is seen of the streams at one moment.
+/// The numbers of the streams at one moment.
 #[derive(Debug, Clone, Copy)]
 struct Look {
     /// In `/flows`, and those of them that are spliced by packets.
@@ -41,7 +42,8 @@ pub(super) struct Shown {
     pub(super) spliced: bool,
 }
 
-/// Lets all clients talk, and prints what that took; where streams are spliced by packets it has to be nothing.
+/// Lets all clients talk, and prints what this took of Steer. If the streams are spliced by
+/// packets, that must be nothing.
 pub(super) fn show(steer: &Steer<'_>, topology: &Topology, clients: &[Process]) -> Result<Shown> {
     let before = Look::take(steer, topology)?;
     let echoed = talk(clients)?;
@@ -96,7 +98,7 @@ impl Look {
             far.extend(connected(endpoint.run(sockets::tcp)??));
         }
         let near = connected(topology.proxy.run(sockets::tcp)??);
-        // The servers also have connections of Steer's pool, but those have their sockets.
+        // The servers also have connections with Steer's pool, but Steer has sockets for these.
         far.retain(|far| !near.iter().any(|near| near.local == far.remote && near.remote == far.local));
         Ok(Self {
             streams: flows.len(),

@@ -1,5 +1,6 @@
-//! Stock kernels, for the suite `kernels`. Each comes from the suite of Debian or Ubuntu that it belongs to, by a state of apt of
-//! its own, so that the host's packages stay as they are, and is only unpacked. Debian's mirror is the host's.
+//! Stock kernels, for the suite `kernels`. Each comes from the suite of Debian or Ubuntu that it
+//! belongs to, by a state of apt of its own, so that the host's packages stay as they are, and is
+//! only unpacked. Debian's mirror is the host's.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,15 +14,16 @@ use steer_tests::kernels::{Distribution, Kernel, UBUNTU_MIRROR, of_form};
 use super::{Package, debian_packages, text_of};
 use crate::exec::{answer, run_quietly, step, target};
 
-/// Of what the metapackage depends on, what makes a kernel: one package for older ones, and more for newer ones.
+/// The dependencies of the metapackage that make up a kernel: one package for older kernels, and
+/// more for newer ones.
 const PARTS: [&str; 4] = ["linux-image-", "linux-base-", "linux-binary-", "linux-modules-"];
 /// Modules that no guest needs.
 const LEFT_OUT: &str = "linux-modules-extra-";
 /// What the guests need beyond what is built in.
 const MODULES: [&str; 5] = ["veth", "sch_ingress", "cls_bpf", "virtio_pci", "virtio_net"];
 
-/// The directory with a directory for each suite: `vmlinuz`, `modules.cpio` (to be loaded in the order of their names) and
-/// `release`.
+/// The directory with a directory for each suite: `vmlinuz`, `modules.cpio` (to be loaded in the
+/// order of their names) and `release`.
 pub(crate) fn kernels(long: bool) -> Result<PathBuf> {
     step("Set-up: QEMU and stock kernels");
     debian_packages(&[
@@ -60,7 +62,7 @@ fn prepare(kernel: &Kernel, place: &Path) -> Result<()> {
     fs::copy(image, place.join("vmlinuz")).context("cannot copy the kernel")?;
     write_modules(&root, &release, &place.join("modules.cpio"))?;
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
-    // Last: now all is there.
+    // This file comes last: it tells that everything is there.
     fs::write(place.join("release"), &release).context("cannot write the kernel's release")
 }
 
@@ -81,7 +83,8 @@ impl Apt {
             Distribution::Debian => format!("deb {} {suite} main\n", mirror()?),
             Distribution::Ubuntu => {
                 let mirror = std::env::var(UBUNTU_MIRROR).context("no mirror of Ubuntu")?;
-                // Debian does not have Ubuntu's keys. The kernel only runs in a guest without a network.
+                // Debian does not have Ubuntu's keys. The kernel only runs in a guest without a
+                // network.
                 format!("deb [trusted=yes] {mirror} {suite} main\n")
             }
         };
@@ -105,7 +108,7 @@ Dir::Etc::SourceList \"{place}/sources.list\";
 Dir::Etc::SourceParts \"-\";
 Acquire::Languages \"none\";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";
-// Its own user may not be able to reach this place.
+// apt's own user may not be able to read this directory.
 APT::Sandbox::User \"root\";
 "
         )
@@ -196,7 +199,7 @@ fn write_modules(root: &Path, release: &str, to: &Path) -> Result<()> {
             (name_of(path) == wanted).then_some((path, needs))
         });
         let (path, needs) = line.with_context(|| format!("Linux {release} has no module {wanted}"))?;
-        // What depends on others comes before them there.
+        // In this list, a module comes before the modules that it needs.
         for path in needs.split_whitespace().rev().chain([path]) {
             if !order.contains(&path) {
                 order.push(path);

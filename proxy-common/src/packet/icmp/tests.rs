@@ -1,4 +1,5 @@
-//! Translated errors must be those that would have been made for the packet as its sender had sent it.
+//! Translated errors must be those that would have been made for the packet as its sender had sent
+//! it.
 
 extern crate std;
 

@@ -153,8 +153,8 @@ fn packets_ahead_of_a_record_bring_it_up_to_date_while_windows_are_not_known() {
     }
 }
 
-/// The links of a stream get new programs one after the other: the new record sees many windows of one direction, and only then
-/// the other.
+/// The links of a stream get new programs one after the other: the new record sees many windows of
+/// one direction, and only then the other.
 #[test]
 fn one_direction_may_run_ahead_while_the_other_is_seen_elsewhere() {
     let mut stream = Stream::new(u32::MAX - 5, 5);

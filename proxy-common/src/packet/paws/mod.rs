@@ -1,22 +1,25 @@
-//! Whether a peer ever refuses, because of the splice, a segment as too old (PAWS): a model in which a scheduler without mercy
-//! decides what happens next.
+//! Whether a peer ever refuses, because of the splice, a segment as too old (PAWS): a model in
+//! which a scheduler without mercy decides what happens next.
 //!
-//! *A* is a receiver with the rule of Linux; the endpoint *B* sends to it by its own clock. B's packets wait on two CPUs of
-//! the proxy, which take them through the real code step by step; the proxy's own socket towards A still sends, and repeats,
-//! what it was given before the hand-over; userspace sets the floor, switches twice, and makes up acknowledgements. Between
-//! any two steps anything else may happen, and any time may pass. The network after the proxy keeps the order, and so does
-//! the way from the egress program to the network: a change of order there does not come from the splice. A step of one
-//! function is one step of the model: what several CPUs write at once is written by compare-exchange. (`seq_end` is not; that
-//! two CPUs lose an advance of it, the own socket acknowledges something at that moment and a third packet is overtaken is
-//! left out.)
+//! *A* is a receiver with the rule of Linux; the endpoint *B* sends to it by its own clock. B's
+//! packets wait on two CPUs of the proxy, which take them through the real code step by step; the
+//! proxy's own socket towards A still sends, and repeats, what it was given before the hand-over;
+//! userspace sets the floor, switches twice, and makes up acknowledgements. Between any two steps
+//! anything else may happen, and any time may pass. The network after the proxy keeps the order,
+//! and so does the way from the egress program to the network: a change of order there does not
+//! come from the splice. A step of one function is one step of the model: what several CPUs write
+//! at once is written by compare-exchange. (`seq_end` is not; that two CPUs lose an advance of it,
+//! the own socket acknowledges something at that moment and a third packet is overtaken is left
+//! out.)
 //!
 //! What must hold:
-//! 1. A segment of B that A refuses would have been refused without a proxy, too, had B sent the made-up ones with its latest
-//!    timestamp (and, if it has no bytes, the own socket's acknowledgements).
-//! 2. No segment of the own socket with bytes that A lacks is refused. Nor is one that A has already, if it is sent in the
-//!    hand-over and no packet overtakes it inside the proxy.
-//! 3. Nor is an acknowledgement of the own socket, unless a packet overtakes it inside the proxy, or A has taken one that the proxy
-//!    does not believe.
+//! 1. A segment of B that A refuses would have been refused without a proxy, too, had B sent the
+//!    made-up ones with its latest timestamp (and, if it has no bytes, the own socket's
+//!    acknowledgements).
+//! 2. No segment of the own socket with bytes that A lacks is refused. Nor is one that A has
+//!    already, if it is sent in the hand-over and no packet overtakes it inside the proxy.
+//! 3. Nor is an acknowledgement of the own socket, unless a packet overtakes it inside the proxy,
+//!    or A has taken one that the proxy does not believe.
 
 mod old;
 mod world;
@@ -63,8 +66,8 @@ fn nothing_is_refused_because_of_the_splice() {
     }
 }
 
-/// That the model finds what there is to be found: in packets that were stamped with the clock, with a difference that was
-/// fixed when the sockets were done.
+/// That the model finds what there is to be found: in packets that were stamped with the clock,
+/// with a difference that was fixed when the sockets were done.
 #[test]
 fn the_old_rule_had_faults_that_the_model_finds() {
     let found = CASTS.map(|(name, cast)| (name, first_refusal(Rule::Old, cast)));

@@ -1,5 +1,5 @@
-//! How timestamps were translated before: stamped with the proxy's clock, until the first packet after the hand-over fixed the
-//! difference, the largest one seen until then.
+//! How timestamps were translated before: stamped with the proxy's clock, until the first packet
+//! after the hand-over fixed the difference, the largest one seen until then.
 
 use crate::flow::state;
 use crate::packet::seq::after;

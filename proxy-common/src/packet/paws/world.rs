@@ -68,7 +68,8 @@ struct Job {
     leaves: u32,
 }
 
-/// A packet of the own socket. First with the socket's timestamp, then (`sent_at`) as it will leave.
+/// A packet of the own socket. First with the socket's timestamp, then (`sent_at`) as it will
+/// leave.
 #[derive(Debug, Clone, Copy)]
 struct Own {
     segment: Segment,
@@ -303,7 +304,8 @@ impl World {
     fn arrives(&mut self, job: Job) -> Option<Refused> {
         let native = job.segment.value;
         let segment = Segment { value: job.leaves, ..job.segment };
-        // What is not believed before anything is known of the direction is promised nothing: it may be anybody's.
+        // What is not believed before anything is known of the direction is promised nothing: it
+        // may be anybody's.
         let is_promised = job.segment.believed || job.to.is_some_and(|to| to.is_known());
         let before = self.a.native[usize::from(segment.len == 0)];
         let must = is_promised && self.a.is_acceptable(&segment) && !too_old(native, before);

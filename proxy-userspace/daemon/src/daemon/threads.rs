@@ -45,7 +45,8 @@ impl Threads {
         };
         let stopping: Vec<_> = self.threads.into_iter().map(stop).collect();
         for ended in stopping {
-            // The thread sends nothing: its end closes the channel. A thread that takes longer is left alone.
+            // The thread sends nothing: its end closes the channel. A thread that takes longer is
+            // left alone.
             ended.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
         }
     }

@@ -22,7 +22,7 @@ use crate::streams::End;
 
 /// Bytes that one read takes at most. Also bounds what a stream whose reader stalls keeps in
 /// userspace (in each direction): the part of one read that could not be written.
-const SCRATCH_BYTES: usize = 64 * 1024;
+pub(super) const SCRATCH_BYTES: usize = 64 * 1024;
 
 /// A direction is bulk after this many large reads in a row ...
 const BULK_AFTER: u32 = 8;

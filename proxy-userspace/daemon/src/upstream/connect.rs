@@ -87,13 +87,14 @@ impl Connector {
         }
     }
 
-    /// A new connection, [prepared](prepare).
+    /// A new connection, [prepared](socket::prepare).
     pub async fn connect(&self, endpoint: SocketAddr) -> Result<TcpStream, ConnectError> {
         let endpoint = canonical(endpoint);
         self.counted(endpoint, self.connect_from_any_port(endpoint)).await
     }
 
-    /// A new connection for a stream, [prepared](prepare). With `ports` it has one of these, as long as there are any, and the endpoint is told to send no larger segments than the client
+    /// A new connection for a stream, [prepared](socket::prepare). With `ports` it has one of these, as long as there are
+    /// any, and the endpoint is told to send no larger segments than the client
     /// accepts, and windows in units that are no larger than the client's.
     pub async fn connect_stream(
         &self,
@@ -303,7 +304,8 @@ fn is_taken(error: &io::Error) -> bool {
 
 fn socket_for(endpoint: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // The request follows at once, and acknowledges the handshake as well. Refused, one more segment is sent.
+    // The request follows at once, and acknowledges the handshake as well. Refused, one more
+    // segment is sent.
     SockRef::from(&socket).set_tcp_quickack(false).ok();
     Ok(socket)
 }

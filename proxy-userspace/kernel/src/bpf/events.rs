@@ -33,7 +33,8 @@ impl std::os::fd::AsRawFd for Ring {
 impl<E: AnyBitPattern> Events<E> {
     /// Must be called inside a tokio runtime, which the ring joins.
     pub(crate) fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
-        // SAFETY: the ring owns its descriptor, always gives the same one, and closes it when dropped.
+        // SAFETY: the ring owns its descriptor, always gives the same one, and closes it when
+        // dropped.
         let ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) };
         Ok(Self { ring: ring?, _records: PhantomData })
     }

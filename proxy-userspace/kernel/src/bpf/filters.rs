@@ -1,4 +1,5 @@
-//! Filters of the qdisc clsact that run a BPF program, where there are no tcx links (before Linux 6.6).
+//! Filters of the qdisc clsact that run a BPF program, where there are no tcx links (before Linux
+//! 6.6).
 //!
 //! The kernel leaves a filter where it is when the process that made it has died. So the name of
 //! each filter tells which process made the filter ([`Mark`]), and for which instance, if the
@@ -16,7 +17,8 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use proxy_common::instance::Instance;
 
-/// Sizes of `struct nlmsghdr`, `struct tcmsg` and `struct nlattr` (include/uapi/linux/{netlink,rtnetlink}.h).
+/// Sizes of `struct nlmsghdr`, `struct tcmsg` and `struct nlattr`
+/// (include/uapi/linux/{netlink,rtnetlink}.h).
 const HEADER: usize = 16;
 const TCMSG: usize = 20;
 const IFINFOMSG: usize = 16;
@@ -119,7 +121,8 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// Attaches a program of this name to an interface, before all others. Makes the qdisc if there is none.
+    /// Attaches a program of this name to an interface, before all others. Makes the qdisc if there
+    /// is none.
     ///
     /// # Errors
     /// The interface is gone, or CAP_NET_ADMIN is missing.

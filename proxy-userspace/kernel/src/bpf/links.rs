@@ -86,7 +86,8 @@ pub(crate) fn id(pin: &Path) -> io::Result<u32> {
     info(pin).map(|info| info.id)
 }
 
-/// The numbers of the tcx links that an interface of the caller's network namespace has in this direction.
+/// The numbers of the tcx links that an interface of the caller's network namespace has in this
+/// direction.
 ///
 /// # Errors
 /// There is no such interface, or this process may not ask (CAP_NET_ADMIN).
@@ -136,7 +137,8 @@ fn info(pin: &Path) -> io::Result<TcxInfo> {
 /// Those of the command.
 pub(crate) fn bpf(command: libc::c_int, attributes: &mut impl Pod) -> io::Result<libc::c_int> {
     let (at, len): (*mut _, _) = (attributes, size_of_val(attributes));
-    // SAFETY: the attributes are a local of that size, and what they refer to lives as long as the caller's call.
+    // SAFETY: the attributes are a local of that size, and what they refer to lives as long as the
+    // caller's call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, at, len) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }

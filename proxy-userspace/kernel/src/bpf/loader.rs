@@ -194,7 +194,8 @@ fn start_program_log(ebpf: &mut Ebpf) {
         return;
     }
     let logger = aya_log::EbpfLogger::init(ebpf).map_err(io::Error::other).and_then(|logger| {
-        // SAFETY: the logger owns its descriptor, always gives the same one, and closes it when dropped.
+        // SAFETY: the logger owns its descriptor, always gives the same one, and closes it when
+        // dropped.
         let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
         Ok(logger?)
     });

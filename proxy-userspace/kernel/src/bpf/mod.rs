@@ -1,6 +1,7 @@
 //! BPF: loads the programs, owns and writes their maps, and keeps both beyond the process.
 //!
-//! `packet` is what the packet splice has in the kernel, `sock` the socket splice; the other modules serve both.
+//! `packet` is what the packet splice has in the kernel, `sock` the socket splice; the other
+//! modules serve both.
 
 pub mod events;
 mod filters;

@@ -1,5 +1,5 @@
-//! The BPF file system, in which maps and links outlive the process that made them: for each instance of Steer a
-//! directory, which belongs to one process at a time.
+//! The BPF file system, in which maps and links outlive the process that made them. Each instance
+//! of Steer has a directory there, which belongs to one process at a time.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,10 +19,10 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// BPF_FS_MAGIC (include/uapi/linux/magic.h).
 const BPFFS_MAGIC: u32 = 0xcafe_4a11;
 const DIRECTORY: &str = "/sys/fs/bpf/steer";
-/// A directory that tells that the file system was mounted in a namespace of mounts that may end with its processes.
+/// A directory that marks a file system in a mount namespace that may end with its processes.
 const PRIVATE: &str = "/sys/fs/bpf/steer-private";
 
-/// The directory of an instance cannot be had.
+/// The directory of an instance cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PinsError {
     #[error("there is no BPF file system on {BPFFS}, and it cannot be mounted (`mount -t bpf bpf {BPFFS}`)")]
@@ -30,7 +30,7 @@ pub enum PinsError {
     /// Before Linux 5.14, which is too old for the programs, too.
     #[error("the kernel does not tell network namespaces apart (SO_NETNS_COOKIE)")]
     NoCookie(#[source] io::Error),
-    /// Somebody else holds it.
+    /// Another process holds the lock.
     #[error("another process runs instance `{0}`")]
     Owned(Instance),
     #[error("cannot use {}", path.display())]
@@ -47,30 +47,30 @@ impl PinsError {
     }
 }
 
-/// The directory of an instance, held against all other processes as long as this lives. The kernel lets it go when
-/// the process ends, however it ends.
+/// The directory of an instance, locked against all other processes as long as the value lives. The
+/// kernel releases the lock when the process ends, in whatever way.
 #[derive(Debug)]
 pub struct Pins {
     instance: Instance,
     path: PathBuf,
     /// `None` once it was [given away](Pins::give_away).
     lock: Mutex<Option<File>>,
-    /// Whether another process has given it, and may want it back.
+    /// Whether another process has given this one the instance, and may want it back.
     is_given: bool,
 }
 
 impl Pins {
-    /// Takes an instance; makes its directory, and mounts the BPF file system, if they are not there.
+    /// Takes an instance. Makes its directory and mounts the BPF file system, if they are missing.
     ///
     /// # Errors
-    /// Another process has it, or there is no BPF file system to be had.
+    /// Another process has the instance, or there is no BPF file system and none can be mounted.
     pub fn take(instance: &Instance) -> Result<Self, PinsError> {
         host::netns_cookie().map_err(PinsError::NoCookie)?;
         mount_once().map_err(PinsError::NoFileSystem)?;
         let path = path_of(instance);
         loop {
             match fs::create_dir_all(&path) {
-                // Somebody has removed the last instance meanwhile.
+                // Another process has removed the directory of all instances meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 made => made.map_err(PinsError::at(&path))?,
             }
@@ -80,7 +80,7 @@ impl Pins {
         }
     }
 
-    /// The same of a directory that is there; `None` if it is not.
+    /// The same, but only if the directory exists; otherwise `None`.
     ///
     /// # Errors
     /// Another process has it.
@@ -96,7 +96,7 @@ impl Pins {
             Err(Errno::WOULDBLOCK) => return Err(PinsError::Owned(instance.clone())),
             Err(error) => return Err(PinsError::at(&path)(error.into())),
         }
-        // Its last owner may have removed it since it was opened.
+        // The last owner may have removed the directory since it was opened.
         let is_there = is_of(&lock, &path).map_err(PinsError::at(&path))?;
         Ok(is_there.then(|| Self::of_lock(instance, path, lock)))
     }
@@ -118,13 +118,14 @@ impl Pins {
         Self { instance: instance.clone(), path, lock: Mutex::new(Some(lock)), is_given: false }
     }
 
-    /// The lock, to be passed on to the instance's next owner: the instance stays taken until all who have it have
-    /// closed it. `None` if it was given away before.
+    /// The lock, for the instance's next owner. The instance stays taken until every process that
+    /// has the lock has closed it. `None` if the lock was given away before.
     pub fn give_away(&self) -> Option<File> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Whether the file system may be gone, and everything that is pinned with it, when this process has ended.
+    /// Whether the file system may be gone, and everything that is pinned with it, when this
+    /// process has ended.
     pub fn is_private(&self) -> bool {
         Path::new(PRIVATE).exists()
     }
@@ -138,7 +139,7 @@ impl Pins {
         &self.path
     }
 
-    /// What lies in the directory: that of each version of the maps.
+    /// The entries of the directory: one directory for each version of the maps.
     ///
     /// # Errors
     /// It cannot be read.
@@ -146,7 +147,7 @@ impl Pins {
         names(&self.path)
     }
 
-    /// Removes the directory, which is empty, unless another process may want it back.
+    /// Removes the empty directory, unless another process may want the instance back.
     ///
     /// # Errors
     /// It is not empty, or the file system refuses.
@@ -158,7 +159,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Removes all pins, and with them what nobody else holds. The instance stays taken.
+    /// Removes all pins, and with them everything that nobody else holds. The instance stays taken.
     ///
     /// # Errors
     /// Something is in the way.
@@ -188,7 +189,7 @@ pub fn instances() -> Result<Vec<Instance>, PinsError> {
     let path = Path::new(DIRECTORY);
     let mut names = names(path).map_err(PinsError::at(path))?;
     names.sort();
-    // Others are not ours.
+    // Entries with other names are not Steer's.
     Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
@@ -218,7 +219,7 @@ fn mount_once() -> io::Result<()> {
     if is_mounted()? {
         return Ok(());
     }
-    // One at a time: a second file system would hide the first.
+    // One process at a time: a second file system would hide the first.
     let below = File::open(BPFFS)?;
     flock(&below, FlockOperation::LockExclusive)?;
     if is_mounted()? {
@@ -238,8 +239,9 @@ fn mount_once() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a process above this one has other mounts, as the shell does in which `ip netns exec` was called. One that does not let
-/// itself be looked at counts as having the same.
+/// Whether a parent or a further ancestor of this process is in another mount namespace, like a
+/// shell that called `ip netns exec`. An ancestor that cannot be examined counts as being in the
+/// same.
 fn mounts_are_private() -> bool {
     let mounts = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
     let parent = |process: &str| {

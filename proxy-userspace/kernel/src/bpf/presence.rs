@@ -1,8 +1,10 @@
-//! Notes in the BPF file system that tell whether an interface is still there, in the network namespace that it was in.
+//! Notes in the BPF file system that tell whether an interface is still there, in the network
+//! namespace that it was in.
 //!
-//! A note is a pinned map of devices with one entry. The kernel takes the entry out when the interface goes away, with its network
-//! namespace for example, or moves to another one. So the note tells what a pinned link tells where there are links, from
-//! whatever network namespace it is read, and an index that was given to another interface is not mistaken for it.
+//! A note is a pinned map of devices with one entry. The kernel takes the entry out when the
+//! interface goes away, with its network namespace for example, or moves to another one. So a note
+//! tells the same as a pinned link does on kernels with links, in whatever network namespace the
+//! note is read. And another interface that gets the same index is not mistaken for the noted one.
 
 use std::ffi::CString;
 use std::io;
@@ -55,7 +57,8 @@ struct ToPin {
 /// Notes an interface of the caller's network namespace.
 ///
 /// # Errors
-/// The interface is gone, there is such a note already, or a capability is missing (CAP_BPF, CAP_NET_ADMIN).
+/// The interface is gone, there is such a note already, or a capability is missing (CAP_BPF,
+/// CAP_NET_ADMIN).
 pub(crate) fn note(ifindex: u32, pin: &Path) -> io::Result<()> {
     let size = size_of::<u32>() as u32;
     let mut create =
@@ -70,7 +73,7 @@ pub(crate) fn note(ifindex: u32, pin: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &mut to_pin).map(drop)
 }
 
-/// Whether the interface is there that was noted.
+/// Whether the noted interface still exists.
 ///
 /// # Errors
 /// There is no such note, or this process may not ask (CAP_BPF).
@@ -81,7 +84,7 @@ pub(crate) fn is_there(pin: &Path) -> io::Result<bool> {
     }
 }
 
-/// Writes or reads the only entry; returns what is in it then.
+/// Writes or reads the only entry; returns the value of the entry after that.
 fn entry(map: &OwnedFd, command: libc::c_int, mut value: u32) -> io::Result<u32> {
     let key = 0_u32;
     let mut element = Element {

@@ -1,4 +1,4 @@
-//! Says why the kernel refuses, and what helps: EPERM and EACCES alone tell neither.
+//! Says why the kernel refuses something, and what helps: EPERM and EACCES alone tell neither.
 
 use std::error::Error;
 use std::io;
@@ -10,14 +10,14 @@ use aya::programs::links::LinkError;
 use aya::sys::SyscallError;
 use aya::util::KernelVersion;
 
-/// What the programs of the packet splice need most lately, and the version that has it.
+/// The oldest Linux that has everything that the packet splice's programs need, and its name.
 const PACKET_NEEDS: (KernelVersion, &str) = (KernelVersion::new(5, 15, 0), "Linux 5.15");
 
-/// So many lines of the verifier's log are told: it ends with the reason.
+/// How many lines of the verifier's log a message has. The log ends with the reason.
 const LINES: usize = 3;
 
-/// What a system call that was refused with EPERM wants, as the end of a message: ` (bpf_prog_load needs CAP_BPF and CAP_PERFMON)`.
-/// Empty if `error` is of another kind.
+/// The capabilities that a system call refused with EPERM needs, as the end of a message: `
+/// (bpf_prog_load needs CAP_BPF and CAP_PERFMON)`. Empty if `error` is of another kind.
 pub(crate) fn wanted(error: &(dyn Error + 'static)) -> String {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -41,7 +41,8 @@ pub(crate) fn wanted(error: &(dyn Error + 'static)) -> String {
     String::new()
 }
 
-/// What failed, in one of aya's errors. Most of them do not tell it as their source: they are it.
+/// The system call that failed, from one of aya's errors. Most of these errors have no source with
+/// the call: they are the failed call themselves.
 fn system_call<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e SyscallError> {
     if let Some(EbpfError::MapError(error)) = error.downcast_ref() {
         return system_call(error);
@@ -58,7 +59,7 @@ fn system_call<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e SyscallError>
     }
 }
 
-/// By aya's name of the call.
+/// The capabilities, by aya's name of the call.
 fn capability_of(call: &str) -> &'static str {
     match call {
         "bpf_prog_load" => "CAP_BPF and CAP_PERFMON",
@@ -70,7 +71,8 @@ fn capability_of(call: &str) -> &'static str {
     }
 }
 
-/// What to say of a program that the verifier has refused: the kernel, what it is too old for if it is, and the end of the log.
+/// The message about a program that the verifier has refused: the kernel's release, the feature for
+/// which the kernel is too old, if it is, and the end of the log.
 pub(crate) fn of_verifier(error: &io::Error, log: &str) -> String {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy();
@@ -85,7 +87,8 @@ fn said_of_verifier(error: &io::Error, log: &str, release: &str, version: Option
     };
     match error.raw_os_error() {
         Some(libc::EPERM) => said += "; bpf_prog_load needs CAP_BPF and CAP_PERFMON",
-        // That is what the verifier says of a program that it finds unsafe, and not about permissions.
+        // EACCES is the verifier's answer to a program that it finds unsafe, and is not about
+        // permissions.
         Some(libc::EACCES) => {}
         _ => said += &format!("; {error}"),
     }
@@ -96,7 +99,7 @@ fn said_of_verifier(error: &io::Error, log: &str, release: &str, version: Option
     said
 }
 
-/// The last lines, in one, without the statistics that follow the reason.
+/// The last lines, joined to one, without the statistics that follow the reason.
 fn end_of(log: &str) -> String {
     let is_told = |line: &&str| {
         !line.is_empty()

@@ -1,7 +1,7 @@
 //! Settings of this host, or rather of the calling thread's network namespace.
 //!
-//! `/proc/sys/net` shows the namespace of the thread that reads it. `/sys/class/net` shows the one in which `/sys` was
-//! mounted, so interfaces are looked up by netlink.
+//! `/proc/sys/net` shows the namespace of the thread that reads it. `/sys/class/net` shows the one
+//! in which `/sys` was mounted, so interfaces are looked up by netlink.
 
 use std::fs;
 use std::io;
@@ -109,15 +109,16 @@ pub(crate) fn conntrack_is_liberal() -> bool {
     is_on("netfilter/nf_conntrack_tcp_be_liberal")
 }
 
-/// Whether a segment that arrives finds its socket, and by it a route, before the routing tables are asked
-/// (`net.ipv4.ip_early_demux` and `tcp_early_demux`). `false` also if that cannot be read.
+/// Whether a segment that arrives finds its socket, and by it a route, before the routing tables
+/// are asked (`net.ipv4.ip_early_demux` and `tcp_early_demux`). `false` also if that cannot be
+/// read.
 pub fn early_demux() -> bool {
     // The second one came with Linux 4.13.
     is_on("ipv4/ip_early_demux") && sysctl("ipv4/tcp_early_demux").is_none_or(|value| value != "0")
 }
 
-/// Whether loopback takes packets that are not from it, by `route_localnet` and `accept_local` (IPv4): both are needed
-/// without [`early_demux`].
+/// Whether loopback takes packets that are not from it, by `route_localnet` and `accept_local`
+/// (IPv4): both are needed without [`early_demux`].
 pub fn loopback_accepts_redirects() -> bool {
     let either = |setting: &str| {
         ["all", "lo"].iter().any(|interface| is_on(&format!("ipv4/conf/{interface}/{setting}")))

@@ -1,4 +1,5 @@
-//! The network namespace: what this host is called, its interfaces, routes, and tracked connections.
+//! The network namespace: what this host is called, its interfaces, routes, and tracked
+//! connections.
 
 pub mod conntrack;
 pub mod host;
@@ -8,7 +9,8 @@ pub mod route;
 
 use std::net::SocketAddr;
 
-/// An IPv4 address that stands in an IPv6 address, as a dual-stack socket gives it, is an IPv4 address.
+/// An IPv4 address that stands in an IPv6 address, as a dual-stack socket gives it, is an IPv4
+/// address.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         // Unchanged: a link-local address keeps its scope.

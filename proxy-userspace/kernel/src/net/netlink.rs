@@ -1,4 +1,5 @@
-//! Requests to the kernel by netlink. A socket belongs to the network namespace in which it was opened.
+//! Requests to the kernel by netlink. A socket belongs to the network namespace in which it was
+//! opened.
 
 use std::io;
 use std::marker::PhantomData;
@@ -119,8 +120,8 @@ impl LinkMonitor {
 pub(crate) struct NetworkChanges(Socket);
 
 impl NetworkChanges {
-    /// `RTNLGRP_` numbers (include/uapi/linux/rtnetlink.h): LINK, IPV4_IFADDR, _ROUTE, _RULE, IPV6_IFADDR, _ROUTE, _RULE,
-    /// NEXTHOP.
+    /// `RTNLGRP_` numbers (include/uapi/linux/rtnetlink.h): LINK, IPV4_IFADDR, _ROUTE, _RULE,
+    /// IPV6_IFADDR, _ROUTE, _RULE, NEXTHOP.
     const GROUPS: [u32; 8] = [1, 5, 7, 8, 9, 11, 19, 32];
 
     pub(crate) fn new() -> io::Result<Self> {
@@ -148,8 +149,8 @@ impl NetworkChanges {
 
 /// The index in a message that an interface is gone.
 fn removed_interface(message: &[u8]) -> Option<u32> {
-    // `struct nlmsghdr` (16 bytes) and `struct ifinfomsg`: include/uapi/linux/{netlink,rtnetlink}.h. The rest
-    // changes from kernel to kernel.
+    // `struct nlmsghdr` (16 bytes) and `struct ifinfomsg`:
+    // include/uapi/linux/{netlink,rtnetlink}.h. The rest changes from kernel to kernel.
     let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
     let family = *message.get(16)?;
     let ifindex = u32::from_ne_bytes(*message.get(20..)?.first_chunk()?);

@@ -52,8 +52,8 @@ impl RouteError {
     }
 }
 
-/// Asks the routing tables of the network namespace in which it was made. Answers take a few microseconds and never
-/// wait for the network.
+/// Asks the routing tables of the network namespace in which it was made. Answers take a few
+/// microseconds and never wait for the network.
 pub struct Routes(Mutex<Netlink<RouteNetlinkMessage>>);
 
 impl fmt::Debug for Routes {
@@ -74,8 +74,8 @@ impl Routes {
     /// taken into account.
     ///
     /// # Errors
-    /// There is no route to a single host, or none that could be told without an interface; or the kernel did not
-    /// answer.
+    /// There is no route to a single host, or none that could be told without an interface; or the
+    /// kernel did not answer.
     pub fn lookup(&self, source: IpAddr, destination: IpAddr) -> Result<Hop, RouteError> {
         let (source, destination) = (source.to_canonical(), destination.to_canonical());
         if matches!(destination, IpAddr::V6(address) if address.is_unicast_link_local()) {
@@ -112,8 +112,8 @@ impl Routes {
     }
 }
 
-/// The addresses that the kernel would connect from, as long as nothing has changed in the network namespace in which it
-/// was made.
+/// The addresses that the kernel would connect from, as long as nothing has changed in the network
+/// namespace in which it was made.
 #[derive(Debug)]
 pub struct Sources(Mutex<KnownSources>);
 
@@ -136,7 +136,8 @@ impl Sources {
         Self(Mutex::new(KnownSources { changes: NetworkChanges::new().ok(), by_destination: HashMap::new() }))
     }
 
-    /// The address that the kernel would connect from. Destinations are remembered, so there should not be too many.
+    /// The address that the kernel would connect from. Destinations are remembered, so there should
+    /// not be too many.
     ///
     /// # Errors
     /// There is no route.

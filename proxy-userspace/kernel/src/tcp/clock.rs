@@ -23,8 +23,8 @@ pub fn monotonic_ms() -> u64 {
     monotonic_ns() / 1_000_000
 }
 
-/// Nanoseconds in the line `monotonic SECONDS NANOSECONDS` of `/proc/PID/timens_offsets`, which kernels without
-/// time namespaces (before 5.6) do not have.
+/// Nanoseconds in the line `monotonic SECONDS NANOSECONDS` of `/proc/PID/timens_offsets`, which
+/// kernels without time namespaces (before 5.6) do not have.
 fn monotonic_offset(offsets: &str) -> Option<i64> {
     let mut fields = offsets.lines().find_map(|line| line.strip_prefix("monotonic"))?.split_whitespace();
     let mut number = || fields.next()?.parse::<i64>().ok();

@@ -1,5 +1,5 @@
-//! TCP sockets: their state, their sequence numbers, what they receive, their options, and segments that no socket
-//! sends.
+//! TCP sockets: their state, their sequence numbers, what they receive, their options, and segments
+//! that no socket sends.
 
 pub mod clock;
 pub mod hold;

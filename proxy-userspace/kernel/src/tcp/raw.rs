@@ -15,10 +15,12 @@ const DONT_FRAGMENT: u16 = 0x4000;
 /// A segment without payload. Host order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
-    /// Both of one family; IPv4-mapped addresses count as IPv4. The source need not be an address of this host.
+    /// Both of one family; IPv4-mapped addresses count as IPv4. The source need not be an address
+    /// of this host.
     pub source: SocketAddr,
     pub destination: SocketAddr,
-    /// As they stand in the header, which has a byte for the flags: [`proxy_common::packet::headers::tcp_flags`].
+    /// As they stand in the header, which has a byte for the flags:
+    /// [`proxy_common::packet::headers::tcp_flags`].
     pub seq: u32,
     pub ack: u32,
     pub flags: u8,
@@ -58,7 +60,8 @@ impl RawSender {
     /// Hands the segment to the network once; it may be lost like any other.
     ///
     /// # Errors
-    /// The addresses are of different families, or there is no way (or no room in the queue) to the destination.
+    /// The addresses are of different families, or there is no way (or no room in the queue) to the
+    /// destination.
     pub fn send(&self, segment: Segment) -> io::Result<()> {
         let packet = segment.packet()?;
         // The kernel would take a port for a protocol (rawv6_sendmsg).

@@ -1,4 +1,5 @@
-//! Reading from a TCP socket, and learning from the same system call whether that has emptied the socket.
+//! Reading from a TCP socket, and learning from the same system call whether that has emptied the
+//! socket.
 //!
 //! A read that does not fill its buffer has usually emptied the socket. But a read also stops
 //! before an urgent byte (tcp_recvmsg_locked, 6.18). If nothing more arrives, no event tells of the
@@ -14,7 +15,8 @@ use std::ptr;
 pub struct Received {
     /// 0: the peer's FIN.
     pub bytes: usize,
-    /// Whether there is more to read, a FIN included; `None`: the kernel does not tell of this socket.
+    /// Whether there is more to read, a FIN included; `None`: the kernel does not tell of this
+    /// socket.
     pub more: Option<bool>,
 }
 
@@ -57,8 +59,8 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
     message.msg_controllen = size_of::<Control>() as _;
-    // SAFETY: the message points to one part, which is `buffer`, and to `control`, each with its length; all of them
-    // live until the call returns.
+    // SAFETY: the message points to one part, which is `buffer`, and to `control`, each with its
+    // length; all of them live until the call returns.
     let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, 0) };
     let bytes = usize::try_from(received).map_err(|_negative| io::Error::last_os_error())?;
     Ok(Received { bytes, more: more(&message) })
@@ -78,7 +80,8 @@ fn more(message: &libc::msghdr) -> Option<bool> {
     if !is_inq || (head.cmsg_len as usize) < len as usize {
         return None;
     }
-    // SAFETY: the header is whole, so what follows it is within the control bytes, or one byte beyond them.
+    // SAFETY: the header is whole, so what follows it is within the control bytes, or one byte
+    // beyond them.
     let data = unsafe { libc::CMSG_DATA(header) };
     // SAFETY: the header says that an int follows; it may not be aligned.
     let left = unsafe { ptr::read_unaligned(data.cast::<libc::c_int>()) };

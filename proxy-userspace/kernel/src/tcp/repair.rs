@@ -1,7 +1,7 @@
 //! What TCP_REPAIR tells about a connection, and closing it so that its peer does not notice.
 //!
-//! Everything here needs CAP_NET_ADMIN, in the user namespace that owns the socket's network namespace. Numbers are
-//! sequence numbers as they stand in the segments, in host order.
+//! Everything here needs CAP_NET_ADMIN, in the user namespace that owns the socket's network
+//! namespace. Numbers are sequence numbers as they stand in the segments, in host order.
 
 use std::io;
 use std::net::TcpStream;
@@ -34,7 +34,8 @@ pub struct ReadPosition {
 /// mark unsent data as sent; tcp_write_xmit, 6.18.)
 ///
 /// # Errors
-/// CAP_NET_ADMIN is missing, or the kernel has no TCP_REPAIR (CONFIG_CHECKPOINT_RESTORE is not needed).
+/// CAP_NET_ADMIN is missing, or the kernel has no TCP_REPAIR (CONFIG_CHECKPOINT_RESTORE is not
+/// needed).
 pub fn select_send_queue(socket: impl AsFd) -> io::Result<()> {
     select_queue(socket.as_fd(), SEND_QUEUE)
 }
@@ -91,8 +92,9 @@ pub fn read_position(socket: impl AsFd) -> Result<ReadPosition, Reason> {
     Err(Reason::Busy)
 }
 
-/// What the socket adds to [`clock::monotonic_ms`] to make a TSval. Exact before Linux 6.7; since then it may be
-/// one too low (the kernel clears the lowest bit of its answer), which PAWS tolerates.
+/// What the socket adds to [`clock::monotonic_ms`] to make a TSval. Exact before Linux 6.7; since
+/// then it may be one too low (the kernel clears the lowest bit of its answer), which PAWS
+/// tolerates.
 ///
 /// # Errors
 /// The connection's timestamps are in microseconds.
@@ -114,11 +116,12 @@ pub fn timestamp_offset(socket: impl AsFd) -> Result<u32, Reason> {
     Err(Reason::StateUnreadable)
 }
 
-/// Closes the socket without a FIN or RST: for its peer the connection goes on. What is in its queues is lost.
+/// Closes the socket without a FIN or RST: for its peer the connection goes on. What is in its
+/// queues is lost.
 ///
 /// # Errors
-/// The kernel does not take the socket into repair mode. The descriptor then stays open for the life of
-/// the process, because closing it would tell the peer.
+/// The kernel does not take the socket into repair mode. The descriptor then stays open for the
+/// life of the process, because closing it would tell the peer.
 pub fn close_silently(socket: TcpStream) -> io::Result<()> {
     let entered = set(socket.as_fd(), libc::TCP_REPAIR, REPAIR_ON);
     if entered.is_err() {
@@ -135,7 +138,8 @@ pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
     SockRef::from(&socket).set_mark(mark)
 }
 
-/// Offers the peer a window of at most `bytes`, until the kernel finds that the reader keeps up with more.
+/// Offers the peer a window of at most `bytes`, until the kernel finds that the reader keeps up
+/// with more.
 ///
 /// # Errors
 /// The socket is closed.

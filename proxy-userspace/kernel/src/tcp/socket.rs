@@ -1,4 +1,5 @@
-//! The options of a connection's socket: what all connections have in common, and what `close()` sends.
+//! The options of a connection's socket: what all connections have in common, and what `close()`
+//! sends.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -8,8 +9,9 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::{receive, repair};
 
-/// What both sides' connections have in common: no delay for small writes, urgent bytes stay in line, and a peer that
-/// has vanished is noticed in two minutes of silence. The connections that a listener accepts get the listener's options.
+/// What both sides' connections have in common: no delay for small writes, urgent bytes stay in
+/// line, and a peer that has vanished is noticed in two minutes of silence. The connections that a
+/// listener accepts get the listener's options.
 ///
 /// # Errors
 /// The descriptor is no TCP socket.
@@ -24,9 +26,11 @@ pub fn prepare(socket: impl AsFd) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
-/// Lets a hand-over read the connection's send position later. [`repair::select_send_queue`] says when this may be called.
+/// Lets a hand-over read the connection's send position later. [`repair::select_send_queue`] says
+/// when this may be called.
 pub fn prepare_for_hand_over(socket: impl AsFd) {
-    // Refused without CAP_NET_ADMIN. Then no stream is spliced by packets, and nobody reads the position.
+    // Refused without CAP_NET_ADMIN. Then no stream is spliced by packets, and nobody reads the
+    // position.
     repair::select_send_queue(socket).ok();
 }
 

@@ -8,14 +8,16 @@ use std::time::Duration;
 use proxy_common::packet::options::TimestampsOption;
 use proxy_common::reason::Reason;
 
-/// The head of the kernel's `struct tcp_info`. [`REQUIRED`] bytes of it are there since Linux 4.6, `snd_wnd` since 5.4.
+/// The head of the kernel's `struct tcp_info`. [`REQUIRED`] bytes of it are there since Linux 4.6,
+/// `snd_wnd` since 5.4.
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct RawTcpInfo {
     state: u8,
     ca_state_to_backoff: [u8; 4],
     options: u8,
-    /// The scale of the peer's windows in the lower half, that of ours in the upper one (on a little-endian machine).
+    /// The scale of the peer's windows in the lower half, that of ours in the upper one (on a
+    /// little-endian machine).
     scales: u8,
     flags: u8,
     rto: u32,
@@ -76,7 +78,8 @@ const TCPI_OPT_ECN: u8 = 8;
 /// Microsecond timestamps exist since Linux 6.7.
 const TCPI_OPT_USEC_TS: u8 = 64;
 
-/// Bytes that timestamps take of each segment of a connection that has them, with the two NOPs before them.
+/// Bytes that timestamps take of each segment of a connection that has them, with the two NOPs
+/// before them.
 pub const TIMESTAMP_BYTES: u32 = size_of::<TimestampsOption>() as u32;
 
 /// What both ends of a connection agreed on in its handshake.
@@ -192,8 +195,8 @@ impl TcpInfo {
         self.0.advmss + if self.options().timestamps { TIMESTAMP_BYTES } else { 0 }
     }
 
-    /// Payload bytes of the largest segment that we send: what the peer has announced, or less if the path has a
-    /// smaller MTU, without the bytes of the timestamp option.
+    /// Payload bytes of the largest segment that we send: what the peer has announced, or less if
+    /// the path has a smaller MTU, without the bytes of the timestamp option.
     pub fn send_mss(&self) -> u32 {
         self.0.snd_mss
     }
@@ -224,11 +227,11 @@ impl TcpInfo {
 }
 
 /// Bytes that were put into the send queue in the socket's life, sent or not, and counted from an
-/// arbitrary start (0 or 1): for comparing two looks at one socket. Never too large, and exact while
-/// no acknowledgement comes in. A FIN counts as a byte.
+/// arbitrary start (0 or 1): for comparing two looks at one socket. Never too large, and exact
+/// while no acknowledgement comes in. A FIN counts as a byte.
 ///
-/// Not `bytes_sent - bytes_retrans + notsent_bytes`: a segment that the outgoing device refuses counts as
-/// sent there, and once more when it really is (__tcp_transmit_skb, 6.18).
+/// Not `bytes_sent - bytes_retrans + notsent_bytes`: a segment that the outgoing device refuses
+/// counts as sent there, and once more when it really is (__tcp_transmit_skb, 6.18).
 pub fn queued(socket: impl AsFd) -> io::Result<u64> {
     const LOOKS: usize = 8;
     let socket = socket.as_fd();
@@ -245,7 +248,8 @@ pub fn queued(socket: impl AsFd) -> io::Result<u64> {
     Ok(queued)
 }
 
-/// Bytes in the send queue: from the first that is not acknowledged to the last that was put there. A FIN counts as one.
+/// Bytes in the send queue: from the first that is not acknowledged to the last that was put there.
+/// A FIN counts as one.
 ///
 /// # Errors
 /// The descriptor is no TCP socket, or one that listens.

@@ -40,11 +40,11 @@ pub(super) fn made_value(remote: SocketAddr, local: SocketAddr) -> String {
     format!("{:016x}", hash.digest())
 }
 
-/// The `set-cookie` that hands a made value to the client. `None` if the policy's texts cannot stand
-/// in a header (config refuses such).
+/// The `set-cookie` that hands a made value to the client. `None` if the policy's texts are not
+/// valid in a header. (The configuration refuses such texts.)
 pub(super) fn set_cookie(policy: &CookiePolicy, value: &str) -> Option<HeaderValue> {
     let mut text = format!("{}=\"{value}\"", policy.name);
-    // Fractions of a second are cut; what is left of a shorter ttl is a session cookie.
+    // Fractions of a second are cut off, so a ttl below one second makes a session cookie.
     let max_age = policy.ttl.map_or(0, |ttl| ttl.as_secs());
     if max_age > 0 {
         write!(text, "; Max-Age={max_age}").ok()?;

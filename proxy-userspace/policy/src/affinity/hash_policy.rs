@@ -14,7 +14,8 @@ use crate::config::{CookiePolicy, HashPolicy, HashSource, HeaderSource, RegexRew
 /// What the policies look at.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// With forwarded headers in place and hop-by-hop headers gone; the target in origin form.
+    /// The head, with forwarded headers and without hop-by-hop headers; the target is in origin
+    /// form.
     pub head: &'a request::Parts,
     /// `:scheme`
     pub scheme: &'a str,
@@ -33,15 +34,15 @@ pub struct Outcome {
     pub set_cookies: Vec<HeaderValue>,
 }
 
-/// Evaluates the policies in order. Each hash is combined with what there was by then, so that the
-/// same policies in another order give another result.
+/// Evaluates the policies in order. Each hash is combined with the result of the policies before,
+/// so the same policies in another order give another result.
 pub fn evaluate(policies: &[HashPolicy], request: &Request<'_>) -> Outcome {
     let mut outcome = Outcome::default();
     for policy in policies {
         if let Some(new) = hash_of(&policy.source, request, &mut outcome.set_cookies) {
             outcome.hash = Some(outcome.hash.map_or(0, |old| old.rotate_left(1)) ^ new);
         }
-        // Also stops where only an earlier policy yielded something.
+        // Stops also if only an earlier policy yielded a hash.
         if policy.terminal && outcome.hash.is_some() {
             break;
         }
@@ -109,8 +110,8 @@ fn rewritten<'a>(rewrite: Option<&RegexRewrite>, value: &'a [u8]) -> Cow<'a, [u8
     rewrite.map_or(Cow::Borrowed(value), |rule| rewrite::replace_all(rule, value))
 }
 
-/// The lines of one header as the one value that Envoy makes of them: commas between, none beside an
-/// empty line.
+/// The lines of one header joined to one value as Envoy does it: with commas between them, but none
+/// beside an empty line.
 pub fn joined<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     with_commas(lines).flatten().copied().collect()
 }
@@ -122,7 +123,7 @@ fn with_commas<'a>(lines: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item 
         .flat_map(|(position, line)| [if position == 0 { &b""[..] } else { b"," }, line])
 }
 
-/// Headers of which Envoy 1.39 keeps one value, as seen from outside.
+/// Headers of which Envoy 1.39 keeps one value; found by observing Envoy.
 fn is_joined(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),

@@ -6,18 +6,18 @@ use super::{Member, Shares, shares};
 
 #[derive(Debug)]
 pub struct Maglev {
-    /// The member index of each slot. A single member has one slot, which is all there is to know.
+    /// The member index of each slot. A single member has one slot, which is enough.
     slots: Box<[u32]>,
 }
 
-/// A member while the table is filled.
+/// A member during the filling of the table.
 struct Candidate {
     index: u32,
     /// The next slot of its permutation.
     slot: u64,
     skip: u64,
     share: f64,
-    /// It takes a slot in the rounds in which round · share reaches this.
+    /// The member takes a slot in each round in which round · share reaches this number.
     target: f64,
 }
 
@@ -49,7 +49,8 @@ impl Maglev {
 fn fill(members: &[Member<'_>], size: u64) -> Box<[u32]> {
     let Shares { each, greatest, .. } = shares(members.iter().map(|member| member.weight));
     let mut order: Vec<_> = members.iter().zip(each).collect();
-    // Envoy fills by key, not in cluster order; equal keys keep that order.
+    // Envoy fills in the order of keys, not in cluster order; members with equal keys stay in
+    // cluster order.
     order.sort_by_key(|(member, _)| member.key);
     let mut candidates: Vec<_> = order
         .into_iter()
@@ -83,8 +84,8 @@ fn fill(members: &[Member<'_>], size: u64) -> Box<[u32]> {
     slots.into()
 }
 
-/// Gives the candidate the next free slot of its permutation; there is one. As the size is prime,
-/// the permutation visits every slot.
+/// Gives the candidate the next free slot of its permutation. There is a free slot, and the
+/// permutation reaches it: the size is prime, so the permutation visits every slot.
 fn take(candidate: &mut Candidate, slots: &mut [u32], size: u64) {
     loop {
         #[expect(clippy::cast_possible_truncation, reason = "less than the length of a slice")]

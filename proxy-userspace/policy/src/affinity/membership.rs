@@ -1,5 +1,5 @@
-//! Which endpoints of a cluster are in its ring or table: the healthy ones, or all of them when so
-//! few are healthy that they would be overrun (panic).
+//! Which endpoints of a cluster are in its ring or table: the healthy ones, or all of them if so
+//! few are healthy that the load would overrun them (panic).
 
 use crate::config::{Endpoint, Health};
 
@@ -8,11 +8,12 @@ use crate::config::{Endpoint, Health};
 pub struct Membership {
     /// Positions in the cluster's list of endpoints.
     pub in_ring: Vec<u32>,
-    /// All endpoints are in, whatever their health.
+    /// All endpoints are members, whatever their health.
     pub panic: bool,
 }
 
-/// `panic_threshold` in percent. The cluster has at most `u32::MAX` endpoints, as each has a weight.
+/// `panic_threshold` in percent. The cluster has at most `u32::MAX` endpoints, as each has a
+/// weight.
 pub fn membership(endpoints: &[Endpoint], panic_threshold: f64) -> Membership {
     let healths = || endpoints.iter().map(|endpoint| endpoint.health);
     let panic = in_panic(healths(), panic_threshold);

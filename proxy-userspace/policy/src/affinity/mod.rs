@@ -2,8 +2,8 @@
 //! ([`hash_policy`]), from the endpoints of a cluster to those in use ([`membership`]), and from a
 //! hash to one of them ([`ring`], [`maglev`]). Pure: no sockets, no clock, no shared state.
 //!
-//! The contract is checked by the daemon's `tests/vectors` against what a real Envoy did. The order of the
-//! floating point operations is part of it: Envoy's counts depend on how IEEE doubles round.
+//! The contract is checked by the daemon's `tests/vectors` against what a real Envoy did. The order
+//! of the floating point operations is part of it: Envoy's counts depend on how IEEE doubles round.
 
 pub mod address;
 pub mod cookie;
@@ -41,9 +41,9 @@ struct Shares {
 /// An endpoint as a table sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Member<'a> {
-    /// What the table answers with.
+    /// The number that the table answers with.
     pub index: u32,
-    /// The bytes that are hashed for it.
+    /// The bytes that are hashed for the endpoint.
     pub key: &'a [u8],
     /// 1 or more.
     pub weight: u32,

@@ -1,7 +1,8 @@
 //! `regex_rewrite`: RE2's `GlobalReplace`, carried out by the `regex` crate.
 //!
-//! Both find the leftmost match, of several at one place the one that Perl would. Where their syntax
-//! differs, config has translated the pattern; they also differ in which empty matches count.
+//! RE2 and the crate both find the leftmost match, and of several matches at one place the one that
+//! Perl would find. Where their syntax differs, the configuration has translated the pattern. The
+//! two also differ in which empty matches count.
 
 use std::borrow::Cow;
 
@@ -9,8 +10,8 @@ use regex::bytes::Captures;
 
 use crate::config::RegexRewrite;
 
-/// Replaces all matches that do not overlap. An empty match that touches the end of the match before
-/// it is left alone: `x*` → `-` turns `abxxc` into `-a-b-c-`.
+/// Replaces all matches that do not overlap. An empty match that touches the end of the match
+/// before it is left alone: `x*` → `-` turns `abxxc` into `-a-b-c-`.
 pub(super) fn replace_all<'v>(rule: &RegexRewrite, value: &'v [u8]) -> Cow<'v, [u8]> {
     let mut out = Vec::new();
     let mut copied = 0;
@@ -57,7 +58,7 @@ fn push_substitution(out: &mut Vec<u8>, substitution: &str, groups: &Captures<'_
                         groups.get(usize::from(digit - b'0')).map_or(&b""[..], |group| group.as_bytes()),
                     );
                 }
-                // `\\`; anything else is refused with the configuration.
+                // `\\`. The configuration refuses anything else.
                 Some(other) => out.push(other),
                 None => {}
             },

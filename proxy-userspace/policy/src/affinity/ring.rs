@@ -18,14 +18,14 @@ pub struct Ring {
 /// What Envoy reports as the gauges `size`, `min_hashes_per_host` and `max_hashes_per_host`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sizes {
-    /// The size that was aimed at; the points can be a few more.
+    /// The intended size. The ring can have a few points more.
     pub size: u64,
     pub min_per_member: u64,
     pub max_per_member: u64,
 }
 
 impl Ring {
-    /// `members` in cluster order, on which the points depend where sizes are cut off.
+    /// `members` in cluster order. The points depend on that order where sizes are cut off.
     pub fn new(
         members: &[Member<'_>],
         hash_function: HashFunction,
@@ -85,8 +85,8 @@ impl Ring {
     }
 }
 
-/// How many points a share of 1 has: such that the least share has a whole number of them and the
-/// ring at least `minimum` points, but never more than `maximum`.
+/// How many points a share of 1 has. The number gives the least share a whole number of points, and
+/// the ring at least `minimum` points but never more than `maximum`.
 fn scale(least_share: f64, minimum: u64, maximum: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "ring sizes are at most 2^23, checked by config")]
     let (minimum, maximum) = (minimum as f64, maximum as f64);

@@ -1,9 +1,10 @@
 //! The JSON configuration that Envoy read up to 1.8: a whole file, or the bare `route_config` and
 //! `clusters` that articles of the time show.
 //!
-//! Its words are translated to what they became in v3, and Steer then behaves as v3 does. In one
-//! thing that differs from the Envoy of the time: a route with `use_websocket` sent upgrades through
-//! a TCP proxy that chose an endpoint at random; here they follow the route's hash policy.
+//! The reader translates the old words to their v3 successors, and Steer then behaves as v3 does.
+//! One thing differs from the Envoy of that time: there, a route with `use_websocket` sent upgrades
+//! through a TCP proxy that chose an endpoint at random. Here upgrades follow the route's hash
+//! policy.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};

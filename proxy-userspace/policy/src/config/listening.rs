@@ -121,7 +121,8 @@ pub(super) fn path<'t>(field: &Field<'t>) -> Option<&'t str> {
     Some(text)
 }
 
-/// What `prefix` and `path` of a route mean, of which there must be one; `hint` says how to write it.
+/// What `prefix` and `path` of a route mean, of which there must be one; `hint` says how to write
+/// it.
 pub(super) fn path_match(
     field: &Field<'_>,
     found: (Option<Field<'_>>, Option<Field<'_>>),

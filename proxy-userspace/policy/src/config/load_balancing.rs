@@ -106,7 +106,7 @@ pub(super) fn check_endpoints(list: &Field<'_>, endpoints: &[Endpoint]) {
 pub(super) fn address_text(address: SocketAddr) -> String {
     match address.ip() {
         IpAddr::V6(ip) => match ip.segments() {
-            // inet_ntop writes these with a dotted tail, Rust does not.
+            // inet_ntop writes such addresses with a dotted tail; Rust does not.
             [0, 0, 0, 0, 0, 0, high, _] if high != 0 => {
                 let [.., a, b, c, d] = ip.octets();
                 format!("[::{a}.{b}.{c}.{d}]:{}", address.port())

@@ -44,10 +44,11 @@ pub struct Config {
     /// How upgraded streams are carried.
     pub splice: SpliceMode,
     pub packet_splice: PacketSplice,
-    /// The packet splice's streams outlive the process under this name; no two processes have the same.
+    /// The packet splice's streams outlive the process under this name; no two processes have the
+    /// same.
     pub instance: Instance,
-    /// How long a process that another one has taken over from goes on with what is still under way in it; then it
-    /// cuts what is left.
+    /// How long a process that another one has taken over from goes on with what is still under way
+    /// in it; then it cuts what is left.
     pub drain_timeout: Duration,
     /// What the file asks for and Steer does not honour, without harm to correctness.
     pub warnings: Vec<Warning>,
@@ -136,8 +137,8 @@ pub struct HttpOptions {
     pub max_request_headers_bytes: usize,
     /// More request header lines are answered with 431.
     pub max_request_headers_count: usize,
-    /// From the first byte of a request head to its end. Steer's default is 10 s (Envoy: off), since
-    /// a head that never ends is the cheapest attack there is.
+    /// From the first byte of a request head to its end. Steer's default is 10 s (Envoy: off),
+    /// since a head that never ends is the cheapest attack there is.
     pub request_headers_timeout: Option<Duration>,
     /// A downstream connection without a request in flight is closed after this.
     pub idle_timeout: Option<Duration>,
@@ -258,8 +259,8 @@ pub struct Cluster {
     pub endpoints: Vec<Endpoint>,
     /// Percent of healthy endpoints below which all of them are used. Default 50; 0 = never.
     pub healthy_panic_threshold: f64,
-    /// Where connections to endpoints come from; those of an endpoint's family share them. Empty: the
-    /// kernel's choice. Canonical, without duplicates.
+    /// Where connections to endpoints come from; those of an endpoint's family share them. Empty:
+    /// the kernel's choice. Canonical, without duplicates.
     pub source_addresses: Vec<IpAddr>,
 }
 

@@ -1,4 +1,5 @@
-//! What the packet splice may use, and how long it waits: the map `packet_splice` of the native format.
+//! What the packet splice may use, and how long it waits: the map `packet_splice` of the native
+//! format.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -15,24 +16,25 @@ use super::reader::{Field, Map};
 pub struct PacketSplice {
     /// Records in the kernel, 2 or more. Streams beyond that are relayed.
     pub max_streams: u32,
-    /// Source ports towards endpoints: sorted, not overlapping, all 1024 or above. `None`: what of
-    /// 10240-65535 the kernel does not give out by itself.
+    /// Source ports towards endpoints: sorted, not overlapping, all 1024 or above. `None`: the
+    /// ports of 10240-65535 that the kernel does not give out by itself.
     pub source_ports: Option<Vec<RangeInclusive<u16>>>,
-    /// A stream is relayed for this long after its 101. One that ends by then does not pay for a hand-over, nor
-    /// keep a record and a source port for its `linger`.
+    /// A stream is relayed for this long after its 101. One that ends by then does not pay for a
+    /// hand-over, nor keep a record and a source port for its `linger`.
     pub hand_over_after: Duration,
     /// Each stream is handed over at a random moment within this time after that.
     pub hand_over_within: Duration,
     pub keepalive: Keepalive,
     /// How long the tuple of a finished stream stays, for late retransmissions.
     pub linger: Duration,
-    /// When no process lives, the kernel gives up a stream that was silent in both directions for this long; at least
-    /// `MIN_ORPHAN_TIMEOUT`. `None`: never.
+    /// When no process lives, the kernel gives up a stream that was silent in both directions for
+    /// this long; at least `MIN_ORPHAN_TIMEOUT`. `None`: never.
     pub orphan_timeout: Option<Duration>,
-    /// `SO_MARK` of a stream's sockets during its hand-over. The next number is used as well, so it is
-    /// neither 0 nor `u32::MAX`.
+    /// `SO_MARK` of a stream's sockets during its hand-over. The next number is used as well, so it
+    /// is neither 0 nor `u32::MAX`.
     pub mark: u32,
-    /// At most this is announced as MSS to clients; 88 to 32767. `None`: what fits the routes to endpoints.
+    /// At most this is announced as MSS to clients; 88 to 32767. `None`: what fits the routes to
+    /// endpoints.
     pub mss: Option<u16>,
 }
 
@@ -43,7 +45,7 @@ pub struct Keepalive {
     pub time: Duration,
     /// Between probes.
     pub interval: Duration,
-    /// So many without an answer, and the peer is taken for gone.
+    /// After this many probes without an answer, the peer counts as gone.
     pub probes: u32,
 }
 
@@ -69,12 +71,13 @@ impl Default for PacketSplice {
     }
 }
 
-/// Longer than an exchange of a few messages takes where the machine is busy; otherwise as short as a hand-over itself.
+/// Longer than an exchange of a few messages takes on a busy machine; otherwise as short as the
+/// hand-over itself.
 const HAND_OVER_AFTER: Duration = Duration::from_millis(20);
-/// The array of records takes 320 bytes for each: 2.5 GiB. (An array of one is what a process has that does
-/// not use the packet splice.)
+/// The array of records takes 320 bytes for each: 2.5 GiB. (An array of one is what a process has
+/// that does not use the packet splice.)
 const MAX_STREAMS: RangeInclusive<u64> = 2..=1 << 23;
-/// A process says every second that it lives, and may be a little late.
+/// A process sends a heartbeat every second, and may be a little late.
 const MIN_ORPHAN_TIMEOUT: Duration = Duration::from_secs(3);
 /// What `TCP_MAXSEG` takes (TCP_MIN_MSS and MAX_TCP_WINDOW, net/ipv4/tcp.c).
 pub const MSS: RangeInclusive<u16> = 88..=32767;

@@ -1,8 +1,9 @@
 //! Envoy's regexes are RE2's. The `regex` crate shares RE2's syntax and its guarantee of linear
-//! time, but means something else by a few forms; here a pattern is rewritten so that both agree,
-//! or refused:
+//! time, but reads a few forms differently. This module rewrites a pattern so that both agree, or
+//! refuses the pattern:
 //!
-//! - `\d \s \w \b` and their negations are ASCII in RE2 (and `\s` lacks the vertical tab): rewritten;
+//! - `\d \s \w \b` and their negations are ASCII in RE2 (and `\s` lacks the vertical tab):
+//!   rewritten;
 //! - `[a&&b]`, `[a--b]`, `[a~~b]` and `[a[b]]` are plain characters in RE2: refused, escape them;
 //! - `(?x)`, `(?u)`, `(?R)` and `\b{start}` and its kin are unknown to RE2: refused;
 //! - `\Q…\E`, `\C` and octal escapes are known to RE2 only: refused by the crate.
@@ -56,7 +57,7 @@ pub(super) fn check_substitution(pattern: &Regex, substitution: &str) -> Result<
     Ok(())
 }
 
-/// Collects, in order of place, what must be written otherwise.
+/// Collects the parts of the pattern that must be rewritten, in order.
 struct Differences(Vec<(ast::Span, &'static str)>);
 
 const CLASS_WITHIN: &str = "a class inside a class means something else to RE2; escape `[`, `&`, `-` and `~`";

@@ -1,5 +1,5 @@
 //! Typed access to a [`tree`](super::tree) for the readers of the formats. A getter that does not
-//! find what it wants reports that with the value's place and path and returns `None`; the reader
+//! find the wanted value reports the problem with place and path, and returns `None`. The reader
 //! goes on with a default, so that one run finds many problems. Whoever reads a map ends with
 //! [`Map::finish`], which reports the keys that nobody asked for: nothing is dropped in silence.
 
@@ -16,7 +16,7 @@ use super::tree::{Entry, Node, Position, Value};
 /// Longer durations are refused: about 136 years.
 const MAX_SECONDS: u64 = u32::MAX as u64;
 
-/// What reading one file brings to light.
+/// The problems and warnings that reading one file finds.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub(super) problems: RefCell<Vec<Problem>>,
@@ -285,7 +285,7 @@ impl<'t> Map<'t> {
         }
     }
 
-    /// Something that Steer lacks, without harm to correctness.
+    /// Warns of fields that Steer does not honour, where ignoring them does no harm to correctness.
     pub(super) fn warn(&self, names: &[&'static str], text: &str) {
         for name in names {
             if let Some(entry) = self.entry(name) {
@@ -294,7 +294,8 @@ impl<'t> Map<'t> {
         }
     }
 
-    /// Something that Steer must not ignore, since requests would go, or look, otherwise.
+    /// Refuses fields that Steer must not ignore: without them, requests would go elsewhere or look
+    /// different.
     pub(super) fn refuse(&self, names: &[&'static str], why: &str, hint: &str) {
         for name in names {
             if let Some(entry) = self.entry(name) {
@@ -303,7 +304,7 @@ impl<'t> Map<'t> {
         }
     }
 
-    /// As [`Map::refuse`], but `false`, the default, does no harm.
+    /// Like [`Map::refuse`], but accepts `false`, the default.
     pub(super) fn refuse_true(&self, names: &[&'static str], why: &str, hint: &str) {
         for name in names {
             if let Some(field) = self.get(name)

@@ -1,5 +1,5 @@
-//! A YAML or JSON text as a tree of values that know where they stand. JSON is read as the part of
-//! YAML that it is. Owns the syntax and its limits; knows no key and no meaning.
+//! A YAML or JSON text as a tree of values that know their place in the text. JSON is read as YAML,
+//! of which it is a part. Owns the syntax and its limits; knows no key and no meaning.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

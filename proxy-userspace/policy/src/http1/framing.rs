@@ -1,5 +1,5 @@
-//! Where requests begin and end in the bytes of a downstream connection. Pure: no I/O, no clock; the
-//! same bytes give the same events however they are cut into segments.
+//! Where requests begin and end in the bytes of a downstream connection. Pure: no I/O, no clock;
+//! the same bytes give the same events however they are cut into segments.
 
 use super::head::{self, BodyFraming, Head, Malformed};
 
@@ -15,7 +15,7 @@ pub struct Limits {
 /// What stands at the front of the unread bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// Cannot be told before more bytes arrive.
+    /// More bytes are needed to tell.
     Incomplete,
     /// This many bytes of empty lines before a request line (RFC 9112, 2.2), to be skipped.
     Blank(usize),
@@ -23,7 +23,7 @@ pub enum Event {
     Head { len: usize, head: Head },
     /// This many bytes of the current request's body, chunk framing included.
     Body(usize),
-    /// Nothing after this can be understood any more.
+    /// Nothing after this point can be understood.
     Malformed(Malformed),
 }
 
@@ -44,7 +44,7 @@ enum State {
     Broken(Malformed),
 }
 
-/// How far an incomplete head was looked at.
+/// How many bytes of an incomplete head were examined.
 #[derive(Debug, Clone, Copy, Default)]
 struct HeadScan {
     scanned: usize,
@@ -89,8 +89,8 @@ impl Framing {
         matches!(self.state, State::Head(_))
     }
 
-    /// Looks at the unread bytes. The caller removes from the front what the event covers before the
-    /// next call, and after [`Event::Incomplete`] calls again with the same bytes and more.
+    /// Looks at the unread bytes. The caller removes from the front what the event covers before
+    /// the next call, and after [`Event::Incomplete`] calls again with the same bytes and more.
     pub fn next(&mut self, unread: &[u8]) -> Event {
         match self.state {
             State::Head(scan) => self.next_in_head(scan, unread),
@@ -157,7 +157,7 @@ impl Framing {
         match head::check(bytes) {
             Ok(head) => {
                 self.state = match head.body {
-                    // Not framed: it follows the 101 as it is.
+                    // Bytes after an upgrade have no framing: they follow the 101 unchanged.
                     _ if head.upgrade => State::Head(HeadScan::default()),
                     BodyFraming::None => State::Head(HeadScan::default()),
                     BodyFraming::Length(length) => State::Length(length),
@@ -187,7 +187,8 @@ impl Framing {
                     self.state = State::Head(HeadScan::default());
                     return Event::Body(at + 1);
                 }
-                // What came before it is told first, so that segments make no difference.
+                // Bytes before the problem are reported first, so that the result does not depend
+                // on segments.
                 Err(why) if at == 0 => return self.malformed(why),
                 Err(_) => break,
             }
@@ -316,8 +317,8 @@ mod tests {
             prop_assert_eq!(&scan(&bytes, &each), &whole);
         }
 
-        /// Heads and bodies that were passed are the input, in order and without gaps (but for empty
-        /// lines), up to where it stopped making sense.
+        /// Heads and bodies that were passed are the input, in order and without gaps (but for
+        /// empty lines), up to where it stopped making sense.
         #[test]
         fn nothing_is_lost_or_invented(pieces in prop::collection::vec(piece(), 0..8)) {
             let bytes = pieces.concat();
@@ -340,7 +341,8 @@ mod tests {
     }
 
     proptest! {
-        /// hyper parses with httparse: it must see the head end where the guard saw it, or refuse it.
+        /// hyper parses with httparse: it must see the head end where the guard saw it, or refuse
+        /// it.
         #[test]
         fn hyper_agrees_where_a_head_ends(
             mut bytes in prop::sample::select(vec![

@@ -1,8 +1,9 @@
 //! What a complete request head must look like before hyper sees it. Pure.
 //!
 //! hyper reads heads as robustly as RFC 9112 allows; a proxy must read them as strictly as its
-//! strictest neighbour, since every shape that two parsers understand differently smuggles a request
-//! past one of them (RFC 9112, sections 5, 6.1, 6.3 and 11.2). So everything doubtful is refused here.
+//! strictest neighbour, since every shape that two parsers understand differently smuggles a
+//! request past one of them (RFC 9112, sections 5, 6.1, 6.3 and 11.2). So everything doubtful is
+//! refused here.
 
 use strum::{IntoStaticStr, VariantArray};
 use thiserror::Error;
@@ -164,7 +165,8 @@ fn request_line(line: &[u8]) -> Result<bool, Malformed> {
         return Err(Malformed::RequestLine);
     }
     if target.contains(&b'#') {
-        // http::Uri would drop it in silence, and with it what another parser takes for the path.
+        // http::Uri would silently drop the fragment, and with it a part that another parser takes
+        // for the path.
         return Err(Malformed::Fragment);
     }
     if target.len() > MAX_TARGET {
@@ -189,8 +191,8 @@ fn header_line(line: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     Ok((name, trim(value)))
 }
 
-/// Digits only: no sign, no list, no spaces inside. At most `i64::MAX`, which every other parser can
-/// hold, too.
+/// Digits only: no sign, no list, no spaces inside. At most `i64::MAX`, which every other parser
+/// can hold, too.
 fn decimal(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;

@@ -51,7 +51,8 @@ pub(super) fn scheme(headers: &HeaderMap) -> &str {
         .unwrap_or("http")
 }
 
-/// Makes one line of several, as Envoy does, so that an endpoint that reads only one sees all.
+/// Joins several lines to one, as Envoy does, so that an endpoint that reads only one line sees all
+/// values.
 pub(super) fn join_lines(headers: &mut HeaderMap, name: HeaderName) {
     if headers.get_all(&name).iter().nth(1).is_none() {
         return;
@@ -63,16 +64,16 @@ pub(super) fn join_lines(headers: &mut HeaderMap, name: HeaderName) {
     }
 }
 
-/// The address that x-forwarded-for gives as the client's, of those added by proxies that are
-/// trusted; the peer's where it gives none.
+/// The client's address according to the x-forwarded-for entries that trusted proxies have added;
+/// the peer's address if there is none.
 fn trusted_client(
     options: &HttpOptions,
     connection: &Connection,
     forwarded_for: Option<&HeaderValue>,
 ) -> HostAddress {
     let peer = HostAddress::from(connection.remote);
-    // The right-most element was added by the peer about its own peer. At the edge the peer's own
-    // address counts as the first of the trusted ones.
+    // The peer has added the right-most element, about its own peer. At the edge, the address of
+    // the peer itself counts as the first trusted element.
     let hops = options.xff_num_trusted_hops as usize;
     let skip = if options.use_remote_address {
         match hops.checked_sub(1) {
@@ -117,14 +118,14 @@ fn parse_scope(ip: Ipv6Addr, scope: &str, interface_index: fn(&str) -> Option<u3
 }
 
 fn append_peer(headers: &mut HeaderMap, peer: HostAddress, node: IpAddr) {
-    // Exactly these two; other addresses of 127.0.0.0/8 stand for themselves.
+    // Exactly these two addresses. Other addresses of 127.0.0.0/8 are used as they are.
     let on_loopback = peer.ip == Ipv4Addr::LOCALHOST || peer.ip == Ipv6Addr::LOCALHOST;
     let address = address_value(if on_loopback { node.into() } else { peer });
     append(headers, X_FORWARDED_FOR, b",", &address);
 }
 
 pub(super) fn append_via(headers: &mut HeaderMap, via: &str) {
-    // Config has checked it.
+    // The configuration has been checked for this.
     let Ok(via) = HeaderValue::from_str(via) else { return };
     join_lines(headers, VIA);
     append(headers, VIA, b", ", &via);

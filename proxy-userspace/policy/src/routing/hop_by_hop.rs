@@ -9,12 +9,12 @@ use super::{Refusal, forwarded, upgrade};
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Those of a connection itself. Many heads have none of them, and one look at each name is cheaper than looking
-/// up all.
+/// Headers of a connection itself. Many heads have none of these headers, and comparing each name
+/// of the head is cheaper than looking up each of these.
 const OWN: [HeaderName; 5] = [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
 
-/// Envoy takes these from every client, as they steer Envoy itself or claim to come from it.
-/// (Envoy documentation, "HTTP header sanitizing".)
+/// Envoy removes these headers from every client's requests, since they control Envoy itself or
+/// claim to come from Envoy. (Envoy documentation, "HTTP header sanitizing".)
 const SANITISED: [HeaderName; 16] = [
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
     HeaderName::from_static("x-envoy-force-trace"),
@@ -34,7 +34,7 @@ const SANITISED: [HeaderName; 16] = [
     HeaderName::from_static("x-forwarded-client-cert"),
 ];
 
-/// Taken at the edge (`use_remote_address`) too.
+/// These headers are removed at the edge (`use_remote_address`) too.
 const SANITISED_AT_EDGE: [HeaderName; 3] = [
     HeaderName::from_static("x-envoy-decorator-operation"),
     HeaderName::from_static("x-envoy-downstream-service-cluster"),
@@ -59,7 +59,7 @@ pub(super) fn strip_request(headers: &mut HeaderMap, upgrade: bool, edge: bool) 
     headers.remove(PROXY_CONNECTION);
     // The body is framed anew.
     headers.remove(TRANSFER_ENCODING);
-    // Answered here: the server sends the 100 when the body is asked for.
+    // The server answers this header itself: it sends the 100 when the body is read.
     if headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         headers.remove(EXPECT);
     }
@@ -91,7 +91,7 @@ fn strip_nominated(headers: &mut HeaderMap) -> Result<(), Refusal> {
             "host" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" => {
                 return Err(Refusal::BadConnection);
             }
-            // What may stay of it is decided by its value.
+            // The value decides how much of the header may stay.
             "te" => {}
             _ => {
                 headers.remove(name);
@@ -126,7 +126,8 @@ fn strip_te(headers: &mut HeaderMap) {
 }
 
 fn strip_sanitised(headers: &mut HeaderMap, edge: bool) {
-    // Most requests have none of them, and one look at each name is cheaper than looking up all.
+    // Most requests have none of these headers, and comparing each name of the head is cheaper than
+    // looking up each of these.
     let suspect = |name: &HeaderName| {
         name.as_str().starts_with("x-envoy-") || name.as_str() == "x-forwarded-client-cert"
     };

@@ -27,10 +27,11 @@ pub struct Connection {
     pub remote: SocketAddr,
     /// The address that the client connected to.
     pub local: SocketAddr,
-    /// What stands in x-forwarded-for for a client on loopback: this host's first address that is
-    /// not loopback, as Envoy does.
+    /// The address that x-forwarded-for gets for a client on loopback: this host's first address
+    /// that is not loopback, as in Envoy.
     pub node: IpAddr,
-    /// The index of an interface of this host, by its name: x-forwarded-for may have it as the scope of an address.
+    /// The index of an interface of this host, by its name: x-forwarded-for may have it as the
+    /// scope of an address.
     pub interface_index: fn(&str) -> Option<u32>,
 }
 
@@ -40,7 +41,7 @@ pub struct Routed<'c> {
     pub route: &'c Route,
     /// `None`: no policy yielded a hash, the endpoint is chosen at random.
     pub hash: Option<u64>,
-    /// To be added to the response that the endpoint gives.
+    /// Cookies to add to the endpoint's response.
     pub set_cookies: Vec<HeaderValue>,
     /// The request asks for `Upgrade: websocket` and may have it.
     pub upgrade: bool,
@@ -50,12 +51,12 @@ pub struct Routed<'c> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", const_into_str)]
 pub enum Refusal {
-    /// RFC 9112, 3.2: neither none nor several.
+    /// RFC 9112, 3.2: exactly one is needed.
     #[error("the request does not have exactly one Host header")]
     MissingHost,
     #[error("the request target is not a path")]
     BadTarget,
-    /// A client could hide where it comes from, or what it asks for.
+    /// Otherwise a client could hide where it comes from, or what it asks for.
     #[error("the Connection header names a header that must reach the endpoint")]
     BadConnection,
     #[error("HTTP/1.0 is not accepted here")]

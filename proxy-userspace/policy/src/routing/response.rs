@@ -5,8 +5,8 @@ use http::HeaderMap;
 use super::{forwarded, hop_by_hop};
 use crate::config::HttpOptions;
 
-/// Removes what concerns only the upstream connection and appends `via`. An answer that belongs to an
-/// upgrade (a 101, or an offer such as 426's) keeps its `connection` and `upgrade`. `server` and
+/// Removes what concerns only the upstream connection and appends `via`. An answer that belongs to
+/// an upgrade (a 101, or an offer such as 426's) keeps its `connection` and `upgrade`. `server` and
 /// `date` are the server's, as its own answers have them too.
 pub fn forward_response(options: &HttpOptions, headers: &mut HeaderMap) {
     hop_by_hop::strip_response(headers);

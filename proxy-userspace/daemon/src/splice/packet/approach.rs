@@ -66,7 +66,8 @@ impl<'a> Approach<'a> {
     fn refuse(self, reason: Reason) -> Box<Refused> {
         for socket in &self.stream.lanes.sockets {
             let room = SockRef::from(socket).recv_buffer_size().unwrap_or(usize::MAX);
-            // Refused, the small window stays until the kernel finds that the relay reads fast enough.
+            // Refused, the small window stays until the kernel finds that the relay reads fast
+            // enough.
             repair::clamp_window(socket, u32::try_from(room).unwrap_or(u32::MAX)).ok();
         }
         Box::new(Refused { session: self.stream.into(), reason })
@@ -138,7 +139,8 @@ impl<'a> Approach<'a> {
             failpoint::reached("installed");
             self.check_alive()?;
             self.mark(self.splice.records.kernel.mark()).inspect_err(|_| {
-                // One socket may have its mark already. If the mark stays, the stream is relayed all the same.
+                // One socket may have its mark already. If the mark stays, the stream is relayed
+                // all the same.
                 self.mark(0).ok();
             })?;
             Ok(record)
@@ -148,7 +150,8 @@ impl<'a> Approach<'a> {
             Err(reason) => return Err(self.refuse(reason)),
         };
         for socket in &self.stream.lanes.sockets {
-            // Answers to its probes would go to the other peer. If the socket refuses, some probes are needless.
+            // Answers to its probes would go to the other peer. If the socket refuses, some probes
+            // are needless.
             SockRef::from(socket).set_keepalive(false).ok();
         }
         failpoint::reached("marked");

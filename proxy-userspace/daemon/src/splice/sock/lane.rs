@@ -10,7 +10,6 @@
 //! order of arrival: were one direction left in the kernel, its gate would one day put segments
 //! after those of the stalled one, where they neither move nor count as received.
 
-use std::cell::RefCell;
 use std::io;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +25,7 @@ use steer_kernel::tcp::socket;
 use steer_kernel::tcp::tcp_info::{self, TcpInfo};
 use tokio::time::{Instant, sleep};
 
-use super::super::relay::{Broken, pump, write_all};
+use super::super::relay::{Broken, SCRATCH_BYTES, pump, with_scratch, write_all};
 use super::Shared;
 use super::watch::{GATE, HANG_UP, Signal, TAKE_BACK, WARN, Watch};
 use crate::streams::Stream;
@@ -46,16 +45,10 @@ const CATCH_UP_BYTES: u64 = 1 << 20;
 
 /// A sender who is still ahead of userspace after this many bytes is relayed.
 const MAX_DRAIN: usize = 4 << 20;
-const SCRATCH_BYTES: usize = 64 << 10;
 
 /// The send queue of a reader is empty, bytes for it are missing, and it stays so for this long:
 /// the kernel has lost them. It happens within microseconds as long as the kernel works.
 const LOST_AFTER: Duration = Duration::from_secs(5);
-
-thread_local! {
-    /// Borrowed for one read and the write that follows it, never over an await.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice());
-}
 
 /// One of a session's two sockets. Resets its connection when dropped, unless it was
 /// [closed in order](Self::close_in_order).
@@ -353,7 +346,7 @@ impl<'a> Lane<'a> {
 
     /// Reads once and sends all of it.
     async fn move_once(&self) -> Result<Moved, Broken> {
-        let (moved, rest) = SCRATCH.with_borrow_mut(|scratch| {
+        let (moved, rest) = with_scratch(|scratch| {
             let read = match io::Read::read(&mut &self.from.stream, scratch) {
                 Ok(0) => return Ok((Moved::Fin, None)),
                 Ok(read) => read,

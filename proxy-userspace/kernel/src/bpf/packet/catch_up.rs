@@ -164,7 +164,8 @@ fn counts(to: &Records, flow: FlowRef, old: &DirLive, packets: u64) {
     place(offset_of!(DirLive, last_packet_ns)).fetch_max(old.last_packet_ns, Ordering::AcqRel);
 }
 
-/// FINs, acknowledged or not, and the state. One record may have seen a FIN, the other one what acknowledges it.
+/// FINs, acknowledged or not, and the state. One record may have seen a FIN, the other one what
+/// acknowledges it.
 fn ends(to: &Records, index: u32, old: &Record) {
     let mut acknowledged = bits::FIN_ACKED;
     for direction in Direction::BOTH {
@@ -223,7 +224,8 @@ mod tests {
         let records = records(2);
         records.write(1, new);
         for _ in 0..2 {
-            // The second time there is nothing to do but for packets, which are told apart by what was noted.
+            // The second time there is nothing to do but for packets, which are told apart by what
+            // was noted.
             catch_up(&records, 1, old, old.flows.map(|flow| flow.live.packets));
         }
         assert_eq!(records.state(0), state::OFF);

@@ -2,8 +2,9 @@
 
 use xxhash_rust::xxh64::xxh64;
 
-/// What [`Record::cluster`](proxy_common::flow::Record::cluster) holds for the cluster of this name: xxh64 with seed 0. A
-/// process reads the records that another build has written, so another hash needs another `ABI_VERSION`.
+/// What [`Record::cluster`](proxy_common::flow::Record::cluster) holds for the cluster of this
+/// name: xxh64 with seed 0. A process reads the records that another build has written, so another
+/// hash needs another `ABI_VERSION`.
 pub fn name_hash(cluster: &str) -> u64 {
     xxh64(cluster.as_bytes(), 0)
 }

@@ -100,7 +100,8 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Loads the timer's program and starts the timer, which belonged to an earlier process's program until now.
+/// Loads the timer's program and starts the timer, which belonged to an earlier process's program
+/// until now.
 ///
 /// # Errors
 /// The kernel has no such timers: before Linux 5.15, or with PREEMPT_RT.

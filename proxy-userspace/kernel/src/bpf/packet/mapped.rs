@@ -9,8 +9,8 @@ use proxy_common::flow::Record;
 /// A record in words of the size that its counters have.
 pub(super) type Words = [u64; size_of::<Record>() / size_of::<u64>()];
 
-/// All records, of this build or another. BPF programs and other processes read and write the same memory at the same time.
-/// So nothing makes a reference into the memory, except to atomics.
+/// All records, of this build or another. BPF programs and other processes read and write the same
+/// memory at the same time. So nothing makes a reference into the memory, except to atomics.
 #[derive(Debug)]
 pub(super) struct MappedRecords {
     memory: MmapRaw,
@@ -20,14 +20,16 @@ pub(super) struct MappedRecords {
 }
 
 impl MappedRecords {
-    /// Maps `map` for reading and writing. It must have been made with BPF_F_MMAPABLE (Linux 5.5), for `count` records.
+    /// Maps `map` for reading and writing. It must have been made with BPF_F_MMAPABLE (Linux 5.5),
+    /// for `count` records.
     pub(super) fn map(map: BorrowedFd<'_>, count: u32) -> io::Result<Self> {
         let words = words(size_of::<Record>() as u32);
         let memory = MmapOptions::new().len(byte_len(words, count)).map_raw(&map)?;
         Ok(Self { memory, words, count })
     }
 
-    /// Maps `map` for reading only. Its records have `size` bytes, and each begins at a multiple of 8.
+    /// Maps `map` for reading only. Its records have `size` bytes, and each begins at a multiple of
+    /// 8.
     pub(super) fn map_read_only(map: BorrowedFd<'_>, size: u32, count: u32) -> io::Result<Self> {
         let words = words(size);
         let memory = MmapOptions::new().len(byte_len(words, count)).map_raw_read_only(&map)?;

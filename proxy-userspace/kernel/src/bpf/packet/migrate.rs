@@ -2,14 +2,14 @@
 //! packet has to wait.
 //!
 //! 1. New maps are made, in a directory that does not count yet ([`super::pinned`]).
-//! 2. [`Migration::copy`] copies all records to the same indices, converted field by field, and then
-//!    the keys. The old programs go on.
+//! 2. [`Migration::copy`] copies all records to the same indices, converted field by field, and
+//!    then the keys. The old programs go on.
 //! 3. The directory gets its name, and the pins of the links move into it.
 //! 4. [`Migration::look_again`] notes what has changed meanwhile.
 //! 5. The links get the new programs, one link after the other. See [`super::catch_up`] for what
 //!    packets meet meanwhile.
-//! 6. [`Migration::finish`]: after a grace period no old program runs any more. Then the last changes
-//!    by the old programs are noted, and the old directory is removed.
+//! 6. [`Migration::finish`]: after a grace period no old program runs any more. Then the last
+//!    changes by the old programs are noted, and the old directory is removed.
 //!
 //! If the process dies before step 3, only the old maps exist. From step 3 to step 6 there are two
 //! directories, and either of them may know more of a stream. The next process, of whatever build,

@@ -1,5 +1,5 @@
-//! The packet splice's part of the kernel: programs, maps, and the interfaces that they are attached to. The programs
-//! need Linux 5.15.
+//! The packet splice's part of the kernel: programs, maps, and the interfaces that they are
+//! attached to. The programs need Linux 5.15.
 
 mod catch_up;
 mod clsact;
@@ -144,8 +144,8 @@ impl PacketKernel {
     /// new programs. Call this inside a tokio runtime: the event ring registers with the runtime.
     ///
     /// # Errors
-    /// There is no BPF object, a capability is missing (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW), the kernel
-    /// refuses, or what is pinned cannot be used.
+    /// There is no BPF object, a capability is missing (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN,
+    /// CAP_NET_RAW), the kernel refuses, or what is pinned cannot be used.
     pub fn load(
         max_records: u32,
         mark: u32,

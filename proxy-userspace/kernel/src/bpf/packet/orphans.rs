@@ -53,7 +53,8 @@ fn is_kept(instance: Option<&Instance>, ifindex: u32) -> bool {
     instance.is_some_and(|instance| has_note_of(instance, ifindex).unwrap_or(true))
 }
 
-/// Whether an instance has a note that an interface of the caller's network namespace has its filters.
+/// Whether an instance has a note that an interface of the caller's network namespace has its
+/// filters.
 fn has_note_of(instance: &Instance, ifindex: u32) -> Result<bool, PinnedError> {
     let here = pinned::netns()?;
     let look = || -> Result<bool, PinnedError> {
@@ -87,7 +88,8 @@ pub(super) fn remove_orphans() {
     }
 }
 
-/// Removes all that a stopped process of an instance has pinned, and its filters in the caller's network namespace.
+/// Removes all that a stopped process of an instance has pinned, and its filters in the caller's
+/// network namespace.
 ///
 /// # Errors
 /// The file system refuses, or CAP_NET_ADMIN is missing.

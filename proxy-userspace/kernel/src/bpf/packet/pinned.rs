@@ -1,9 +1,10 @@
-//! What an instance has pinned: the maps by their names, in a directory that carries the version of their layout, and
-//! beside them the links, or notes of interfaces that have filters (see `interfaces`).
+//! What an instance has pinned: the maps by their names, in a directory named after the version of
+//! their layout, and beside them the links, or notes of interfaces that have filters (see
+//! `interfaces`).
 //!
-//! The directory gets its name when everything in it is in place, so there is no such thing as half of one. Only while streams are
-//! on their way from maps to others (`migrate`) there are several; if they are of one version, the later ones have a
-//! number appended.
+//! The directory gets its name only when everything in it is in place, so a directory with its name
+//! is complete. There are several directories only while streams move from one set of maps to
+//! another (`migrate`). If these are of one version, the later ones have a number appended.
 
 use std::fs;
 use std::io;
@@ -66,7 +67,8 @@ fn version() -> String {
     format!("abi{}", abi::ABI_VERSION)
 }
 
-/// Ends the name of a directory whose maps no program uses yet, or any more. (The file system takes no dots.)
+/// The end of the name of a directory whose maps no program uses yet, or any more. (The file system
+/// allows no dots.)
 const UNUSED: &str = "-unused";
 
 /// The directories of an instance whose maps are used, sorted.
@@ -87,15 +89,16 @@ pub fn owner(instance: &Instance) -> String {
     }
 }
 
-/// Another instance whose programs see the packets of this network namespace.
+/// Another instance, whose programs see the packets of the same network namespace.
 pub struct Neighbour {
     /// As [`owner`] names it.
     pub name: String,
-    /// The ports that it has added to those which the kernel gives nobody; none if it needed none.
+    /// The ports that the instance has added to the host's reserved ports; empty if it needed none.
     pub reserved: Vec<RangeInclusive<u16>>,
 }
 
-/// The instances but for `own` that have pins for this network namespace, whether a process runs them or has left streams.
+/// All instances except `own` that have pins for this network namespace, whether a process runs
+/// them or has left streams.
 ///
 /// # Errors
 /// The pins cannot be listed.
@@ -104,7 +107,7 @@ pub fn neighbours(own: &Instance) -> Result<Vec<Neighbour>, PinsError> {
     let mut instances = pins::instances()?;
     instances.retain(|instance| instance != own);
     let neighbour = |instance: &Instance| {
-        // What cannot be read is gone, or of a build that is too different to be told from nothing.
+        // A directory that cannot be read is gone, or the build that made it is too different.
         let directories = used_directories(&pins::path_of(instance)).unwrap_or_default();
         let mut about = directories.iter().rev().filter_map(|path| open_about(path).ok());
         let about = about.find(|about| read(about).is_ok_and(|about| about.netns == here))?;
@@ -121,10 +124,10 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// What the instance's last process has left; `None` if that is nothing.
+    /// What the instance's last process has left; `None` if it has left nothing.
     ///
     /// # Errors
-    /// It is not, or not only, what this build of Steer has itself.
+    /// Some or all of it has another form than this build of Steer uses.
     pub fn find(pins: &Pins) -> Result<Option<Self>, PinnedError> {
         let mut found = used_directories(pins.path())?
             .into_iter()
@@ -141,7 +144,7 @@ impl Pinned {
         Ok(Some(Self { about: open_about(&only.path)?, path: only.path, records }))
     }
 
-    /// The ports that were added to those which the kernel gives nobody.
+    /// The ports that were added to the host's reserved ports.
     pub fn reserved(&self) -> Result<Vec<RangeInclusive<u16>>, PinnedError> {
         noted_reserved(&self.about)
     }
@@ -161,7 +164,8 @@ impl Pinned {
         if read(&self.about)?.netns == netns()? { Ok(()) } else { Err(PinnedError::OtherNamespace) }
     }
 
-    /// Whether its streams are over with the network namespace that they were in: no interface has the programs any more.
+    /// Whether the streams have ended together with their network namespace: no interface has the
+    /// programs any more.
     ///
     /// # Errors
     /// The links cannot be looked at.
@@ -193,7 +197,7 @@ impl PinnedMaps {
         Self::open_described(&path).map_err(|error| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             match error {
-                // Of a build that knew of no such map.
+                // The maps are of a build that did not have this map.
                 PinnedError::Damaged { .. } if name != version() => {
                     PinnedError::OtherVersion { found: name.into_owned() }
                 }
@@ -246,7 +250,7 @@ impl PinnedMaps {
         records.filter(|(_, record)| record.state != state::OFF)
     }
 
-    /// The lowest number that no record in use has, nor a higher one.
+    /// One more than the highest index of a record in use.
     fn needed(&self) -> u32 {
         self.used().next_back().map_or(0, |(index, _)| index + 1)
     }
@@ -260,9 +264,9 @@ impl PinnedMaps {
         read().map_err(into_io).map_err(PinnedError::damaged(name))
     }
 
-    /// Removes all pins, those of links but for such as have been moved.
+    /// Removes all pins, except pins of links that have been moved.
     pub(super) fn remove(&self) -> io::Result<()> {
-        // Half of a directory is not to be found by anybody.
+        // Nobody may find an incomplete directory.
         let mut unused = self.path.clone().into_os_string();
         unused.push(UNUSED);
         fs::rename(&self.path, &unused)?;
@@ -280,26 +284,27 @@ impl PinnedError {
     }
 }
 
-/// Where a process that starts pins what it has.
+/// Where a process that starts pins its maps and links.
 #[derive(Debug)]
 pub(super) struct Place {
     /// Whose it is.
     pub(super) instance: Instance,
-    /// Where maps are now, or shall be.
+    /// Where the maps are, or will be.
     pub(super) path: PathBuf,
-    /// For how many streams they have, or shall have, room.
+    /// How many streams the maps have room for, or will have.
     pub(super) capacity: u32,
-    /// Whether they are there, with streams.
+    /// Whether the maps exist, with streams.
     pub(super) adopts: bool,
-    /// What the instance's last process has left to be known, whether it has left streams or not.
+    /// What the instance's last process has noted, whether it has left streams or not.
     before: About,
-    /// What streams there are in other maps.
+    /// The streams that are in other maps.
     migration: Option<Migration>,
 }
 
 impl Place {
-    /// Finds the streams of the instance's last process, or makes room for those of this one: for `max_records`, or as many as are
-    /// needed for the streams to keep their places.
+    /// Finds the streams of the instance's last process, or makes room for the streams of this
+    /// process: for `max_records` records, or for as many as the found streams need to keep their
+    /// indices.
     pub(super) fn find(pins: &Pins, max_records: u32) -> Result<Self, PinnedError> {
         remove_unused(pins)?;
         let mut found = used_directories(pins.path())?
@@ -315,14 +320,15 @@ impl Place {
             return Err(PinnedError::OtherNamespace);
         }
         if needed == 0 {
-            // They are made anew.
+            // The maps are made anew.
             for maps in found.drain(..) {
                 maps.remove().map_err(|source| PinnedError::io(&maps.path, source))?;
             }
         }
         let largest = found.iter().map(PinnedMaps::capacity).max().unwrap_or(0);
         let capacity = if needed <= max_records { max_records } else { largest };
-        // The latest, if the last process has died while it was filling it; what it had not got to is noted then.
+        // The latest directory is the goal. If the last process has died while it was filling that
+        // directory, the rest is noted there later.
         let is_interrupted = found.len() > 1;
         let fits =
             |maps: &PinnedMaps| maps.capacity() == capacity || is_interrupted && maps.capacity() >= needed;
@@ -336,12 +342,12 @@ impl Place {
         Ok(Self { instance: pins.instance().clone(), path, capacity, adopts, before, migration })
     }
 
-    /// Whether no stream is here, nor in other maps.
+    /// Whether there is no stream, neither here nor in other maps.
     pub(super) fn is_new(&self) -> bool {
         !self.adopts && self.migration.is_none()
     }
 
-    /// Brings the streams that are in other maps.
+    /// Copies the streams that are in other maps.
     pub(super) fn fill(&mut self, goal: &Goal<'_>) -> Result<(), PinnedError> {
         match &mut self.migration {
             Some(migration) if !self.adopts => {
@@ -353,8 +359,9 @@ impl Place {
         }
     }
 
-    /// Says in `about` and `layout` what the maps are, and gives them their name. From then on they count; with the links, which
-    /// are to get new programs at once.
+    /// Writes into `about` and `layout` what the maps are, and gives the directory its name. From
+    /// then on the directory counts, together with the links, which must get the new programs right
+    /// after this.
     pub(super) fn complete(
         &mut self,
         about: &mut Array<MapData, About>,
@@ -378,7 +385,7 @@ impl Place {
         Ok(())
     }
 
-    /// To be called when all links have new programs: nothing but these maps is used any more.
+    /// Call this when all links have new programs: then only these maps are in use.
     pub(super) fn settle(self, records: &Records) {
         if let Some(mut migration) = self.migration {
             failpoint::reached("switched");
@@ -387,7 +394,7 @@ impl Place {
     }
 }
 
-/// Removes what processes have left that died while they made or removed it.
+/// Removes directories of processes that died while they made or removed them.
 fn remove_unused(pins: &Pins) -> Result<(), PinnedError> {
     let names = pins.versions().map_err(|source| PinnedError::io(pins.path(), source))?;
     for name in names.iter().filter(|name| name.ends_with(UNUSED)) {
@@ -397,7 +404,8 @@ fn remove_unused(pins: &Pins) -> Result<(), PinnedError> {
     Ok(())
 }
 
-/// Removes what was pinned by a start that the kernel has refused: everything if the place `is_new`, else what does not count yet.
+/// Removes the pins of a start that the kernel has refused: all pins if the place `is_new`,
+/// otherwise those that do not count yet.
 pub(super) fn remove_refused(pins: &Pins, is_new: bool) -> Result<(), PinnedError> {
     if !is_new {
         return remove_unused(pins);
@@ -410,7 +418,8 @@ pub(super) fn remove_refused(pins: &Pins, is_new: bool) -> Result<(), PinnedErro
     pins.leave().map_err(|source| PinnedError::io(pins.path(), source))
 }
 
-/// Removes what was about a network namespace that is gone, and with it the interfaces that had the programs.
+/// Removes the maps about a network namespace that is gone, together with the interfaces that had
+/// the programs.
 fn remove_abandoned(found: &mut Vec<PinnedMaps>, here: u64) -> Result<(), PinnedError> {
     let mut kept = Vec::new();
     for maps in found.drain(..) {
@@ -431,14 +440,15 @@ fn is_attached(path: &Path) -> Result<bool, PinnedError> {
     interfaces::any_is_attached(path).map_err(|source| PinnedError::io(path, source))
 }
 
-/// An empty directory, that does not count yet.
+/// Makes an empty directory that does not count yet.
 fn fresh(pins: &Pins) -> Result<PathBuf, PinnedError> {
     let path = pins.path().join(version() + UNUSED);
     fs::create_dir(&path).map_err(|source| PinnedError::io(&path, source))?;
     Ok(path)
 }
 
-/// The name of this version, or that with the lowest number appended, beside `path`, that is free.
+/// A free name beside `path`: the name of this version, or the name with the lowest free number
+/// appended.
 fn free_name(path: &Path) -> PathBuf {
     let mut names = std::iter::once(version()).chain((2..).map(|number| format!("{}-{number}", version())));
     let free = names.find_map(|name| Some(path.with_file_name(name)).filter(|path| !path.exists()));
@@ -475,7 +485,7 @@ pub(super) fn noted_reserved(about: &Array<MapData, About>) -> Result<Vec<RangeI
     Ok(ranges.map(|[first, last]| *first..=*last).collect())
 }
 
-/// Remembers ports that were added to the reserved ones.
+/// Notes ports that were added to the reserved ports.
 pub(super) fn note_reserved(
     about: &mut Array<MapData, About>,
     ports: &[RangeInclusive<u16>],

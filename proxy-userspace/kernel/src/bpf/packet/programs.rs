@@ -1,7 +1,8 @@
 //! The programs of the packet splice, and their pins beside the maps.
 //!
-//! To verify them takes the kernel half a second. So they are pinned, as `program-BUILD-ingress` and `program-BUILD-egress`: a
-//! process that is started again after a crash finds its own and is spared that.
+//! The kernel takes half a second to verify the programs. So they are pinned, as
+//! `program-BUILD-ingress` and `program-BUILD-egress`. A process that starts again after a crash
+//! finds its programs, and they need no second verification.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -15,17 +16,17 @@ use crate::bpf::loader::{self, LoadError};
 use crate::bpf::pins;
 use crate::failpoint;
 
-/// By name, and where they are attached.
+/// The programs by name, with the place where each is attached.
 pub(super) const PROGRAMS: [(&str, TcAttachType); 2] =
     [(abi::PROG_PACKET_INGRESS, TcAttachType::Ingress), (abi::PROG_PACKET_EGRESS, TcAttachType::Egress)];
 
-/// Begins the names of their pins.
+/// The beginning of the names of their pins.
 const PROGRAM: &str = "program-";
 
 /// The two programs, verified.
 ///
-/// Those of this process stay in the object that they were loaded from: to open a program again by its number takes
-/// CAP_SYS_ADMIN.
+/// The programs of this process stay in the object from which they were loaded: opening a program
+/// again by its number would need CAP_SYS_ADMIN.
 pub(super) struct Programs {
     ebpf: Ebpf,
     earlier: Option<Earlier>,
@@ -35,8 +36,8 @@ pub(super) struct Programs {
 pub(super) struct Earlier([SchedClassifier; 2]);
 
 impl Earlier {
-    /// Those that are pinned in `pins`, if they can be used in the place of those of `ebpf`: if they are of the same `build`, of
-    /// the same object with the same globals, and use its maps.
+    /// The programs that are pinned in `pins`, if they can replace the programs of `ebpf`: if they
+    /// are of the same `build` (the same object with the same globals) and use the same maps.
     fn find(ebpf: &Ebpf, build: u64, pins: &Path) -> Option<Self> {
         let Map::Array(records) = ebpf.map(abi::MAP_CONNS)? else { return None };
         let records = records.info().ok()?.id();
@@ -50,8 +51,9 @@ impl Earlier {
 }
 
 impl Programs {
-    /// Gives those of `ebpf` to the kernel, which needs all maps to be open, unless there are the same of an earlier process,
-    /// which are returned. `pins` is where they are pinned.
+    /// Loads the programs of `ebpf` into the kernel, for which all maps must be open. If the same
+    /// programs of an earlier process exist, returns these instead. `pins` is where programs are
+    /// pinned.
     pub(super) fn load(
         ebpf: &mut Ebpf,
         build: u64,
@@ -68,7 +70,7 @@ impl Programs {
         Ok(None)
     }
 
-    /// What [`load`](Self::load) has returned, and the object that it was called with.
+    /// Takes what [`load`](Self::load) has returned, and the object that was passed to it.
     pub(super) fn new(ebpf: Ebpf, earlier: Option<Earlier>) -> Self {
         Self { ebpf, earlier }
     }
@@ -91,7 +93,7 @@ impl Programs {
     }
 }
 
-/// Gives a program to the kernel, and pins it if there is a place for that.
+/// Loads a program into the kernel, and pins the program if there is a place for pins.
 fn verify(
     ebpf: &mut Ebpf,
     (name, direction): (&'static str, TcAttachType),
@@ -101,7 +103,7 @@ fn verify(
     let program: &mut SchedClassifier = loader::program(ebpf, name)?;
     program.load().map_err(|error| loader::not_verified(name, error))?;
     if let Some(pins) = pins {
-        // What cannot be pinned is verified again the next time.
+        // Without its pin, the program is verified again the next time.
         if let Err(error) = program.pin(program_path(pins, build, direction)) {
             tracing::debug!(program = name, error = &error as &dyn std::error::Error, "not pinned");
         }
@@ -117,7 +119,7 @@ fn program_path(pins: &Path, build: u64, direction: TcAttachType) -> PathBuf {
     pins.join(format!("{PROGRAM}{build:016x}-{}", name_of(direction)))
 }
 
-/// Those of other builds.
+/// The pins of other builds.
 fn remove_programs(pins: &Path) -> io::Result<()> {
     let names = pins::names(pins)?;
     names

@@ -18,8 +18,8 @@ pub struct Records {
     free: Mutex<Free>,
 }
 
-/// First in, first out: a record rests as long as possible, so that late events of its last stream find
-/// it unused.
+/// First in, first out: a record rests as long as possible, so that late events of its last stream
+/// find it unused.
 #[derive(Debug)]
 struct Free {
     queue: VecDeque<u32>,
@@ -27,22 +27,22 @@ struct Free {
 }
 
 impl Records {
-    /// Maps the array `map`, which must have been made with BPF_F_MMAPABLE (Linux 5.5) for `capacity` records. All of
-    /// them are free.
+    /// Maps the array `map`, which must have been made with BPF_F_MMAPABLE (Linux 5.5) for
+    /// `capacity` records. All of them are free.
     pub(super) fn map(map: BorrowedFd<'_>, capacity: u32) -> io::Result<Self> {
         let memory = MappedRecords::map(map, capacity)?;
         let free = Free { queue: (0..capacity).collect(), is_used: vec![false; capacity as usize] };
         Ok(Self { memory, free: Mutex::new(free) })
     }
 
-    /// The same of an array that another process has used: what is not OFF is in use.
+    /// The same for an array that another process has used: records that are not OFF are in use.
     pub(super) fn map_used(map: BorrowedFd<'_>, capacity: u32) -> io::Result<Self> {
         let records = Self::map(map, capacity)?;
         records.find_used();
         Ok(records)
     }
 
-    /// What is not OFF now is in use.
+    /// Marks the records that are not OFF now as used.
     pub(super) fn find_used(&self) {
         let is_used: Vec<_> = (0..self.capacity()).map(|index| self.state(index) != state::OFF).collect();
         let queue = (0..self.capacity()).filter(|index| !is_used[*index as usize]).collect();
@@ -57,12 +57,13 @@ impl Records {
         Some(index)
     }
 
-    /// Gives a record back, OFF. Its keys must be gone from the flow maps, and since then a grace period must have
-    /// passed: until then a program on another CPU may still write to it.
+    /// Frees a record, whose state becomes OFF. The keys of the record must be gone from the flow
+    /// maps, and a grace period must have passed since then: until then a program on another CPU
+    /// may still write to the record.
     pub fn free(&self, index: u32) {
         self.set_state(index, state::OFF);
         let mut free = self.free_list();
-        // Twice in the queue, it would belong to two streams.
+        // A record that is twice in the queue would belong to two streams.
         if std::mem::replace(&mut free.is_used[index as usize], false) {
             free.queue.push_back(index);
         } else {
@@ -129,12 +130,14 @@ impl Records {
         self.field(index, offset_of!(Record, flags)).fetch_or(flags, Ordering::AcqRel);
     }
 
-    /// A copy. Each counter is right by itself; together they may be of slightly different moments.
+    /// A copy of a record. Each counter is right by itself, but two counters may be of slightly
+    /// different moments.
     pub fn snapshot(&self, index: u32) -> Record {
         self.memory.snapshot(index)
     }
 
-    /// Sets [`DirLive::own_end`] of a direction (a sequence number in host order, like those below).
+    /// Sets [`DirLive::own_end`] of a direction (a sequence number in host order, like those
+    /// below).
     pub fn set_own_end(&self, flow: FlowRef, end: u32) {
         self.live(flow, offset_of!(DirLive, own_end)).store(end, Ordering::Release);
     }
@@ -154,8 +157,8 @@ impl Records {
     pub fn set_relayed(&self, index: u32, relayed: [u64; 2]) {
         let first: *mut u64 = self.memory.at(index).wrapping_byte_add(offset_of!(Record, relayed));
         for (nth, bytes) in relayed.into_iter().enumerate() {
-            // SAFETY: inside the record and aligned, being the offset of a field; mapped as long as `self` lives. No program
-            // touches it.
+            // SAFETY: inside the record and aligned, being the offset of a field; mapped as long as
+            // `self` lives. No program touches it.
             unsafe { first.wrapping_add(nth).write_volatile(bytes) };
         }
     }
@@ -175,8 +178,8 @@ impl Records {
     fn field(&self, index: u32, offset: usize) -> &AtomicU32 {
         debug_assert!(offset + size_of::<u32>() <= size_of::<Record>());
         let field = self.memory.at(index).wrapping_byte_add(offset).cast();
-        // SAFETY: inside the record and aligned, being the offset of a field; mapped as long as `self` lives.
-        // Programs access such fields whole, as atomics do.
+        // SAFETY: inside the record and aligned, being the offset of a field; mapped as long as
+        // `self` lives. Programs access such fields whole, as atomics do.
         unsafe { AtomicU32::from_ptr(field) }
     }
 

@@ -116,8 +116,8 @@ impl SockMaps {
     }
 
     /// Switches the flow from this socket to the kernel, with `credit` to begin with; what has
-    /// arrived already is not redirected until [`crate::tcp::hold::kick`]. The kernel takes the entry out
-    /// when the socket is closed; [`Self::forget`] takes the rest.
+    /// arrived already is not redirected until [`crate::tcp::hold::kick`]. The kernel takes the
+    /// entry out when the socket is closed; [`Self::forget`] takes the rest.
     pub fn insert_source(
         &self,
         cookie: u64,

@@ -6,7 +6,8 @@ use super::super::packet_splice::source_address;
 use super::super::reader::Field;
 use super::expect_tcp;
 
-/// `source_address` first, then the extra ones. Envoy takes one of each family; Steer uses them all.
+/// `source_address` first, then the extra ones. Envoy takes one of each family; Steer uses them
+/// all.
 pub(super) fn source_addresses(field: &Field<'_>) -> Option<Vec<IpAddr>> {
     let map = field.map()?;
     let first = map.get("source_address");

@@ -29,7 +29,7 @@ pub(super) fn read(field: &Field<'_>) -> Option<Cluster> {
     let (threshold, common_by_hostname) = common.map(common_lb_config).unwrap_or_default();
     let mut balancing = match map.get("load_balancing_policy") {
         Some(policy) => {
-            // Envoy, too, then looks at nothing else.
+            // Envoy ignores everything else then, too.
             map.harmless(&["lb_policy", "ring_hash_lb_config", "maglev_lb_config"]);
             load_balancing_policy(&policy)
         }
@@ -145,7 +145,7 @@ fn discovery(field: &Field<'_>) -> Option<Discovery> {
 
 /// The panic threshold, and where hashing by host name is switched on.
 fn common_lb_config<'t>(map: Map<'t>) -> (Option<f64>, Option<Field<'t>>) {
-    // Zones play no part in ring_hash and maglev; the others concern changes at run time.
+    // Zones do not matter to ring_hash and maglev. The other fields concern changes at run time.
     map.harmless(&["zone_aware_lb_config", "update_merge_window", "close_connections_on_host_set_change"]);
     map.warn(&["ignore_new_hosts_until_first_hc"], "not honoured: Steer checks no health yet");
     map.refuse(

@@ -1,6 +1,7 @@
-//! An Envoy v3 bootstrap, as far as Steer does the same. Fields by their proto names, also in
-//! camelCase. What would change where a request goes or how it looks, and is not done by Steer, is
-//! refused; what Steer merely lacks is warned about; what cannot matter is let pass by name.
+//! An Envoy v3 bootstrap, as far as Steer does the same. Fields have their proto names, also in
+//! camelCase. A field that would change where a request goes or how it looks, and that Steer does
+//! not honour, is refused. A feature that Steer merely lacks gets a warning. A field that cannot
+//! matter is accepted by name.
 
 mod bind;
 mod cluster;
@@ -44,7 +45,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     map.finish();
 
     let map = resources?.map()?;
-    // Only TLS uses secrets, and TLS is refused where it stands.
+    // Only TLS uses secrets, and every use of TLS is refused.
     map.harmless(&["secrets"]);
     let clusters = map.get("clusters").map(|list| list.items()).unwrap_or_default();
     let names = listening::cluster_names(&clusters);
