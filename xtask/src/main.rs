@@ -5,6 +5,7 @@ mod build_ebpf;
 mod check;
 mod demo;
 mod exec;
+mod fuzz;
 mod lint_tools;
 mod setup;
 mod suite;
@@ -29,6 +30,7 @@ enum Task {
     Check(check::Options),
     /// Sets up what is missing and shows Steer in front of three socket.io servers
     Demo(demo::Options),
+    Fuzz(fuzz::Options),
     /// Sets up what is missing and runs every test
     Test(test::Options),
 }
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf(args) => build_ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Check(options) => check::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Test(options) => test::run(&options),
     };
     match done {

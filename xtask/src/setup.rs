@@ -120,6 +120,12 @@ pub(crate) fn lint_components() -> Result<()> {
     Ok(())
 }
 
+/// What compiles libFuzzer. Whatever looks at the whole workspace builds it.
+pub(crate) fn libfuzzer() -> Result<()> {
+    step("Set-up: C++ (for libFuzzer)");
+    debian_packages(&[("g++", has_cpp as fn() -> bool)])
+}
+
 /// The tools of the checks that are not part of a Rust toolchain.
 pub(crate) fn lint_tools() -> Result<()> {
     step("Set-up: tools of the checks (cargo-deny, typos)");
@@ -192,6 +198,10 @@ impl Drop for NoServices {
 
 fn has_make() -> bool {
     answer(Command::new("make").arg("--version")).is_some()
+}
+
+fn has_cpp() -> bool {
+    answer(Command::new("c++").arg("--version")).is_some()
 }
 
 fn has_ip() -> bool {

@@ -52,6 +52,7 @@ fn suites() -> Result<Vec<Suite>> {
     for name in test_files("proxy-userspace/daemon/tests")? {
         suites.push(Suite::cargo(&name, false, &format!("test --locked --package steer --test {name}")));
     }
+    suites.push(Suite::cargo("fuzz", false, "run --quiet --locked --package xtask -- fuzz"));
     let harness = "test --locked --package steer-tests --features bench --lib --bins";
     suites.push(Suite::cargo("harness", true, harness));
     for name in test_files("tests/tests")? {
@@ -116,6 +117,9 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
         }
     }
     setup::lint_components()?;
+    if suites.iter().any(|suite| matches!(&*suite.name, "clippy" | "doc" | "fuzz")) {
+        setup::libfuzzer()?;
+    }
     if suites.iter().any(|suite| matches!(suite.work, Work::Tool(_))) {
         setup::lint_tools()?;
     }

@@ -22,7 +22,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
-use super::wire::{Channel, MAX_DESCRIPTORS, Message, PROTOCOL};
+use super::message::{Message, PROTOCOL};
+use super::wire::{Channel, MAX_DESCRIPTORS};
 use super::{ANSWER, Process, TakeoverError, WORK, path_of};
 
 const BACKLOG: i32 = 16;

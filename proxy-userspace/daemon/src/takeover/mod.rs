@@ -1,8 +1,8 @@
 //! A hot restart: one process takes over from another without a connection being refused or a request being lost. The
 //! sockets and the lock go over as file descriptors (SCM_RIGHTS). In reading order:
 //!
-//! `wire` is what they say to each other, over a socket · `give` is the part of the process that is taken over from ·
-//! `take` is that of the other one.
+//! `message` is what they say to each other · `wire` carries the messages over a socket · `give` is
+//! the part of the process that is taken over from · `take` is that of the other one.
 //!
 //! ```text
 //! new                                      old
@@ -20,6 +20,7 @@
 //! one ends meanwhile, the new one goes on as after a crash.
 
 mod give;
+mod message;
 mod take;
 mod wire;
 

@@ -10,7 +10,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use steer_kernel::failpoint;
 use steer_kernel::net::host;
 
-use super::wire::{Channel, Message, PROTOCOL};
+use super::message::{Message, PROTOCOL};
+use super::wire::Channel;
 use super::{ANSWER, Process, TakeoverError, WORK, path_of};
 
 /// A takeover that has begun; the other process serves.

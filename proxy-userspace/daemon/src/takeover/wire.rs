@@ -1,9 +1,8 @@
-//! What two processes, perhaps of different versions, say to each other: each message one packet of a
+//! How two processes, perhaps of different versions, talk to each other: each message one packet of a
 //! SOCK_SEQPACKET socket, JSON, with descriptors beside it.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -13,43 +12,18 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use serde::{Deserialize, Serialize};
 use steer_kernel::ready;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 use super::TakeoverError;
+use super::message::Message;
 
-/// What this version speaks. [`Message::TakeOver`] and [`Message::Refused`] are the same in all.
-pub(super) const PROTOCOL: u32 = 1;
 /// Descriptors of one message; the kernel's limit is SCM_MAX_FD, 253.
 pub(super) const MAX_DESCRIPTORS: usize = 64;
 /// Room for the addresses of some thousand listeners.
 const MAX_BYTES: usize = 128 * 1024;
-
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Message {
-    /// New to old, first.
-    TakeOver {
-        protocol: u32,
-        /// Of the binary, for the log.
-        version: String,
-        /// The cookie of its network namespace.
-        netns: u64,
-    },
-    /// Old to new, last.
-    Refused { why: String },
-    /// Old to new, with listening sockets. `more`: another such message follows.
-    Sockets { more: bool },
-    /// New to old: nothing is missing but the streams.
-    Prepared,
-    /// Old to new, with the lock of the instance, if there is one.
-    Yours,
-    /// New to old: it accepts, at these addresses.
-    Ready { addresses: Vec<SocketAddr> },
-}
 
 /// One end of a connection.
 #[derive(Debug)]
@@ -74,7 +48,7 @@ impl Channel {
         message: &Message,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), TakeoverError> {
-        let bytes = serde_json::to_vec(message).map_err(|error| self.broken(error.into()))?;
+        let bytes = message.encode().map_err(|error| self.broken(error.into()))?;
         let send = |socket: &OwnedFd| {
             let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
             let mut ancillary = SendAncillaryBuffer::new(&mut room);
@@ -100,13 +74,10 @@ impl Channel {
         if bytes.is_empty() {
             return Err(TakeoverError::Ended { pid: self.pid });
         }
-        match serde_json::from_slice(&bytes) {
+        match Message::decode(&bytes) {
             Ok(Message::Refused { why }) => Err(TakeoverError::Refused { pid: self.pid, why }),
             Ok(message) => Ok((message, descriptors)),
-            Err(_) => {
-                let said = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
-                Err(TakeoverError::Unexpected { pid: self.pid, said })
-            }
+            Err(said) => Err(TakeoverError::Unexpected { pid: self.pid, said }),
         }
     }
 
@@ -147,6 +118,7 @@ fn receive(socket: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::net::SocketAddr;
     use std::os::fd::AsFd as _;
 
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -176,16 +148,6 @@ mod tests {
         drop(one);
         assert!(matches!(other.receive(SOON).await, Err(TakeoverError::Ended { .. })));
         assert!(matches!(other.send(&Message::Prepared, &[]).await, Err(TakeoverError::Ended { .. })));
-    }
-
-    /// What is said first, and what refuses, is to be understood by all versions.
-    #[test]
-    fn the_first_words_are_frozen() {
-        let first = r#"{"take_over":{"protocol":1,"version":"0.1.0","netns":7,"more":"is passed over"}}"#;
-        let expected = Message::TakeOver { protocol: 1, version: "0.1.0".to_owned(), netns: 7 };
-        assert_eq!(serde_json::from_str::<Message>(first).unwrap(), expected);
-        let refused = serde_json::to_string(&Message::Refused { why: "so".to_owned() }).unwrap();
-        assert_eq!(refused, r#"{"refused":{"why":"so"}}"#);
     }
 
     #[tokio::test]

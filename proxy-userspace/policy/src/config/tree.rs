@@ -18,7 +18,7 @@ const MAX_VALUES: usize = 4_000_000;
 const MAX_KEYS: usize = 1000;
 
 /// 1-based, in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Position {
     pub(super) line: usize,
     pub(super) column: usize,
@@ -60,19 +60,29 @@ pub(super) struct Entry {
 pub(super) fn parse(text: &str) -> Result<Rc<Node>, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text = if text.trim_start().starts_with(['{', '[']) { join_surrogates(text) } else { text.into() };
+    let end = end(&text);
     let mut builder = Builder::default();
     let mut parser = Parser::new_from_str(&text);
     while let Some(event) = parser.next_event() {
         let (event, span) = event.map_err(|error| {
-            Problem::at((*error.marker()).into(), format!("bad YAML: {}", error.info()))
+            Problem::at(end.min((*error.marker()).into()), format!("bad YAML: {}", error.info()))
                 .hint("indent with spaces, and check quotes and brackets here and on the lines above")
         })?;
-        builder.take(event, span.start.into())?;
+        builder.take(event, end.min(span.start.into()))?;
     }
     builder.root.ok_or_else(|| {
         Problem::at(Position { line: 1, column: 1 }, "the file is empty")
             .hint("see examples/ and docs/configuration.md for configurations to begin with")
     })
+}
+
+/// The place after the last character. The parser puts the errors at the end of a text without a last
+/// line break on the next line, which does not exist.
+fn end(text: &str) -> Position {
+    let text = text.replace("\r\n", "\n");
+    let lines = text.split(['\n', '\r']);
+    let last = lines.clone().next_back().unwrap_or_default();
+    Position { line: lines.count(), column: last.chars().count() + 1 }
 }
 
 /// JSON writes a character beyond U+FFFF as two `\u` escapes, YAML as one `\U`.

@@ -238,6 +238,13 @@ fn empty_and_hopeless_files() {
 }
 
 #[test]
+fn what_the_end_of_a_text_lacks_is_missing_on_its_last_line() {
+    for (text, line) in [("a: 1\nb", 2), ("a: 1\r\nb", 2), ("a: 1\nb:\nc", 3), ("a: 1\nb\n", 3)] {
+        assert_eq!(problems(text)[0].line, line, "{text:?}");
+    }
+}
+
+#[test]
 fn bombs_are_refused() {
     let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
     assert!(problems(&deep)[0].message.contains("nested more than 64 deep"));
