@@ -9,7 +9,7 @@ use steer_tests::require::is_root;
 
 use crate::exec::root;
 use crate::suite::{Suite, Work, summarize};
-use crate::{check, setup};
+use crate::{build_ebpf, check, setup};
 
 /// A suite that takes longer than this hangs; it is ended and counts as failed.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -116,6 +116,9 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
     setup::lint_components()?;
     if suites.iter().any(|suite| matches!(suite.work, Work::Tool(_))) {
         setup::lint_tools()?;
+    }
+    if suites.iter().any(|suite| suite.name == build_ebpf::clippy::CHECK) {
+        build_ebpf::clippy::install()?;
     }
     Ok(environment)
 }

@@ -44,6 +44,27 @@ impl Toolchain {
         }
     }
 
+    /// `cargo clippy` with the clippy of this compiler.
+    pub(super) fn clippy(&self) -> Command {
+        match self {
+            Self::Prebuilt { rustc, .. } => {
+                let mut clippy = Command::new(rustc.with_file_name("cargo-clippy"));
+                // It runs this cargo.
+                clippy
+                    .arg("clippy")
+                    .env("CARGO", own_cargo())
+                    .env("RUSTC", rustc)
+                    .env("RUSTC_BOOTSTRAP", "1");
+                clippy
+            }
+            Self::Nightly { .. } => {
+                let mut cargo = self.cargo();
+                cargo.arg("clippy");
+                cargo
+            }
+        }
+    }
+
     fn llvm(&self) -> u32 {
         match self {
             Self::Prebuilt { llvm, .. } | Self::Nightly { llvm, .. } => *llvm,
