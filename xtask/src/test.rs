@@ -95,7 +95,7 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
              sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask test\n\
              (without root: cargo xtask check)"
         );
-        environment.push(("STEER_BIN", setup::steer()?.display().to_string()));
+        environment.push(("STEER_BIN", setup::steer(setup::Build::Release)?.display().to_string()));
         environment.push(("STEER_TESTS_REQUIRE", "1".to_owned()));
         // Guests have their own peers.
         if suites.iter().any(|suite| suite.needs_setup && suite.name != KERNELS) {

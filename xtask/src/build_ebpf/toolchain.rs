@@ -194,6 +194,10 @@ pub(super) fn find_or_install_linker(toolchain: &Toolchain, may_install: bool) -
         Command::new(own_cargo())
             .args(words.by_ref())
             .env("PATH", path_with(llvm_config.parent().context("llvm-config lies in a folder")?)?)
+            // LLVM, which is compiled, does nearly all of the work. Optimised and with debug information for itself,
+            // bpf-linker would take several times as long to build.
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
             // These would make it link like the BPF programs or like the workspace.
             .env_remove("RUSTC")
             .env_remove("RUSTFLAGS"),
