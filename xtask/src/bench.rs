@@ -37,7 +37,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut command;
     if measures(&options.options) {
-        let steer = setup::steer()?;
+        let steer = setup::steer(setup::Build::Release)?;
         let bench = setup::bench()?;
         command = Command::new(bench.binary);
         command.env("STEER_BIN", steer).env("STEER_ENVOY_BIN", bench.envoy);

@@ -5,6 +5,7 @@
 //! two ways, tried in this order: a rustc with a `core` built for BPF (Debian has one), or a rustup
 //! nightly with `rust-src`, which compiles `core` itself. Both link with bpf-linker.
 
+pub(crate) mod clippy;
 mod stack;
 mod toolchain;
 mod verify;
@@ -24,6 +25,10 @@ const FAULTS: &str = "target/bpf/faults-ebpf.o";
 /// The packages with BPF programs: those of `steer`, and those of the tests.
 const PACKAGES: [&str; 2] = ["--package=proxy-ebpf", "--package=faults-ebpf"];
 
+/// Version 3 of the instruction set (Linux 5.1) has 32-bit arithmetic: shorter programs, and bounds that the verifier sees
+/// through.
+const TARGET_CPU: &str = "-Ctarget-cpu=v3";
+
 /// Build the BPF programs that `steer` embeds, installing the compiler for them where possible
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -39,7 +44,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
+    let workspace = workspace()?;
     let toolchain = toolchain::find_or_install(!args.no_install)?;
     let linker = toolchain::find_or_install_linker(&toolchain, !args.no_install)?;
     eprintln!("build-ebpf: {toolchain}, linked by {}", linker.display());
@@ -61,9 +66,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+fn workspace() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")
+}
+
+/// Where cargo builds for BPF.
+fn target_dir() -> Result<PathBuf> {
+    Ok(workspace()?.join("target/bpf"))
+}
+
 /// Returns the directory of the linked objects.
 fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, feature: Option<&str>) -> Result<PathBuf> {
-    let target_dir = workspace.join("target/bpf");
+    let target_dir = target_dir()?;
     let mut cargo = toolchain.cargo();
     cargo
         .current_dir(workspace)
@@ -85,12 +99,10 @@ fn compile(workspace: &Path, toolchain: &Toolchain, linker: &Path, feature: Opti
 
 /// In Cargo's encoding, which unlike `RUSTFLAGS` has room for blanks in a path.
 fn rustflags(linker: &Path) -> String {
-    // Version 3 of the instruction set (Linux 5.1) has 32-bit arithmetic: shorter programs, and
-    // bounds that the verifier sees through.
     [
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".into(),
-        "-Ctarget-cpu=v3".into(),
+        TARGET_CPU.into(),
         "-Cdebuginfo=2".into(),
     ]
     .join("\x1f")

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use crate::build_ebpf::clippy;
 use crate::lint_tools::{DENY, TYPOS, Tool};
 use crate::suite::{Outcome, Suite, Work, summarize};
 
@@ -41,6 +42,7 @@ pub(crate) fn suites() -> Vec<Suite> {
             false,
             "clippy --locked --workspace --all-targets --all-features -- -D warnings",
         ),
+        Suite { name: clippy::CHECK.to_owned(), work: Work::Found(clippy::command), needs_setup: false },
         Suite::cargo(
             "doc",
             false,

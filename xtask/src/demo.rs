@@ -63,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.stop {
         return stop();
     }
-    let binary = setup::steer()?;
+    let binary = setup::steer(setup::Build::Quick)?;
     setup::socketio()?;
     for name in netns::remove_leftovers(PREFIX)? {
         println!("    removed what an earlier demo had left: {name}");

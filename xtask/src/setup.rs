@@ -24,16 +24,30 @@ const OLDEST_NODE: u32 = 18;
 /// wanted.
 const SERVICES: [&str; 2] = ["haproxy", "nginx"];
 
-/// The release binary of `steer`, and what it takes to run it between network namespaces.
-pub(crate) fn steer() -> Result<PathBuf> {
+/// The profile that `steer` is built in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Build {
+    /// What is measured and what is given to users.
+    Release,
+    /// What can be shown soonest.
+    Quick,
+}
+
+/// The binary of `steer`, and what it takes to run it between network namespaces.
+pub(crate) fn steer(build: Build) -> Result<PathBuf> {
     step("Set-up: programs");
     // jemalloc, which steer allocates with, is built by make.
     debian_packages(&[("make", has_make as fn() -> bool), ("iproute2", has_ip)])?;
     step("Set-up: BPF object");
     run(Command::new(std::env::current_exe().context("cannot find xtask")?).arg("build-ebpf"))?;
-    step("Set-up: steer, release build (some minutes the first time)");
-    run(&mut cargo(&["build", "--locked", "--release", "--package", "steer", "--bin", "steer"]))?;
-    Ok(target().join("release/steer"))
+    let profile = match build {
+        Build::Release => "release",
+        Build::Quick => "quick",
+    };
+    step(&format!("Set-up: steer, {profile} build (some minutes the first time)"));
+    let args = ["build", "--locked", "--profile", profile, "--package", "steer", "--bin", "steer"];
+    run(&mut cargo(&args))?;
+    Ok(target().join(profile).join("steer"))
 }
 
 /// Two more, debug builds, of the suite `outlive`: one that stands for another version of Steer,

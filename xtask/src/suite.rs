@@ -25,6 +25,8 @@ pub(crate) enum Work {
     Cargo(Vec<String>),
     /// Runs a tool that is not part of a Rust toolchain.
     Tool(&'static Tool),
+    /// Runs the command that this function finds. The function's error says how to install what is missing.
+    Found(fn() -> Result<Command>),
     /// Calls a function of this program. The function's error says what is wrong.
     Own(fn() -> Result<()>),
 }
@@ -50,14 +52,20 @@ impl Suite {
                 let args: Vec<_> = args.iter().map(String::as_str).collect();
                 count(&cargo(&args), environment, limit)?
             }
-            Work::Tool(tool) => match tool.command() {
-                Ok(command) => count(&command, environment, limit)?,
-                Err(missing) => failure(&missing),
-            },
+            Work::Tool(tool) => count_if_found(tool.command(), environment, limit)?,
+            Work::Found(find) => count_if_found(find(), environment, limit)?,
             Work::Own(check) => check().map_or_else(|wrong| failure(&wrong), |()| (1, 0)),
         };
         Ok(Outcome { name: self.name.clone(), passed, failed, took: begin.elapsed() })
     }
+}
+
+fn count_if_found(
+    tested: Result<Command>,
+    environment: &[(&str, String)],
+    limit: Duration,
+) -> Result<(u64, u64)> {
+    tested.map_or_else(|missing| Ok(failure(&missing)), |command| count(&command, environment, limit))
 }
 
 /// Prints why a check failed; returns its numbers of passed and failed tests.
@@ -81,6 +89,12 @@ fn count(tested: &Command, environment: &[(&str, String)], limit: Duration) -> R
     let mut command = Command::new("timeout");
     command.args(["--kill-after=10", &limit.as_secs().to_string()]);
     command.arg(tested.get_program()).args(tested.get_args()).current_dir(root());
+    for (name, value) in tested.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     let mut child = command
         .stdin(Stdio::null())
@@ -129,6 +143,14 @@ pub(crate) fn summarize(outcomes: &[Outcome]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_suite_runs_with_the_variables_of_its_command() {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"test "$SET" = yes && test -z "$HOME""#]).env("SET", "yes").env_remove("HOME");
+        assert_eq!(count(&command, &[], Duration::from_secs(10)).unwrap(), (1, 0));
+        assert_eq!(count(command.env("SET", "no"), &[], Duration::from_secs(10)).unwrap(), (0, 1));
+    }
 
     #[test]
     fn libtest_lines_are_counted() {

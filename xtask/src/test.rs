@@ -10,7 +10,7 @@ use steer_tests::require::is_root;
 
 use crate::exec::root;
 use crate::suite::{Suite, Work, summarize};
-use crate::{check, setup};
+use crate::{build_ebpf, check, setup};
 
 /// A suite that takes longer than this hangs; it is ended and counts as failed.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -98,7 +98,7 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
              sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask test\n\
              (without root: cargo xtask check)"
         );
-        environment.push(("STEER_BIN", setup::steer()?.display().to_string()));
+        environment.push(("STEER_BIN", setup::steer(setup::Build::Release)?.display().to_string()));
         environment.push(("STEER_TESTS_REQUIRE", "1".to_owned()));
         // Guests have their own peers.
         if suites.iter().any(|suite| suite.needs_setup && suite.name != KERNELS) {
@@ -122,6 +122,9 @@ fn set_up(suites: &[Suite], long: bool) -> Result<Vec<(&'static str, String)>> {
     }
     if suites.iter().any(|suite| matches!(suite.work, Work::Tool(_))) {
         setup::lint_tools()?;
+    }
+    if suites.iter().any(|suite| suite.name == build_ebpf::clippy::CHECK) {
+        build_ebpf::clippy::install()?;
     }
     Ok(environment)
 }

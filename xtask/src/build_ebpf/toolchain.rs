@@ -44,6 +44,27 @@ impl Toolchain {
         }
     }
 
+    /// `cargo clippy` with the clippy of this compiler.
+    pub(super) fn clippy(&self) -> Command {
+        match self {
+            Self::Prebuilt { rustc, .. } => {
+                let mut clippy = Command::new(rustc.with_file_name("cargo-clippy"));
+                // It runs this cargo.
+                clippy
+                    .arg("clippy")
+                    .env("CARGO", own_cargo())
+                    .env("RUSTC", rustc)
+                    .env("RUSTC_BOOTSTRAP", "1");
+                clippy
+            }
+            Self::Nightly { .. } => {
+                let mut cargo = self.cargo();
+                cargo.arg("clippy");
+                cargo
+            }
+        }
+    }
+
     fn llvm(&self) -> u32 {
         match self {
             Self::Prebuilt { llvm, .. } | Self::Nightly { llvm, .. } => *llvm,
@@ -173,6 +194,10 @@ pub(super) fn find_or_install_linker(toolchain: &Toolchain, may_install: bool) -
         Command::new(own_cargo())
             .args(words.by_ref())
             .env("PATH", path_with(llvm_config.parent().context("llvm-config lies in a folder")?)?)
+            // LLVM, which comes compiled, does nearly all of the work. Optimised and with debug information for
+            // itself, bpf-linker would take several times as long to build.
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
             // With these variables, bpf-linker would be built with the settings of the BPF programs
             // or of the workspace.
             .env_remove("RUSTC")
