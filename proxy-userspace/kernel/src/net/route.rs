@@ -117,6 +117,9 @@ impl Routes {
 #[derive(Debug)]
 pub struct Sources(Mutex<KnownSources>);
 
+/// More destinations than clusters have endpoints; beyond that, all are asked for anew.
+const REMEMBERED: usize = 4096;
+
 #[derive(Debug)]
 struct KnownSources {
     /// `None`: changes cannot be noticed, so nothing is remembered.
@@ -136,8 +139,7 @@ impl Sources {
         Self(Mutex::new(KnownSources { changes: NetworkChanges::new().ok(), by_destination: HashMap::new() }))
     }
 
-    /// The address that the kernel would connect from. Destinations are remembered, so there should
-    /// not be too many.
+    /// The address that the kernel would connect from. Answers are remembered.
     ///
     /// # Errors
     /// There is no route.
@@ -151,6 +153,9 @@ impl Sources {
             return Ok(*source);
         }
         let source = source_towards(destination)?;
+        if known.by_destination.len() >= REMEMBERED {
+            known.by_destination.clear();
+        }
         known.by_destination.insert(destination, source);
         Ok(source)
     }

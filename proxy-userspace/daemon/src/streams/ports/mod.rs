@@ -15,15 +15,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus::{IntGauge, IntGaugeVec};
-use steer_kernel::net::host;
 use steer_kernel::net::route::Sources;
+use steer_kernel::net::{canonical, host};
 use thiserror::Error;
 
 use self::free::FreePorts;
 use crate::telemetry::Metrics;
+
+/// Of the gauge `steer_source_ports`.
+const BUDGET_KINDS: [&str; 2] = ["used", "limit"];
+
+/// Longer than any port rests or is left alone, so that nothing is lost with a pool.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// Hands out source ports. One for the whole process; clones share everything.
 #[derive(Debug, Clone)]
@@ -37,8 +43,6 @@ struct Inner {
     ranges: Box<[RangeInclusive<u16>]>,
     /// Those of them that were reserved for it.
     reserved: Box<[RangeInclusive<u16>]>,
-    /// Grows to configured clusters' sources x endpoints and stays: an empty pool still knows which of its
-    /// ports rest, and takes 9 KiB.
     pools: Mutex<Pools>,
     gauges: IntGaugeVec,
     sources: Sources,
@@ -46,8 +50,16 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Pools {
-    by_pair: HashMap<(IpAddr, SocketAddr), Arc<Pool>>,
+    /// A pool takes 9 KiB, also while it is empty, since it knows which of its ports rest.
+    by_pair: HashMap<(IpAddr, SocketAddr), Kept>,
     budgets: HashMap<SocketAddr, Arc<Budget>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    pool: Arc<Pool>,
+    /// When the pool was asked for a port last.
+    asked: Instant,
 }
 
 /// The ports of one source address towards one endpoint.
@@ -204,19 +216,55 @@ impl SourcePorts {
     }
 
     fn pools_of(&self, sources: &[IpAddr], endpoint: SocketAddr) -> Vec<Arc<Pool>> {
-        let endpoint = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
+        let (endpoint, now) = (canonical(endpoint), Instant::now());
         let pools = &mut *lock(&self.inner.pools);
+        let before = pools.by_pair.len();
+        let found =
+            sources.iter().map(|source| self.pool(pools, source.to_canonical(), endpoint, now)).collect();
+        if pools.by_pair.len() > before {
+            self.forget_unused(pools, now);
+        }
+        found
+    }
+
+    fn pool(&self, pools: &mut Pools, source: IpAddr, endpoint: SocketAddr, now: Instant) -> Arc<Pool> {
         let budget = pools.budgets.entry(endpoint).or_insert_with(|| self.budget(endpoint));
-        let pool = |source: &IpAddr| {
-            let source = source.to_canonical();
-            let pool = pools.by_pair.entry((source, endpoint)).or_insert_with(|| {
-                let free = FreePorts::new(&self.inner.ranges);
-                budget.limit.add(i64::from(free.left()));
-                Arc::new(Pool { source, free: Mutex::new(free), budget: Arc::clone(budget) })
-            });
-            Arc::clone(pool)
-        };
-        sources.iter().map(pool).collect()
+        let kept = pools.by_pair.entry((source, endpoint)).or_insert_with(|| {
+            budget.limit.add(self.count());
+            let free = Mutex::new(FreePorts::new(&self.inner.ranges));
+            let pool = Arc::new(Pool { source, free, budget: Arc::clone(budget) });
+            Kept { pool, asked: now }
+        });
+        kept.asked = now;
+        Arc::clone(&kept.pool)
+    }
+
+    /// Drops the pools that have lent nothing and were not asked for long, as those of endpoints that have left their
+    /// cluster. Streams that go on keep their pool.
+    fn forget_unused(&self, pools: &mut Pools, now: Instant) {
+        pools.by_pair.retain(|_, kept| {
+            let stays =
+                Arc::strong_count(&kept.pool) > 1 || now.saturating_duration_since(kept.asked) < FORGET_AFTER;
+            if !stays {
+                kept.pool.budget.limit.sub(self.count());
+            }
+            stays
+        });
+        pools.budgets.retain(|endpoint, budget| {
+            let stays = Arc::strong_count(budget) > 1;
+            if !stays {
+                for kind in BUDGET_KINDS {
+                    // An error says that the series is not there.
+                    self.inner.gauges.remove_label_values(&[&endpoint.to_string(), kind]).ok();
+                }
+            }
+            stays
+        });
+    }
+
+    /// How many ports a source address has towards an endpoint.
+    fn count(&self) -> i64 {
+        self.inner.ranges.iter().map(|range| range.len() as i64).sum()
     }
 
     fn budget(&self, endpoint: SocketAddr) -> Arc<Budget> {
@@ -224,8 +272,8 @@ impl SourcePorts {
         let gauge = |kind| self.inner.gauges.with_label_values(&[text.as_str(), kind]);
         Arc::new(Budget {
             endpoint,
-            used: gauge("used"),
-            limit: gauge("limit"),
+            used: gauge(BUDGET_KINDS[0]),
+            limit: gauge(BUDGET_KINDS[1]),
             mss: AtomicU16::new(0),
             crowded: AtomicBool::new(false),
         })
@@ -470,5 +518,27 @@ mod tests {
         }
         let ports = SourcePorts::start(None, &metrics).unwrap();
         assert!(!local.contains(&ports.lease(address("10.0.0.1"), address(A)).unwrap().address().port()));
+    }
+
+    #[test]
+    fn what_is_known_of_an_endpoint_is_forgotten_when_nothing_uses_it_for_long() {
+        let metrics = Metrics::new();
+        let ports = SourcePorts::new(&[2000..=2009], &metrics);
+        let lease = |endpoint| ports.lease(address("10.0.0.1"), address(endpoint)).unwrap();
+        let series =
+            || metrics.render().lines().filter(|line| line.starts_with("steer_source_ports{")).count();
+        let living = lease(A);
+        drop(lease(B));
+        assert_eq!(series(), 4);
+        let forget = |after| ports.forget_unused(&mut lock(&ports.inner.pools), Instant::now() + after);
+        forget(FORGET_AFTER / 2);
+        assert_eq!((series(), lock(&ports.inner.pools).by_pair.len()), (4, 2));
+        forget(FORGET_AFTER * 2);
+        assert_eq!((series(), lock(&ports.inner.pools).by_pair.len()), (2, 1), "a stream keeps its pool");
+        drop(living);
+        forget(FORGET_AFTER * 2);
+        assert_eq!((series(), lock(&ports.inner.pools).by_pair.len()), (0, 0));
+        drop(lease(A));
+        assert_eq!(gauge(&metrics, A, "limit"), 10);
     }
 }
