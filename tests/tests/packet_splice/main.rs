@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
 
+mod asked;
 mod bridge;
 mod eligibility;
 mod ends;

@@ -16,9 +16,9 @@ use hyper::upgrade::OnUpgrade;
 use steer_policy::routing::{self, Refusal, Routed};
 
 use super::Downstream;
-use super::exchange::{Passed, RequestTimeouts};
 use super::fault::Fault;
 use super::generation::ServedListener;
+use super::turn::{Passed, RequestTimeouts};
 use super::upgrade::{self, Answer, Switched};
 use crate::streams::StreamInfo;
 use crate::upstream::connect::Connected;

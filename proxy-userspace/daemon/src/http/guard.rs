@@ -18,8 +18,9 @@ use steer_policy::http1::head::{self, BodyFraming};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
-use super::exchange::{Exchange, Passed, Phase, Waiting};
+use super::exchange::Exchange;
 use super::fault::Fault;
+use super::turn::{Passed, Turn, Waiting};
 
 /// Read from the socket at once: a head and a body of 16 KiB, which is a common size, fit in.
 const READ_BYTES: usize = 32 * 1024;
@@ -101,10 +102,10 @@ impl Guard {
         }
         let at_head = self.framing.at_head();
         if at_head {
-            match self.exchange.phase(cx, !self.unread.is_empty()) {
-                Phase::Open => {}
-                Phase::Busy if self.unread.len() < MAX_AHEAD => return Ok(Step::ReadOn),
-                Phase::Busy | Phase::Switched => return Ok(Step::Wait),
+            match self.exchange.turn(cx, !self.unread.is_empty()) {
+                Turn::Client => {}
+                Turn::Service if self.unread.len() < MAX_AHEAD => return Ok(Step::ReadOn),
+                Turn::Service | Turn::Stream => return Ok(Step::Wait),
             }
             if self.exchange.take_head_overdue() {
                 return Ok(self.refuse(Fault::HeadTimeout));

@@ -3,7 +3,7 @@
 //!
 //! `listener` accepts and deals to the `worker`s · `generation` is what they serve by · `server` runs one connection · `guard` (with `http1` of `steer-policy`) lets only
 //! sound requests through to hyper, one at a time · `forward` answers a request · `upgrade` turns one
-//! into a stream · `exchange` is what these share, `phase` what the process wants of them · `fault` is the table of failures.
+//! into a stream · `exchange` is what these share, `turn` what follows for it and for how long, `phase` what the process wants of them · `fault` is the table of failures.
 //!
 //! It ends where a stream begins: both sockets go to [`crate::splice`], and this module does not learn
 //! how they are carried.
@@ -16,6 +16,7 @@ mod guard;
 pub mod listener;
 mod phase;
 mod server;
+mod turn;
 mod upgrade;
 mod worker;
 

@@ -23,11 +23,12 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::exchange::{ConnectionTimeouts, Exchange, Overdue};
+use super::exchange::Exchange;
 use super::fault::Fault;
 use super::forward::{self, ResponseBody};
 use super::generation::ServedListener;
 use super::guard::Guard;
+use super::turn::{ConnectionTimeouts, Overdue};
 use super::worker::Load;
 use super::{Downstream, Phase, Shared};
 use crate::splice::Session;

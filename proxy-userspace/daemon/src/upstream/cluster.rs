@@ -8,8 +8,8 @@ use http::StatusCode;
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use steer_policy::affinity::Member;
 use steer_policy::affinity::maglev::Maglev;
-use steer_policy::affinity::membership::membership;
 use steer_policy::affinity::ring::Ring;
+use steer_policy::affinity::ring_members::ring_members;
 use steer_policy::config::{self, Endpoint, Health, LbPolicy};
 use strum::VariantArray as _;
 
@@ -196,12 +196,12 @@ impl Cluster {
     fn publish(&self, endpoints: &[Endpoint]) {
         let before = self.snapshot();
         let version = before.version + 1;
-        let membership = membership(endpoints, self.healthy_panic_threshold);
-        let table = Table::new(self.lb_policy, endpoints, &membership.in_ring);
+        let members = ring_members(endpoints, self.healthy_panic_threshold);
+        let table = Table::new(self.lb_policy, endpoints, &members.in_ring);
         let slots: Box<[_]> = endpoints.iter().map(|endpoint| self.slot(endpoint)).collect();
         self.snapshot.store(Arc::new(Snapshot { version, slots, table }));
 
-        let in_ring = membership.in_ring.len();
+        let in_ring = members.in_ring.len();
         self.gauges.ring_version.set(count(version));
         self.gauges.in_ring.set(count(in_ring as u64));
         self.gauges.not_in_ring.set(count((endpoints.len() - in_ring) as u64));

@@ -9,10 +9,10 @@ pub mod address;
 pub mod cookie;
 pub mod hash_policy;
 pub mod maglev;
-pub mod membership;
 pub mod murmur;
 pub mod rewrite;
 pub mod ring;
+pub mod ring_members;
 
 /// xxHash64 with seed 0: the hash of every request key and, unless configured otherwise, of every
 /// ring point.

@@ -5,7 +5,7 @@ use crate::config::{Endpoint, Health};
 
 /// In cluster order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Membership {
+pub struct RingMembers {
     /// Positions in the cluster's list of endpoints.
     pub in_ring: Vec<u32>,
     /// All endpoints are members, whatever their health.
@@ -14,7 +14,7 @@ pub struct Membership {
 
 /// `panic_threshold` in percent. The cluster has at most `u32::MAX` endpoints, as each has a
 /// weight.
-pub fn membership(endpoints: &[Endpoint], panic_threshold: f64) -> Membership {
+pub fn ring_members(endpoints: &[Endpoint], panic_threshold: f64) -> RingMembers {
     let healths = || endpoints.iter().map(|endpoint| endpoint.health);
     let panic = in_panic(healths(), panic_threshold);
     let in_ring = healths()
@@ -22,7 +22,7 @@ pub fn membership(endpoints: &[Endpoint], panic_threshold: f64) -> Membership {
         .filter(|&(health, _)| panic || health == Health::Healthy)
         .map(|(_, index)| index)
         .collect();
-    Membership { in_ring, panic }
+    RingMembers { in_ring, panic }
 }
 
 /// Envoy's rule for a single priority. Draining endpoints do not count at all; each healthy or
@@ -90,6 +90,6 @@ mod tests {
                 health,
             })
             .into();
-        assert_eq!(membership(&endpoints, 50.0), Membership { in_ring: vec![1], panic: false });
+        assert_eq!(ring_members(&endpoints, 50.0), RingMembers { in_ring: vec![1], panic: false });
     }
 }
