@@ -40,13 +40,14 @@ pub(crate) fn steer(build: Build) -> Result<PathBuf> {
     debian_packages(&[("make", has_make as fn() -> bool), ("iproute2", has_ip)])?;
     step("Set-up: BPF object");
     run(Command::new(std::env::current_exe().context("cannot find xtask")?).arg("build-ebpf"))?;
-    let profile = match build {
-        Build::Release => "release",
-        Build::Quick => "quick",
+    // jemalloc gives memory back that a demo does not use.
+    let (profile, features) = match build {
+        Build::Release => ("release", &[][..]),
+        Build::Quick => ("quick", &["--no-default-features"][..]),
     };
     step(&format!("Set-up: steer, {profile} build (some minutes the first time)"));
     let args = ["build", "--locked", "--profile", profile, "--package", "steer", "--bin", "steer"];
-    run(&mut cargo(&args))?;
+    run(cargo(&args).args(features))?;
     Ok(target().join(profile).join("steer"))
 }
 

@@ -24,6 +24,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use steer_policy::http1::head::Malformed;
 use steer_policy::routing;
 
 use crate::splice::Splicer;
@@ -84,8 +85,7 @@ impl Downstream {
 
     /// A request that hyper refused, though the guard found nothing wrong with it.
     fn count_hyper_refusal(&self) {
-        let metrics = &self.shared.metrics;
-        metrics.faults.with_label_values(&["request_line"]).inc();
-        metrics.requests.with_label_values(&["", "400"]).inc();
+        self.count_fault(Fault::Malformed(Malformed::RequestLine));
+        self.shared.metrics.requests.with_label_values(&["", "400"]).inc();
     }
 }
