@@ -16,6 +16,7 @@ pub fn wait_for_rcu_readers() {
     if result != 0 {
         // The kernel refuses with nohz_full CPUs, and a seccomp profile may refuse. No softirq
         // takes as long as this sleep.
+        #[expect(clippy::disallowed_methods, reason = "membarrier would stop the thread as well")]
         thread::sleep(Duration::from_millis(100));
     }
 }
@@ -126,6 +127,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         while queue.strong_count() > 0 {
             assert!(Instant::now() < deadline, "the thread still runs");
+            #[expect(clippy::disallowed_methods, reason = "the test looks at a thread")]
             thread::sleep(Duration::from_millis(5));
         }
     }

@@ -4,6 +4,8 @@
 //! Pure: bytes and typed configuration in, decisions out. No socket, no clock, no runtime; the only
 //! file that is read is the configuration.
 #![forbid(unsafe_code)]
+// The order of a hash map differs from run to run; a decision must not.
+#![warn(clippy::iter_over_hash_type)]
 
 pub mod config;
 

@@ -111,7 +111,9 @@ async fn forward<'l>(
         Passed::Upgrade { .. } if chosen.routed.upgrade => Box::pin(switch(downstream, head, &chosen)).await,
         // The body's framing was cut off the head, for the upgrade that it is not to be.
         Passed::Upgrade { had_body: true } => Err(Refusal::UpgradeNotAllowed.into()),
-        _ => send(downstream, head, body, &chosen).await,
+        Passed::Request | Passed::Upgrade { had_body: false } | Passed::Refused(_) => {
+            send(downstream, head, body, &chosen).await
+        }
     }
 }
 

@@ -219,7 +219,7 @@ where
                 next_phase.set(phase.next(phases));
                 match phase {
                     Phase::Stopping => Pin::new(&mut *connection).graceful_shutdown(),
-                    _ => exchange.leave(),
+                    Phase::Open | Phase::Paused | Phase::Leaving { .. } => exchange.leave(),
                 }
                 continue;
             }

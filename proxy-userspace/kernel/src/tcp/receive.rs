@@ -109,6 +109,7 @@ mod tests {
         client.write_all(b"def").unwrap();
         client.shutdown(std::net::Shutdown::Write).unwrap();
         while crate::tcp::tcp_info::unread(&socket).unwrap() < 7 {
+            #[expect(clippy::disallowed_methods, reason = "the test has no runtime")]
             std::thread::sleep(Duration::from_millis(1));
         }
         let mut buffer = [0; 64];

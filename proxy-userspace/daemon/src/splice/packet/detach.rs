@@ -27,6 +27,7 @@ pub fn reset_all(found: &Pinned) -> io::Result<usize> {
         return Ok(0);
     }
     living.iter().for_each(|index| abort(found.records(), &raw, *index));
+    #[expect(clippy::disallowed_methods, reason = "`steer detach` has no runtime")]
     thread::sleep(RESET_LINGER);
     living.iter().for_each(|index| abort_again(found.records(), &raw, *index));
     Ok(living.len())

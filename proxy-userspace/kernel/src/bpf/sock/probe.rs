@@ -99,6 +99,7 @@ fn wait_until(step: &'static str, done: impl Fn() -> io::Result<bool>) -> Result
         if Instant::now() > deadline {
             return Err(io_error(step)(io::ErrorKind::TimedOut.into()));
         }
+        #[expect(clippy::disallowed_methods, reason = "nothing is served before the probe is over")]
         std::thread::sleep(Duration::from_micros(100));
     }
     Ok(())
