@@ -1,5 +1,5 @@
-//! Streams after an upgrade, both ends of which are here: endpoints that echo, and clients that compare. For machines that
-//! have nothing but a program of this package; plain threads.
+//! Streams after an upgrade, both ends of which are here: endpoints that echo, and clients that
+//! compare. For machines that have nothing but a program of this package; plain threads.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -69,8 +69,9 @@ pub struct Client {
 }
 
 impl Client {
-    /// Opens a stream from `netns` through the Steer at `front`, and returns when its 101 has come. Different `id`s may be
-    /// sent to different endpoints. Whatever it waits for it waits for `patience` at most.
+    /// Opens a stream from `netns` through the Steer at `front`, and returns when its 101 has come.
+    /// Different `id`s may be sent to different endpoints. Whatever it waits for it waits for
+    /// `patience` at most.
     ///
     /// # Errors
     /// The stream cannot be opened.
@@ -94,7 +95,8 @@ impl Client {
         self.is_good
     }
 
-    /// Sends `messages` of 1 to 30,000 bytes, each after the echo of the one before; returns how many bytes came back.
+    /// Sends `messages` of 1 to 30,000 bytes, each after the echo of the one before; returns how
+    /// many bytes came back.
     fn talk(&mut self, messages: u32) -> Result<u64> {
         let mut bytes = 0;
         for number in 0..messages {
@@ -109,7 +111,8 @@ impl Client {
         Ok(bytes)
     }
 
-    /// Sends that many bytes as fast as they are taken, and compares what comes back at the same time.
+    /// Sends that many bytes as fast as they are taken, and compares what comes back at the same
+    /// time.
     fn flow(&mut self, bytes: usize) -> Result<u64> {
         let message = self.random.bytes(bytes);
         self.exchange(&message)
@@ -142,7 +145,8 @@ impl Client {
     }
 }
 
-/// Opens a stream for each id, one after the other; returns those that were opened, and why others were not.
+/// Opens a stream for each id, one after the other; returns those that were opened, and why others
+/// were not.
 pub fn open(
     netns: &NetNs,
     front: SocketAddr,
@@ -175,7 +179,8 @@ pub fn talk(clients: &mut [Client], messages: u32) -> Tally {
     at_once(clients, |client| client.talk(messages))
 }
 
-/// Has each client send that many bytes as fast as they are taken, and compare what comes back at the same time.
+/// Has each client send that many bytes as fast as they are taken, and compare what comes back at
+/// the same time.
 pub fn flow(clients: &mut [Client], bytes: usize) -> Tally {
     at_once(clients, |client| client.flow(bytes))
 }

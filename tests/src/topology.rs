@@ -5,8 +5,9 @@
 //!                                      10.71.2.1 ── 10.71.2.2 endpoint 1 ...
 //! ```
 //!
-//! and the same in IPv6: `fd71:0:0:N::1` and `::2`, where `10.71.N.1` and `.2` are. The proxy's ends of the
-//! links are the devices `clients` and `endpoint0`, `endpoint1` ...; the other ends are `eth0`.
+//! and the same in IPv6: `fd71:0:0:N::1` and `::2`, where `10.71.N.1` and `.2` are. The proxy's
+//! ends of the links are the devices `clients` and `endpoint0`, `endpoint1` ...; the other ends are
+//! `eth0`.
 //!
 //! Each link is a veth pair with the kernel's default offloads. There are no routes between clients
 //! and endpoints: what arrives has passed the proxy.
@@ -77,7 +78,8 @@ impl Topology {
         (0..).zip(&self.endpoints).map(|(i, _)| SocketAddr::from((Self::endpoint(i), port))).collect()
     }
 
-    /// Lets clients and endpoints reach each other through the proxy's kernel, which routes: the way without a proxy.
+    /// Lets clients and endpoints reach each other through the proxy's kernel, which routes: the
+    /// way without a proxy.
     pub fn route_directly(&self) -> Result<()> {
         self.proxy.sysctl("net.ipv4.ip_forward", "1")?;
         self.proxy.sysctl("net.ipv6.conf.all.forwarding", "1")?;
@@ -106,7 +108,8 @@ const fn v6(link: u8, host: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd71, 0, 0, link as u16, 0, 0, 0, host as u16)
 }
 
-/// A veth pair: `device` in the proxy's namespace, `eth0` in the other; `link` numbers its networks.
+/// A veth pair: `device` in the proxy's namespace, `eth0` in the other; `link` numbers its
+/// networks.
 fn join(proxy: &NetNs, device: &str, other: &NetNs, link: u8) -> Result<()> {
     proxy.ip(&["link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", other.name()])?;
     for (netns, device, host) in [(proxy, device, 1), (other, "eth0", 2)] {

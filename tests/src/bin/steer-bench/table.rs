@@ -1,4 +1,4 @@
-//! The results on a terminal of 120 columns.
+//! Prints the results for a terminal of 120 columns.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,8 @@ use crate::outlive;
 use crate::results::{Params, Report, Series};
 use crate::subjects::Kind;
 
-/// What is shown of a workload: the metric that all are compared by, with what it is called, and others.
+/// What is shown of a workload: the metric by which subjects are compared, the title of its column,
+/// and further metrics.
 struct Columns {
     compared: &'static str,
     title: &'static str,
@@ -72,14 +73,15 @@ fn columns(workload: &str) -> Columns {
     Columns { compared, title, others }
 }
 
-/// What the columns of `outlive` are.
+/// The explanation of the columns of `outlive`.
 const OUTLIVE: &str = "\
-Streams lost: closed, reset or silent within 4 s of the event; later: in the 5 s behind; wrong: a byte was.
-Of new connections, one each 5 ms: refused; failed: reset, or no answer in 3 s; slow: after 0.5 s; nobody: the longest
-time without any answer. Gap, p99: longest and 99 % of echoes in the same 4 s, and in 4 s before. Procs, MiB: all
-processes of the proxy at the end of the 4 s.";
+Streams lost: closed, reset or silent within 4 s after the event; later: in the 5 s after that; wrong: with a wrong byte.
+New connections, one each 5 ms: refused; failed: reset, or no answer in 3 s; slow: answered after 0.5 s; nobody: the
+longest time without any answer. Gap, p99: longest and 99 % of echoes in the same 4 s, and in the 4 s before. Procs,
+MiB: all processes of the proxy at the end of the 4 s.";
 
-/// Whose ratio to the others a reader wants to know, each a column; of what is lost there are none.
+/// The subjects to which each row has a ratio, one column for each. The rows of `outlive` have no
+/// ratios.
 fn compared_with(workload: &str) -> &'static [Kind] {
     if workload == outlive::WORKLOAD { &[] } else { &[Kind::Direct, Kind::Haproxy, Kind::Nginx, Kind::Envoy] }
 }
@@ -154,7 +156,7 @@ fn row(text: &mut String, report: &Report, case: (&str, &Params), columns: &Colu
     text.push('\n');
 }
 
-/// What a reader should know of Steer's splice in this case.
+/// A remark on Steer's splice in this case.
 fn remark(report: &Report, case: (&str, &Params), series: &Series) -> Option<String> {
     let percent = report.series(case, &series.subject, "spliced_percent")?.median;
     let time = report.series(case, &series.subject, "splice_us");
@@ -174,7 +176,7 @@ fn width_of(title: &str) -> usize {
     title.len().max(7)
 }
 
-/// Three digits at least, without false precision; whole numbers as they are.
+/// Prints at least three digits. Whole numbers below 10,000 are printed unchanged.
 fn number(value: f64) -> String {
     match value.abs() {
         size if size < 10_000.0 && size.fract() == 0.0 => format!("{value:.0}"),
