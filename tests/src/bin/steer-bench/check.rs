@@ -70,7 +70,7 @@ fn line(case: (&str, &Params), kind: Kind, metric: &str, before: &Ratio, after: 
     let mut text = case.0.to_owned();
     for (name, value) in case.1 {
         // Writing to a string cannot fail.
-        let _written = write!(text, " {name}={value}");
+        write!(text, " {name}={value}").ok();
     }
     let change = (after.value / before.value - 1.0) * 100.0;
     format!(

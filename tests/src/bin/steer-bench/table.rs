@@ -95,7 +95,7 @@ pub(crate) fn render(report: &Report) -> String {
     let is_outlive = |case: &(&str, &Params)| case.0 == outlive::WORKLOAD;
     let host = &report.host;
     // Writing to a string cannot fail.
-    let _written = match report.cases().iter().all(is_outlive) {
+    match report.cases().iter().all(is_outlive) {
         true => writeln!(text, "{OUTLIVE} {:.1} % stolen.", host.steal_percent),
         false => writeln!(
             text,
@@ -103,7 +103,8 @@ pub(crate) fn render(report: &Report) -> String {
              +proxy: more than the direct connection; process: the proxy's own, ms per second; {:.1} % stolen, {} runs repeated.",
             host.rounds, host.span_seconds, host.steal_percent, host.repeated_runs
         ),
-    };
+    }
+    .ok();
     text
 }
 
@@ -111,15 +112,15 @@ fn block(text: &mut String, report: &Report, case: (&str, &Params)) {
     let columns = columns(case.0);
     let mut header = format!("{:<13} {:>12}", "", columns.title);
     if !compared_with(case.0).is_empty() {
-        let _written = write!(header, " {:>7}", "spread");
+        write!(header, " {:>7}", "spread").ok();
     }
     for kind in compared_with(case.0) {
-        let _written = write!(header, " {:>8}", format!("x {kind}"));
+        write!(header, " {:>8}", format!("x {kind}")).ok();
     }
     for (title, _) in columns.others {
-        let _written = write!(header, " {title:>width$}", width = width_of(title));
+        write!(header, " {title:>width$}", width = width_of(title)).ok();
     }
-    let _written = writeln!(text, "{}\n{header}", title(case));
+    writeln!(text, "{}\n{header}", title(case)).ok();
     let mut remarks = Vec::new();
     for kind in Kind::ALL {
         if let Some(series) = report.series(case, kind.name(), columns.compared) {
@@ -130,28 +131,28 @@ fn block(text: &mut String, report: &Report, case: (&str, &Params)) {
     let left_out = report.left_out.iter().filter(|left| (left.workload.as_str(), &left.params) == case);
     remarks.extend(left_out.map(|left| format!("{}: left out, {}", left.subject, left.reason)));
     for remark in remarks {
-        let _written = writeln!(text, "  {remark}");
+        writeln!(text, "  {remark}").ok();
     }
     text.push('\n');
 }
 
 fn row(text: &mut String, report: &Report, case: (&str, &Params), columns: &Columns, series: &Series) {
-    let _written = write!(text, "{:<13} {:>12}", series.subject, number(series.median));
+    write!(text, "{:<13} {:>12}", series.subject, number(series.median)).ok();
     if !compared_with(case.0).is_empty() {
         let spread = (series.max - series.min) / series.median * 100.0;
-        let _written = write!(text, " {spread:>6.0}%");
+        write!(text, " {spread:>6.0}%").ok();
     }
     for kind in compared_with(case.0) {
         let other = report.series(case, kind.name(), columns.compared);
         let ratio = other
             .filter(|other| other.median > 0.0 && other.subject != series.subject)
             .map_or_else(|| "-".to_owned(), |other| format!("{:.2}", series.median / other.median));
-        let _written = write!(text, " {ratio:>8}");
+        write!(text, " {ratio:>8}").ok();
     }
     for (title, metric) in columns.others {
         let value = report.series(case, &series.subject, metric);
         let value = value.map_or_else(|| "-".to_owned(), |value| number(value.median));
-        let _written = write!(text, " {value:>width$}", width = width_of(title));
+        write!(text, " {value:>width$}", width = width_of(title)).ok();
     }
     text.push('\n');
 }

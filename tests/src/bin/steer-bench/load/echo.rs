@@ -153,7 +153,7 @@ impl Workload for Echo {
             pace.sent += 1;
             if let Some(connection) = connections.get_mut(key) {
                 // If the connection is broken, the poll reports that.
-                let _ = self.send(connection, now);
+                self.send(connection, now).ok();
             }
         }
         self.pace = Some(pace);
