@@ -63,7 +63,7 @@ impl Network {
         self.near.run(inside).unwrap();
     }
 
-    /// Opens a connection from the far side and sends one byte sequence.
+    /// Opens a connection from the far side and sends four bytes.
     fn connect(&self) {
         let near: SocketAddr = NEAR.parse().unwrap();
         let listener = TcpListener::bind(near).unwrap();

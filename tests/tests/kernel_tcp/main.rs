@@ -139,8 +139,8 @@ fn positions_hold_while_data_flows() {
     assert_eq!(write_seq(&near).unwrap().wrapping_sub(start), 3);
 }
 
-/// A socket on which the option was set before the connection exists can be asked at any time. A
-/// listener passes the option on to the sockets that it accepts.
+/// A socket that selects its send queue before it is connected can be asked at any time. A listener
+/// passes the selection on to the sockets that it accepts.
 #[test]
 fn positions_are_told_while_data_is_unsent() {
     if !require::root() {

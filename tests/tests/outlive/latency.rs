@@ -9,7 +9,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// The times from message to echo, for the echoes of one window.
 type Window = Vec<Duration>;
 
-/// The windows of all restarts.
+/// The windows of a whole test.
 #[derive(Debug, Default)]
 pub(crate) struct Echoes {
     at_restarts: Vec<Window>,

@@ -126,7 +126,7 @@ impl Pair {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// The ends whose connection is open.
+    /// The ends that have begun: the client, and the endpoint once it has accepted.
     pub(crate) fn begun(&self) -> impl Iterator<Item = (&'static str, &Side)> {
         let begun = [true, self.accepted.load(Ordering::Acquire)];
         let named = ["client", "endpoint"].into_iter().zip(&self.sides);

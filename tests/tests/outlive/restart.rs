@@ -127,7 +127,7 @@ fn a_process_of_the_same_build_uses_the_programs_that_are_there() {
         assert_eq!(first.len(), 2);
         bed.steer.restart(libc::SIGKILL).unwrap();
         assert_eq!(programs(&bed.maps()), first);
-        // Both programs are missing, or none.
+        // A process uses both pinned programs again, or neither.
         let (path, _) = first.first_key_value().unwrap();
         fs::remove_file(path).unwrap();
         bed.steer.restart(libc::SIGKILL).unwrap();

@@ -194,8 +194,8 @@ fn a_copy_becomes_an_acknowledgement_that_the_socket_takes() {
                 };
                 assert_eq!(Packet::parse(&frame), trimmed);
                 check_record(lab.record(session.index), session.record);
-                // For the kernel, a shortened packet has no checksum of the network card. But the
-                // test run would still check one.
+                // The kernel forgets the network card's sum of a packet that is shortened. But the
+                // test run would still check the sum.
                 if packet.payload.is_empty() && packet.trailer.is_empty() {
                     let summed = lab.run_summed(Hook::Ingress, &copy_of(&packet)).unwrap();
                     assert_eq!(summed.frame, frame);
@@ -407,7 +407,7 @@ fn the_stack_does_not_reset_a_living_stream() {
                     (state::DEAD, false),
                 ] {
                     session.record.state = state;
-                    // The hand-over and RESET treat a RST of the proxy's own sockets differently.
+                    // In these two states, a RST of the proxy's own sockets is treated differently.
                     let own_too = !matches!(state, state::HAND_OVER | state::RESET);
                     for mark in [0].into_iter().chain(own_too.then_some(MARK)) {
                         let input = Input { mark, ..own(&reset) };

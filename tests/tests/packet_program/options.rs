@@ -156,7 +156,7 @@ fn what_cannot_be_translated_is_overwritten() {
     in_namespace(|lab| check(lab, OVERWRITTEN));
 }
 
-/// In some rows the record does not learn a TSval, because the packet has none that is valid.
+/// In rows whose packets have no readable timestamps, the record's TSval does not change.
 const OVERWRITTEN: &[Row] = &[
     Row {
         name: "an unknown option",

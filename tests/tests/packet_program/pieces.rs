@@ -124,8 +124,7 @@ fn packets_of_one_identification_leave_with_two_and_a_repeated_piece_with_its_ow
         let ids: Vec<_> =
             run_all(lab, &arriving, &[0, 1, 0, 2, 1]).iter().map(|output| id(&output.frame)).collect();
         assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-        // Two random identifications are equal by chance once in 65,536 times, but not three times
-        // in a row.
+        // A new identification may equal the old one by chance (1 in 65,536), but not three times.
         let is_other = (1..4).any(|packets| {
             let next = Packet { seq: packet.seq.wrapping_add(packets * 700), ..packet.clone() };
             let output = &run_all(lab, &pieces(&next.to_bytes(), 248, 7), &[0])[0];
@@ -220,7 +219,7 @@ fn a_piece_before_the_first_is_lost_once_and_the_second_time_all_come_to_the_sta
     each(|lab, family, direction| {
         let session = Session::new(family);
         let mut packet = Packet { fragment: 0, ..data(&session, direction) };
-        // The programs remember the last such packet.
+        // The programs remember the last packet of this kind, so each family sends another one.
         packet.seq = packet.seq.wrapping_add(if family == Family::V4 { 0 } else { 1 });
         open(lab, &session);
         // The sender repeats the packet with another identification.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::net::{Net, on_every_path};
 use crate::stream::{HANG, Learned, Side, Stream, forget, learned, learned_by_writing, reset};
 
-/// Much less than the time until a SYN is sent a second time, even a third time (3 s).
+/// Less than the time until a SYN is repeated (1 s), and much less than until the second repetition
+/// (3 s).
 const AT_ONCE: Duration = Duration::from_millis(900);
 
 #[test]

@@ -28,7 +28,7 @@ pub(crate) async fn bad_proxy(target: SocketAddr, damage: Damage) -> Result<Sock
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
             tokio::spawn(async move {
-                // Whatever happens ends the connection; that it shows is what is tested.
+                // Any error ends the connection. The tests check that the peers notice.
                 carry_badly(client, target, damage).await.ok();
             });
         }

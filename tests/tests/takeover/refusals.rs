@@ -13,7 +13,7 @@ use steer_tests::topology::Topology;
 
 use crate::bed::{Bed, HANG, PACKET, SMALL, v4};
 
-/// A connection to the instance's control socket.
+/// Connects to the instance's control socket.
 fn asks(bed: &Bed<'_>) -> OwnedFd {
     let path: PathBuf = ["/run/steer", bed.steer.instance(), "takeover.sock"].iter().collect();
     let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();

@@ -19,8 +19,8 @@ async fn switching(first: &'static str) -> Backend {
         client.head().await;
         client.send([SWITCH, first].concat()).await;
         let (mut reader, mut writer) = client.socket.split();
-        let _ = tokio::io::copy(&mut reader, &mut writer).await;
-        let _ = writer.shutdown().await;
+        tokio::io::copy(&mut reader, &mut writer).await.ok();
+        writer.shutdown().await.ok();
     })
     .await
 }
@@ -215,7 +215,7 @@ async fn a_client_that_leaves_before_the_101_takes_its_upgrade_along() {
         let left = left.clone();
         async move {
             client.head().await;
-            let _ = client.rest().await;
+            client.rest().await.ok();
             left.send(()).await.unwrap();
         }
     })
@@ -235,7 +235,7 @@ async fn an_upgrade_follows_polls_on_the_same_connection_to_the_same_endpoint() 
         while let Some(head) = client.try_head().await {
             if head.to_lowercase().contains("upgrade: websocket") {
                 client.send([SWITCH, "ws"].concat()).await;
-                let _ = client.rest().await;
+                client.rest().await.ok();
             } else {
                 client.send("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\npoll").await;
             }

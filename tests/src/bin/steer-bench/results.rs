@@ -57,10 +57,10 @@ pub(crate) struct Series {
     ///
     /// | metric | |
     /// |---|---|
-    /// | `messages_per_s`, `requests_per_s`, `upgrades_per_s`, `gbit_per_s` | rate; of bulk, payload of both directions |
+    /// | `messages_per_s`, `requests_per_s`, `upgrades_per_s`, `gbit_per_s` | rate; for bulk: payload of both directions |
     /// | `p50_us`, `p99_us`, `p999_us` | latency |
     /// | `cpu_ms_per_100k`, `cpu_ms_per_gb` | machine-wide user, system and interrupt time per 100,000 operations, or 10^9 bytes |
-    /// | `proxy_cpu_ms_per_100k`, `proxy_cpu_ms_per_gb` | the same less the median of the direct connection: what the proxy adds |
+    /// | `proxy_cpu_ms_per_100k`, `proxy_cpu_ms_per_gb` | the same minus the median of the direct connection: what the proxy adds |
     /// | `process_cpu_ms` | user and system time of the proxy's processes, per second |
     /// | `spliced_percent` | `steer-packet`: streams of the run that the kernel took over |
     /// | `splice_us` | `steer-packet`: from the 101 to the splice, median |

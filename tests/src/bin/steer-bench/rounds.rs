@@ -15,7 +15,7 @@ use crate::spliced::Counters;
 use crate::subjects::{Kind, Subject};
 
 /// A run is repeated if more of the CPU time was stolen, in percent.
-const ROBBED: f64 = 5.0;
+const STEAL_LIMIT: f64 = 5.0;
 /// The most repeats. The run with the least stolen time counts.
 const REPEATS: usize = 2;
 /// The longest time of the quick profile. Repeats must not make it slower.
@@ -140,9 +140,9 @@ impl Rounds<'_, '_> {
                 }
                 Err(error) => failure = Some(error),
             }
-            let robbed = best.as_ref().is_none_or(|best| best.steal_percent() > ROBBED);
+            let disturbed = best.as_ref().is_none_or(|best| best.steal_percent() > STEAL_LIMIT);
             let late = self.plan.profile == Profile::Quick && self.progress.total() > QUICK_LIMIT;
-            if !robbed || (late && best.is_some()) {
+            if !disturbed || (late && best.is_some()) {
                 break;
             }
         }
@@ -173,9 +173,9 @@ impl Rounds<'_, '_> {
         let p99 =
             run.measured.latency.map_or_else(String::new, |latency| format!("p99 {:.0} us, ", latency.p99));
         let steal = run.steal_percent();
-        let robbed = if steal > ROBBED { ": too much" } else { "" };
+        let disturbed = if steal > STEAL_LIMIT { ": too much" } else { "" };
         let digits = if rate < 1000.0 { 2 } else { 0 };
-        self.progress.say(&format!("{label} {rate:>9.digits$} {unit}, {p99}{steal:.1} % stolen{robbed}"));
+        self.progress.say(&format!("{label} {rate:>9.digits$} {unit}, {p99}{steal:.1} % stolen{disturbed}"));
     }
 }
 

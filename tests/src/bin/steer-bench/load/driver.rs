@@ -20,8 +20,8 @@ use crate::spec::{Load, Measured};
 
 /// How many connections are opened at a time: fewer than any listener's backlog.
 const OPENING: usize = 256;
-/// The longest time without a new open connection, and the longest time for opening all
-/// connections.
+/// The longest time in which no connection becomes ready or fails, and the longest time for opening
+/// all connections.
 const OPENING_STALL: u64 = 5 * SECOND;
 const OPENING_LIMIT: u64 = 45 * SECOND;
 /// All connections are quiet for this long before the work begins, because a stream that waits is

@@ -93,7 +93,7 @@ fn kernel() -> Result<u64> {
     // as used.
     for cache in text.lines().filter_map(Cache::parse).filter(|cache| counts(cache.name)) {
         let path = format!("/sys/kernel/slab/{}/shrink", cache.name);
-        // Kernels without it give less exact numbers.
+        // On kernels without this file, the numbers are less exact.
         fs::write(path, "1").ok();
     }
     let text = fs::read_to_string("/proc/slabinfo").context("cannot read /proc/slabinfo")?;

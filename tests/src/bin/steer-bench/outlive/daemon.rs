@@ -51,7 +51,7 @@ struct Peer {
 }
 
 impl<'n> Daemon<'n> {
-    /// Starts the subject in its lane, afresh, and waits until it accepts connections.
+    /// Starts the subject in its lane, and waits until it accepts connections.
     pub(super) fn start(kind: Kind, lanes: &'n Lanes, programs: &Programs, event: Event) -> Result<Self> {
         let lane = lanes.of(kind)?;
         let directory = lanes.directory().join(format!("outlive-{kind}"));
@@ -237,7 +237,7 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         if self.kind == Kind::Envoy {
-            // The kernel keeps it when its makers are killed.
+            // The kernel keeps this file when the processes are killed.
             fs::remove_file(format!("/dev/shm/envoy_shared_memory_{}", self.base_id * 10)).ok();
         }
     }

@@ -143,7 +143,7 @@ fn host(host: &Host) -> String {
 fn line(text: &mut String, cells: impl IntoIterator<Item = impl AsRef<str>>) {
     text.push('|');
     for cell in cells {
-        // Nothing can be done about a string that does not take more, and none refuses.
+        // Writing to a string cannot fail.
         write!(text, " {} |", cell.as_ref()).ok();
     }
     text.push('\n');

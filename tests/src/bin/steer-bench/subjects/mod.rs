@@ -150,7 +150,7 @@ enum Running<'n> {
 }
 
 impl<'n> Subject<'n> {
-    /// Starts it in its lane, afresh, and waits until it accepts connections.
+    /// Starts the subject in its lane, and waits until it accepts connections.
     ///
     /// Call it from a thread that lives as long as the subject: see [`Orphan::Dies`].
     pub(crate) fn start(kind: Kind, lanes: &'n Lanes, programs: &Programs) -> Result<Self> {
