@@ -190,7 +190,7 @@ mod tests {
     use crate::topology::Topology;
 
     #[test]
-    fn each_fault_happens_at_its_rate_and_tcp_mends_it() {
+    fn each_fault_happens_at_its_rate_and_tcp_repairs_it() {
         if !crate::require::root() {
             return;
         }

@@ -70,6 +70,7 @@ pub fn text(value: &Value) -> String {
 fn said(output: &str) -> Result<Vec<Value>> {
     // The last line may be incomplete.
     let whole = output.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("this is no JSON: {line}"));
+    let parse =
+        |line: &str| serde_json::from_str(line).with_context(|| format!("this line is not JSON: {line}"));
     whole.lines().map(parse).collect()
 }

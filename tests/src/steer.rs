@@ -326,7 +326,7 @@ impl<'n> Steer<'n> {
     /// The rows of `/flows`.
     pub fn flows(&self) -> Result<Vec<Value>> {
         let body = self.admin_get("/flows")?.body;
-        serde_json::from_str(&body).with_context(|| format!("/flows is no JSON array: {body}"))
+        serde_json::from_str(&body).with_context(|| format!("/flows is not a JSON array: {body}"))
     }
 
     /// The sum of all series of `metric` in `/metrics` that have all of `labels`. 0 if there is
@@ -362,7 +362,7 @@ pub fn route(binary: &Path, config: &Path, requests: &[Value]) -> Result<Vec<Val
     anyhow::ensure!(output.status.success(), "steer route failed ({})", output.status);
     written.context("cannot write the requests to steer route")?;
     let answers: Vec<Value> = String::from_utf8(output.stdout)
-        .context("steer route printed bytes that are no text")?
+        .context("steer route printed bytes that are not valid UTF-8")?
         .lines()
         .map(|line| serde_json::from_str(line).with_context(|| format!("steer route printed {line}")))
         .collect::<Result<_>>()?;
@@ -404,7 +404,7 @@ fn joined_chunks(mut body: &str) -> Result<String> {
     let mut payload = String::new();
     loop {
         let (size, rest) = body.split_once("\r\n").context("a chunk has no size")?;
-        let size = usize::from_str_radix(size.trim(), 16).context("a chunk's size is no number")?;
+        let size = usize::from_str_radix(size.trim(), 16).context("a chunk's size is not a number")?;
         if size == 0 {
             return Ok(payload);
         }

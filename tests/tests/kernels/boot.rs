@@ -85,7 +85,8 @@ impl Guest {
         let report = read(&self.report);
         let whole = report.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let lines = whole.lines().map(str::trim).filter(|line| !line.is_empty());
-        let parse = |line| serde_json::from_str(line).with_context(|| format!("this is no finding: {line}"));
+        let parse =
+            |line| serde_json::from_str(line).with_context(|| format!("this line is not a finding: {line}"));
         lines.map(parse).collect()
     }
 

@@ -73,7 +73,7 @@ fn lose_pins(bed: &Bed<'_>) {
 }
 
 #[test]
-fn filters_whose_pins_are_gone_go_and_new_streams_come_about() {
+fn filters_without_pins_are_removed_and_new_streams_are_spliced() {
     if !require::root() {
         return;
     }
@@ -183,7 +183,7 @@ fn a_stop_after_a_takeover_that_failed_leaves_nothing() {
 }
 
 #[test]
-fn interfaces_that_went_while_no_process_lived_are_no_trouble() {
+fn interfaces_that_disappeared_while_no_process_lived_do_no_harm() {
     if !require::root() {
         return;
     }

@@ -136,8 +136,8 @@ fn transfer(a: &TcpStream, b: &TcpStream, bytes: usize) {
     });
 }
 
-/// What `socket` learns within `patience` by reading. If it reads only a FIN, it learns nothing
-/// more.
+/// What `socket` learns within `patience` by reading. The result is `Fin` also if a reset would come
+/// after the FIN.
 pub(crate) fn learned(socket: &mut TcpStream, patience: Duration) -> Learned {
     let deadline = Instant::now() + patience;
     let mut buffer = vec![0; BLOCK];

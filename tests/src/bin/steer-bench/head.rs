@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_nobody_here_sends() {
+    fn refuses_heads_that_no_side_of_the_benchmark_sends() {
         let length = |bytes: &[u8]| Partial::default().request(bytes, |it| content_length(it.headers));
         assert!(length(b"GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n").is_err());
         assert!(length(b"GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n").is_err());

@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_unique_and_choose() {
+    fn names_are_unique_and_choose_cases() {
         let all = plan(Profile::Full, &[], &[]).unwrap();
         let mut names: Vec<_> = all.cases.iter().map(|case| &case.name).collect();
         names.sort();

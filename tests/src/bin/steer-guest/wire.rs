@@ -30,7 +30,8 @@ pub(crate) fn carry(report: &mut Report) -> Result<()> {
     netns::ip(&["link", "set", "behind", "up"])?;
     behind.ip(&["address", "add", "10.78.0.2/24", "dev", "eth0"])?;
     behind.ip(&["link", "set", "eth0", "up"])?;
-    let address = |text: &str| text.parse::<SocketAddr>().with_context(|| format!("{text} is no address"));
+    let address =
+        |text: &str| text.parse::<SocketAddr>().with_context(|| format!("{text} is not an address"));
     // The second endpoint is on the host, as the clients are.
     let endpoints = vec![address("10.78.0.2:3000")?, address("10.77.0.1:3000")?];
     streams::serve(&behind, endpoints[0])?;
