@@ -5,15 +5,17 @@
 use libfuzzer_sys::fuzz_target;
 use steer_policy::config::{Config, LoadError, parse, to_yaml};
 
-/// A longer text says nothing new.
+/// A longer text reaches no further code.
 const MAX_BYTES: usize = 16 * 1024;
 
-/// Lines of `text`; what follows the last line break is one, too, even if it is empty.
+/// The number of lines of `text`. The text after the last line break counts as a line even if
+/// empty.
 fn lines(text: &str) -> usize {
     text.replace("\r\n", "\n").split(['\n', '\r']).count()
 }
 
-/// All that a printed configuration keeps, which is what decides.
+/// Everything that a printed configuration keeps. Two configurations mean the same if this is
+/// equal.
 fn meaning(config: &Config) -> String {
     let mut config = config.clone();
     config.warnings.clear();

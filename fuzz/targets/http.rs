@@ -1,5 +1,5 @@
-//! The framing of requests. The result is the same however the bytes are cut, and an accepted head
-//! has one meaning.
+//! The framing of requests. The result does not depend on how the bytes are cut into pieces. An
+//! accepted head has one meaning.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,7 +9,7 @@ use steer_policy::http1::head::{self, BodyFraming, Head, Malformed};
 const HEADERS: usize = 8;
 const LIMITS: Limits = Limits { head_bytes: 512, headers: HEADERS };
 
-/// What was seen, with neighbouring pieces of a body joined.
+/// What the scanner reported. Pieces of a body that follow each other are joined.
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
     Head(Vec<u8>, Head),
@@ -17,7 +17,7 @@ enum Seen {
     Malformed(Malformed),
 }
 
-/// Feeds `pieces`, as they would arrive one after the other.
+/// Gives the scanner `pieces` one after the other, as they would arrive.
 fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Seen> {
     let mut framing = Framing::new(LIMITS);
     let (mut seen, mut unread) = (Vec::new(), Vec::new());
@@ -54,8 +54,8 @@ fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Seen> {
     seen
 }
 
-/// The lower four bits of the first byte are the number of cuts. One byte for each cut follows: the
-/// distance from the cut before. The rest is what arrives.
+/// Cuts the input into pieces. The lower four bits of the first byte are the number of cuts. One
+/// byte for each cut follows: the distance from the cut before. The rest is what arrives.
 fn cut(input: &[u8]) -> Option<Vec<&[u8]>> {
     let (count, rest) = input.split_first()?;
     let (distances, mut rest) = rest.split_at_checked(usize::from(count & 0xf))?;
@@ -69,13 +69,17 @@ fn cut(input: &[u8]) -> Option<Vec<&[u8]>> {
     Some(pieces)
 }
 
-/// hyper reads heads with httparse. If httparse takes this one, it has to end at the same place and
-/// mean the same.
+/// hyper reads heads with httparse. If httparse accepts this head, both parsers have to find the
+/// same end and the same meaning.
 fn agrees_with_httparse(bytes: &[u8], head: &Head) {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(bytes) {
-        Ok(status) => assert_eq!(status, httparse::Status::Complete(bytes.len()), "where the head ends"),
+        Ok(status) => assert_eq!(
+            status,
+            httparse::Status::Complete(bytes.len()),
+            "httparse finds another end of the head"
+        ),
         Err(_refused) => return,
     }
     let is_http_11 = request.version == Some(1);
@@ -104,7 +108,7 @@ fn agrees_with_httparse(bytes: &[u8], head: &Head) {
     assert_eq!(head.upgrade, is_http_11 && asks && to_websocket, "(framing, httparse) upgrade");
 }
 
-/// A body is never longer than its head says, and shorter only if the bytes end in it.
+/// A body is never longer than its head says. It is shorter only if the input ends within the body.
 fn bodies_are_as_announced(seen: &[Seen]) {
     for (index, item) in seen.iter().enumerate() {
         let Seen::Head(bytes, head) = item else { continue };
@@ -134,6 +138,10 @@ fuzz_target!(|input: &[u8]| {
         let Seen::Head(bytes, head) = item else { continue };
         agrees_with_httparse(bytes, head);
         let bare = head::check(&head::without_body_headers(bytes));
-        assert_eq!(bare, Ok(Head { body: BodyFraming::None, ..*head }), "without the headers of its body");
+        assert_eq!(
+            bare,
+            Ok(Head { body: BodyFraming::None, ..*head }),
+            "the head without the headers about its body"
+        );
     }
 });

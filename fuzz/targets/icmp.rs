@@ -1,5 +1,5 @@
-//! ICMP errors about spliced packets. The translation keeps each checksum as right, or as wrong, as
-//! it was. It changes only the fields that have to change.
+//! ICMP errors about spliced packets. The translation keeps a correct checksum correct and a wrong
+//! one wrong. It changes only the fields that have to change.
 #![no_main]
 
 use bytemuck::{Pod, Zeroable, bytes_of};
@@ -10,11 +10,12 @@ use proxy_common::packet::icmp::{Icmp, IcmpError, IcmpIp};
 use proxy_common::shared::Share as _;
 use steer_fuzz::{put, sum, take};
 
-/// The front of an input; the bytes of the error follow.
+/// The front of an input. The bytes of the ICMP error follow.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Numbers {
-    /// Bit 0: IPv6. Bit 1: the error is left as it is, and not made one about TCP.
+    /// Bit 0: IPv6. Bit 1: leave the error as the fuzzer made it. Without bit 1 it becomes an error
+    /// about TCP.
     kind: u32,
     seq_delta: u32,
     ack_delta: u32,
@@ -23,14 +24,16 @@ struct Numbers {
     to_destination: [u32; 4],
 }
 
-/// What the oracle needs of IP.
+/// What the model needs to know of an IP version.
 trait Model: IcmpIp {
-    /// Where the hop limit, the header's checksum (if it has one) and the addresses stand.
+    /// The offsets of the hop limit, of the header's checksum (if there is one) and of the
+    /// addresses.
     const HOPS: usize;
     const CHECK: Option<usize>;
     const ADDRESSES: usize;
 
-    /// Makes `bytes`, which begin with the header of a packet of `len` bytes, one of `protocol`.
+    /// `bytes` begin with the IP header of a packet of `len` bytes. Makes it a header for
+    /// `protocol`.
     fn set(bytes: &mut [u8], protocol: u8, len: usize);
 }
 
@@ -59,13 +62,13 @@ impl Model for Ipv6 {
     }
 }
 
-/// The sums that checksums are over. A right checksum makes its sum zero.
+/// The sums that the checksums cover. A correct checksum makes its sum zero.
 #[derive(Debug, PartialEq, Eq)]
 struct Sums {
     outer: Option<u32>,
     icmp: u32,
     quoted: Option<u32>,
-    /// As far as it is quoted; `None` if its checksum is not.
+    /// Over the quoted part of the segment. `None` if the quote does not reach the checksum.
     tcp: Option<u32>,
 }
 
@@ -85,7 +88,7 @@ impl Sums {
     }
 }
 
-/// As the program reads it: the TCP header only if the error quotes all of it.
+/// Reads the error as the BPF program does: with the TCP header only if the error quotes all of it.
 fn load<I: IcmpIp>(bytes: &[u8]) -> Option<IcmpError<I>> {
     let mut rest = bytes;
     let mut error = IcmpError::<I>::zeroed();
@@ -111,7 +114,7 @@ fn store<I: IcmpIp>(error: &IcmpError<I>, bytes: &mut [u8]) {
     put(tcp, &error.tcp);
 }
 
-/// What the error has to be, but for checksums: those are taken from `translated`.
+/// What the error has to become. The checksums are copied from `translated`.
 fn expected<I: Model>(bytes: &[u8], translated: &[u8], numbers: &Numbers, is_long: bool) -> Vec<u8> {
     let mut expected = bytes.to_vec();
     let address = (I::LEN - I::ADDRESSES) / 2;

@@ -1,5 +1,5 @@
-//! Records of another build. Whatever the description says, the records are refused, or every field
-//! arrives at its place.
+//! Records that another build left. For any description of their layout, the records are refused,
+//! or every field arrives at its place.
 #![no_main]
 
 use bytemuck::bytes_of;
@@ -10,19 +10,20 @@ use steer_fuzz::take;
 
 use self::convert::{Conversion, Unreadable};
 
-// Only the file, not its crate: the crate takes minutes to build, with an allocator and the loader
-// of BPF programs.
+// Includes only this file, because its crate (with an allocator and the loader of BPF programs)
+// takes minutes to build.
 #[path = "../../proxy-userspace/kernel/src/bpf/packet/convert.rs"]
 #[expect(unreachable_pub, reason = "public in the crate that the file is of")]
 mod convert;
 
-/// Records are no larger here, but may be said to be.
+/// The longest record that is converted here. A description may claim a longer one.
 const MAX_RECORD: u32 = 4096;
 
-/// A change of the description: of which entry, what, and the number that it needs.
+/// A change of the description: the index of the entry, the kind of change, and a number for the
+/// change.
 type Change = (u8, u8, u32);
 
-/// The description of this build with changes; the input begins with how many there are.
+/// The description of this build with changes. The input begins with the number of changes.
 fn description(input: &mut &[u8]) -> Option<Vec<Entry>> {
     let count: u8 = take(input)?;
     let mut entries = ENTRIES.to_vec();
@@ -35,7 +36,7 @@ fn description(input: &mut &[u8]) -> Option<Vec<Entry>> {
         match what % 8 {
             0 => entries[index].offset = number,
             1 => entries[index].size = number,
-            // Small numbers are those that matter most.
+            // Small numbers reach the most code.
             2 => entries[index].offset = number % 512,
             3 => entries[index].size = number % 17,
             4 => entries[0].size = number % (MAX_RECORD + 1),
@@ -52,7 +53,8 @@ fn description(input: &mut &[u8]) -> Option<Vec<Entry>> {
     Some(entries)
 }
 
-/// Where each byte of a record here comes from: `None` for zero.
+/// For each byte of a converted record, the byte of the old record that it comes from. `None` for
+/// zero.
 fn model(entries: &[Entry]) -> Result<(u32, Vec<Option<usize>>), Unreadable> {
     let find = |name: u64| entries.iter().find(|entry| entry.name == name);
     let record = find(RECORD).filter(|record| record.offset == BASIS).ok_or(Unreadable::Kind)?;
@@ -92,7 +94,7 @@ fuzz_target!(|input: &[u8]| {
     if len > MAX_RECORD {
         return;
     }
-    // What the input has no bytes for differs from byte to byte.
+    // Bytes that the input does not have are made up. They differ from byte to byte.
     let record: Vec<u8> =
         (0..len as usize).map(|at| input.get(at).copied().unwrap_or((at * 7 + at / 256) as u8 | 1)).collect();
     let expected: Vec<u8> = sources.iter().map(|source| source.map_or(0, |at| record[at])).collect();

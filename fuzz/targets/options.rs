@@ -1,4 +1,4 @@
-//! TCP options. The programs walk byte by byte; the model reads option by option. Both have to
+//! TCP options. The BPF programs walk byte by byte. The model reads option by option. Both have to
 //! agree.
 #![no_main]
 
@@ -10,7 +10,7 @@ use proxy_common::packet::rewrite::Timestamps;
 use proxy_common::shared::Share as _;
 use steer_fuzz::{sum, take};
 
-/// The front of an input; the options follow.
+/// The front of an input. The options follow.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Numbers {
@@ -44,20 +44,20 @@ impl Numbers {
         Translation::of(timestamps | sack, &flow.to_shared(), &other.to_shared())
     }
 
-    /// The TSval that leaves.
+    /// The TSval that is sent on for `value`.
     fn value(&self, value: u32) -> u32 {
         let shifted = value.wrapping_add(self.shift);
         let below = self.floor.wrapping_sub(shifted);
         if self.shift == 0 || below < 1 << 18 { self.floor } else { shifted }
     }
 
-    /// The TSecr that leaves.
+    /// The TSecr that is sent on for `echo`.
     fn echo(&self, echo: u32) -> u32 {
         if self.other_shift == 0 { self.other_latest } else { echo.wrapping_sub(self.other_shift) }
     }
 }
 
-/// What a walk leaves behind.
+/// The state after a walk.
 #[derive(Debug, PartialEq, Eq)]
 struct Walked {
     options: Vec<u8>,
@@ -75,7 +75,7 @@ fn model(options: &[u8], numbers: &Numbers) -> Walked {
             at += 1;
             continue;
         }
-        // An option that says a false length takes all that follows with it.
+        // An option with an invalid length makes everything after it unreadable.
         let honest = rest.get(1).map(|len| usize::from(*len)).filter(|len| (2..=rest.len()).contains(len));
         let len = honest.unwrap_or(rest.len());
         let option = &mut walked.options[at..at + len];
@@ -111,7 +111,7 @@ fn change(word: &mut [u8], by: impl FnOnce(u32) -> u32) {
     word.copy_from_slice(&by(old).to_be_bytes());
 }
 
-/// As the programs walk; what follows the options has to stay.
+/// Walks as the BPF programs do. The bytes after the options must not change.
 fn walk(options: &[u8], to: Translation) -> Walked {
     const AFTER: u8 = 0xa5;
     let mut walk = Walk::new(options.len() as u32, to);
@@ -126,7 +126,7 @@ fn walk(options: &[u8], to: Translation) -> Walked {
     Walked { options: options.to_vec(), ts_value: walk.ts_value, blanked: walk.blanked }
 }
 
-/// The short way, for timestamps as nearly all stacks write them.
+/// The fast path for timestamps, for the layout that nearly all stacks send.
 fn only_timestamps(options: &[u8], to: &Timestamps) -> Option<Walked> {
     let mut option: TimestampsOption = bytemuck::try_pod_read_unaligned(options).ok()?;
     if option.head != TimestampsOption::HEAD {
@@ -139,7 +139,7 @@ fn only_timestamps(options: &[u8], to: &Timestamps) -> Option<Walked> {
     Some(walked)
 }
 
-/// The short way, for SACK blocks as nearly all stacks write them.
+/// The fast path for SACK blocks, for the layout that nearly all stacks send.
 fn only_sack(mut options: &[u8], ack_delta: u32) -> Option<Walked> {
     let len = options.len() as u32;
     let mut walked =
@@ -158,7 +158,8 @@ fn only_sack(mut options: &[u8], ack_delta: u32) -> Option<Walked> {
     Some(walked)
 }
 
-/// Whether a checksum that was 0x1234 (wire) makes up for the change.
+/// Whether the update of a checksum of 0x1234 (wire order) makes up for the change from `old` to
+/// `new`.
 fn same_sum(old: &[u8], new: &[u8], check: u16) {
     let with = |bytes: &[u8], check: u16| sum(&[bytes, &check.to_ne_bytes()].concat());
     assert_eq!(with(old, 0x1234), with(new, check), "the checksum");
@@ -167,7 +168,7 @@ fn same_sum(old: &[u8], new: &[u8], check: u16) {
 fuzz_target!(|input: &[u8]| {
     let mut input = input;
     let Some(numbers) = take::<Numbers>(&mut input) else { return };
-    // A header consists of whole words.
+    // A header consists of whole 32-bit words.
     let options = &input[..input.len().min(MAX_LEN) & !3];
     let to = numbers.translation();
     let walked = walk(options, to);

@@ -1,5 +1,5 @@
-//! The shape of a packet that is not plain, and the plain packet made of it. The model reads single
-//! bytes. Both have to agree.
+//! The shape of a packet that is not plain, and the plain packet that is made of it. The model
+//! reads single bytes. Both have to agree.
 #![no_main]
 
 use bytemuck::bytes_of;
@@ -8,7 +8,7 @@ use proxy_common::packet::headers::{Ip, Ipv4, Ipv6};
 use proxy_common::packet::shape::{Extension, Piece, Shape, ShapedIp};
 use steer_fuzz::{sum, take};
 
-/// What extension headers a packet may have before TCP.
+/// The most extension headers that a packet may have before TCP.
 const MAX_EXTENSIONS: usize = 5;
 const TCP: u8 = 6;
 const FRAGMENT: u8 = 44;
@@ -24,7 +24,8 @@ fn model_v4(header: &[u8]) -> Option<Shape> {
     Some(Shape { surplus: (u32::from(words) - 5) * 4, piece })
 }
 
-/// `kind` is the header that begins `at` bytes after the IP header, after `seen` others.
+/// `kind` is the type of the header that begins `at` bytes after the IP header, after `seen`
+/// others.
 fn model_v6(after: &[u8], kind: u8, at: usize, seen: usize) -> Option<Shape> {
     let surplus = at as u32;
     if kind == TCP {
@@ -52,7 +53,7 @@ fn model_v6(after: &[u8], kind: u8, at: usize, seen: usize) -> Option<Shape> {
     model_v6(after, header[0], at + len, seen + 1)
 }
 
-/// As the programs read it; there is an end to it.
+/// Reads the shape as the BPF programs do. The number of steps is bounded.
 fn shape<I: ShapedIp>(ip: &I, after: &[u8]) -> Option<Shape> {
     let mut reads = 0;
     let shape = ip.shape(|at| {
@@ -60,7 +61,7 @@ fn shape<I: ShapedIp>(ip: &I, after: &[u8]) -> Option<Shape> {
         take::<Extension>(&mut after.get(at as usize..)?)
     });
     assert!(reads <= MAX_EXTENSIONS + 1, "{reads} reads");
-    assert!(shape.is_none() || ip.may_be_odd(), "the quick answer is wrong");
+    assert!(shape.is_none() || ip.may_be_odd(), "may_be_odd is wrong");
     let is_plain = shape.is_some_and(|shape| shape.surplus == 0 && shape.piece.is_whole());
     assert!(is_plain || !ip.is_plain_tcp(), "plain, and of the shape {shape:?}");
     shape
@@ -70,7 +71,7 @@ fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// A length field that is zero stands for a length beyond 65535.
+/// `length` less `surplus`. A length field of zero stands for a length beyond 65535.
 fn shorter(length: u16, surplus: u32) -> u16 {
     if length == 0 { 0 } else { length.wrapping_sub(surplus as u16) }
 }
@@ -113,7 +114,7 @@ fn v6(header: Ipv6, after: &[u8]) {
     assert_eq!(shape(&plain, rest), Some(Shape { surplus: 0, piece }), "made plain");
     if !piece.is_whole() {
         let written = Extension::of_piece(&piece);
-        // Reserved bits are not kept.
+        // The reserved bits become zero.
         assert_eq!(bytes_of(&written)[2..4], (be16(rest, 2) & 0xfff9).to_be_bytes());
         assert_eq!((written.next_header, written.id), (TCP, piece.id));
         assert_eq!(plain.piece_len(), u32::from(length).wrapping_sub(8));

@@ -1,4 +1,4 @@
-//! The messages of a takeover. Every message arrives as it was sent. Bytes that are read as a
+//! The messages of a takeover. Every message arrives as it was sent. Bytes that are accepted as a
 //! message have the form that all versions of Steer write.
 #![no_main]
 
@@ -10,11 +10,11 @@ use serde_json::{Map, Value, json};
 
 use self::message::{MAX_REPEATED, Message, PROTOCOL};
 
-// Only the file, not its crate: the daemon takes minutes to build.
+// Includes only this file, because the daemon takes minutes to build.
 #[path = "../../proxy-userspace/daemon/src/takeover/message.rs"]
 mod message;
 
-/// Any message, made of the fuzzer's bytes.
+/// A message made from the fuzzer's bytes.
 fn message(input: &mut Unstructured<'_>) -> arbitrary::Result<Message> {
     Ok(match input.arbitrary::<u8>()? % 6 {
         0 => Message::TakeOver {
@@ -43,7 +43,7 @@ fn address(input: &mut Unstructured<'_>) -> arbitrary::Result<SocketAddr> {
     Ok(SocketAddr::new(ip, input.arbitrary()?))
 }
 
-/// The form of a message, written out: a later version has to read what this one writes.
+/// The form of a message, written out. Later versions of Steer have to read this form.
 fn form(message: &Message) -> Value {
     match message {
         Message::TakeOver { protocol, version, netns } => {
@@ -61,13 +61,13 @@ fn form(message: &Message) -> Value {
 }
 
 fn round_trip(message: &Message) {
-    let bytes = message.encode().expect("a message has a form");
+    let bytes = message.encode().expect("every message can be encoded");
     assert_eq!(Message::decode(&bytes).as_ref(), Ok(message), "{}", String::from_utf8_lossy(&bytes));
     let written: Value = serde_json::from_slice(&bytes).expect("what is written is JSON");
     assert_eq!(written, form(message), "(written, the form of all versions)");
 }
 
-/// Whether `all` has what `some` has. Later versions may add fields. An address may be written in
+/// Whether `all` contains `some`. Later versions may add fields. An address may be written in
 /// several ways.
 fn has(all: &Value, some: &Value) -> bool {
     match (all, some) {
@@ -81,9 +81,10 @@ fn has(all: &Value, some: &Value) -> bool {
         (Value::String(all), Value::String(some)) => {
             all == some || all.parse::<SocketAddr>().is_ok_and(|all| all.to_string() == *some)
         }
-        // serde also takes fields without their names.
+        // serde also accepts a list of the fields' values without their names.
         (Value::Array(all), Value::Object(some)) => all.len() == some.len(),
-        // A variant without fields may stand alone or as the key of nothing.
+        // serde accepts a variant without fields as a string, or as the only key of an object with
+        // the value null.
         (Value::Object(all), Value::String(name)) => all.get(name) == Some(&Value::Null) && all.len() == 1,
         _ => all == some,
     }
@@ -93,7 +94,8 @@ fn read(bytes: &[u8]) {
     match Message::decode(bytes) {
         Ok(message) => {
             round_trip(&message);
-            // What is passed over may have numbers, or a depth, that `Value` does not take.
+            // The parts that the message skips may contain numbers, or a depth, that `Value` does
+            // not accept.
             let Ok(all) = serde_json::from_slice::<Value>(bytes) else { return };
             assert!(has(&all, &form(&message)), "{} is read as {message:?}", String::from_utf8_lossy(bytes));
         }
@@ -105,7 +107,7 @@ fn read(bytes: &[u8]) {
 }
 
 fuzz_target!(|input: &[u8]| {
-    // An input that begins like JSON is what somebody says; else it is made a message.
+    // An input that begins like JSON is read as a message. Any other input is used to make one.
     if input.first().is_some_and(|byte| b"{[\" \n".contains(byte)) {
         return read(input);
     }

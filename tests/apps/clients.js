@@ -3,15 +3,15 @@
 //   node clients.js URL TRANSPORTS MESSAGES KEY...
 //
 // TRANSPORTS: "upgrade" (long polling first, then a WebSocket) or "websocket" (nothing else).
-// Each client has MESSAGES texts echoed right after it connected and as many once it is on its
-// WebSocket. When all clients are done they stay connected until SIGTERM. At
-// SIGUSR2 they all have $LOAD more texts echoed each, at the same time.
+// Each client sends MESSAGES texts for an echo right after it has connected, and as many again once
+// it uses its WebSocket. Then all clients stay connected until SIGTERM. At SIGUSR2 each client sends
+// $LOAD more texts for an echo, all clients at the same time.
 //
-// Standard output: one JSON object a line.
+// Standard output: one JSON object on each line.
 //   {"event":"client","key","sid","transport","servers":[..],"echoed","errors":[..]}  per client
-//   {"event":"settled"}   all clients have reported
-//   {"event":"loaded","echoed","errors":[..]}   when those have come back
-//   {"event":"closed","lost":[keys]}   all have left; lost are those that were cut off before
+//   {"event":"settled"}   after all clients have reported
+//   {"event":"loaded","echoed","errors":[..]}   after the $LOAD texts have come back
+//   {"event":"closed","lost":[keys]}   after all have closed; lost: those that were cut off before
 import { io } from "socket.io-client";
 
 const [url, transports, messages, ...keys] = process.argv.slice(2);
@@ -49,7 +49,7 @@ async function converse(key) {
   const socket = connect(key);
   try {
     const upgraded = new Promise((resolve) => {
-      // The engine exists from the start; it opens its transport later.
+      // The engine exists from the start. Its transport is opened later.
       if (transports === "upgrade") socket.io.engine.once("upgrade", resolve);
       else resolve();
     });
@@ -75,7 +75,7 @@ async function converse(key) {
 }
 
 const stopped = new Promise((resolve) => process.once("SIGTERM", resolve));
-const alive = setInterval(() => {}, 60_000); // with all clients cut off nothing else would keep us here
+const alive = setInterval(() => {}, 60_000); // keeps the process alive even if all clients are cut off
 const sockets = await Promise.all(keys.map(converse));
 process.on("SIGUSR2", async () => {
   const report = { key: "load", servers: new Set(), echoed: 0 };

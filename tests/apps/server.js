@@ -1,13 +1,13 @@
-// A socket.io 4 server that says who it is and writes down whatever reaches it.
+// A socket.io 4 server that answers with its name and reports every request.
 //
 //   node server.js NAME ADDRESS PORT
 //
-// Standard output: one JSON object a line.
+// Standard output: one JSON object on each line.
 //   {"event":"listening","server"}
 //   {"event":"request","server","kind":"poll"|"upgrade","key","sid","method","status"}  an HTTP
-//       request, when it has been answered (an upgrade: when it came in, status 101); key is its
-//       x-forwarded-for, sid the session that it says it belongs to (null: a new one)
-//   {"event":"refused","server","key","sid","reason"}   what socket.io itself refused, such as
+//       request, after its answer (an upgrade: on arrival, with status 101); key is the request's
+//       x-forwarded-for, sid the session that the request names (null: a new session)
+//   {"event":"refused","server","key","sid","reason"}   a request that socket.io itself refused, for example
 //       "Session ID unknown"
 import { createServer } from "node:http";
 import { Server } from "socket.io";
@@ -32,7 +32,7 @@ io.on("connection", (socket) => {
   socket.on("echo", (text, answer) => answer({ server: name, text }));
 });
 
-// Before socket.io's own listeners, so that nothing that arrives is missed.
+// Registered before socket.io's own listeners, so that no request is missed.
 http.prependListener("request", (request, response) => {
   const record = { event: "request", kind: "poll", ...about(request) };
   response.once("close", () => say({ ...record, status: response.statusCode }));

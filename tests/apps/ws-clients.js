@@ -1,14 +1,14 @@
-// Very many WebSockets in one process, each with its own x-forwarded-for.
+// Many thousands of WebSockets in one process, each with its own x-forwarded-for.
 //
 //   node ws-clients.js URL LOCAL_ADDRESS COUNT PARALLEL NAME
 //
-// Opens COUNT sockets from LOCAL_ADDRESS, PARALLEL at a time; then obeys lines of standard input:
-//   echo    every socket sends a text of its own and waits for it
-//   close   all are closed in order, and the process ends
-// Standard output: one JSON object a line.
-//   {"event":"open","count","errors":[..]}     all have been tried; errors are the first few
+// Opens COUNT sockets from LOCAL_ADDRESS, PARALLEL at a time. Then obeys lines of standard input:
+//   echo    every socket sends its own text and waits for the echo
+//   close   closes all sockets in order, and ends the process
+// Standard output: one JSON object on each line.
+//   {"event":"open","count","errors":[..]}     after all were tried; errors: the first few
 //   {"event":"echoed","count","errors":[..]}   after each `echo`
-//   {"event":"closed","count"}                 how many were still open, and have closed
+//   {"event":"closed","count"}                 count: how many were still open
 import { createInterface } from "node:readline";
 import WebSocket from "ws";
 
@@ -48,7 +48,7 @@ const echo = (socket, index) =>
     socket.send(text);
   });
 
-// Runs `work` for 0 to `total` - 1, `limit` at a time; returns the first errors.
+// Runs `work` for 0 to `total` - 1, `limit` at a time. Returns the first errors.
 async function all(total, limit, work) {
   const errors = [];
   let next = 0;
@@ -63,7 +63,7 @@ async function all(total, limit, work) {
 }
 
 const errors = await all(Number(count), Number(parallel), open);
-// What happens later shows as a failed echo.
+// A later error shows as a failed echo.
 sockets.forEach((socket) => socket.on("error", () => {}));
 say({ event: "open", count: sockets.length, errors });
 

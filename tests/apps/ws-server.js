@@ -10,6 +10,6 @@ const server = new WebSocketServer({ host, port: Number(port), backlog: 4096 });
 server.on("listening", () => console.log(JSON.stringify({ event: "listening" })));
 server.on("connection", (socket) => {
   socket.on("message", (data, isBinary) => socket.send(data, { binary: isBinary }));
-  // A client that is cut off is what some tests are about.
+  // Some tests cut clients off, which is an error here.
   socket.on("error", () => {});
 });

@@ -17,30 +17,30 @@ import sys
 
 from fissix.refactor import RefactoringTool, get_fixers_from_package
 
-# What each border needs: (file name or None for every file, pattern, replacement).
+# The replacements: (file name or None for every file, pattern, replacement).
 BORDERS = [
     (None, r"\bbinascii\.(b2a_hex|hexlify)\(", r"_borders.hexadecimal("),
     (None, r"([\w.\[\]:]+)\.decode\(", r"_borders.octets(\1).decode("),
     (None, r"\bm\.update\((\w+)\)", r"m.update(_borders.octets(\1))"),
     (None, r"\bv\.validate\(([^()]+)\)", r"v.validate(_borders.octets(\1))"),
-    # Compared by their dumps, equal values differ under Python 3 when one is built of shared parts.
+    # The suite compares dumps. In Python 3, the dumps of equal values differ if one value has shared parts.
     ("case.py", r"return pickle\.dumps\(obj1\) == pickle\.dumps\(obj2\)", r"return obj1 == obj2"),
     ("fuzzing.py", r"''\.join\(payload\)", r"b''.join(payload)"),
     ("fuzzing.py", r"class FuzzingProtocol:", r"class FuzzingProtocol(_borders.Protocol):"),
     ("fuzzing.py", r"json\.dumps\(case,", r"json.dumps(case, default = _borders.text,"),
-    # All classes are new-style ones now, and `object` is the base of all.
+    # In Python 3, every class is a new-style class with the base `object`.
     (None, r"\(object, Case, ?\)", r"(Case,)"),
-    # Division of integers.
+    # Division of integers is `//` in Python 3.
     ("case10_1_1.py", r"len\(self\.payload\) / ", r"len(self.payload) // "),
-    # Gone from zope.interface; the one case that uses it is in no set.
+    # zope.interface does not have `implements` any more. The only case that uses it is in no set.
     ("case9_9_1.py", r"from zope\.interface import implements", r"implements = lambda *interfaces: None"),
-    # A mode that nobody here uses, and that wants a library which ended with Python 2.
+    # An unused mode. It needs a library that exists only for Python 2.
     ("wstest.py", r"from \. import serializer", r"serializer = None"),
-    # The pages for people; the verdicts are in the JSON.
+    # The HTML pages are not needed, because the verdicts are in the JSON.
     ("fuzzing.py", r"produceHtml = True", r"produceHtml = False"),
 ]
 
-# The module that every converted one imports.
+# The module that every converted module imports.
 BORDERS_MODULE = '''
 import binascii
 
@@ -65,7 +65,7 @@ class Protocol:
     def sendFrame(self, opcode, payload=b"", payload_len=None, **options):
         payload = octets(payload)
         if payload_len is not None:
-            # Repeated here, because the library divides as Python 2 did.
+            # Repeats the payload here, because the library divides integers as in Python 2.
             payload = (payload * (payload_len // len(payload) + 1))[:payload_len]
         super().sendFrame(opcode, payload=payload, **options)
 
@@ -98,7 +98,7 @@ def main():
         sys.exit(f"{package} is ported already")
     tool = RefactoringTool(get_fixers_from_package("fissix.fixes"))
     for path in sorted(package.rglob("*.py")):
-        # Read as Latin-1, each byte of the source becomes the character that stands for it.
+        # Read as Latin-1, each byte of the source becomes one character.
         source = path.read_text(encoding="latin-1").replace("\r\n", "\n")
         source = re.sub(r"(?m)\A((?:#.*\n)?)#.*coding[:=].*\n", r"\1\n", source)
         source = str(tool.refactor_string(source + "\n", str(path)))
@@ -106,7 +106,7 @@ def main():
             if name in (None, path.name):
                 source = re.sub(pattern, replacement, source)
         if "_borders." in source:
-            # Behind the licence, before anything that uses it.
+            # After the licence, before the first use.
             head = re.match(r"(?:#.*\n|\s*\n)*", source).end()
             source = source[:head] + IMPORT + source[head:]
         path.write_text(source, encoding="utf-8")

@@ -1,5 +1,6 @@
-//! What the programs of the packet splice cost per packet, by `BPF_PROG_TEST_RUN`: the best of some runs of a million each. The
-//! figures include what the test run itself costs, as `egress, not marked` shows. And what a look of the timer costs that expires
+//! Measures the cost of the packet splice's BPF programs per packet with `BPF_PROG_TEST_RUN`. The
+//! result is the best of some runs of a million packets each. It includes the cost of the test run
+//! itself, which `egress, not marked` shows. Also measures one tick of the timer that expires
 //! streams. Needs root and the BPF object:
 //!
 //! ```text
@@ -64,7 +65,7 @@ fn main() {
         report(lab, Hook::Egress, "egress, not marked", |session| session.own_packet(DIRECTION));
     });
     in_namespace_with(LAP, |lab| {
-        println!("{:<40} {:>8}", "microseconds per look of the timer", "");
+        println!("{:<40} {:>8}", "microseconds per tick of the timer", "");
         let due = Expiry { heartbeat_ns: 1, gone_after_ns: 1, orphan_timeout_ns: u64::MAX, linger_ns: 1 };
         look(lab, "a process lives", Expiry { gone_after_ns: u64::MAX, ..due });
         look(lab, "no process, free records", due);
@@ -75,11 +76,11 @@ fn main() {
     in_namespace_with(RECORDS_A_TICK, give_up);
 }
 
-/// So many records that the cache holds few of them.
+/// So many records that few of them fit into the cache.
 const LAP: u32 = 16 * RECORDS_A_TICK;
 const LOOKS: u32 = 1600;
 
-/// All streams that a look can meet go at once.
+/// Every stream that a tick examines is given up in that tick.
 fn give_up(lab: &mut Lab) {
     let due = Expiry { heartbeat_ns: 1, gone_after_ns: 1, orphan_timeout_ns: 1, linger_ns: 1 };
     let took = (0..RUNS).map(|_| {
@@ -87,7 +88,7 @@ fn give_up(lab: &mut Lab) {
         (0..RECORDS_A_TICK).for_each(|index| lab.open(&Session::numbered(Family::V4, index)));
         lab.set_expiry(due);
         let input = Input { frame: vec![0; 14], ..Input::default() };
-        // One of the two begins with the first record.
+        // One of the two ticks begins with the first record.
         (0..2).map(|_| lab.try_run(Hook::Expire, &input, 1, 0).unwrap().nanoseconds).max().unwrap()
     });
     println!("{:<40} {:>8.1}", "no process, streams given up", f64::from(took.min().unwrap()) / 1000.0);
@@ -106,7 +107,8 @@ fn report(lab: &mut Lab, hook: Hook, name: &str, packet: impl Fn(&Session) -> Pa
         return;
     }
     let [v4, v6] = Family::BOTH.map(|family| {
-        // What one run leaves is the next one's packet.
+        // Each run gets the packet that the run before left. With the identity session that packet
+        // does not change.
         let session = Session::identity(family);
         lab.clear();
         lab.open(&session);

@@ -8,45 +8,48 @@ use anyhow::{Context as _, Result};
 
 use crate::netns::NetNs;
 
-/// Values by name: protocol and counter, as `TcpRetransSegs` and `TcpExtPAWSEstab`.
+/// Values by name. A name is the protocol and the counter, such as `TcpRetransSegs` and
+/// `TcpExtPAWSEstab`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counters(BTreeMap<String, i64>);
 
 impl Counters {
     pub fn of(netns: &NetNs) -> Result<Self> {
         let read = |name: &str| {
-            // Not /proc/net: that shows where the process lives, which is not where the thread is.
+            // /proc/net would show the namespace of the process, which may not be the namespace of
+            // this thread.
             let path = format!("/proc/thread-self/net/{name}");
             fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
         };
         netns.run(|| Self::parse(&(read("snmp")? + &read("netstat")?)))?
     }
 
-    /// 0 if there is no such counter.
+    /// The value of a counter. 0 if there is no such counter.
     pub fn get(&self, name: &str) -> i64 {
         self.0.get(name).copied().unwrap_or(0)
     }
 
-    /// How much each has grown since `before`; what has not is left out.
+    /// By how much each counter has grown since `before`. Counters that have not grown are left
+    /// out.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let grown = |(name, value): (&String, &i64)| (name.clone(), value - before.get(name));
         Self(self.0.iter().map(grown).filter(|(_, growth)| *growth != 0).collect())
     }
 
-    /// Only those with these names.
+    /// Only the counters with these names.
     #[must_use]
     pub fn only(&self, names: &[&str]) -> Self {
         let wanted = self.0.iter().filter(|(name, _)| names.contains(&name.as_str()));
         Self(wanted.map(|(name, value)| (name.clone(), *value)).collect())
     }
 
-    /// Whether there is no counter, for a difference: whether none has grown.
+    /// Whether there is no counter. For a difference: whether no counter has grown.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Pairs of lines: `Tcp: NAME NAME ...` and `Tcp: VALUE VALUE ...`.
+    /// Reads pairs of lines: `Tcp: NAME NAME ...` and `Tcp: VALUE VALUE ...`.
     fn parse(text: &str) -> Result<Self> {
         let mut counters = BTreeMap::new();
         let mut lines = text.lines();

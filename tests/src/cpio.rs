@@ -1,15 +1,16 @@
-//! Archives that the kernel unpacks as its first file system (initramfs; the format `newc` of cpio(5)). Several of them,
-//! one after the other in a file, are unpacked one over the other.
+//! Archives that the kernel unpacks as its first file system (initramfs; the format `newc` of
+//! cpio(5)). A file may hold several archives one after the other. The kernel unpacks them in this
+//! order into the same file system.
 
 use std::io::{self, Write};
 
-/// Files and directories are padded to this.
+/// Heads and contents are padded to a multiple of this.
 const ALIGNMENT: usize = 4;
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const LINK: u32 = 0o120_777;
 
-/// An archive that is being written. [`end`](Self::end) it.
+/// An archive that is being written. Call [`end`](Self::end) after the last entry.
 #[derive(Debug)]
 pub struct Archive<W: Write> {
     to: W,
@@ -21,25 +22,26 @@ impl<W: Write> Archive<W> {
         Self { to, entries: 0 }
     }
 
-    /// A directory; its parent must come before it. `path` begins without a slash, here and below.
+    /// Adds a directory. Its parent must be added before. `path` begins without a slash, here and
+    /// below.
     ///
     /// # Errors
-    /// Those of writing, here and below.
+    /// Errors of writing, here and below.
     pub fn directory(&mut self, path: &str) -> io::Result<()> {
         self.entry(path, DIRECTORY, &[])
     }
 
-    /// A file that may be run.
+    /// Adds a file that may be executed.
     pub fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
         self.entry(path, PROGRAM, content)
     }
 
-    /// A symbolic link.
+    /// Adds a symbolic link.
     pub fn link(&mut self, path: &str, to: &str) -> io::Result<()> {
         self.entry(path, LINK, to.as_bytes())
     }
 
-    /// Ends the archive and returns what it was written to.
+    /// Ends the archive and returns the writer.
     pub fn end(mut self) -> io::Result<W> {
         self.entry("TRAILER!!!", 0, &[])?;
         self.to.flush()?;
@@ -51,7 +53,8 @@ impl<W: Write> Archive<W> {
         let size = u32::try_from(content.len()).map_err(too_large)?;
         let name = u32::try_from(path.len() + 1).map_err(too_large)?;
         self.entries += 1;
-        // Inode, mode, owner, group, links, time, size, four numbers of devices, length of the name, checksum.
+        // Inode, mode, owner, group, links, time, size, four device numbers, length of the name,
+        // checksum.
         let numbers = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name, 0];
         let mut head = b"070701".to_vec();
         for number in numbers {
@@ -83,7 +86,8 @@ mod tests {
         let bytes = archive.end().unwrap();
         let text = String::from_utf8_lossy(&bytes);
         let heads: Vec<_> = text.match_indices("070701").map(|(at, _)| at).collect();
-        // A head has 110 bytes; it and its name, and the content, end at multiples of four.
+        // A head has 110 bytes. The head with its name, and the content, are padded to multiples of
+        // four.
         assert_eq!(heads, [0, 116, 116 + 116 + 8, 116 + 116 + 8 + 116 + 8]);
         assert_eq!(&text[116 + 14..116 + 22], "000081ed");
         assert_eq!(&text[116 + 54..116 + 62], "00000005");

@@ -1,4 +1,4 @@
-//! Waiting for something to become true, with a deadline, instead of sleeping and hoping.
+//! Waits until something becomes true, with a deadline. No test sleeps for a guessed time.
 
 use std::time::{Duration, Instant};
 
@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result};
 
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Calls `probe` until it returns `Ok(Some(value))` and returns that value. Fails at once when
-/// `probe` fails (a state that waiting cannot mend), and after `patience` with `what` in the text.
+/// Calls `probe` until it returns `Ok(Some(value))`, and returns that value. Fails at once when
+/// `probe` fails, because waiting does not help then. Fails after `patience` with `what` in the
+/// text.
 pub fn eventually<T>(
     what: &str,
     patience: Duration,

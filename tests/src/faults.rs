@@ -1,5 +1,5 @@
-//! Faults on the way of TCP packets: loss, duplication, reordering. The kernel's own means (netem) are often not
-//! built, so a BPF program makes them (`tests/faults-ebpf`).
+//! Faults on the path of TCP packets: loss, duplication, reordering. Many kernels lack netem, so a
+//! BPF program makes the faults (`tests/faults-ebpf`).
 
 use std::ops::{Add, Sub};
 use std::path::Path;
@@ -15,14 +15,14 @@ use crate::netns::NetNs;
 
 /// Built by `cargo xtask build-ebpf`, relative to the workspace.
 const OBJECT: &str = "target/bpf/faults-ebpf.o";
-/// The ends of the detour.
+/// The two ends of the detour.
 const DETOUR: &str = "detour0";
 const DETOUR_END: &str = "detour1";
-/// How the detour is slow: at one per cent of a busy link a packet waits for none to some ten others, which
-/// is up to 25 ms; what does not fit is lost.
+/// The slow queue of the detour. At one per cent of a busy link, a packet waits for up to about ten
+/// other packets, which is up to 25 ms. Packets that do not fit into the queue are lost.
 const QUEUE: [&str; 7] = ["tbf", "rate", "10mbit", "burst", "2kb", "limit", "32kb"];
 
-/// How often each fault befalls a packet, per mille, at each hook.
+/// How often each fault happens to a packet, per mille, at each hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rates {
     pub loss: u32,
@@ -32,24 +32,25 @@ pub struct Rates {
 
 impl Rates {
     pub const NONE: Self = Self { loss: 0, duplication: 0, reordering: 0 };
-    /// One per cent of each on the way from one host with faults to another.
+    /// One per cent of each fault on the path from one host with faults to another.
     pub const PERCENT: Self = Self { loss: 5, duplication: 5, reordering: 5 };
 }
 
-/// Packets, of all CPUs.
+/// Numbers of packets, summed over all CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// What a fault could have befallen: all TCP packets without SYN.
+    /// All packets to which a fault could happen: all TCP packets without SYN.
     pub seen: u64,
     pub lost: u64,
     pub duplicated: u64,
-    /// Came late, perhaps behind later ones.
+    /// Packets that came late, perhaps after packets that were sent later.
     pub delayed: u64,
-    /// Lost on the detour.
+    /// Packets that were lost on the detour.
     pub dropped: u64,
 }
 
-/// The faults of one namespace's device, at its ingress and its egress, until it is dropped.
+/// The faults of a namespace's device, at its ingress and its egress. They end when the guard is
+/// dropped.
 pub struct Faults<'n> {
     netns: &'n NetNs,
     ebpf: Ebpf,
@@ -57,18 +58,20 @@ pub struct Faults<'n> {
 }
 
 impl<'n> Faults<'n> {
-    /// Without any fault, until [`Self::set`].
+    /// Attaches the program. No fault happens until [`Self::set`] is called.
     ///
     /// # Errors
-    /// When the object is not built, the kernel refuses it, or the namespace has a detour already.
+    /// When the object is not built, the kernel refuses the program, or the namespace has a detour
+    /// already.
     pub fn attach(netns: &'n NetNs, device: &str) -> Result<Self> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(OBJECT);
-        let object = fs::read(&path).with_context(|| format!("no {OBJECT}: run cargo xtask build-ebpf"))?;
+        let object =
+            fs::read(&path).with_context(|| format!("{OBJECT} is missing: run cargo xtask build-ebpf"))?;
         let mut ebpf = Ebpf::load(&object).context("cannot load the fault program's maps")?;
         let settings =
             ebpf.take_map(faults_ebpf::MAP_SETTINGS).context("the fault program has no settings")?;
         netns.ip(&["link", "add", DETOUR, "type", "veth", "peer", "name", DETOUR_END])?;
-        // From here on the detour is removed by Drop.
+        // From here on, Drop removes the detour.
         let mut faults = Self { netns, ebpf, settings: Array::try_from(settings)? };
         for end in [DETOUR, DETOUR_END] {
             netns.ip(&["link", "set", end, "up", "addrgenmode", "none"])?;
@@ -89,7 +92,7 @@ impl<'n> Faults<'n> {
         Ok(faults)
     }
 
-    /// Changes the rates, of which the sum is at most 1000, from the next packet on.
+    /// Changes the rates from the next packet on. Their sum is at most 1000.
     pub fn set(&mut self, rates: Rates) -> Result<()> {
         for (index, value) in [
             (setting::LOSS, rates.loss),
@@ -105,7 +108,8 @@ impl<'n> Faults<'n> {
     pub fn counts(&self) -> Result<Counts> {
         let map = self.ebpf.map(faults_ebpf::MAP_COUNTS).context("the fault program has no counts")?;
         let map = PerCpuArray::<_, u64>::try_from(map)?;
-        // In this order, or a packet could return before it left.
+        // Reads `returned` before `left`. In the other order, a packet could return between the two
+        // reads.
         let returned = sum(&map, count::RETURNED)?;
         let left = sum(&map, count::LEFT)?;
         Ok(Counts {
@@ -121,7 +125,7 @@ impl<'n> Faults<'n> {
 impl Drop for Faults<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.netns.ip(&["link", "del", DETOUR]) {
-            eprintln!("a detour is left behind: {error:#}");
+            eprintln!("cannot remove the detour {DETOUR}: {error:#}");
         }
     }
 }
@@ -135,7 +139,7 @@ impl Sub for Counts {
             lost: self.lost - before.lost,
             duplicated: self.duplicated - before.duplicated,
             delayed: self.delayed - before.delayed,
-            // Packets on the detour count here.
+            // Packets that are still on the detour count as dropped here.
             dropped: self.dropped.saturating_sub(before.dropped),
         }
     }
@@ -164,10 +168,10 @@ impl fmt::Display for Counts {
 
 /// Loads a program and attaches it in the calling thread's namespace.
 fn start(ebpf: &mut Ebpf, name: &str, device: &str, hook: TcAttachType) -> Result<()> {
-    let program = ebpf.program_mut(name).context("the object has no such program")?;
+    let program = ebpf.program_mut(name).context("the object does not have the program")?;
     let program: &mut SchedClassifier = program.try_into()?;
-    program.load().context("the kernel refuses it")?;
-    program.attach(device, hook).with_context(|| format!("cannot attach it to {device}"))?;
+    program.load().context("the kernel refuses the fault program")?;
+    program.attach(device, hook).with_context(|| format!("cannot attach the fault program to {device}"))?;
     Ok(())
 }
 
@@ -186,7 +190,7 @@ mod tests {
     use crate::topology::Topology;
 
     #[test]
-    fn each_fault_happens_at_its_rate_and_tcp_mends_it() {
+    fn each_fault_happens_at_its_rate_and_tcp_repairs_it() {
         if !crate::require::root() {
             return;
         }

@@ -1,4 +1,5 @@
-//! Names for the instances of `steer`, whose pins are seen in all network namespaces of a machine.
+//! Names for instances of `steer`. All network namespaces of a machine see the same pins, so names
+//! have to be unique.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,20 +9,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 
-/// Where `steer` pins.
+/// The directory of Steer's pins.
 pub const DIRECTORY: &str = "/sys/fs/bpf/steer";
-/// Where it has the sockets by which it is controlled.
+/// The directory of Steer's control sockets.
 pub const SOCKETS: &str = "/run/steer";
 const PREFIX: &str = "steer-t";
 
-/// A name that nobody else has: `PREFIX-PID-NUMBER`, where PID is ours. When it is dropped, the pins under it are removed,
-/// unless a process still has them.
+/// A unique name: `PREFIX-PID-NUMBER`, where PID is the id of this process. When the guard is
+/// dropped, the pins under the name are removed, unless a process still uses them.
 #[derive(Debug)]
 pub struct Instance(String);
 
 impl Instance {
     /// # Errors
-    /// What a crashed run has left under this name cannot be removed.
+    /// When pins that a crashed run left under this name cannot be removed.
     pub fn new() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -34,7 +35,7 @@ impl Instance {
         &self.0
     }
 
-    /// The directory of its pins.
+    /// The directory of the instance's pins.
     pub fn pins(&self) -> PathBuf {
         Path::new(DIRECTORY).join(&self.0)
     }
@@ -43,15 +44,15 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.0) {
-            eprintln!("the pins of {} are left behind: {error:#}", self.0);
+            eprintln!("cannot remove the pins of {}: {error:#}", self.0);
         }
     }
 }
 
-/// Removes the pins whose makers are gone.
+/// Removes the pins of test processes that do not exist any more.
 ///
 /// # Errors
-/// The BPF file system cannot be read or written.
+/// When the BPF file system cannot be read or written.
 pub fn remove_leftovers() -> Result<()> {
     let entries = match fs::read_dir(DIRECTORY) {
         Ok(entries) => entries,

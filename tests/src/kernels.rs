@@ -1,48 +1,50 @@
-//! The stock kernels that the suite `kernels` runs Steer on, and that `cargo xtask test` gets for it.
+//! The stock kernels on which the suite `kernels` runs Steer. `cargo xtask test` downloads them.
 
 use std::path::PathBuf;
 
 use crate::require::skip;
 
-/// How many streams are opened in a guest, one for each client.
+/// How many streams a guest opens, one for each client.
 pub const STREAMS: u64 = 20;
-/// How many more after a restart.
+/// How many streams are opened after a restart.
 pub const MORE: u64 = 5;
-/// How many of them carry bulk at the same time.
+/// How many of the streams carry bulk at the same time.
 pub const BULK_STREAMS: usize = 4;
-/// What each of these carries, each way, in bytes.
+/// How many bytes each bulk stream carries in each direction.
 pub const BULK_BYTES: usize = 5_000_000;
 
 /// Where a kernel comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distribution {
     Debian,
-    /// From the mirror that [`UBUNTU_MIRROR`] names; without it, its kernels are not tried.
+    /// The mirror that [`UBUNTU_MIRROR`] names. Without a mirror, Ubuntu's kernels are not tried.
     Ubuntu,
 }
 
-/// The variable that names a mirror of Ubuntu, as apt's sources do.
+/// The variable that names a mirror of Ubuntu, in the form of apt's sources.
 pub const UBUNTU_MIRROR: &str = "STEER_UBUNTU_MIRROR";
 
-/// The variable with a part of the name of a kernel: the others are not tried.
+/// The variable with a part of a kernel's name. Kernels whose names do not contain it are not
+/// tried.
 pub const ONLY: &str = "STEER_KERNELS_ONLY";
 
-/// A stock kernel, and what Steer has there.
+/// A stock kernel, and which paths Steer has there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernel {
     pub distribution: Distribution,
-    /// The suite of the distribution whose kernel it is, by the name that apt knows.
+    /// The suite of the kernel's distribution, by the name that apt knows.
     pub suite: &'static str,
-    /// The package that depends on the suite's newest kernel.
+    /// The package that depends on the newest kernel of the suite.
     pub package: &'static str,
-    /// The version that is expected; `None` for whatever is newest.
+    /// The expected version. `None` for the newest one.
     pub series: Option<&'static str>,
     pub has: Has,
-    /// Whether the socket splice is tried: only on kernels that README.md names for it.
+    /// Whether the socket splice is tried. Only on kernels that README.md names for the socket
+    /// splice.
     pub tries_sockmap: bool,
-    /// Of the guest.
+    /// The number of CPUs of the guest.
     pub cpus: u32,
-    /// Whether it is tried in the short form, too.
+    /// Whether the short form of the suite tries this kernel, too.
     pub is_in_short: bool,
 }
 
@@ -60,7 +62,7 @@ impl Kernel {
     const UBUNTU: Self =
         Self { distribution: Distribution::Ubuntu, package: "linux-image-generic", ..Self::DEBIAN };
 
-    /// What tells it from the others: the name of its directory.
+    /// The unique name of the kernel, which is also the name of its directory.
     pub fn name(&self) -> String {
         format!("{:?}-{}-{}", self.distribution, self.suite, self.package)
     }
@@ -80,9 +82,9 @@ impl Kernel {
 pub enum Has {
     /// The packet splice with tcx links.
     Tcx,
-    /// The same with filters of the qdisc clsact.
+    /// The packet splice with filters of the qdisc clsact.
     Clsact,
-    /// The relay, since the verifier refuses the packet splice.
+    /// The relay, because the verifier refuses the packet splice.
     Relay,
 }
 
@@ -105,11 +107,11 @@ pub const ALL: [Kernel; 7] = [
         tries_sockmap: true,
         ..Kernel::UBUNTU
     },
-    // One CPU: with more, QEMU 7.2 without KVM is not a match for how these kernels change their own code.
+    // One CPU: with more, QEMU 7.2 without KVM fails when these kernels patch their own code.
     Kernel { suite: "trixie-backports", tries_sockmap: true, cpus: 1, ..Kernel::DEBIAN },
 ];
 
-/// Those that are tried in the long form, or in the short one.
+/// The kernels of the long form, or of the short form.
 pub fn of_form(long: bool) -> impl Iterator<Item = Kernel> {
     let has_ubuntu = std::env::var_os(UBUNTU_MIRROR).is_some();
     let can_be_had = move |kernel: &Kernel| has_ubuntu || kernel.distribution != Distribution::Ubuntu;
@@ -119,10 +121,10 @@ pub fn of_form(long: bool) -> impl Iterator<Item = Kernel> {
     })
 }
 
-/// Where `cargo xtask test` has put the kernels: `STEER_KERNELS`.
+/// The directory in which `cargo xtask test` has put the kernels: `STEER_KERNELS`.
 pub fn directory() -> Option<PathBuf> {
     if !cfg!(target_arch = "x86_64") {
-        skip("the guests are of x86-64, and get the Steer of this machine");
+        skip("needs x86-64: the guests run the Steer binary of this machine");
         return None;
     }
     let path = std::env::var_os("STEER_KERNELS").map(PathBuf::from).filter(|path| path.exists());

@@ -1,12 +1,13 @@
-//! What the integration tests and `cargo xtask demo` stand on: network namespaces (`netns`,
-//! `topology`) with their counters (`counters`) and faults on the way (`faults`), processes that die with their owner (`process`), a running `steer` (`steer`), and
-//! the programs it is tried against (`peers`, `socketio`). The tests themselves are in `tests/`, one file for
-//! each subject.
+//! The harness of the integration tests and of `cargo xtask demo`: network namespaces (`netns`,
+//! `topology`) with their counters (`counters`) and faults on the path (`faults`), processes that
+//! end with their owner (`process`), a running `steer` (`steer`), and the peers of the tests
+//! (`peers`, `socketio`). The tests are in `tests/`, one file for each subject.
 //!
 //! Every guard undoes what it did when it is dropped, also when a later step fails. Nothing sleeps
 //! for a guessed time: see [`eventually::eventually`].
 //!
-//! A test whose needs are not met says `SKIP`, or fails if `STEER_TESTS_REQUIRE=1`: see [`require`].
+//! A test that the machine cannot run says `SKIP`. With `STEER_TESTS_REQUIRE=1` it fails: see
+//! [`require`].
 
 pub mod counters;
 pub mod cpio;

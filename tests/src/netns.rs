@@ -1,8 +1,9 @@
-//! Network namespaces that go away with their owner.
+//! Network namespaces that are removed with their owner.
 //!
-//! A namespace belongs to a thread, not to a process: a tokio worker that was started elsewhere
-//! stays where it was. So there are two doors only: [`NetNs::enter`] for a child process, and
-//! [`NetNs::run`] for a closure on a thread of its own (use a current-thread runtime inside).
+//! A namespace belongs to a thread, not to a process. A tokio worker that was started elsewhere
+//! stays in its own namespace. So there are only two ways into a namespace: [`NetNs::enter`] for a
+//! child process, and [`NetNs::run`] for a closure on a new thread (use a current-thread runtime
+//! inside).
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -14,11 +15,11 @@ use std::{fs, io, thread};
 
 use anyhow::{Context as _, Result};
 
-/// Where iproute2 keeps names of namespaces.
+/// The directory in which iproute2 keeps the names of namespaces.
 const DIRECTORY: &str = "/run/netns";
 
-/// A namespace with its loopback up. Its name is `PREFIX-PID-NUMBER-ROLE`, where PID is ours, so
-/// that [`remove_leftovers`] can tell what a crashed run has left.
+/// A namespace with its loopback up. Its name is `PREFIX-PID-NUMBER-ROLE`, where PID is the id of
+/// this process. By the PID, [`remove_leftovers`] finds what a crashed run has left.
 #[derive(Debug)]
 pub struct NetNs {
     name: String,
@@ -28,7 +29,7 @@ pub struct NetNs {
 
 impl NetNs {
     /// # Errors
-    /// When we are not root, or iproute2 is missing.
+    /// When the process is not root, or iproute2 is missing.
     pub fn new(prefix: &str, role: &str) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -46,23 +47,23 @@ impl NetNs {
         Ok(netns)
     }
 
-    /// The name that `ip netns` knows it by.
+    /// The name for `ip netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Runs `ip ARGS` inside.
+    /// Runs `ip ARGS` in the namespace.
     ///
     /// # Errors
-    /// With the command line and what it said.
+    /// When the command fails; the error has the command line and its output.
     pub fn ip(&self, args: &[&str]) -> Result<()> {
         ip(&[&["-n", &self.name], args].concat())
     }
 
-    /// Runs `tc ARGS` inside.
+    /// Runs `tc ARGS` in the namespace.
     ///
     /// # Errors
-    /// With the command line and what it said.
+    /// When the command fails; the error has the command line and its output.
     pub fn tc(&self, args: &[&str]) -> Result<()> {
         succeed("tc", &[&["-n", &self.name], args].concat())
     }
@@ -76,16 +77,17 @@ impl NetNs {
         Ok(index)
     }
 
-    /// Makes the child that `command` will start live here.
+    /// Makes the child that `command` will start run in this namespace.
     pub fn enter(&self, command: &mut Command) -> Result<()> {
         let handle = self.handle.try_clone().context("cannot duplicate a namespace's descriptor")?;
-        // SAFETY: between fork and exec only the system call setns is made; the closure owns its
+        // SAFETY: between fork and exec only the system call setns is made. The closure owns its
         // descriptor and allocates nothing.
         unsafe { command.pre_exec(move || set_netns(&handle)) };
         Ok(())
     }
 
-    /// Runs `work` here, on a new thread, and returns what it returned. A panic in it goes on here.
+    /// Runs `work` in this namespace, on a new thread, and returns its result. A panic in `work`
+    /// continues in the caller.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let entered = thread::scope(|scope| {
             let inside = scope.spawn(|| set_netns(&self.handle).map(|()| work()));
@@ -94,24 +96,24 @@ impl NetNs {
         entered.with_context(|| format!("cannot enter the namespace {}", self.name))
     }
 
-    /// Writes a setting of this namespace, as `net.ipv4.tcp_sack`.
+    /// Writes a setting of this namespace, such as `net.ipv4.tcp_sack`.
     ///
     /// # Errors
-    /// When there is no such setting, or it refuses `value`.
+    /// When there is no such setting, or the setting refuses `value`.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        // Which namespace is meant is decided by the thread that opens the file.
+        // The thread that opens the file decides whose setting it is.
         let written = self.run(|| fs::write(&path, value))?;
         written.with_context(|| format!("cannot set {name} to {value} in {}", self.name))
     }
 
-    /// Makes senders cut what leaves by `device` into single segments themselves, so that the programs
-    /// on its way see each of them, and not packets of up to 64 KiB.
+    /// Makes senders cut data into single segments before it leaves by `device`. So the programs on
+    /// the path see each segment, and not packets of up to 64 KiB.
     pub fn without_super_packets(&self, device: &str) -> Result<()> {
         self.ip(&["link", "set", device, "gso_max_segs", "1"])
     }
 
-    /// Leaves the namespace standing when the guard is dropped.
+    /// Keeps the namespace when the guard is dropped.
     pub fn keep(&mut self) {
         self.keep = true;
     }
@@ -125,8 +127,8 @@ impl Drop for NetNs {
     }
 }
 
-/// Removes the namespaces whose names begin with `prefix` and whose makers are gone, with all
-/// processes that still live in them. Returns the names.
+/// Removes the namespaces whose names begin with `prefix` and whose makers do not exist any more.
+/// Kills all processes that still run in them. Returns the names.
 pub fn remove_leftovers(prefix: &str) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     let entries = match fs::read_dir(DIRECTORY) {
@@ -139,7 +141,7 @@ pub fn remove_leftovers(prefix: &str) -> Result<Vec<String>> {
         let Some(name) = name.to_str() else { continue };
         if maker_of(prefix, name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             for pid in processes_in(name)? {
-                // SAFETY: kill takes two integers; the process may be gone, which is fine.
+                // SAFETY: kill takes two integers. The process may have ended, which is fine.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
             delete(name);
@@ -155,14 +157,15 @@ fn maker_of(prefix: &str, name: &str) -> Option<u32> {
     name.strip_prefix(prefix)?.strip_prefix('-')?.split('-').next()?.parse().ok()
 }
 
-/// The processes that live in a namespace.
+/// The processes that run in a namespace.
 pub fn processes_in(name: &str) -> Result<Vec<libc::pid_t>> {
     let output = Command::new("ip").args(["netns", "pids", name]).output().context("cannot run ip")?;
     let text = String::from_utf8_lossy(&output.stdout);
     text.split_whitespace().map(|pid| pid.parse().context("ip netns pids printed no number")).collect()
 }
 
-/// Moves the calling thread. Makes one system call and allocates nothing, so it may run after fork.
+/// Moves the calling thread into a namespace. Makes one system call and allocates nothing, so it
+/// may run after fork.
 fn set_netns(handle: &File) -> io::Result<()> {
     // SAFETY: the descriptor is open for as long as `handle` is borrowed.
     match unsafe { libc::setns(handle.as_raw_fd(), libc::CLONE_NEWNET) } {
@@ -177,14 +180,14 @@ fn path_of(name: &str) -> PathBuf {
 
 fn delete(name: &str) {
     if let Err(error) = ip(&["netns", "del", name]) {
-        eprintln!("the namespace {name} is left behind: {error:#}");
+        eprintln!("cannot remove the namespace {name}: {error:#}");
     }
 }
 
-/// Runs `ip ARGS` where the caller is.
+/// Runs `ip ARGS` in the caller's namespace.
 ///
 /// # Errors
-/// With the command line and what it said.
+/// When the command fails; the error has the command line and its output.
 pub fn ip(args: &[&str]) -> Result<()> {
     succeed("ip", args)
 }
@@ -224,7 +227,7 @@ mod tests {
         let listener = netns.run(|| TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         assert!(netns.run(|| TcpStream::connect(address).is_ok()).unwrap());
-        assert!(TcpStream::connect(address).is_err(), "the listener is seen from outside");
+        assert!(TcpStream::connect(address).is_err(), "the listener can be reached from outside");
         let mut child = Command::new("cat");
         child.args(["/proc/net/dev"]);
         netns.enter(&mut child).unwrap();

@@ -1,5 +1,5 @@
-//! The programs that Steer is tried against. `cargo xtask test` installs them under `target/` and
-//! says where they are; by hand, set the variable named in the skip.
+//! The programs against which Steer is tested. `cargo xtask test` installs them under `target/` and
+//! sets their variables. Without it, set the variable that the skip message names.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,22 +27,23 @@ pub fn wstest_binary() -> Option<PathBuf> {
     named("STEER_WSTEST", "the Autobahn test suite")
 }
 
-/// The program behind `cargo xtask bench`: `STEER_BENCH_BIN`.
+/// The benchmark that `cargo xtask bench` runs: `STEER_BENCH_BIN`.
 pub fn steer_bench_binary() -> Option<PathBuf> {
     named("STEER_BENCH_BIN", "steer-bench")
 }
 
-/// Whether Debian's `nft` is there, which sets up firewalls.
+/// Whether Debian's `nft`, which sets up firewalls, is installed.
 pub fn nft() -> bool {
     has("nft", "--version", "nftables")
 }
 
-/// Whether HAProxy is there.
+/// Whether HAProxy is installed.
 pub fn haproxy() -> bool {
     has("haproxy", "-v", "haproxy")
 }
 
-/// A command for one of the programs in `tests/apps`, if its packages are installed.
+/// A command for a program of `tests/apps`. `None` if the packages of `tests/apps` are not
+/// installed.
 pub fn node_app(script: &str) -> Option<Command> {
     let apps = apps_directory();
     if !apps.join("node_modules").exists() {
@@ -54,20 +55,20 @@ pub fn node_app(script: &str) -> Option<Command> {
     Some(command)
 }
 
-/// Where the socket.io programs are.
+/// The directory of the socket.io programs.
 pub fn apps_directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("apps")
 }
 
-/// A real Envoy, from readiness until the guard is dropped.
+/// A running Envoy that is ready. It ends when the guard is dropped.
 #[derive(Debug)]
 pub struct Envoy {
     _process: Process,
 }
 
 impl Envoy {
-    /// Starts `binary` with the bootstrap `config`, whose admin listener is `admin`, with files in
-    /// `directory`.
+    /// Starts `binary` with the bootstrap `config`. The bootstrap has the admin listener `admin`.
+    /// Files are in `directory`.
     pub fn start(
         binary: &Path,
         directory: &Path,

@@ -1,4 +1,4 @@
-//! Child processes that do not outlive their guard.
+//! Child processes that end with their guard.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,11 +12,11 @@ use anyhow::{Context as _, Result};
 use crate::eventually::eventually;
 use crate::netns::NetNs;
 
-/// How much of the end of a log is shown when a test fails, in lines.
+/// How many lines from the end of a log are shown when a test fails.
 const SHOWN_LINES: usize = 60;
 
 /// A running child. Its output goes to `NAME.stdout` and `NAME.stderr` in a directory of the
-/// caller's; the ends of both are printed if the guard is dropped by a failing test.
+/// caller. If a failing test drops the guard, the last lines of both are printed.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -26,17 +26,17 @@ pub struct Process {
     keep: bool,
 }
 
-/// What becomes of a child when the thread that started it ends without dropping the guard.
+/// What happens to a child when the thread that started it ends without dropping the guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Orphan {
-    /// The kernel kills it. Mind that this is about the *thread*: never start such a child from a
-    /// thread that ends early, as those of `spawn_blocking` or [`NetNs::run`] do.
+    /// The kernel kills the child when the *thread* ends that started it. So never start such a
+    /// child from a thread that ends early, such as a thread of `spawn_blocking` or [`NetNs::run`].
     Dies,
     Lives,
 }
 
 impl Process {
-    /// Starts `command` in `netns`, or where the caller is.
+    /// Starts `command` in `netns`, or in the caller's namespace.
     pub fn start(
         name: &str,
         mut command: Command,
@@ -63,23 +63,23 @@ impl Process {
         self.child.id()
     }
 
-    /// The child's standard input, once, if the command asked for a pipe.
+    /// The child's standard input. It can be taken once, and only if the command asked for a pipe.
     pub fn take_stdin(&mut self) -> Option<ChildStdin> {
         self.child.stdin.take()
     }
 
-    /// Everything written to standard output so far.
+    /// What the child has written to standard output so far.
     pub fn stdout(&self) -> Result<String> {
         read(&self.stdout)
     }
 
-    /// Everything written to standard error so far.
+    /// What the child has written to standard error so far.
     pub fn stderr(&self) -> Result<String> {
         read(&self.stderr)
     }
 
     /// # Errors
-    /// With the end of the logs, if the child has ended.
+    /// When the child has ended; the error has the last lines of its output.
     pub fn ensure_running(&mut self) -> Result<()> {
         match self.child.try_wait().context("cannot ask for a child's state")? {
             None => Ok(()),
@@ -87,7 +87,7 @@ impl Process {
         }
     }
 
-    /// Waits for the child to end by itself.
+    /// Waits until the child has ended by itself.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         let what = format!("end of {}", self.name);
         eventually(&what, patience, || self.child.try_wait().context("cannot ask for a child's state"))
@@ -96,7 +96,8 @@ impl Process {
     /// Sends `signal` (of `libc::SIG*`).
     pub fn signal(&self, signal: libc::c_int) -> Result<()> {
         let pid = libc::pid_t::try_from(self.pid()).context("a process id is too large")?;
-        // SAFETY: kill takes two integers; the child has not been waited for, so the id is its own.
+        // SAFETY: kill takes two integers. Nobody has waited for the child, so the id still belongs
+        // to it.
         match unsafe { libc::kill(pid, signal) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()).with_context(|| format!("cannot signal {}", self.name)),
@@ -130,9 +131,9 @@ impl Drop for Process {
         if std::thread::panicking() {
             eprintln!("{}", self.tail());
         }
-        // Both fail only if the child has ended and been waited for, which is what is wanted.
-        let _ended = self.child.kill();
-        let _reaped = self.child.wait();
+        // Both calls fail only if the child has ended already, which is the goal.
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 
@@ -145,7 +146,7 @@ fn die_with_parent() -> io::Result<()> {
     }
 }
 
-/// A command without input, which is what most children want.
+/// A command without standard input. Most children need none.
 pub fn quiet(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null());

@@ -1,7 +1,8 @@
-//! What a test needs from the machine. On a developer's machine a missing need skips the test, and
-//! says so; with `STEER_TESTS_REQUIRE=1`, which `cargo xtask test` sets, it fails.
+//! What a test needs from the machine. On a developer's machine a test is skipped if a need is
+//! missing, and prints that. With `STEER_TESTS_REQUIRE=1`, which `cargo xtask test` sets, the test
+//! fails.
 
-/// Says that a test cannot run here, and why.
+/// Prints that a test cannot run here, and why.
 ///
 /// # Panics
 /// When skipping is forbidden.
@@ -11,7 +12,8 @@ pub fn skip(reason: &str) {
     eprintln!("SKIP {reason}");
 }
 
-/// Whether the test may make network namespaces and load BPF programs; if not, the skip is said.
+/// Whether the test may make network namespaces and load BPF programs. If not, prints that the test
+/// is skipped.
 #[must_use = "a test that goes on without root fails in confusing ways"]
 pub fn root() -> bool {
     let root = is_root();

@@ -1,4 +1,5 @@
-//! What the programs of `tests/apps` say: JSON objects, one a line, with their kind in `event`.
+//! The output of the programs of `tests/apps`: one JSON object on each line. Its field `event` is
+//! the kind.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,9 +10,10 @@ use serde_json::Value;
 use crate::eventually::eventually;
 use crate::process::Process;
 
-/// The configuration of the case that Steer is for: one cluster of socket.io servers, by x-forwarded-for.
+/// The configuration of Steer's main use: one cluster of socket.io servers, hashed by
+/// x-forwarded-for.
 pub fn config(listen: SocketAddr, endpoints: &[SocketAddr]) -> String {
-    // To YAML, a bracket at the start of an IPv6 address would begin a list.
+    // YAML reads a bracket at the start of an IPv6 address as the start of a list.
     let quoted = |address: &SocketAddr| match address {
         SocketAddr::V4(address) => address.to_string(),
         SocketAddr::V6(address) => format!("\"{address}\""),
@@ -37,7 +39,7 @@ clusters:
     )
 }
 
-/// From start to the first word, and from the first client to the last.
+/// The longest time from the start to the first event, and from the first client to the last.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The events of this kind in a program's standard output.
@@ -47,10 +49,11 @@ pub fn events(output: &str, kind: &str) -> Result<Vec<Value>> {
     Ok(events)
 }
 
-/// Waits until the program has said this, and fails if it ends first.
+/// Waits until the program has printed an event of this kind. Fails if the program ends before.
 pub fn wait_for(kind: &str, program: &mut Process) -> Result<()> {
     eventually(&format!("word `{kind}`"), PATIENCE, || {
-        // Asked first: what an ended program has said is complete then.
+        // Checks whether the program runs before it reads the output. So the output of an ended
+        // program is complete.
         let running = program.ensure_running();
         if !events(&program.stdout()?, kind)?.is_empty() {
             return Ok(Some(()));
@@ -59,14 +62,15 @@ pub fn wait_for(kind: &str, program: &mut Process) -> Result<()> {
     })
 }
 
-/// A string as itself, anything else as JSON.
+/// A JSON string without its quotes, anything else as JSON.
 pub fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 fn said(output: &str) -> Result<Vec<Value>> {
-    // The last line may be half written.
+    // The last line may be incomplete.
     let whole = output.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("this is no JSON: {line}"));
+    let parse =
+        |line: &str| serde_json::from_str(line).with_context(|| format!("this line is not JSON: {line}"));
     whole.lines().map(parse).collect()
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 
-/// One socket; IPv4 addresses are never IPv4-mapped.
+/// One socket. An IPv4-mapped address is given as IPv4.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tuple {
     pub local: SocketAddr,
@@ -13,23 +13,23 @@ pub struct Tuple {
     pub state: State,
 }
 
-/// As far as it matters whether a process has the socket.
+/// The states that matter here: whether a process owns the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Listening,
-    /// Remembered by the kernel, but no process' (not yet, or not any more): SYN_RECV, TIME_WAIT.
+    /// The kernel has the socket, but no process owns it (yet, or any more): SYN_RECV, TIME_WAIT.
     Unowned,
     Connection,
 }
 
-/// All TCP sockets, of both families, of the calling thread's namespace.
+/// All TCP sockets of both families in the calling thread's namespace.
 ///
 /// # Errors
 /// When the kernel's lists cannot be read.
 pub fn tcp() -> Result<Vec<Tuple>> {
     let mut all = Vec::new();
     for list in ["tcp", "tcp6"] {
-        // /proc/net would be that of the process' first thread.
+        // /proc/net would show the namespace of the process' first thread.
         let path = format!("/proc/thread-self/net/{list}");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         for line in text.lines().skip(1) {
@@ -43,7 +43,7 @@ pub fn tcp() -> Result<Vec<Tuple>> {
 fn parse(line: &str) -> Option<Tuple> {
     let mut words = line.split_whitespace().skip(1);
     let (local, remote) = (address(words.next()?)?, address(words.next()?)?);
-    // The kernel's include/net/tcp_states.h.
+    // See the kernel's include/net/tcp_states.h.
     let state = match u8::from_str_radix(words.next()?, 16).ok()? {
         10 => State::Listening,
         3 | 6 | 12 => State::Unowned,
@@ -54,7 +54,7 @@ fn parse(line: &str) -> Option<Tuple> {
 
 fn address(word: &str) -> Option<SocketAddr> {
     let (ip, port) = word.split_once(':')?;
-    // Each group of four bytes is printed as a number of this machine's byte order.
+    // The kernel prints each group of four bytes as a number in this machine's byte order.
     let groups = (0..ip.len()).step_by(8).map(|at| u32::from_str_radix(ip.get(at..at + 8)?, 16).ok());
     let bytes: Vec<u8> = groups.collect::<Option<Vec<_>>>()?.into_iter().flat_map(u32::to_ne_bytes).collect();
     let ip = match bytes.len() {

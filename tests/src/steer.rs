@@ -1,4 +1,4 @@
-//! A running `steer`, as its operator has it: the binary, a config file, the admin listener.
+//! A running `steer`, as an operator runs it: the binary, a config file, the admin listener.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -17,11 +17,12 @@ use crate::netns::NetNs;
 use crate::process::{Orphan, Process, quiet};
 use crate::require::skip;
 
-/// From start to `/readyz` saying 200. Generous: large rings are built on a shared machine.
+/// The longest time from the start until `/readyz` answers 200. Building large rings takes long on
+/// a shared machine.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The binary under test: `STEER_BIN`, which `cargo xtask test` sets, else what was built last.
+/// The binary under test: `STEER_BIN`, which `cargo xtask test` sets. Without it, the newest build.
 pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("STEER_BIN") {
         return Ok(path.into());
@@ -35,8 +36,8 @@ pub fn binary() -> Result<PathBuf> {
     newest.map(|(_, path)| path).context("no steer binary: run `cargo build` or set STEER_BIN")
 }
 
-/// The binary with the feature `failpoints`, which `cargo xtask test` builds in a directory of its own; `None` if it is not
-/// there.
+/// The binary with the feature `failpoints`. `cargo xtask test` builds it in a directory of its
+/// own. `None` if it is not there.
 pub fn binary_with_failpoints() -> Option<PathBuf> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/failpoints");
     ["release", "debug"]
@@ -45,24 +46,25 @@ pub fn binary_with_failpoints() -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// The binary with the feature `other-layout`, which stands for another version of Steer and which `cargo xtask test` builds;
-/// `None` if it is not there.
+/// The binary with the feature `other-layout`, which stands for another version of Steer. `cargo
+/// xtask test` builds it. `None` if it is not there.
 pub fn binary_with_other_layout() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/failpoints/steer-other-layout");
     path.exists().then_some(path)
 }
 
-/// What the programs of the packet splice are attached by.
+/// How the programs of the packet splice are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attach {
-    /// What Steer takes on this kernel: links.
+    /// By links, which Steer uses on this kernel.
     Links,
-    /// Filters of the qdisc clsact, as before Linux 6.6. Only a Steer with fail points can be told so.
+    /// By filters of the qdisc clsact, as before Linux 6.6. Only a Steer with fail points can be
+    /// told to use them.
     Filters,
 }
 
 impl Attach {
-    /// Those that the tests can have: both, if there is a Steer with fail points.
+    /// The ways that can be tested: both, if there is a Steer with fail points.
     pub fn all() -> Vec<Self> {
         let filters = binary_with_failpoints().map(|_| Self::Filters);
         if filters.is_none() {
@@ -80,22 +82,22 @@ impl Attach {
     }
 }
 
-/// `steer run`, from readiness until the guard is dropped. It has an instance of its own, so that none of the others of
-/// this machine meets its pins.
+/// A running `steer run` that is ready. It ends when the guard is dropped. It has its own instance,
+/// so that no other Steer on this machine finds its pins.
 #[derive(Debug)]
 pub struct Steer<'n> {
     process: Process,
-    // Dropped after the process.
+    // A field after the process, so that it is dropped after the process.
     instance: Instance,
     launch: Box<Launch>,
     netns: Option<&'n NetNs>,
     _directory: Option<TempDir>,
 }
 
-/// How the process is started, again and again.
+/// How to start the process, also repeatedly.
 #[derive(Debug)]
 struct Launch {
-    /// A command that the binary and its arguments are given to; none if it is empty.
+    /// A command that receives the binary and its arguments. Empty if there is none.
     wrapper: Vec<String>,
     binary: PathBuf,
     directory: PathBuf,
@@ -150,15 +152,15 @@ impl Launch {
 }
 
 impl<'n> Steer<'n> {
-    /// Starts `steer run -c FILE ARGS`, FILE holding `config`, in `netns` (or where the caller is),
-    /// and waits until it is ready. The admin address of the config is overridden.
+    /// Starts `steer run -c FILE ARGS` in `netns` (or in the caller's namespace), and waits until
+    /// it is ready. FILE holds `config` with another admin address.
     ///
     /// Call it from the test's own thread: see [`Orphan::Dies`].
     pub fn start(config: &str, netns: Option<&'n NetNs>, args: &[&str]) -> Result<Self> {
         Self::start_attaching(Attach::Links, config, netns, args)
     }
 
-    /// The same, with programs that are attached by these; so does each later process.
+    /// The same, but attaches the programs by `attach`. Each later process does so, too.
     pub fn start_attaching(
         attach: Attach,
         config: &str,
@@ -172,8 +174,8 @@ impl<'n> Steer<'n> {
         Ok(steer)
     }
 
-    /// The same through `wrapper`, a command that runs what follows it in its own place, as `setpriv` and `unshare` do; so is
-    /// each later process.
+    /// The same, but `wrapper` runs the binary. `wrapper` is a command that replaces itself with
+    /// its arguments, as `setpriv` and `unshare` do. Each later process is started so, too.
     pub fn start_wrapped(wrapper: &[String], config: &str, netns: Option<&'n NetNs>) -> Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a directory")?;
         let launch = Launch::new(&binary()?, directory.path(), config, netns, &[], Orphan::Dies)?;
@@ -203,10 +205,10 @@ impl<'n> Steer<'n> {
         Ok(steer)
     }
 
-    /// Returns when `/readyz` says 200.
+    /// Waits until `/readyz` answers 200.
     ///
     /// # Errors
-    /// The process ends, or takes too long.
+    /// When the process ends, or takes too long.
     pub fn wait_until_ready(&mut self) -> Result<()> {
         let ready = eventually("readiness of steer", READY_WITHIN, || {
             self.process.ensure_running()?;
@@ -215,8 +217,9 @@ impl<'n> Steer<'n> {
         ready.map(drop).with_context(|| self.process.tail())
     }
 
-    /// Sends the process `signal` (of `libc::SIG*`), waits for its end, and starts another one of the same instance, with the
-    /// same configuration; returns when that is ready. SIGKILL is what a crash is.
+    /// Sends the process `signal` (of `libc::SIG*`) and waits for its end. Then starts another
+    /// process of the same instance with the same configuration, and returns when that process is
+    /// ready. SIGKILL is like a crash.
     pub fn restart(&mut self, signal: libc::c_int) -> Result<()> {
         self.stop(signal)?;
         self.start_again()
@@ -234,14 +237,14 @@ impl<'n> Steer<'n> {
         self.wait_until_ready()
     }
 
-    /// The same with another binary, from now on.
+    /// The same, but with another binary from now on.
     pub fn start_again_as(&mut self, binary: &Path) -> Result<()> {
         binary.clone_into(&mut self.launch.binary);
         self.start_again()
     }
 
-    /// Starts another process of the instance, with `--takeover`, and returns when it has taken over. This is that process from
-    /// now on; the earlier one is returned.
+    /// Starts another process of the instance with `--takeover`, and returns when that process has
+    /// taken over. From then on, `self` is the new process. Returns the old one.
     pub fn take_over(&mut self) -> Result<Process> {
         let successor = self.successor(None)?;
         let before = std::mem::replace(&mut self.process, successor);
@@ -254,8 +257,8 @@ impl<'n> Steer<'n> {
         Ok(before)
     }
 
-    /// Starts another process of the instance, with `--takeover`, and does not wait for anything. `dies_at`: with this binary,
-    /// which dies when it reaches this place.
+    /// Starts another process of the instance with `--takeover`, and does not wait. With `dies_at`,
+    /// the process runs this binary and dies when it reaches this fail point.
     pub fn successor(&mut self, dies_at: Option<(&str, &Path)>) -> Result<Process> {
         self.launch.dies_at = dies_at.map(|(place, _)| place.to_owned());
         let binary = dies_at.map_or_else(|| self.launch.binary.clone(), |(_, binary)| binary.to_owned());
@@ -265,12 +268,13 @@ impl<'n> Steer<'n> {
         started
     }
 
-    /// Makes `process`, which has taken over, this one; returns the earlier one.
+    /// Makes `process`, which has taken over, the process of `self`. Returns the old one.
     pub fn replace(&mut self, process: Process) -> Process {
         std::mem::replace(&mut self.process, process)
     }
 
-    /// The same with the binary that has fail points; the process dies when it reaches this one.
+    /// Starts the process with the binary that has fail points. The process dies when it reaches
+    /// the fail point `place`.
     pub fn start_again_to_die_at(&mut self, place: &str, binary: &Path) -> Result<()> {
         self.launch.dies_at = Some(place.to_owned());
         let usual = std::mem::replace(&mut self.launch.binary, binary.to_owned());
@@ -284,12 +288,12 @@ impl<'n> Steer<'n> {
         self.process.stderr()
     }
 
-    /// What its programs are attached by.
+    /// How the process attaches its programs.
     pub fn attach(&self) -> Attach {
         self.launch.attach
     }
 
-    /// The name of its instance.
+    /// The name of the process' instance.
     pub fn instance(&self) -> &str {
         self.instance.name()
     }
@@ -298,22 +302,22 @@ impl<'n> Steer<'n> {
         self.process.pid()
     }
 
-    /// The process: its logs, its signals, its end.
+    /// The process, for its logs, its signals and its end.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// The config file.
+    /// The path of the config file.
     pub fn config(&self) -> &Path {
         &self.launch.config
     }
 
-    /// The admin listener, inside the namespace.
+    /// The address of the admin listener, which is inside the namespace.
     pub fn admin(&self) -> SocketAddr {
         self.launch.admin
     }
 
-    /// GET on the admin listener.
+    /// Sends a GET to the admin listener.
     pub fn admin_get(&self, path: &str) -> Result<Answer> {
         inside(self.netns, || get(self.launch.admin, path))?
             .with_context(|| format!("GET {path} on the admin listener {}", self.launch.admin))
@@ -322,16 +326,17 @@ impl<'n> Steer<'n> {
     /// The rows of `/flows`.
     pub fn flows(&self) -> Result<Vec<Value>> {
         let body = self.admin_get("/flows")?.body;
-        serde_json::from_str(&body).with_context(|| format!("/flows is no JSON array: {body}"))
+        serde_json::from_str(&body).with_context(|| format!("/flows is not a JSON array: {body}"))
     }
 
-    /// The sum of all series of `metric` in `/metrics` that carry all of `labels`; 0 if none does.
+    /// The sum of all series of `metric` in `/metrics` that have all of `labels`. 0 if there is
+    /// none.
     pub fn metric(&self, metric: &str, labels: &[(&str, &str)]) -> Result<f64> {
         Ok(sum_of(&self.admin_get("/metrics")?.body, metric, labels))
     }
 }
 
-/// `program`, run by `wrapper` if there is one.
+/// A command for `program`. `wrapper` runs it if there is one.
 pub fn wrapped(wrapper: &[String], program: &Path) -> Command {
     let Some((first, more)) = wrapper.split_first() else { return quiet(program) };
     let mut command = quiet(first);
@@ -339,7 +344,7 @@ pub fn wrapped(wrapper: &[String], program: &Path) -> Command {
     command
 }
 
-/// What `steer route -c CONFIG --batch -` answers to `requests`, in order.
+/// The answers of `steer route -c CONFIG --batch -` to `requests`, in order.
 pub fn route(binary: &Path, config: &Path, requests: &[Value]) -> Result<Vec<Value>> {
     let mut command = Command::new(binary);
     command.args(["route", "-c"]).arg(config).args(["--batch", "-"]);
@@ -350,14 +355,14 @@ pub fn route(binary: &Path, config: &Path, requests: &[Value]) -> Result<Vec<Val
         .with_context(|| format!("cannot run {command:?}"))?;
     let lines: String = requests.iter().map(|request| format!("{request}\n")).collect();
     let mut stdin = child.stdin.take().context("the child has no standard input")?;
-    // On its own thread, because the child may answer before it has read everything.
+    // Writes on a separate thread, because the child may answer before it has read everything.
     let writer = std::thread::spawn(move || stdin.write_all(lines.as_bytes()));
     let output = child.wait_with_output().context("cannot read the answers of steer route")?;
     let written = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
     anyhow::ensure!(output.status.success(), "steer route failed ({})", output.status);
     written.context("cannot write the requests to steer route")?;
     let answers: Vec<Value> = String::from_utf8(output.stdout)
-        .context("steer route printed bytes that are no text")?
+        .context("steer route printed bytes that are not valid UTF-8")?
         .lines()
         .map(|line| serde_json::from_str(line).with_context(|| format!("steer route printed {line}")))
         .collect::<Result<_>>()?;
@@ -370,14 +375,14 @@ pub fn route(binary: &Path, config: &Path, requests: &[Value]) -> Result<Vec<Val
     Ok(answers)
 }
 
-/// What an HTTP server answered.
+/// The answer of an HTTP server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
     pub body: String,
 }
 
-/// A GET with the least of HTTP, for admin listeners (Steer's and Envoy's) only.
+/// A GET with minimal HTTP, only for admin listeners (Steer's and Envoy's).
 pub fn get(address: SocketAddr, path: &str) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, ADMIN_TIMEOUT).context("cannot connect")?;
     stream.set_read_timeout(Some(ADMIN_TIMEOUT)).context("cannot set a time limit")?;
@@ -399,7 +404,7 @@ fn joined_chunks(mut body: &str) -> Result<String> {
     let mut payload = String::new();
     loop {
         let (size, rest) = body.split_once("\r\n").context("a chunk has no size")?;
-        let size = usize::from_str_radix(size.trim(), 16).context("a chunk's size is no number")?;
+        let size = usize::from_str_radix(size.trim(), 16).context("a chunk's size is not a number")?;
         if size == 0 {
             return Ok(payload);
         }

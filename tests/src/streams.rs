@@ -1,5 +1,5 @@
-//! Streams after an upgrade, both ends of which are here: endpoints that echo, and clients that compare. For machines that
-//! have nothing but a program of this package; plain threads.
+//! Streams after an upgrade, with both ends here: endpoints that echo, and clients that compare.
+//! For machines that have only a program of this package, so it uses plain threads.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -16,17 +16,17 @@ const CHUNK: usize = 16 * 1024;
 /// The longest message, in bytes.
 const LONGEST: u64 = 30_000;
 
-/// Answers every upgrade at `address` in `netns`, and echoes, until the process ends.
+/// Listens at `address` in `netns`, answers every upgrade, and echoes, until the process ends.
 ///
 /// # Errors
-/// The address cannot be had.
+/// When it cannot listen at the address.
 pub fn serve(netns: &NetNs, address: SocketAddr) -> Result<()> {
     let listener = netns.run(|| TcpListener::bind(address))?;
     let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
     thread::spawn(move || {
         for stream in listener.incoming() {
             match stream {
-                // Its end is the client's business.
+                // The client notices if its stream ends early.
                 Ok(stream) => drop(thread::spawn(move || echo(stream))),
                 Err(error) => return eprintln!("{address} accepts no more: {error}"),
             }
@@ -48,7 +48,8 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// The head of a request or response; nothing comes after it before it is answered.
+/// Reads the head of a request or response. The peer sends nothing after the head before the
+/// answer.
 fn read_head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -59,7 +60,7 @@ fn read_head(stream: &mut TcpStream) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&head).into_owned())
 }
 
-/// A client's end.
+/// The client's end of a stream.
 #[derive(Debug)]
 pub struct Client {
     id: u64,
@@ -69,11 +70,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// Opens a stream from `netns` through the Steer at `front`, and returns when its 101 has come. Different `id`s may be
-    /// sent to different endpoints. Whatever it waits for it waits for `patience` at most.
+    /// Opens a stream from `netns` through the Steer at `front`, and returns when its 101 has come.
+    /// Different `id`s may be sent to different endpoints. Each wait takes at most `patience`.
     ///
     /// # Errors
-    /// The stream cannot be opened.
+    /// When the stream cannot be opened.
     pub fn open(netns: &NetNs, front: SocketAddr, id: u64, patience: Duration) -> Result<Self> {
         let mut stream = netns.run(|| TcpStream::connect(front))?.context("cannot connect")?;
         stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
@@ -89,12 +90,13 @@ impl Client {
         Ok(Self { id, stream, random: Random(id + 1), is_good: true })
     }
 
-    /// Whether all has gone well with it.
+    /// Whether nothing has gone wrong with the stream.
     pub fn is_good(&self) -> bool {
         self.is_good
     }
 
-    /// Sends `messages` of 1 to 30,000 bytes, each after the echo of the one before; returns how many bytes came back.
+    /// Sends `messages` of 1 to 30,000 bytes, each after the echo of the one before. Returns how
+    /// many bytes came back.
     fn talk(&mut self, messages: u32) -> Result<u64> {
         let mut bytes = 0;
         for number in 0..messages {
@@ -109,7 +111,7 @@ impl Client {
         Ok(bytes)
     }
 
-    /// Sends that many bytes as fast as they are taken, and compares what comes back at the same time.
+    /// Sends `bytes` as fast as the socket takes them, and compares the echo at the same time.
     fn flow(&mut self, bytes: usize) -> Result<u64> {
         let message = self.random.bytes(bytes);
         self.exchange(&message)
@@ -121,8 +123,9 @@ impl Client {
             let mut echoed = vec![0; message.len()];
             let read = (&self.stream).read_exact(&mut echoed).context("the echo");
             if read.is_err() {
-                // So that the writer does not wait for somebody who does not read.
-                let _ended = self.stream.shutdown(std::net::Shutdown::Both);
+                // Otherwise the writer would wait forever, because nobody reads any more. The peer
+                // may have closed the stream already.
+                self.stream.shutdown(std::net::Shutdown::Both).ok();
             }
             let written = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
             written.context("the message")?;
@@ -136,13 +139,14 @@ impl Client {
     /// Closes the stream, and waits for the endpoint's FIN.
     fn close(&mut self) -> Result<u64> {
         self.stream.shutdown(std::net::Shutdown::Write).context("cannot close")?;
-        let more = self.stream.read(&mut [0; 16]).context("at the end")?;
-        ensure!(more == 0, "{more} bytes too many at the end");
+        let more = self.stream.read(&mut [0; 16]).context("waiting for the endpoint's FIN")?;
+        ensure!(more == 0, "{more} bytes too many came back");
         Ok(0)
     }
 }
 
-/// Opens a stream for each id, one after the other; returns those that were opened, and why others were not.
+/// Opens a stream for each id, one after the other. Returns the streams that were opened, and the
+/// errors of the others.
 pub fn open(
     netns: &NetNs,
     front: SocketAddr,
@@ -159,28 +163,29 @@ pub fn open(
     (clients, faults)
 }
 
-/// What became of something that clients did at the same time.
+/// The result of something that several clients did at the same time.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// How many streams that did all of it.
+    /// How many streams did all of it.
     pub good: usize,
-    /// That came back as they were sent.
+    /// How many bytes came back as they were sent.
     pub bytes: u64,
-    /// Of the others.
+    /// The errors of the other streams.
     pub faults: Vec<String>,
 }
 
-/// Has each client send `messages` of 1 to 30,000 bytes, each after the echo of the one before.
+/// Each client sends `messages` of 1 to 30,000 bytes, each after the echo of the one before.
 pub fn talk(clients: &mut [Client], messages: u32) -> Tally {
     at_once(clients, |client| client.talk(messages))
 }
 
-/// Has each client send that many bytes as fast as they are taken, and compare what comes back at the same time.
+/// Each client sends `bytes` as fast as its socket takes them, and compares the echo at the same
+/// time.
 pub fn flow(clients: &mut [Client], bytes: usize) -> Tally {
     at_once(clients, |client| client.flow(bytes))
 }
 
-/// Has each client close its stream, and wait for the endpoint's FIN.
+/// Each client closes its stream, and waits for the endpoint's FIN.
 pub fn close(clients: &mut [Client]) -> Tally {
     at_once(clients, Client::close)
 }

@@ -5,11 +5,12 @@
 //!                                      10.71.2.1 ── 10.71.2.2 endpoint 1 ...
 //! ```
 //!
-//! and the same in IPv6: `fd71:0:0:N::1` and `::2`, where `10.71.N.1` and `.2` are. The proxy's ends of the
-//! links are the devices `clients` and `endpoint0`, `endpoint1` ...; the other ends are `eth0`.
+//! Each link also has IPv6: `fd71:0:0:N::1` and `::2` where IPv4 has `10.71.N.1` and `.2`. The
+//! proxy's ends of the links are the devices `clients` and `endpoint0`, `endpoint1` ...; the other
+//! ends are `eth0`.
 //!
 //! Each link is a veth pair with the kernel's default offloads. There are no routes between clients
-//! and endpoints: what arrives has passed the proxy.
+//! and endpoints, so everything that arrives has passed the proxy.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -18,7 +19,7 @@ use anyhow::Result;
 use crate::instance;
 use crate::netns::{self, NetNs};
 
-/// The namespaces, joined; they go away together.
+/// All namespaces and their links. They are removed together.
 #[derive(Debug)]
 pub struct Topology {
     pub clients: NetNs,
@@ -27,13 +28,13 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// The proxy, as the clients see it.
+    /// The proxy's address on the clients' side.
     pub const PROXY: Ipv4Addr = Ipv4Addr::new(10, 71, 0, 1);
     pub const CLIENTS: Ipv4Addr = Ipv4Addr::new(10, 71, 0, 2);
     pub const PROXY6: Ipv6Addr = v6(0, 1);
     pub const CLIENTS6: Ipv6Addr = v6(0, 2);
 
-    /// The test network with 0 to 250 endpoints; removes what crashed runs have left first.
+    /// The test network with 0 to 250 endpoints. Removes what crashed runs have left before.
     pub fn new(endpoints: u8) -> Result<Self> {
         const PREFIX: &str = "steer-t";
         netns::remove_leftovers(PREFIX)?;
@@ -41,7 +42,7 @@ impl Topology {
         Self::with_prefix(PREFIX, endpoints)
     }
 
-    /// The same with another prefix for the namespaces' names.
+    /// The same with another prefix for the names of the namespaces.
     pub fn with_prefix(prefix: &str, endpoints: u8) -> Result<Self> {
         let topology = Self {
             clients: NetNs::new(prefix, "clients")?,
@@ -57,7 +58,7 @@ impl Topology {
         Ok(topology)
     }
 
-    /// All namespaces.
+    /// All namespaces of the network.
     pub fn all(&self) -> impl Iterator<Item = &NetNs> {
         [&self.clients, &self.proxy].into_iter().chain(&self.endpoints)
     }
@@ -77,7 +78,8 @@ impl Topology {
         (0..).zip(&self.endpoints).map(|(i, _)| SocketAddr::from((Self::endpoint(i), port))).collect()
     }
 
-    /// Lets clients and endpoints reach each other through the proxy's kernel, which routes: the way without a proxy.
+    /// Lets clients and endpoints reach each other without a proxy: the kernel of the proxy's
+    /// namespace routes.
     pub fn route_directly(&self) -> Result<()> {
         self.proxy.sysctl("net.ipv4.ip_forward", "1")?;
         self.proxy.sysctl("net.ipv6.conf.all.forwarding", "1")?;
@@ -90,7 +92,7 @@ impl Topology {
         Ok(())
     }
 
-    /// Leaves all namespaces standing when the guard is dropped.
+    /// Keeps all namespaces when the guard is dropped.
     pub fn keep(&mut self) {
         self.clients.keep();
         self.proxy.keep();
@@ -106,12 +108,13 @@ const fn v6(link: u8, host: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd71, 0, 0, link as u16, 0, 0, 0, host as u16)
 }
 
-/// A veth pair: `device` in the proxy's namespace, `eth0` in the other; `link` numbers its networks.
+/// Makes a veth pair: `device` in the proxy's namespace, `eth0` in the other one. `link` numbers
+/// its networks.
 fn join(proxy: &NetNs, device: &str, other: &NetNs, link: u8) -> Result<()> {
     proxy.ip(&["link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", other.name()])?;
     for (netns, device, host) in [(proxy, device, 1), (other, "eth0", 2)] {
         netns.ip(&["address", "add", &format!("{}/24", v4(link, host)), "dev", device])?;
-        // Without the second that it takes to look for another owner.
+        // Without duplicate address detection, which takes a second.
         netns.ip(&["address", "add", &format!("{}/64", v6(link, host)), "dev", device, "nodad"])?;
         netns.ip(&["link", "set", device, "up"])?;
     }

@@ -1,6 +1,6 @@
-//! The Autobahn fuzzing client against Autobahn's own server: each case must end with the verdict
-//! through Steer that it has without Steer, whatever that is. The cases are about WebSocket frames,
-//! which Steer does not look into; what they find in a proxy is a byte that was changed, lost or held
+//! Runs the Autobahn fuzzing client against Autobahn's own server. Each case must end through Steer
+//! with the same verdict as without Steer, whatever the verdict is. The cases test WebSocket
+//! frames, which Steer does not read. In a proxy they find a byte that was changed, lost or held
 //! back, and an end of a connection that was passed on too early, too late or not at all.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,21 +20,21 @@ use steer_tests::socketio::text;
 use steer_tests::steer::Steer;
 use steer_tests::topology::Topology;
 
-/// The suite's name of the way without Steer.
+/// The name of the path without Steer in the report.
 const DIRECT: &str = "direct";
 const PATHS: [&str; 3] = ["relay", "sockmap", "packet"];
 const PORT: u16 = 9001;
-/// Where each of them listens. All on one port: the server compares the port in the Host header with
-/// its own.
+/// The addresses on which the three Steers listen. All use one port, because the server compares
+/// the port in the Host header with its own.
 const FRONTS: [Ipv4Addr; 3] = [Topology::PROXY, Ipv4Addr::new(10, 71, 0, 3), Ipv4Addr::new(10, 71, 0, 4)];
 const PATIENCE: Duration = Duration::from_secs(20);
-/// For the whole fuzzing run in its standard form (about a minute on a machine that does nothing else).
+/// The longest time of the standard form (about a minute on a machine that does nothing else).
 const STANDARD_PATIENCE: Duration = Duration::from_secs(400);
 const LONG_PATIENCE: Duration = Duration::from_secs(3000);
 
 /// Which cases to run. Each of the 216 compression cases (12 and 13) sends 1,000 messages of one
-/// size, which takes most of the suite's time, and for a proxy they differ in nothing but the sizes:
-/// the standard form has nine of them, the long form all. The other 301 cases are always run.
+/// size. They take most of the suite's time, and for a proxy they differ only in the sizes. So the
+/// standard form has nine of them, the long form all. The other 301 cases are always run.
 const STANDARD: &[&str] = &[
     "1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*", "12.1.1", "12.1.11", "12.2.2", "12.3.3",
     "12.4.4", "12.5.1", "13.1.1", "13.4.2", "13.7.3",
@@ -66,7 +66,7 @@ fn every_case_ends_through_steer_as_it_ends_without() {
     check_metrics(&fronts);
 }
 
-/// The streams went through Steer, and on the path that was asked for.
+/// The streams went through Steer, on the path that was configured.
 fn check_metrics(fronts: &[Steer<'_>]) {
     for (path, front) in PATHS.iter().zip(fronts) {
         let opened = front.metric("steer_streams_opened_total", &[]).unwrap();
@@ -80,9 +80,10 @@ fn check_metrics(fronts: &[Steer<'_>]) {
         );
         assert!(opened > 300.0, "{path}: {opened} streams");
         assert_eq!(others, 0.0, "{path}: {}", front.admin_get("/metrics").unwrap().body);
-        // The 63 cases that send megabytes at once may each be too much, in both directions.
+        // In each of the 63 cases that send megabytes at once, both directions may be too busy for
+        // the hand-over.
         assert!(gated + busy <= 126.0, "{path}");
-        // Short cases, one of whose sides has sent its FIN by the time of the hand-over.
+        // Short cases in which one side has sent its FIN before the hand-over.
         assert!(ended < opened / 10.0, "{path}");
     }
 }
@@ -119,7 +120,7 @@ fn echo_server(wstest: &Path, logs: &Path, netns: &NetNs, address: SocketAddr) -
     server
 }
 
-/// Runs the fuzzing client, for all agents one after the other, to its end.
+/// Runs the fuzzing client to its end. It tests all agents one after the other.
 fn fuzz(wstest: &Path, logs: &Path, netns: &NetNs, agents: &[Value]) {
     let specification = json!({
         "outdir": logs.join("reports"),
@@ -137,7 +138,7 @@ fn fuzz(wstest: &Path, logs: &Path, netns: &NetNs, agents: &[Value]) {
     assert!(status.success(), "{status}");
 }
 
-/// Verdicts by case: on what was received, and on how the connection ended.
+/// Two verdicts for each case: on the received data, and on how the connection ended.
 type Verdicts = BTreeMap<String, (String, String)>;
 
 fn verdicts(index: &Value, agent: &str) -> Verdicts {
@@ -146,14 +147,14 @@ fn verdicts(index: &Value, agent: &str) -> Verdicts {
     cases.iter().map(|(id, case)| (id.clone(), verdict(case))).collect()
 }
 
-/// Checks that the ways through Steer differ from the direct one in no case.
+/// Checks that the verdicts through Steer are the direct ones in every case.
 fn compare(index: &Value) {
     let direct = verdicts(index, DIRECT);
     let mut counts = BTreeMap::<_, usize>::new();
     direct.values().for_each(|verdict| *counts.entry(verdict).or_default() += 1);
     println!("{} cases; without Steer: {counts:?}", direct.len());
     let fine = counts.get(&("OK".to_owned(), "OK".to_owned())).copied().unwrap_or(0);
-    assert!(fine > 300, "the suite does not get along with its own server: {counts:?}");
+    assert!(fine > 300, "too many cases fail without Steer: {counts:?}");
     for path in PATHS {
         let through = verdicts(index, path);
         let cases = direct.keys().chain(through.keys()).collect::<BTreeSet<_>>();

@@ -1,4 +1,5 @@
-//! A small run of the benchmark: that it measures what it says, not how fast anything is.
+//! A small run of the benchmark. It tests that the benchmark measures what it says. Speed does not
+//! matter.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
@@ -14,7 +15,7 @@ const SUBJECTS: [&str; 3] = ["direct", "haproxy", "steer-packet"];
 const ROUNDS: usize = 2;
 
 #[test]
-fn everybody_moves_messages_and_the_packet_splice_splices() {
+fn every_subject_moves_messages_and_the_packet_splice_splices() {
     if !require::root() || !haproxy() {
         return;
     }
@@ -42,12 +43,13 @@ fn everybody_moves_messages_and_the_packet_splice_splices() {
     assert!(spliced.iter().all(|&percent| percent == 100.0), "{spliced:?}\n{output}");
     assert!(output.contains("x haproxy"), "{output}");
 
-    // The same again cannot have the same figures, but these are not worse than themselves.
+    // A second run has other figures. But a comparison of the results with themselves finds no
+    // regression.
     let compared = bench(&binary, &directory.path().join("again.json"), &["--check", file.to_str().unwrap()]);
     assert!(compared.contains(" ratios compared, "), "{compared}");
 }
 
-/// Runs the benchmark to its end; returns what it printed.
+/// Runs the benchmark to its end. Returns its output.
 fn bench(binary: &Path, json: &Path, more: &[&str]) -> String {
     let mut command = Command::new(binary);
     command.args(["--quick", "--only", "echo", "--peers", "steer-packet,haproxy", "--span-ms", "200"]);
@@ -55,13 +57,13 @@ fn bench(binary: &Path, json: &Path, more: &[&str]) -> String {
     let output = command.output().unwrap();
     let text =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    // With --check, 1 is the answer that something became slower.
+    // With --check, exit code 1 means that something became slower.
     let answered = output.status.success() || (!more.is_empty() && output.status.code() == Some(1));
     assert!(answered, "{text}");
     text
 }
 
-/// The medians of a metric, one for each of `cases`, each of which has every round.
+/// The medians of a metric, one for each of `cases`. Each case has every round.
 fn medians(results: &[Value], subject: &str, metric: &str, cases: usize) -> Vec<f64> {
     let series: Vec<_> = results
         .iter()

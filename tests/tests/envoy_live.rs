@@ -1,6 +1,6 @@
-//! A real Envoy and Steer, side by side on one configuration (only the ports that they listen on
-//! differ), before the same backends: each request must reach the same backend through both, and
-//! `steer route` must have said so.
+//! A real Envoy and Steer run with the same configuration (except for the ports on which they
+//! listen) and the same backends. Each request must reach the same backend through both, and `steer
+//! route` must name this backend.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::convert::Infallible;
@@ -23,10 +23,10 @@ use steer_tests::steer::{Steer, binary, free_address, route};
 use tokio::net::{TcpListener, TcpStream};
 
 const REQUESTS: usize = 1000;
-/// Of those, this many are sent once more as WebSocket upgrades.
+/// How many of the requests are sent a second time as WebSocket upgrades.
 const UPGRADES: usize = 100;
 const BACKENDS: usize = 12;
-/// Printed on failure; another one can be tried with `STEER_TESTS_SEED`.
+/// Printed when a test fails. `STEER_TESTS_SEED` sets another seed.
 const SEED: u64 = 20_240_601;
 
 #[test]
@@ -46,7 +46,7 @@ fn maglev_picks_as_envoy_does() {
     compare("lb_policy: MAGLEV", &[2, 1, 1, 3, 1, 1, 1, 1, 5, 1, 1, 1]);
 }
 
-/// A request by what the choice may depend on.
+/// The parts of a request on which the choice may depend.
 #[derive(Debug, Clone)]
 struct Asked {
     path: String,
@@ -86,17 +86,18 @@ fn compare(lb_policy: &str, weights: &[u32; BACKENDS]) {
         &differing[..differing.len().min(5)]
     );
     let reached = (0..BACKENDS).filter(|backend| by_envoy.contains(backend)).count();
-    assert!(reached > BACKENDS / 2, "only {reached} backends were reached: these requests prove little");
+    assert!(reached > BACKENDS / 2, "the requests reached only {reached} backends, which proves little");
 
     let upgrades = &requests[..UPGRADES];
     let (by_envoy, by_steer) = runtime.block_on(async {
         (upgraded(envoy_address, upgrades).await, upgraded(steer_address, upgrades).await)
     });
     assert_eq!(by_envoy, by_steer, "upgrades");
-    assert_eq!(by_envoy, foretold[..UPGRADES], "an upgrade is routed unlike a plain request");
+    assert_eq!(by_envoy, foretold[..UPGRADES], "an upgrade is routed differently from a plain request");
 }
 
-/// A request of the kind that `i` says, with a random key. Each has a key: a choice without one is random.
+/// Makes a request of the kind that `i` selects, with a random key. Every request has a key,
+/// because the choice without a key is random.
 fn asked(i: usize, random: &mut StdRng) -> Asked {
     let word = |random: &mut StdRng| format!("{:x}", random.next_u64() >> random.random_range(0..60));
     let v4 = |random: &mut StdRng| std::net::Ipv4Addr::from_bits(random.next_u32()).to_string();
@@ -107,7 +108,7 @@ fn asked(i: usize, random: &mut StdRng) -> Asked {
     let (path, headers) = match i % 10 {
         0 => ("/header".to_owned(), vec![("x-forwarded-for", v4(random))]),
         1 => ("/header".to_owned(), vec![("x-forwarded-for", v6(random))]),
-        // A known header: the lines are one value for Envoy.
+        // A known header: Envoy joins its lines into one value.
         2 => (
             "/header".to_owned(),
             vec![
@@ -115,7 +116,7 @@ fn asked(i: usize, random: &mut StdRng) -> Asked {
                 ("x-forwarded-for", format!("{}, {}", v6(random), v4(random))),
             ],
         ),
-        // Any other header: the values are sorted.
+        // Any other header: Envoy sorts its values.
         3 => ("/lines".to_owned(), (0..3).map(|_| ("x-user", word(random))).collect()),
         4 => ("/lines".to_owned(), vec![("x-user", format!("  {} \t", word(random)))]),
         5 => (
@@ -142,13 +143,13 @@ fn asked(i: usize, random: &mut StdRng) -> Asked {
     };
     let mut headers: Vec<_> = headers.into_iter().map(|(name, value)| (name, value.into_bytes())).collect();
     if i % 20 == 4 {
-        // Bytes that are no text.
+        // Bytes that are not valid text.
         headers[0].1 = (0..random.random_range(1..40)).map(|_| random.random_range(0x80..=0xff)).collect();
     }
     Asked { path, headers }
 }
 
-/// What `steer route --batch` says, as backend numbers.
+/// The backends that `steer route --batch` names, as numbers.
 fn foretold(config: &Path, requests: &[Asked], backends: &[SocketAddr]) -> Vec<usize> {
     let json_header = |(name, value): &(&str, Vec<u8>)| match std::str::from_utf8(value) {
         Ok(text) => json!([name, text]),
@@ -176,7 +177,7 @@ fn request(asked: &Asked) -> http::request::Builder {
     request
 }
 
-/// Sends all requests on one connection; returns the backends that answered.
+/// Sends all requests on one connection. Returns the backends that answered.
 async fn picks(proxy: SocketAddr, requests: &[Asked]) -> Vec<usize> {
     let mut sender = connect(proxy).await;
     let mut picks = Vec::new();
@@ -189,7 +190,7 @@ async fn picks(proxy: SocketAddr, requests: &[Asked]) -> Vec<usize> {
     picks
 }
 
-/// Sends each request as an upgrade on a connection of its own.
+/// Sends each request as an upgrade on a new connection.
 async fn upgraded(proxy: SocketAddr, requests: &[Asked]) -> Vec<usize> {
     let mut picks = Vec::new();
     for asked in requests {
@@ -217,7 +218,7 @@ fn backend_of(response: &Response<Incoming>) -> usize {
     response.headers()["x-backend"].to_str().unwrap().parse().unwrap()
 }
 
-/// Servers on loopback that say their number, also when they accept an upgrade.
+/// Servers on loopback that answer with their number, also when they accept an upgrade.
 async fn backends() -> Vec<SocketAddr> {
     let mut addresses = Vec::new();
     for number in 0..BACKENDS {

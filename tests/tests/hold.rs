@@ -1,5 +1,5 @@
-//! Holding back what arrives at a socket (`tcp::hold`), on loopback. Needs root: some hosts let
-//! nobody else attach a socket filter.
+//! Holds back bytes that arrive at a socket (`tcp::hold`), on loopback. Needs root, because some
+//! hosts allow only root to attach a socket filter.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{self, Read as _, Write as _};
@@ -33,7 +33,7 @@ async fn payload_is_held_back_and_comes_later() {
     assert_eq!((&far).read(&mut bytes).unwrap(), 7);
     assert_eq!((&far).read(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     drop(hold);
-    // Retransmitted.
+    // The peer has to retransmit the payload first.
     far.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut rest = Vec::new();
     (&far).read_to_end(&mut rest).unwrap();

@@ -1,4 +1,5 @@
-//! What `steer-kernel` asks the kernel about routes, interfaces and settings, in namespaces of its own.
+//! What `steer-kernel` reads from the kernel about routes, interfaces and settings, in the test's
+//! own namespaces.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -20,7 +21,7 @@ fn index_of(netns: &NetNs, interface: &str) -> u32 {
     netns.run(|| unsafe { libc::if_nametoindex(name.as_ptr()) }).unwrap()
 }
 
-/// Runs a program inside.
+/// Runs a program in a namespace.
 fn run(netns: &NetNs, program: &str, arguments: &[&str]) {
     let mut command = Command::new(program);
     command.args(arguments);
@@ -28,7 +29,7 @@ fn run(netns: &NetNs, program: &str, arguments: &[&str]) {
     assert!(command.status().unwrap().success(), "{program} {arguments:?}");
 }
 
-/// Two interfaces, one of which has two addresses, and routes of each kind.
+/// Two namespaces with two interfaces, one of which has two addresses, and routes of each kind.
 fn network() -> [NetNs; 2] {
     let (here, there) = (NetNs::new("steer-t", "here").unwrap(), NetNs::new("steer-t", "there").unwrap());
     for (link, arguments) in [
@@ -78,7 +79,7 @@ fn routes_are_the_kernels() {
     ] {
         let hop = routes.lookup(address(from), address(to)).unwrap();
         assert_eq!((hop.ifindex, hop.local, hop.source), (ifindex, local, address(source)), "{from} {to}");
-        // IPv6 tells its MTU in any case.
+        // For IPv6, the kernel always tells the MTU.
         assert!(hop.mtu == mtu || (mtu.is_none() && address(to).is_ipv6()), "{to} {hop:?}");
     }
     for to in ["10.74.1.5", "10.74.2.5", "10.99.0.1", "10.73.1.255", "fd74:1::5", "fd99::1"] {
@@ -110,7 +111,7 @@ fn interfaces_are_told_apart() {
     }
 }
 
-/// The process is in one namespace and the thread that asks in another.
+/// The process is in one namespace, and the thread that asks is in another.
 #[test]
 fn settings_are_those_of_the_threads_namespace() {
     if !require::root() {
@@ -146,7 +147,8 @@ fn settings_are_those_of_the_threads_namespace() {
     assert_eq!((host::ip_local_port_range().unwrap(), host::reserved_ports().unwrap()), outside);
 }
 
-/// A connection to `address`, as the accepting side sees it: the peer, then itself.
+/// Makes a connection to `address`. Returns the addresses as the accepting side sees them: the
+/// peer's, then its own.
 fn connect(address: &str) -> (SocketAddr, SocketAddr, [TcpStream; 2]) {
     let listener = TcpListener::bind((address, 0)).unwrap();
     let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -176,7 +178,7 @@ fn connection_tracking_is_seen() {
     run(&netns, "nft", &[&format!("{rules} add rule inet t c ct state invalid drop")]);
     assert_eq!(ways(), (true, true));
 
-    // Without tracking for one family, the other one remains.
+    // Connection tracking ends for one family, and remains for the other.
     for (hook, chain) in [("prerouting", "p"), ("output", "o")] {
         let chain = format!("inet t {chain}");
         let rules = format!("add chain {chain} {{ type filter hook {hook} priority raw; }};");

@@ -26,7 +26,7 @@ const FAR: &str = "10.75.0.2:40000";
 const MARK: u32 = 0x5b11_ce00;
 const HOOKS: [Hook; 2] = [Hook::Tcx, Hook::Clsact];
 
-/// `wire` on both sides.
+/// Two namespaces, each with one end of the veth pair `wire`.
 struct Network {
     near: NetNs,
     far: NetNs,
@@ -50,7 +50,8 @@ impl Network {
         }
     }
 
-    /// Runs `work` in the near namespace, inside a runtime, with everything loaded and attached to the wire.
+    /// Runs `work` in the near namespace, inside a runtime, with all programs loaded and attached
+    /// to the wire.
     fn with_programs(&self, hook: Hook, work: impl FnOnce(&PacketKernel, Reader<'_>) + Send) {
         let inside = || {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -62,7 +63,7 @@ impl Network {
         self.near.run(inside).unwrap();
     }
 
-    /// The far side says a word on a new connection.
+    /// Opens a connection from the far side and sends four bytes.
     fn connect(&self) {
         let near: SocketAddr = NEAR.parse().unwrap();
         let listener = TcpListener::bind(near).unwrap();
@@ -72,7 +73,7 @@ impl Network {
             socket.bind(&FAR.parse::<SocketAddr>().unwrap().into()).unwrap();
             socket.connect_timeout(&near.into(), Duration::from_secs(5)).unwrap();
             (&socket).write_all(b"word").unwrap();
-            // Leaves nothing in TIME_WAIT.
+            // Leaves no socket in TIME_WAIT.
             SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
             let (mut accepted, _) = listener.accept().unwrap();
             accepted.read_exact(&mut [0; 4]).unwrap();
@@ -80,7 +81,8 @@ impl Network {
         self.far.run(talk).unwrap();
     }
 
-    /// What hangs on an interface, in order: the kernel's names of tcx programs, and what `tc` tells of filters.
+    /// The programs on an interface, in order: the kernel's names of tcx programs, and the output
+    /// of `tc` about filters.
     fn attached(&self, interface: &str, direction: TcAttachType) -> Vec<String> {
         let tcx = || {
             let (_, programs) = SchedClassifier::query_tcx(interface, direction).unwrap();
@@ -92,7 +94,8 @@ impl Network {
         tc.args(["filter", "show", "dev", interface, hook]);
         self.near.enter(&mut tc).unwrap();
         let filters = String::from_utf8(tc.output().unwrap().stdout).unwrap();
-        // A filter's line says `handle 0x1 NAME/TOKEN direct-action`, and may say the name again.
+        // A filter's line has `handle 0x1 NAME/TOKEN direct-action`, and may have the name a second
+        // time.
         let words: Vec<_> = filters.split_whitespace().collect();
         let named = words.windows(3).filter(|words| words[0] == "handle");
         let named = named.map(|words| words[2].split('/').next().unwrap().to_owned());
@@ -101,14 +104,14 @@ impl Network {
     }
 }
 
-/// The events, and the runtime that they need.
+/// Reads the events, in the runtime that the events need.
 struct Reader<'a> {
     runtime: &'a Runtime,
     events: FlowEvents,
 }
 
 impl Reader<'_> {
-    /// Those that are there, or the next.
+    /// The events that are there. Waits for the next one if there is none.
     fn read(&mut self) -> Vec<FlowEvent> {
         let seen = RefCell::new(Vec::new());
         let read = async {
@@ -130,11 +133,11 @@ fn key() -> FlowKey {
     FlowKey::new(FAR.parse().unwrap(), NEAR.parse().unwrap())
 }
 
-/// A session whose packets to upstream come with [`key`].
+/// A record whose packets to upstream arrive with [`key`].
 fn record() -> Record {
     let [far, near]: [SocketAddr; 2] = [FAR, NEAR].map(|address| address.parse().unwrap());
     let mut record = Record { family: 4, ..Record::zeroed() };
-    // They come on the connection on which those to downstream leave.
+    // These packets arrive on the connection on which the packets to downstream leave.
     let fixed = &mut record.flows[Direction::ToDownstream as usize].fixed;
     fixed.to_source = wire_address(near.ip());
     fixed.to_destination = wire_address(far.ip());
@@ -147,8 +150,8 @@ fn count(kernel: &PacketKernel, stat: Stat) -> u64 {
     kernel.stats().unwrap().into_iter().find(|(which, _)| *which == stat).unwrap().1
 }
 
-/// The ingress program has seen the SYN of a client whose record is not active, and the egress program the stack's answer, by
-/// which the tuple was taken from the record.
+/// The ingress program has seen the SYN of a client whose record is not active. The egress program
+/// has seen the stack's answer, which takes the tuple from the record.
 fn ensure_both_saw(kernel: &PacketKernel) {
     assert_eq!((count(kernel, Stat::PassOff), count(kernel, Stat::Reused)), (1, 1));
     assert!(kernel.keys().unwrap().is_empty());
@@ -163,7 +166,7 @@ fn programs_see_packets_as_long_as_they_are_attached() {
     for hook in HOOKS {
         network.with_programs(hook, |kernel, _| {
             for interface in ["wire", "lo"] {
-                // Twice is once.
+                // A second attachment changes nothing.
                 kernel.attach(index_of(interface)).unwrap();
                 kernel.attach(index_of(interface)).unwrap();
                 for (direction, program) in
@@ -199,7 +202,7 @@ fn an_interface_that_comes_back_is_attached_again() {
             kernel.insert(&key(), FlowRef::new(3, Direction::ToUpstream)).unwrap();
             network.near.ip(&["link", "del", "wire"]).unwrap();
             assert!(matches!(kernel.attach(index), Err(AttachError::Gone { .. })));
-            // With the same index, which the kernel gives out on demand only.
+            // The new interface has the same index, which the kernel gives out only on demand.
             network.join(&["index", &index.to_string()]);
             kernel.attach(index).unwrap();
             assert_eq!(network.attached("wire", TcAttachType::Ingress), ["packet_ingress"], "{hook:?}");
@@ -217,13 +220,14 @@ fn changes_of_other_interfaces_do_not_matter() {
     let network = Network::new();
     network.near.ip(&["link", "add", "bridge", "type", "bridge"]).unwrap();
     network.with_programs(Hook::Tcx, |kernel, _| {
-        // A port that leaves its bridge sends a message like one that is deleted.
+        // The kernel sends the same message for a port that leaves its bridge as for a deleted
+        // interface.
         for bridge in [&["master", "bridge"][..], &["nomaster"]] {
             network.near.ip(&[&["link", "set", "wire"], bridge].concat()).unwrap();
             kernel.attach(index_of("wire")).unwrap();
             assert_eq!(network.attached("wire", TcAttachType::Ingress), ["packet_ingress"]);
         }
-        // More messages than the monitor's socket holds.
+        // More messages than fit into the monitor's socket.
         for _ in 0..60 {
             network.near.ip(&["link", "add", "other", "type", "veth", "peer", "name", "another"]).unwrap();
             network.near.ip(&["link", "del", "other"]).unwrap();
@@ -275,7 +279,7 @@ fn a_key_has_one_flow_and_only_that_removes_it() {
     });
 }
 
-/// The program reads the mapped record, takes the key out and tells userspace.
+/// The program reads the mapped record, removes the key and tells userspace.
 #[test]
 fn a_new_connection_takes_the_tuple_of_a_finished_one() {
     if !require::root() {

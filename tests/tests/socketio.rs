@@ -1,5 +1,5 @@
-//! A real socket.io cluster behind Steer: whatever belongs to one client reaches one server, the
-//! one that the ring names, for both transports and both ways of carrying a stream.
+//! A real socket.io cluster behind Steer. All requests of one client reach the server that the ring
+//! names, with both transports and on every path.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 
 const CLIENTS: usize = 100;
 const SERVERS: [&str; 3] = ["alpha", "beta", "gamma"];
-/// Texts that each client has echoed, before and again after its upgrade.
+/// How many texts each client has echoed before its upgrade, and again after it.
 const MESSAGES: u64 = 4;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PORT: u16 = 8080;
@@ -64,7 +64,7 @@ impl<'n> Cluster<'n> {
         Self { steer, servers, logs, topology }
     }
 
-    /// The name of the server that the ring names, for each key.
+    /// For each key, the name of the server that the ring names.
     fn ring(&self, keys: &[String]) -> BTreeMap<String, String> {
         let host = format!("{}:{PORT}", Topology::PROXY);
         let request = |key| json!({ "host": host, "path": HANDSHAKE, "method": "GET", "headers": [["x-forwarded-for", key]] });
@@ -76,7 +76,7 @@ impl<'n> Cluster<'n> {
         keys.iter().cloned().zip(answers.iter().map(name)).collect()
     }
 
-    /// Runs one client for each key until all have said what they have to say.
+    /// Runs one client for each key until all clients have finished.
     fn converse(&self, transports: &str, keys: &[String]) -> Process {
         let url = format!("http://{}:{PORT}", Topology::PROXY);
         let mut command = node_app("clients.js").unwrap();
@@ -129,8 +129,8 @@ fn clients_stay(splice: &str) {
     assert_eq!(cluster.steer.metric("steer_endpoint_picks_total", &[("by", "random")]).unwrap(), 0.0);
 }
 
-/// What the clients say: everything was echoed, by the right server, over a WebSocket in the end,
-/// and nobody was cut off.
+/// Checks the clients' reports: the right server echoed everything, in the end over a WebSocket,
+/// and no client was cut off.
 fn check_reports(clients: &Process, transports: &str, ring: &BTreeMap<String, String>) {
     let reports = events(clients.stdout().unwrap().as_str(), "client").unwrap();
     assert_eq!(reports.len(), CLIENTS, "{transports}");
@@ -145,7 +145,7 @@ fn check_reports(clients: &Process, transports: &str, ring: &BTreeMap<String, St
     assert_eq!(closed.first().map(|event| &event["lost"]), Some(&json!([])), "{transports}");
 }
 
-/// What the servers say: nobody else's client came, and no session was unknown.
+/// Checks the servers' records: every client was at its own server, and every session was known.
 fn check_records(cluster: &Cluster<'_>, ring: &BTreeMap<String, String>) {
     let (mut polls, mut upgrades) = (0, 0);
     for server in &cluster.servers {
@@ -159,12 +159,12 @@ fn check_records(cluster: &Cluster<'_>, ring: &BTreeMap<String, String>) {
             *if upgrade { &mut upgrades } else { &mut polls } += 1;
         }
     }
-    // The handshake, at least one POST and at least one GET of each polling client.
+    // For each polling client: the handshake, at least one POST and at least one GET.
     assert!(polls >= 3 * CLIENTS, "{polls} polls");
     assert_eq!(upgrades, 2 * CLIENTS);
 }
 
-/// Browsers and front proxies put the requests of many clients on one connection.
+/// Browsers and front proxies send the requests of many clients on one connection.
 #[test]
 fn each_request_of_a_shared_connection_goes_where_its_client_belongs() {
     let Some(topology) = network() else { return };
@@ -191,11 +191,11 @@ fn each_request_of_a_shared_connection_goes_where_its_client_belongs() {
         assert_eq!(events(&server.stdout().unwrap(), "refused").unwrap(), [] as [Value; 0]);
     }
     let accepted = cluster.steer.metric("steer_downstream_connections_total", &[]).unwrap();
-    assert_eq!(accepted, 1.0, "this test is about one connection");
+    assert_eq!(accepted, 1.0, "all requests have to share one connection");
 }
 
-/// All clients open an engine.io session, then all ask for the socket.io namespace, then all fetch
-/// the answer: each step of each client is a request on the same connection.
+/// First all clients open an engine.io session. Then all ask for the socket.io namespace. Then all
+/// fetch the answer. Each step of each client is a request on the same connection.
 async fn converse_by_turns(sender: &mut SendRequest<Full<Bytes>>, ring: &BTreeMap<String, String>) {
     let mut sessions = BTreeMap::new();
     for (key, server) in ring {
@@ -221,7 +221,7 @@ fn assert_served(head: &Response<()>, server: &str, body: &str) {
     assert_eq!(head.headers()["x-served-by"], server);
 }
 
-/// A POST of `body`, or a GET if there is none.
+/// Sends a POST of `body`, or a GET without `body`.
 async fn exchange(
     sender: &mut SendRequest<Full<Bytes>>,
     key: &str,

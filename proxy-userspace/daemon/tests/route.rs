@@ -1,5 +1,5 @@
-//! The command line of `steer route`: its formats, defaults and exit codes. (That it decides like Envoy
-//! is the business of `vectors`.)
+//! The command line of `steer route`: its formats, defaults and exit codes. (The suite `vectors`
+//! tests that it decides as Envoy does.)
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -65,7 +65,7 @@ fn lines(output: &Output) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The one answer to a request given by flags.
+/// The only answer to a request that is given by flags.
 fn one(arguments: &[&str]) -> Value {
     let output = steer(arguments, "");
     assert!(output.status.success(), "{output:?}");
@@ -73,7 +73,7 @@ fn one(arguments: &[&str]) -> Value {
     answer
 }
 
-/// The answers to a batch, and whether it exited with 0.
+/// The answers to a batch, and whether the exit code was 0.
 fn batch(requests: &[Value], arguments: &[&str]) -> (Vec<Value>, bool) {
     let text: String = requests.iter().map(|request| format!("{request}\n")).collect();
     let output = steer(&[&["--batch", "-"], arguments].concat(), &text);
@@ -125,7 +125,7 @@ fn refusals_are_answers() {
 
 #[test]
 fn the_local_address_or_a_name_chooses_the_listener() {
-    // Only `edge` adds the source to x-forwarded-for.
+    // Only the listener `edge` adds the source address to x-forwarded-for.
     let hash =
         |arguments: &[&str]| one(&[&["--source", "203.0.113.7:1"], arguments].concat())["hash"].clone();
     let edge = hash(&["--listener", "edge"]);

@@ -1,4 +1,4 @@
-//! `steer run` that ends before it serves: what it says first, and its exit codes.
+//! `steer run` ends before it serves: its first output, and its exit codes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,7 +1,8 @@
-//! What the fault program of the tests and its loader agree on. No part of Steer.
+//! Names and numbers that the fault program of the tests shares with its loader. Not a part of
+//! Steer.
 #![no_std]
 
-/// The object's names, as they stand in it.
+/// The names of programs and maps in the object.
 pub const PROG_INGRESS: &str = "fault_ingress";
 pub const PROG_EGRESS: &str = "fault_egress";
 pub const PROG_RETURN: &str = "fault_return";
@@ -10,28 +11,28 @@ pub const MAP_COUNTS: &str = "FAULT_COUNTS";
 
 /// Indices of `FAULT_SETTINGS`, an array of u32.
 pub mod setting {
-    /// Packets that are dropped, per mille.
+    /// How many packets are dropped, per mille.
     pub const LOSS: u32 = 0;
-    /// Packets that come twice, per mille.
+    /// How many packets are duplicated, per mille.
     pub const DUPLICATION: u32 = 1;
-    /// Packets that take the detour, per mille.
+    /// How many packets take the detour, per mille.
     pub const REORDERING: u32 = 2;
-    /// Index of the device that the detour begins with.
+    /// Index of the device where the detour begins.
     pub const DETOUR: u32 = 3;
-    /// Index of the device that it comes back to.
+    /// Index of the device where the detour ends.
     pub const HOME: u32 = 4;
     pub const LEN: u32 = 5;
 }
 
 /// Indices of `FAULT_COUNTS`, an array of u64 for each CPU.
 pub mod count {
-    /// All packets that a fault could have befallen.
+    /// All packets to which a fault could happen.
     pub const SEEN: u32 = 0;
     pub const LOST: u32 = 1;
     pub const DUPLICATED: u32 = 2;
-    /// Sent on the detour.
+    /// Packets that went on the detour.
     pub const LEFT: u32 = 3;
-    /// Come back from it; the rest was dropped on the way.
+    /// Packets that came back from the detour. The others were dropped on it.
     pub const RETURNED: u32 = 4;
     pub const LEN: u32 = 5;
 }

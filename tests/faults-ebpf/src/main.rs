@@ -1,7 +1,8 @@
-//! Loss, duplication and reordering of TCP packets at a device, for tests. No part of Steer.
+//! Loss, duplication and reordering of TCP packets at a device, for tests. Not a part of Steer.
 //!
-//! A packet that is to come late takes a detour: out by a device whose queue is slow, and back by the
-//! program `fault_return` at that device's peer. Its mark tells that it had its fault, and at which hook.
+//! A packet that has to come late takes a detour. It leaves by a device with a slow queue. The
+//! program `fault_return` at that device's peer brings it back. The packet's mark says that it
+//! already had a fault, and at which hook.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -21,7 +22,7 @@ mod program {
     #[map]
     static FAULT_COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(count::LEN, 0);
 
-    /// On packets that had their fault. Plus one at the ingress hook.
+    /// The mark of packets that already had a fault. One more at the ingress hook.
     const MARK: u32 = 0xfa17_0000;
 
     #[classifier]
@@ -34,7 +35,7 @@ mod program {
         fault(&ctx, MARK)
     }
 
-    /// At the end of the detour: sends a packet on to where it was going.
+    /// At the end of the detour: sends a packet on to its original destination.
     #[classifier]
     fn fault_return(ctx: TcContext) -> i32 {
         let mark = mark(&ctx);
@@ -55,7 +56,7 @@ mod program {
             return TC_ACT_UNSPEC;
         }
         add(count::SEEN);
-        // SAFETY: the helper takes nothing and cannot fail.
+        // SAFETY: the helper has no arguments and cannot fail.
         let dice = unsafe { bpf_get_prandom_u32() } % 1000;
         let lost = setting(setting::LOSS);
         let twice = lost + setting(setting::DUPLICATION);
@@ -79,7 +80,8 @@ mod program {
         }
     }
 
-    /// TCP without SYN, over Ethernet and IP without options. A lost SYN costs a second and tests nothing.
+    /// Whether the packet is TCP without SYN, over Ethernet and IP without options. The loss of a
+    /// SYN would cost a second and test nothing.
     #[inline(always)]
     fn is_established_tcp(ctx: &TcContext) -> bool {
         const TCP: u8 = 6;
@@ -94,11 +96,11 @@ mod program {
 
     #[inline(always)]
     fn mark(ctx: &TcContext) -> u32 {
-        // SAFETY: the context of a running program points to its packet.
+        // SAFETY: the context of a running program points to the program's packet.
         unsafe { (*ctx.skb.skb).mark }
     }
 
-    /// For redirecting to the hook that a mark names.
+    /// The flags of a redirect to the hook that `mark` names.
     #[inline(always)]
     fn flags(mark: u32) -> u64 {
         if mark & 1 == 1 { u64::from(BPF_F_INGRESS) } else { 0 }
@@ -106,7 +108,7 @@ mod program {
 
     #[inline(always)]
     fn redirect(device: u32, flags: u64) -> i32 {
-        // SAFETY: the helper only notes two integers for when the program has ended.
+        // SAFETY: the helper only stores two integers, which the kernel reads after the program.
         (unsafe { bpf_redirect(device, flags) }) as i32
     }
 
@@ -118,19 +120,20 @@ mod program {
     #[inline(always)]
     fn add(index: u32) {
         if let Some(count) = FAULT_COUNTS.get_ptr_mut(index) {
-            // SAFETY: an entry of a per-CPU map, which nobody else writes while this program runs.
+            // SAFETY: the pointer is to an entry of a per-CPU map. Nobody else writes the entry
+            // while this program runs.
             unsafe { *count += 1 };
         }
     }
 
-    /// Most helpers are for programs under a GPL-compatible licence.
+    /// Most helpers are only for programs under a GPL-compatible licence.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "license")]
     static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
     #[panic_handler]
     fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-        // The verifier refuses a program that can come here.
+        // The verifier refuses a program that can reach this.
         loop {}
     }
 }

@@ -1,4 +1,4 @@
-//! TCP segments as they are on the wire of a namespace, by a packet socket.
+//! Reads the TCP segments on the wire of a namespace with a packet socket.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// What the tests look at, in host order.
+/// The fields that the tests compare, in host order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) source: SocketAddr,
@@ -22,14 +22,15 @@ impl Seen {
     pub(crate) const FIN: u8 = 1;
     pub(crate) const SYN: u8 = 2;
 
-    /// The number behind the segment.
+    /// The sequence number after the segment.
     pub(crate) fn end(&self) -> u32 {
         let flags = u32::from(self.flags & (Self::SYN | Self::FIN)).count_ones();
         self.seq.wrapping_add(self.payload + flags)
     }
 }
 
-/// Everything that passes the interfaces of the namespace in which it was opened, in both directions.
+/// Captures everything that passes the interfaces of the namespace in which it was opened, in both
+/// directions.
 pub(crate) struct Capture(Socket);
 
 impl Capture {
@@ -40,7 +41,7 @@ impl Capture {
         Self(socket)
     }
 
-    /// The segments that came since the last call, for which it waits `patience`.
+    /// Waits `patience`, then returns the segments that came since the last call.
     pub(crate) fn after(&mut self, patience: Duration) -> Vec<Seen> {
         let deadline = Instant::now() + patience;
         let mut seen = Vec::new();
@@ -55,7 +56,7 @@ impl Capture {
     }
 }
 
-/// `None` for what is not TCP.
+/// `None` if the frame is not TCP.
 fn parse(frame: &[u8]) -> Option<Seen> {
     let (ethernet, ip) = frame.split_at_checked(14)?;
     let (source, destination, header, total) = match ethernet[12..] {

@@ -10,7 +10,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// The proxy's addresses. Those of its peer end with 2.
+    /// The proxy's addresses. The peer's addresses end with 2.
     pub(crate) const PROXY: [IpAddr; 2] =
         [IpAddr::V4(Ipv4Addr::new(10, 72, 0, 1)), IpAddr::V6(Ipv6Addr::new(0xfd72, 0, 0, 0, 0, 0, 0, 1))];
 
@@ -28,7 +28,8 @@ impl Link {
         Self { proxy, peer }
     }
 
-    /// Writes a setting below `/proc/sys/net`, which shows the namespace of the thread that looks.
+    /// Writes a setting below `/proc/sys/net`. The thread that opens the file decides which
+    /// namespace the setting belongs to.
     pub(crate) fn set(&self, netns: &NetNs, setting: &str, value: &str) {
         let path = format!("/proc/sys/net/{setting}");
         netns.run(|| std::fs::write(&path, value).unwrap()).unwrap();

@@ -1,4 +1,5 @@
-//! What `steer-kernel` reads of TCP connections and does to them, held against what a peer sees on the wire.
+//! Compares what `steer-kernel` reads from TCP connections, and does to them, with what a peer sees
+//! on the wire.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod capture;
@@ -22,11 +23,11 @@ const MOMENT: Duration = Duration::from_millis(50);
 
 /// A connection over the link.
 struct Connection {
-    /// Accepted by the proxy.
+    /// The proxy's socket, which was accepted.
     near: TcpStream,
-    /// The peer's.
+    /// The peer's socket.
     far: TcpStream,
-    /// In the peer's namespace, opened before the handshake.
+    /// Runs in the peer's namespace since before the handshake.
     capture: Capture,
 }
 
@@ -54,7 +55,7 @@ impl Connection {
         }
     }
 
-    /// The segments that the proxy has sent, out of those that pass within a moment.
+    /// The segments that the proxy has sent, among those that pass within a moment.
     fn of_near(&mut self) -> Vec<Seen> {
         let near = self.near.local_addr().unwrap();
         let mut seen = self.capture.after(MOMENT);
@@ -63,7 +64,7 @@ impl Connection {
     }
 }
 
-/// While nothing is unsent.
+/// Only valid while no data is unsent.
 fn write_seq(socket: &TcpStream) -> std::io::Result<u32> {
     repair::select_send_queue(socket)?;
     repair::write_seq(socket)
@@ -125,7 +126,7 @@ fn positions_hold_while_data_flows() {
     let mut agreed = 0;
     while read < total {
         read += (&near).read(&mut buffer).unwrap() as u32;
-        // Busy is an answer as well.
+        // The answer "busy" is allowed.
         if let Ok(position) = repair::read_position(&near) {
             let consumed = position.rcv_nxt.wrapping_sub(position.unread);
             assert_eq!(consumed.wrapping_sub(base.rcv_nxt), read);
@@ -138,7 +139,8 @@ fn positions_hold_while_data_flows() {
     assert_eq!(write_seq(&near).unwrap().wrapping_sub(start), 3);
 }
 
-/// Whoever calls it before the connection is there can ask at any time, and what a listener accepts is as the listener.
+/// A socket that selects its send queue before it is connected can be asked at any time. A listener
+/// passes the selection on to the sockets that it accepts.
 #[test]
 fn positions_are_told_while_data_is_unsent() {
     if !require::root() {
@@ -172,7 +174,7 @@ fn positions_are_told_while_data_is_unsent() {
     assert_eq!(repair::rcv_nxt(&near).unwrap(), written.wrapping_add(1));
 }
 
-/// An urgent byte is no more than a byte, also while it is not read.
+/// An urgent byte is read in its place like any other byte, also if it was unread for a while.
 #[test]
 fn urgent_data_stays_in_line() {
     if !require::root() {
@@ -212,7 +214,7 @@ fn a_silent_close_is_not_noticed() {
         far.set_read_timeout(Some(MOMENT)).unwrap();
         assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
         assert!(TcpInfo::of(&far).unwrap().is_established());
-        // What a closed connection without the splice comes to.
+        // Without the splice, a closed connection ends like this.
         far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         far.write_all(b"x").unwrap();
         assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
@@ -234,7 +236,7 @@ fn timestamp_offsets_are_those_on_the_wire() {
         let after = clock::monotonic_ms() as u32;
         let seen = connection.of_near();
         let (value, _) = seen[0].timestamps.unwrap();
-        // One too low, or exact.
+        // The timestamp is exact, or one too low.
         let sent = value.wrapping_sub(offset);
         assert!(sent.wrapping_sub(before) <= after - before + 1, "{sent} is not in {before}..={after}");
     }
@@ -257,7 +259,7 @@ fn microsecond_timestamps_are_refused() {
 fn set_odd_timestamp(socket: &TcpStream) {
     use std::os::fd::AsRawFd as _;
     for (option, value) in [(libc::TCP_REPAIR, 1), (libc::TCP_TIMESTAMP, 1), (libc::TCP_REPAIR, -1)] {
-        // SAFETY: the pointer is to a local of the length given.
+        // SAFETY: the pointer and the length are those of a local variable.
         let result = unsafe {
             libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, (&raw const value).cast(), 4)
         };
@@ -286,7 +288,7 @@ fn negotiated_options_are_read() {
     link.set(&link.peer, "ipv4/tcp_rmem", "4096 131072 65536");
     let options = info(&link);
     assert_eq!(options.options(), TcpOptions { timestamps: false, sack: false, ecn: true, ..all });
-    // The peer's smaller buffers need less of a scale; the proxy's own is as before.
+    // The peer's smaller buffers need a smaller scale. The proxy's own scale does not change.
     assert!(options.send_scale() < default.send_scale());
     assert_eq!(options.receive_scale(), default.receive_scale());
     link.set(&link.peer, "ipv4/tcp_window_scaling", "0");

@@ -14,16 +14,16 @@ use tempfile::TempDir;
 
 use crate::initramfs;
 
-/// The guest's second serial port, which findings go to; the first one is its console.
+/// The guest's second serial port, which carries the findings. The first one is the console.
 pub(crate) const REPORT: &str = "/dev/ttyS1";
-/// Of the guest, in MiB.
+/// The memory of the guest, in MiB.
 const MEMORY: u32 = 1024;
-/// For the whole run of a guest.
+/// The longest time of a guest's whole run.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
-/// How much of the end of the console is shown when something is wrong, in lines.
+/// How many lines from the end of the console are shown when a guest fails.
 const SHOWN_LINES: usize = 80;
 
-/// A guest that runs.
+/// A running guest.
 #[derive(Debug)]
 pub(crate) struct Guest {
     process: Process,
@@ -33,8 +33,8 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Boots `kernel`, found in `directory`, in `netns`, or where the caller is, with more arguments for QEMU, to run `phases`
-    /// of `steer-guest`.
+    /// Boots `kernel`, which is in `directory`, to run `phases` of `steer-guest`. QEMU runs in
+    /// `netns`, or in the caller's namespace, and gets `more` arguments.
     pub(crate) fn boot(
         directory: &Path,
         kernel: Kernel,
@@ -48,7 +48,7 @@ impl Guest {
         initramfs::write(&initrd, &place.join("modules.cpio"), phases)
             .with_context(|| format!("cannot write {}", initrd.display()))?;
         let mut qemu = quiet("qemu-system-x86_64");
-        // Emulated, so that it runs where there is no KVM, as in most of CI.
+        // Emulation runs also where there is no KVM, as in most CI.
         qemu.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-display", "none"]);
         qemu.args(["-no-reboot", "-nodefaults", "-m", &MEMORY.to_string(), "-smp", &kernel.cpus.to_string()]);
         for port in [&console, &report] {
@@ -61,7 +61,7 @@ impl Guest {
         Ok(Self { process, console, report, _work: work })
     }
 
-    /// Waits until the guest has found this, and returns it.
+    /// Waits until the guest has reported a finding of this kind, and returns it.
     pub(crate) fn wait_for(&mut self, kind: &str) -> Result<Value> {
         let found = eventually(&format!("finding `{kind}`"), PATIENCE, || {
             self.process.ensure_running()?;
@@ -70,7 +70,7 @@ impl Guest {
         found.with_context(|| self.tail())
     }
 
-    /// Waits until the guest has ended, and returns what it has found.
+    /// Waits until the guest has ended, and returns its findings.
     pub(crate) fn finish(mut self) -> Result<Vec<Value>> {
         let status = self.process.wait(PATIENCE).with_context(|| self.tail())?;
         ensure!(status.success(), "QEMU failed ({status}): {}", self.tail());
@@ -80,16 +80,17 @@ impl Guest {
         Ok(findings)
     }
 
-    /// Each whole line of the report is one.
+    /// Each complete line of the report is one finding.
     fn findings(&self) -> Result<Vec<Value>> {
         let report = read(&self.report);
         let whole = report.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let lines = whole.lines().map(str::trim).filter(|line| !line.is_empty());
-        let parse = |line| serde_json::from_str(line).with_context(|| format!("this is no finding: {line}"));
+        let parse =
+            |line| serde_json::from_str(line).with_context(|| format!("this line is not a finding: {line}"));
         lines.map(parse).collect()
     }
 
-    /// What there is to be seen of a guest with which something is wrong.
+    /// The output of a guest that has failed.
     fn tail(&self) -> String {
         let console = read(&self.console);
         let skipped = console.lines().count().saturating_sub(SHOWN_LINES);

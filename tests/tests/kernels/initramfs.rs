@@ -1,4 +1,5 @@
-//! The file system of a guest: a few programs of the host with their libraries, Steer, and what tries it.
+//! The file system of a guest: a few programs of the host with their libraries, Steer, and
+//! `steer-guest`.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -10,14 +11,15 @@ use anyhow::{Context as _, Result};
 use steer_tests::cpio::Archive;
 use steer_tests::steer;
 
-/// Programs of the host: the first has what `init` runs, the others are run by the harness.
+/// Programs of the host. `init` uses the first one, the harness uses the others.
 const TOOLS: [&str; 3] = ["busybox", "ip", "tc"];
 const DIRECTORIES: [&str; 7] = ["bin", "dev", "proc", "run", "sys", "tmp", "var"];
 
-/// Writes to `to` what the kernel unpacks: `modules`, an archive with `modules/*.ko`, and after it all else.
+/// Writes the initramfs to `to`: first `modules`, an archive with `modules/*.ko`, then an archive
+/// with everything else.
 pub(crate) fn write(to: &Path, modules: &Path, phases: &str) -> Result<()> {
     fs::copy(modules, to).with_context(|| format!("cannot copy {}", modules.display()))?;
-    let file = File::options().append(true).open(to).context("cannot open it")?;
+    let file = File::options().append(true).open(to).context("cannot open the initramfs")?;
     let mut archive = Archive::new(BufWriter::new(file));
     let mut programs =
         vec![("steer", steer::binary()?), ("steer-guest", PathBuf::from(env!("CARGO_BIN_EXE_steer-guest")))];
@@ -28,7 +30,7 @@ pub(crate) fn write(to: &Path, modules: &Path, phases: &str) -> Result<()> {
     for (_, path) in &programs {
         libraries.extend(libraries_of(path)?);
     }
-    // Sorted, a directory comes before what is in it.
+    // In sorted order, a directory comes before its contents.
     let mut directories: BTreeSet<_> = DIRECTORIES.map(PathBuf::from).into();
     for library in &libraries {
         let parents = library.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
@@ -43,14 +45,14 @@ pub(crate) fn write(to: &Path, modules: &Path, phases: &str) -> Result<()> {
     for (name, path) in &programs {
         archive.file(&format!("bin/{name}"), &read(path)?)?;
     }
-    // Where iproute2 has the names of namespaces.
+    // iproute2 keeps the names of namespaces there.
     archive.link("var/run", "/run")?;
     archive.file("init", init(phases).as_bytes())?;
     archive.end()?;
     Ok(())
 }
 
-/// The first program of the guest. What it says is on the console.
+/// The first program of the guest. The console shows its output.
 fn init(phases: &str) -> String {
     format!(
         "\
@@ -72,11 +74,11 @@ busybox poweroff -f
     )
 }
 
-/// What `program` is linked to, without the slash at the beginning. Nothing for a static one.
+/// The libraries of `program`, without the leading slash. None for a static program.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f...)`, or the path alone.
+    // A line is `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f...)`, or the path alone.
     let words = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     Ok(words.map(|path| PathBuf::from(path.trim_start_matches('/'))).collect())
 }
@@ -92,5 +94,5 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn text(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("{} is no text", path.display()))
+    path.to_str().with_context(|| format!("{} is not valid UTF-8", path.display()))
 }

@@ -1,9 +1,9 @@
-//! What a guest has to find on a kernel, and what of it goes into the table of docs/kernels.md.
+//! What a guest has to find on a kernel, and which findings go into the table of docs/kernels.md.
 
 use serde_json::{Value, json};
 use steer_tests::kernels::{BULK_BYTES, BULK_STREAMS, Has, Kernel, MORE, STREAMS};
 
-/// What Steer logs at its start where it has to relay.
+/// Steer's log line at the start on kernels where it has to relay.
 const RELAYS: &str = "no packet splice, streams are relayed";
 
 /// The findings of one guest.
@@ -18,7 +18,7 @@ impl<'f> Found<'f> {
         Self { kernel, findings }
     }
 
-    /// The finding `kind` of a phase; null if there is none.
+    /// The finding `kind` of a phase. Null if there is none.
     fn of(&self, phase: &str, kind: &str) -> &Value {
         let found =
             self.findings.iter().find(|finding| finding["phase"] == phase && finding["finding"] == kind);
@@ -39,7 +39,7 @@ impl<'f> Found<'f> {
         self.release().split('.').take(2).collect::<Vec<_>>().join(".")
     }
 
-    /// What is wrong for all phases.
+    /// Faults that do not belong to one phase.
     pub(crate) fn check(&self) -> Vec<String> {
         let mut wrong = Wrong::default();
         wrong.unless("an error", self.alone("error"), self.alone("error").is_null());
@@ -49,7 +49,7 @@ impl<'f> Found<'f> {
         wrong.0
     }
 
-    /// What is wrong with streams that were opened, used and closed.
+    /// Faults of streams that were opened, used and closed.
     pub(crate) fn check_carried(&self, phase: &str) -> Vec<String> {
         let mut wrong = Wrong::default();
         let sockmap = phase == "sockmap";
@@ -82,7 +82,7 @@ impl<'f> Found<'f> {
         wrong.0.into_iter().map(|wrong| format!("{phase}: {wrong}")).collect()
     }
 
-    /// What is wrong with streams between the guest's card and the host, which has opened them.
+    /// Faults of the streams that the host has opened through the guest's card.
     pub(crate) fn check_wire(&self) -> Vec<String> {
         let mut wrong = Wrong::default();
         let phase = "wire";
@@ -100,12 +100,12 @@ impl<'f> Found<'f> {
         wrong.0
     }
 
-    /// The packets that the programs have spliced in the phase `wire`.
+    /// The number of packets that the programs have spliced in the phase `wire`.
     pub(crate) fn spliced(&self) -> f64 {
         self.of("wire", "counted")["spliced"].as_f64().unwrap_or_default()
     }
 
-    /// What is wrong with streams whose process was killed, and with the next process.
+    /// Faults of the streams whose process was killed, and of the next process.
     pub(crate) fn check_killed(&self) -> Vec<String> {
         let mut wrong = Wrong::default();
         let living = match self.kernel.has {
@@ -128,7 +128,7 @@ impl<'f> Found<'f> {
         wrong.0
     }
 
-    /// A row of the table, as `HEAD` names its cells.
+    /// A row of the table. `HEAD` names its cells.
     pub(crate) fn row(&self) -> String {
         let killed = self.of("kill", "orphaned")["streams"].as_u64();
         let killed = match killed {
@@ -179,7 +179,7 @@ impl<'f> Found<'f> {
     }
 }
 
-/// What is not as it should be.
+/// The faults that were found.
 #[derive(Debug, Default)]
 struct Wrong(Vec<String>);
 
@@ -200,7 +200,7 @@ impl Wrong {
         }
     }
 
-    /// A stop has to leave nothing.
+    /// Checks that a stop leaves nothing.
     fn left(&mut self, found: &Found<'_>, phase: &str) {
         let left = found.of(phase, "left");
         self.equals(&format!("the exit status of {phase}"), &left["status"], &json!(0));

@@ -1,8 +1,9 @@
-//! Steer on stock kernels, in QEMU. What runs in the guest is `steer-guest` of this package; it reports what it finds, and
-//! here it is judged.
+//! Steer on stock kernels, in QEMU. The guest runs `steer-guest` of this package and reports its
+//! findings. This test judges the findings.
 //!
-//! The short form tries the kernels of two of Debian's suites; the long form the whole matrix, with the socket splice and
-//! deaths of the process, and compares what it finds with the table of docs/kernels.md.
+//! The short form tries the kernels of two of Debian's suites. The long form tries all kernels,
+//! with the socket splice and with deaths of the process, and compares the findings with the table
+//! of docs/kernels.md.
 
 mod boot;
 mod initramfs;

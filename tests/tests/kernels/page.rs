@@ -1,4 +1,4 @@
-//! The table of docs/kernels.md, which is what the long form has found.
+//! The table of docs/kernels.md, which holds the findings of the long form.
 
 use std::path::Path;
 use std::{env, fs};
@@ -20,16 +20,17 @@ const HEAD: [&str; 9] = [
     "left after `kill -9`, a start and a stop",
 ];
 
-/// Compares the page's table with these rows, or writes them there if `STEER_KERNELS_WRITE=1`.
+/// Compares the page's table with `rows`, or writes `rows` to the page if `STEER_KERNELS_WRITE=1`.
 ///
 /// # Errors
-/// They differ.
+/// When they differ.
 pub(crate) fn compare(rows: &[String]) -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kernels.md");
     let page = fs::read_to_string(&path).context("cannot read docs/kernels.md")?;
     let (before, rest) =
-        page.split_once(BEGIN).context("docs/kernels.md has lost the beginning of its table")?;
-    let (written, after) = rest.split_once(END).context("docs/kernels.md has lost the end of its table")?;
+        page.split_once(BEGIN).context("docs/kernels.md does not have the line that begins its table")?;
+    let (written, after) =
+        rest.split_once(END).context("docs/kernels.md does not have the line that ends its table")?;
     let line = |cells: &[&str]| format!("| {} |\n", cells.join(" | "));
     let rows: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let found = format!("\n{}{}{rows}\n", line(&HEAD), "|---".repeat(HEAD.len()) + "|\n");

@@ -1,5 +1,6 @@
-//! The guest's own network namespace and a virtio card with two queues, GRO, segmentation and checksum offload, at a tap
-//! device of the host; the clients, and one of two endpoints, are on the host.
+//! Steer in the guest's own network namespace, on a virtio card with two queues, GRO, segmentation
+//! and checksum offload. The card is connected to a tap device of the host. The clients and one of
+//! the two endpoints are on the host.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,12 +14,13 @@ use crate::judge::Found;
 
 const MESSAGES: u32 = 20;
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Of a packet without offloads, in bytes: an MTU of 1,500, less the headers of IPv4 and of TCP with timestamps.
+/// The payload of a packet without offloads, in bytes: an MTU of 1,500, less the headers of IPv4
+/// and of TCP with timestamps.
 const PAYLOAD: f64 = 1448.0;
 const NETDEV: &str = "tap,id=net,ifname=wire,script=no,downscript=no,queues=2,vhost=off";
 const CARD: &str = "virtio-net-pci,netdev=net,mq=on,vectors=6";
 
-/// Only in the long form, on the newest kernel of a stable Debian.
+/// Runs only in the long form, on the newest kernel of a stable Debian.
 #[test]
 fn streams_are_spliced_at_a_card_with_offloads() {
     let Some(directory) = kernels::directory().filter(|_| require::long()) else { return };
@@ -43,7 +45,7 @@ fn streams_are_spliced_at_a_card_with_offloads() {
         streams::close(&mut clients),
     ] {
         assert!(tally.faults.is_empty(), "{:?}", tally.faults);
-        // There and back.
+        // The bytes pass to the endpoint and back.
         payload += 2 * tally.bytes;
     }
     let findings = guest.finish().unwrap();
@@ -51,7 +53,8 @@ fn streams_are_spliced_at_a_card_with_offloads() {
     let found = Found::new(kernel, &findings);
     let wrong = [found.check(), found.check_wire()].concat();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // Acknowledgements count, too; without packets of many segments it would be less than half of a segment's.
+    // Acknowledgements count as packets, too. Without packets of many segments, the mean would be
+    // less than half of a segment's payload.
     let each = payload as f64 / found.spliced();
     println!("    {each:.0} bytes of payload in a spliced packet");
     assert!(each > PAYLOAD, "only {each:.0} bytes of payload in a spliced packet: were offloads off?");

@@ -1,4 +1,5 @@
-//! One `steer` between clients and an endpoint, the traffic through it, and what it leaves in the kernel.
+//! One `steer` between clients and an endpoint, the traffic through `steer`, and what it leaves in
+//! the kernel.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +25,7 @@ use crate::traffic::{Traffic, serve};
 
 pub(crate) const FRONT_PORT: u16 = 8080;
 pub(crate) const ENDPOINT_PORT: u16 = 3000;
-/// Far above anything that passes.
+/// Much longer than any step takes. A step that takes longer hangs.
 pub(crate) const HANG: Duration = Duration::from_secs(30);
 const DEVICES: [&str; 3] = ["lo", "clients", "endpoint0"];
 
@@ -44,7 +45,7 @@ fn endpoint6() -> SocketAddr {
     SocketAddr::from((Topology::endpoint6(0), ENDPOINT_PORT))
 }
 
-/// A configuration for these hosts, with more keys of `packet_splice` as `key: value` lines.
+/// A configuration for these hosts. `packet_splice` are further keys, as `key: value` lines.
 pub(crate) fn config(packet_splice: &[&str]) -> String {
     config_for(front(), endpoint(), packet_splice)
 }
@@ -83,28 +84,30 @@ impl<'n> Bed<'n> {
         Self { front, endpoint, ..Self::start_with(Attach::Links, topology, &config) }
     }
 
-    /// With this whole configuration.
+    /// Starts Steer with `config` as the whole configuration.
     pub(crate) fn start_with(attach: Attach, topology: &'n Topology, config: &str) -> Self {
         let steer = Steer::start_attaching(attach, config, Some(&topology.proxy), &[]).unwrap();
         Self { topology, steer, front: front(), endpoint: endpoint(), wrapper: Vec::new() }
     }
 
-    /// Each process of Steer, and each command of [`cli`](Self::cli), is run by this one (see [`Steer::start_wrapped`]).
+    /// Like [`Steer::start_wrapped`]: `wrapper` runs each process of Steer and each command of
+    /// [`cli`](Self::cli).
     pub(crate) fn start_wrapped(topology: &'n Topology, wrapper: Vec<String>) -> Self {
         let steer = Steer::start_wrapped(&wrapper, &config(&[]), Some(&topology.proxy)).unwrap();
         Self { topology, steer, front: front(), endpoint: endpoint(), wrapper }
     }
 
-    /// Writes another configuration of the packet splice, for the next start.
+    /// Writes another configuration of the packet splice. The next start reads it.
     pub(crate) fn configure(&self, packet_splice: &[&str]) {
         let config = config_for(self.front, self.endpoint, packet_splice);
         fs::write(self.steer.config(), config).unwrap();
     }
 
-    /// Runs `work` while so many spliced streams echo, which must all have been intact when they are closed after it.
+    /// Runs `work` while `streams` spliced streams echo. Then closes the streams. All of them must
+    /// have been intact.
     pub(crate) fn under_traffic(&mut self, streams: u32, work: impl FnOnce(&mut Self, &Traffic)) {
         let traffic = Arc::new(Traffic::default());
-        // Before the first client asks for it.
+        // Binds before the first client needs the endpoint.
         let at = self.endpoint;
         let listener = self.topology.endpoints[0].run(|| std::net::TcpListener::bind(at).unwrap()).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -126,14 +129,15 @@ impl<'n> Bed<'n> {
             let clients = scope.spawn(move || {
                 topology.clients.run(|| runtime().block_on(of_clients.clients(front, streams)))
             });
-            // Whatever happens, nothing waits for them.
+            // Catches a panic, so that the clients and the endpoint are always stopped.
             let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.expect_spliced(&traffic, streams);
                 work(self, &traffic);
             }));
             traffic.stop();
             clients.join().unwrap().unwrap();
-            let _listens = stop.send(());
+            // Fails only if the endpoint has panicked, which `join` reports.
+            stop.send(()).ok();
             endpoint.join().unwrap().unwrap();
             worked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         });
@@ -170,7 +174,7 @@ impl<'n> Bed<'n> {
         self.steer.metric(name, labels).unwrap()
     }
 
-    /// Waits until nothing of a stream is left in Steer.
+    /// Waits until Steer has nothing of any stream.
     pub(crate) fn expect_no_stream(&self) {
         let gone = eventually("end of all streams", HANG, || {
             let used = ["steer_packet_streams", "steer_source_ports"]
@@ -194,7 +198,7 @@ impl<'n> Bed<'n> {
         self.steer.attach().binary().unwrap()
     }
 
-    /// What `steer ARGS --instance ...` says, in the proxy's namespace.
+    /// The output of `steer ARGS --instance ...` in the proxy's namespace.
     pub(crate) fn cli(&self, args: &[&str]) -> Output {
         let mut command = wrapped(&self.wrapper, &self.binary());
         command.args(args).args(["--instance", self.steer.instance()]);
@@ -202,14 +206,15 @@ impl<'n> Bed<'n> {
         command.output().unwrap()
     }
 
-    /// The same of a command that must succeed: what it prints.
+    /// The standard output of the same command, which must succeed.
     pub(crate) fn cli_text(&self, args: &[&str]) -> String {
         let output = self.cli(args);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What `steer ARGS` prints in the proxy's namespace of this topology. It must succeed.
+    /// The standard output of `steer ARGS` in the proxy's namespace of `topology`. The command must
+    /// succeed.
     pub(crate) fn cli_in(&self, topology: &Topology, args: &[&str]) -> String {
         let mut command = Command::new(self.binary());
         command.args(args);
@@ -220,16 +225,16 @@ impl<'n> Bed<'n> {
     }
 }
 
-/// What a Steer can leave behind in a network namespace and in the BPF file system.
+/// Everything that a Steer can leave in a network namespace and in the BPF file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kernel {
-    /// By device: links, and filters.
+    /// For each device: the number of links, and of filters.
     programs: Vec<(String, [usize; 2])>,
     qdiscs: String,
     sockets: usize,
-    /// The instance's pins, and its directory of sockets.
+    /// Whether the instance's pins exist, and whether its directory of sockets exists.
     directories: [bool; 2],
-    /// Of `net.ipv4` and `net.core`, by path.
+    /// The settings of `net.ipv4` and `net.core`, by path.
     sysctls: BTreeMap<PathBuf, String>,
 }
 
@@ -245,7 +250,7 @@ impl Kernel {
             for tree in ["/proc/sys/net/ipv4", "/proc/sys/net/core"] {
                 read_sysctls(Path::new(tree), &mut sysctls);
             }
-            // The kernel forgets connections that are over by itself.
+            // The kernel itself forgets connections that have ended.
             let owned = |socket: &sockets::Tuple| socket.state != sockets::State::Unowned;
             (
                 DEVICES.map(attached).to_vec(),
@@ -266,17 +271,18 @@ impl Kernel {
         }
     }
 
-    /// Waits until it is so again: the kernel detaches a program somewhat after its link has gone.
+    /// Waits until the state is the same again. The kernel detaches a program a little after its
+    /// link is gone.
     pub(crate) fn expect(&self, topology: &Topology, pins: &Path) {
         let is_so = eventually("the kernel as it was", HANG, || {
             Ok((Self::now(topology, pins) == *self).then_some(()))
         });
-        // For what differs.
+        // Shows what differs.
         is_so.unwrap_or_else(|_| assert_eq!(Self::now(topology, pins), *self));
     }
 }
 
-/// What `tc` says of the proxy's interfaces.
+/// The output of `tc` about the proxy's interfaces.
 pub(crate) fn tc(topology: &Topology, args: &[&str]) -> String {
     let mut tc = Command::new("tc");
     tc.args(args);
@@ -290,7 +296,7 @@ pub(crate) fn filters_of(topology: &Topology, device: &str) -> usize {
     shown.iter().flat_map(|shown| shown.lines()).filter(|line| line.contains(" packet_")).count()
 }
 
-/// What can be read of a tree of settings.
+/// Reads all settings of a tree that can be read.
 fn read_sysctls(tree: &Path, found: &mut BTreeMap<PathBuf, String>) {
     for entry in fs::read_dir(tree).unwrap() {
         let path = entry.unwrap().path();

@@ -1,4 +1,4 @@
-//! Everything works with the capabilities that `deploy/steer.service` leaves, and with no others.
+//! Everything works with only the capabilities that `deploy/steer.service` leaves.
 
 use std::fs;
 use std::path::Path;
@@ -13,13 +13,13 @@ use steer_tests::topology::Topology;
 use crate::bed::{Bed, HANG, config};
 use crate::leaving::{expect_spliced, is_reset, open, with_endpoint};
 
-/// Of the processes that are not those of a [`Bed`].
+/// The instance of the processes that do not belong to a [`Bed`].
 const INSTANCE: &str = "steer-capabilities";
 
-/// include/uapi/linux/capability.h
+/// See include/uapi/linux/capability.h.
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// `CapabilityBoundingSet=` of the unit.
+/// The capabilities in `CapabilityBoundingSet=` of the unit.
 fn of_the_unit() -> Vec<String> {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/steer.service");
     let unit = fs::read_to_string(unit).unwrap();
@@ -27,13 +27,13 @@ fn of_the_unit() -> Vec<String> {
     set.split_whitespace().map(|name| name.strip_prefix("CAP_").unwrap().to_lowercase()).collect()
 }
 
-/// Runs what follows as systemd runs the service: as root with these capabilities and no others.
+/// A wrapper that runs a command as systemd runs the service: as root with only these capabilities.
 fn with_only(capabilities: &[String]) -> Vec<String> {
     let set: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
     ["setpriv".to_owned(), "--no-new-privs".to_owned(), format!("--bounding-set=-all{set}")].into()
 }
 
-/// One of the capability sets of a process, as the kernel tells it.
+/// One of the capability sets of a process, from `/proc`.
 fn held(pid: u32, set: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
@@ -51,7 +51,7 @@ fn streams_outlive_a_kill_a_takeover_and_end_by_detach() {
     let mut bed = Bed::start_wrapped(&topology, with_only(&capabilities));
     for set in ["CapEff:", "CapPrm:", "CapBnd:"] {
         let held = held(bed.steer.pid(), set);
-        // A container may lack some of them.
+        // A container may lack some of the capabilities.
         assert!(held.count_ones() as usize <= capabilities.len(), "{set} {held:x}");
         assert_eq!(held & 1 << CAP_SYS_ADMIN, 0, "{set} {held:x}");
     }
@@ -80,8 +80,9 @@ fn streams_outlive_a_kill_a_takeover_and_end_by_detach() {
     assert!(!said.contains(" WARN ") && !said.contains(" ERROR "), "{said}");
 }
 
-/// Returns whether `steer run --splice MODE`, in which a call is planted, gets the packet splice, and what it says. With `auto` it
-/// runs without it, too, and is stopped.
+/// Runs `steer run --splice MODE` with a planted call that needs another capability. Returns
+/// whether the process gets the packet splice, and its log. With `auto` the process serves without
+/// the packet splice, and is stopped.
 fn with_a_call_that_wants_more(
     topology: &Topology,
     binary: &Path,
@@ -108,7 +109,8 @@ fn with_a_call_that_wants_more(
     (said.contains("packet splice ready"), said)
 }
 
-/// The test above would notice. What is pinned when the kernel refuses goes again.
+/// Shows that the test above would notice a call that needs more. Pins that exist when the kernel
+/// refuses the call are removed.
 #[test]
 fn a_call_that_wants_more_is_refused_and_leaves_nothing() {
     if !require::root() {

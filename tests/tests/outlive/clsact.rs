@@ -1,5 +1,6 @@
-//! Before Linux 6.6 there are no links but filters, which the kernel leaves where they are, whatever becomes of the process. Here a
-//! steer with fail points is told to attach such filters. What becomes of streams then is in the other tests, with both.
+//! Linux before 6.6 has no tcx links, only filters. The kernel keeps filters when the process ends.
+//! Here a Steer with fail points is told to attach filters. The other tests check what happens to
+//! streams, with both links and filters.
 
 use std::fs;
 use std::io::Write as _;
@@ -24,7 +25,8 @@ fn filters(topology: &Topology) -> (usize, usize) {
     (count, tc(topology, &["qdisc", "show"]).matches("clsact").count())
 }
 
-/// Runs `work` while an endpoint answers, which keeps its connections until then.
+/// Runs `work` while an endpoint answers. The endpoint keeps its connections until the end of
+/// `work`.
 pub(crate) fn with_endpoint(topology: &Topology, work: impl FnOnce()) {
     let listener = topology.endpoints[0].run(|| TcpListener::bind(endpoint()).unwrap()).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -37,7 +39,7 @@ pub(crate) fn with_endpoint(topology: &Topology, work: impl FnOnce()) {
                     thread::sleep(Duration::from_millis(2));
                     continue;
                 };
-                // Steer may have asked for the MSS only.
+                // A connection without a request: Steer only wanted to learn the MSS.
                 if socket.peek(&mut [0]).unwrap_or(0) > 0 {
                     answer(&mut socket);
                     kept.push(socket);
@@ -50,13 +52,13 @@ pub(crate) fn with_endpoint(topology: &Topology, work: impl FnOnce()) {
     });
 }
 
-/// Says something, which nobody forwards any more.
+/// Sends bytes that nobody forwards any more. Returns whether that brings a RST.
 fn is_reset_when_it_speaks(mut stream: TcpStream) -> bool {
     stream.write_all(b"word").unwrap();
     is_reset(stream)
 }
 
-/// `None`: there is no steer with fail points, which the test has said.
+/// `None` if there is no Steer with fail points. Then the test is skipped.
 fn start(topology: &Topology) -> Option<Bed<'_>> {
     if binary_with_failpoints().is_none() {
         require::skip("needs a steer with fail points: cargo xtask test builds it");
@@ -65,13 +67,13 @@ fn start(topology: &Topology) -> Option<Bed<'_>> {
     Some(Bed::start_attaching(Attach::Filters, topology, &[]))
 }
 
-/// As if the BPF file system had gone.
+/// Removes the pins, as if the BPF file system had disappeared.
 fn lose_pins(bed: &Bed<'_>) {
     fs::remove_dir_all(bed.pins()).unwrap();
 }
 
 #[test]
-fn filters_whose_pins_are_gone_go_and_new_streams_come_about() {
+fn filters_without_pins_are_removed_and_new_streams_are_spliced() {
     if !require::root() {
         return;
     }
@@ -81,7 +83,7 @@ fn filters_whose_pins_are_gone_go_and_new_streams_come_about() {
         let before = open(&topology, STREAMS);
         expect_spliced(&bed, STREAMS);
         assert_eq!(filters(&topology), (4, 2));
-        // What a living process has is spared, with pins or without.
+        // Filters of a living process are kept, with or without pins.
         lose_pins(&bed);
         assert!(bed.cli_text(&["cleanup"]).contains("nothing was left"));
         assert!(bed.cli_text(&["detach"]).contains("nothing was left"));
@@ -94,7 +96,7 @@ fn filters_whose_pins_are_gone_go_and_new_streams_come_about() {
         assert!(said.contains("removed the filters of a process that has died"), "{said}");
         assert_eq!(filters(&topology), (0, 0));
         assert!(before.into_iter().all(is_reset_when_it_speaks));
-        // They have the same source ports.
+        // The new streams have the same source ports as the old ones.
         let after = open(&topology, STREAMS);
         expect_spliced(&bed, STREAMS);
         bed.steer.stop(libc::SIGKILL).unwrap();
@@ -108,7 +110,8 @@ fn filters_whose_pins_are_gone_go_and_new_streams_come_about() {
     });
 }
 
-/// The filters of Steer on a device, by handle and priority, without what names their process and program.
+/// The filters of Steer on a device, by handle and priority, without the names of process and
+/// program.
 fn places(topology: &Topology, device: &str) -> Vec<String> {
     let shown = ["ingress", "egress"].map(|hook| tc(topology, &["filter", "show", "dev", device, hook]));
     let lines = shown.iter().flat_map(|shown| shown.lines().filter(|line| line.contains(" packet_")));
@@ -122,7 +125,7 @@ fn a_process_takes_the_place_of_the_one_before_and_spares_what_is_not_its_own() 
     }
     let topology = Topology::new(1).unwrap();
     let Some(mut bed) = start(&topology) else { return };
-    // A qdisc that was there stays, and so does a filter of somebody else.
+    // A qdisc that existed before stays, and so does a filter that is not Steer's.
     topology.proxy.tc(&["qdisc", "add", "dev", "clients", "clsact"]).unwrap();
     let foreign =
         ["filter", "add", "dev", "clients", "ingress", "prio", "60000", "bpf", "bytecode", "1,6 0 0 0,"];
@@ -135,7 +138,7 @@ fn a_process_takes_the_place_of_the_one_before_and_spares_what_is_not_its_own() 
         for (round, signal) in [libc::SIGKILL, libc::SIGTERM].into_iter().enumerate() {
             let shown = tc(&topology, &["filter", "show", "dev", "clients", "egress"]);
             bed.steer.stop(signal).unwrap();
-            // It is not theirs.
+            // The instance has streams, and another instance does not own them.
             let lives = format!("{} streams live", (round + 1) * STREAMS);
             assert!(bed.cli_text(&["cleanup"]).contains(&lives));
             let other = ["detach", "--instance", "another"];
@@ -156,7 +159,7 @@ fn a_process_takes_the_place_of_the_one_before_and_spares_what_is_not_its_own() 
     assert!(!bed.pins().exists());
 }
 
-/// The old process takes the filters back.
+/// The old process attaches the filters again.
 #[test]
 fn a_stop_after_a_takeover_that_failed_leaves_nothing() {
     if !require::root() {
@@ -180,7 +183,7 @@ fn a_stop_after_a_takeover_that_failed_leaves_nothing() {
 }
 
 #[test]
-fn interfaces_that_went_while_no_process_lived_are_no_trouble() {
+fn interfaces_that_disappeared_while_no_process_lived_do_no_harm() {
     if !require::root() {
         return;
     }
@@ -192,7 +195,7 @@ fn interfaces_that_went_while_no_process_lived_are_no_trouble() {
         bed.steer.stop(libc::SIGKILL).unwrap();
         topology.proxy.ip(&["link", "del", "endpoint0"]).unwrap();
         bed.steer.start_again().unwrap();
-        // One is gone, one is as it was.
+        // One interface is gone, the other is unchanged.
         assert_eq!(filters(&topology), (2, 1));
         assert_eq!(fs::read_dir(bed.maps()).unwrap().filter(is_note).count(), 1);
         assert_eq!(bed.metric("steer_streams_adopted_total", &[]), STREAMS as f64);

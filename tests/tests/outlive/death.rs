@@ -9,7 +9,7 @@ use steer_tests::topology::Topology;
 
 use crate::bed::{Bed, HANG, Kernel, endpoint, front};
 
-/// Within this both peers are to know.
+/// Both peers have to learn of the end within this time.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.1\r\nConnection: Upgrade\r\n\
@@ -18,14 +18,14 @@ pub(crate) const ANSWER: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// A stream whose 101 has come through.
+/// Opens a stream, and returns its two ends after the 101.
 fn opened(bed: &Bed<'_>, listener: &TcpListener) -> (TcpStream, TcpStream) {
     let mut client = bed.topology.clients.run(|| TcpStream::connect(front()).unwrap()).unwrap();
     client.write_all(REQUEST).unwrap();
     let mut backend = loop {
         let (backend, _) = listener.accept().unwrap();
         backend.set_read_timeout(Some(HANG)).unwrap();
-        // Steer may have asked for the MSS only.
+        // A connection without a request: Steer only wanted to learn the MSS.
         if backend.peek(&mut [0]).unwrap() > 0 {
             break backend;
         }
@@ -36,14 +36,14 @@ fn opened(bed: &Bed<'_>, listener: &TcpListener) -> (TcpStream, TcpStream) {
     (client, backend)
 }
 
-/// A stream whose endpoint reads nothing, so that it stays in its hand-over, with sockets and with bytes of the client in
-/// the process.
+/// A stream whose endpoint reads nothing. So the stream stays in its hand-over, with sockets, and
+/// the process has bytes of the client.
 fn stuck(bed: &Bed<'_>, listener: &TcpListener) -> (TcpStream, TcpStream) {
     for _ in 0..5 {
         let (mut client, backend) = opened(bed, listener);
         client.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
         while client.write(&[1; 65_536]).is_ok() {}
-        // Long past the moment of the switch.
+        // Much longer than the hand-over of a stream that can be handed over.
         std::thread::sleep(Duration::from_millis(1500));
         let address = client.local_addr().unwrap().to_string();
         let row = bed.rows().into_iter().find(|row| row["client"] == address).unwrap();
@@ -69,7 +69,7 @@ enum End {
     Reset,
 }
 
-/// What `socket` learns, and how long that takes, if it reads.
+/// Reads until `socket` learns of an end. Returns the end, and how long that took.
 fn end_after(socket: &mut TcpStream) -> (End, Duration) {
     let begin = Instant::now();
     socket.set_read_timeout(Some(HANG)).unwrap();

@@ -1,4 +1,4 @@
-//! Nobody looks after the streams, and some of their peers are not there any more.
+//! No process looks after the streams, and some of their peers have vanished.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
@@ -21,7 +21,7 @@ const LIVING: u32 = 20;
 const SILENT: u32 = 10;
 const TOO_MANY: u32 = 5;
 
-/// Streams that do not move, as their clients have them.
+/// Opens streams without traffic, and returns the clients' sockets.
 fn open(topology: &Topology, streams: u32) -> Vec<TcpStream> {
     let one = || runtime().block_on(async { traffic::open(front()).await.unwrap().into_std().unwrap() });
     topology.clients.run(|| (0..streams).map(|_| one()).collect()).unwrap()
@@ -31,7 +31,7 @@ fn pinned(maps: &Path, name: &str) -> Map {
     Map::from_map_data(MapData::from_pin(maps.join(name)).unwrap()).unwrap()
 }
 
-/// How many keys there are, and how many records that are in use.
+/// How many keys there are, and how many records are in use.
 fn kept(maps: &Path) -> (usize, usize) {
     let flows: HashMap<_, FlowKey4, FlowRef> = pinned(maps, abi::MAP_FLOWS4).try_into().unwrap();
     let records: Array<_, [u8; size_of::<Record>()]> = pinned(maps, abi::MAP_CONNS).try_into().unwrap();
@@ -48,7 +48,8 @@ fn expect_kept(maps: &Path, streams: u32) {
         .unwrap_or_else(|error| panic!("{error}: {:?}", kept(maps)));
 }
 
-/// It has been silent for long; now it says something.
+/// A client that was silent for long sends bytes. Returns whether it learns that its stream has
+/// ended.
 fn learns_of_its_end(mut client: TcpStream) -> bool {
     client.set_nonblocking(false).unwrap();
     client.set_read_timeout(Some(HANG)).unwrap();
@@ -74,7 +75,7 @@ fn silent_streams_are_given_up(attach: Attach) {
         let silent = open(&topology, SILENT);
         let spliced = || Ok((bed.spliced() == (LIVING + SILENT) as usize).then_some(()));
         eventually("silent streams on the packet path", HANG, spliced).unwrap();
-        // Longer than they may be silent without a process.
+        // Longer than streams may be silent while no process lives.
         thread::sleep(Duration::from_secs(4));
         let relayed = open(&topology, TOO_MANY);
         let fallbacks = || bed.metric("steer_splice_fallback_total", &[("reason", "map_full")]);
@@ -85,7 +86,7 @@ fn silent_streams_are_given_up(attach: Attach) {
         bed.steer.stop(libc::SIGKILL).unwrap();
         drop(relayed);
         expect_kept(&maps, LIVING);
-        // Some more looks.
+        // Time for some more ticks of the timer.
         thread::sleep(Duration::from_secs(2));
         expect_kept(&maps, LIVING);
         assert!(silent.into_iter().all(learns_of_its_end));
@@ -96,7 +97,7 @@ fn silent_streams_are_given_up(attach: Attach) {
         for name in ["steer_packet_streams", "steer_source_ports"] {
             assert_eq!(bed.metric(name, &[("kind", "used")]), f64::from(LIVING), "{name}");
         }
-        // Their places are free.
+        // The records and ports of the old streams are free.
         let again = open(&topology, SILENT);
         eventually("new streams on the packet path", HANG, || {
             Ok((bed.spliced() == (LIVING + SILENT) as usize).then_some(()))

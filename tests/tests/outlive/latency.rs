@@ -1,15 +1,15 @@
-//! How long echoes take in the seconds of restarts, and in those between.
+//! How long echoes take in the second after each restart, compared with the other seconds.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Echoes of so long a time are looked at together.
+/// The length of a window of time. Echoes of one window are evaluated together.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// How long after its message each echo came, of one second.
+/// The times from message to echo, for the echoes of one window.
 type Window = Vec<Duration>;
 
-/// Of many seconds.
+/// The windows of a whole test.
 #[derive(Debug, Default)]
 pub(crate) struct Echoes {
     at_restarts: Vec<Window>,
@@ -17,8 +17,8 @@ pub(crate) struct Echoes {
 }
 
 impl Echoes {
-    /// Adds those that came after the restart that began at `restart`, and before the next one: when, and how long after their
-    /// messages.
+    /// Adds the echoes that came after the restart at `restart`, and before the next restart. An
+    /// echo is the time at which it came, and how long after its message that was.
     pub(crate) fn add(&mut self, restart: Instant, echoes: &[(Instant, Duration)]) {
         let mut windows: Vec<Window> = Vec::new();
         for (came, took) in echoes {
@@ -61,7 +61,7 @@ fn p99_of(window: &Window) -> f64 {
     at(&sorted, 0.99)
 }
 
-/// In milliseconds.
+/// A quantile, in milliseconds.
 fn at(sorted: &[Duration], quantile: f64) -> f64 {
     let index = (sorted.len().saturating_sub(1) as f64 * quantile).round() as usize;
     sorted.get(index).map_or(0.0, |time| time.as_secs_f64() * 1e3)

@@ -1,5 +1,5 @@
-//! A build whose maps are laid out in another way takes the streams over, and gives them back; maps get another size; and the
-//! process dies while it is at it.
+//! A build with another layout of the maps takes streams over and gives them back. Maps change
+//! their size. The process dies during each of these.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -21,7 +21,8 @@ use tokio::time::timeout;
 use crate::bed::{Bed, HANG, runtime};
 use crate::traffic::{self, Traffic};
 
-/// 5,000 streams and dozens of changes in the long form; there and back in the short one.
+/// The long form has 5,000 streams and dozens of changes, the short form has one change and the
+/// change back.
 fn size() -> (u32, usize) {
     if require::long() { (5000, 30) } else { (200, 2) }
 }
@@ -34,13 +35,14 @@ fn other_layout() -> Option<PathBuf> {
     binary
 }
 
-/// A stream that is full in both directions until `stop`. Returns it when all has come back, and its bytes of both directions.
+/// A stream with full traffic in both directions until `stop`. Returns the stream when all bytes
+/// have come back, and the bytes of both directions.
 async fn bulk(front: SocketAddr, stop: &AtomicBool) -> (TcpStream, u64) {
     const LEN: usize = 64 * 1024;
     let block = |index: u64| index.to_be_bytes().repeat(LEN / 8);
     let mut stream = traffic::open(front).await.unwrap();
     let (mut reader, mut writer) = stream.split();
-    // How many blocks were given to the writer, and whether these are all.
+    // How many blocks the writer has sent, and whether that is all.
     let sent = Cell::new((0, false));
     let write = async {
         while let (index, false) = sent.get() {
@@ -60,7 +62,8 @@ async fn bulk(front: SocketAddr, stop: &AtomicBool) -> (TcpStream, u64) {
     (stream, sent.get().0 * 2 * LEN as u64)
 }
 
-/// Runs `work` while two more streams are full. Returns their bytes, and the streams, still open.
+/// Runs `work` while two more streams have full traffic. Returns their bytes, and the streams,
+/// which are still open.
 fn with_bulk(bed: &mut Bed<'_>, work: impl FnOnce(&mut Bed<'_>)) -> (u64, Vec<TcpStream>) {
     let stop = AtomicBool::new(false);
     let (topology, front, rows) = (bed.topology, bed.front, bed.rows().len());
@@ -91,14 +94,14 @@ fn expect_all_there(bed: &Bed<'_>, traffic: &Traffic, streams: usize) {
     eventually("messages", HANG, moves).unwrap();
 }
 
-/// The bytes that `/flows` has counted of each direction, by client.
+/// The bytes that `/flows` has counted for each direction, by client.
 fn counts(bed: &Bed<'_>) -> BTreeMap<String, [u64; 2]> {
     let keys = ["bytes_to_upstream", "bytes_to_downstream"];
     let bytes = |row: &Value| keys.map(|key| row[key].as_u64().unwrap());
     bed.rows().iter().map(|row| (row["client"].to_string(), bytes(row))).collect()
 }
 
-/// Waits until the packets of every stream are believed: all its bytes are counted.
+/// Waits until `/flows` has counted bytes of every stream again.
 fn expect_belief(bed: &Bed<'_>) {
     let before = counts(bed);
     let grown = || {
@@ -110,8 +113,9 @@ fn expect_belief(bed: &Bed<'_>) {
     eventually("bytes of every stream", HANG, grown).unwrap();
 }
 
-/// Waits until `/flows` has counted all bytes of the traffic, which stops for that, and `more`. Of a stream in full flow a packet that
-/// is counted in the very moment in which its record is copied may be missing, or count twice: a few in all.
+/// Pauses the traffic and waits until `/flows` has counted all its bytes and `more`. For a stream
+/// in full flow, a packet that is counted at the moment its record is copied may be missing, or may
+/// count twice. That is a few packets in all.
 fn expect_bytes(bed: &Bed<'_>, traffic: &Traffic, more: u64) {
     traffic.pause();
     let count = || counts(bed).values().flatten().sum::<u64>();
@@ -121,7 +125,7 @@ fn expect_bytes(bed: &Bed<'_>, traffic: &Traffic, more: u64) {
         .unwrap_or_else(|error| panic!("{error}: {} of {}", count(), expected()));
 }
 
-/// From one build to the other and back, again and again, under load.
+/// Changes from one build to the other and back, again and again, under load.
 fn back_and_forth(mut bed: Bed<'_>, signal: libc::c_int) {
     let Some(other) = other_layout() else { return };
     let own = bed.binary();
@@ -177,7 +181,7 @@ fn streams_that_ended_under_another_build_are_over() {
     bed.steer.start_again_as(&other).unwrap();
     bed.expect_no_stream();
     assert_eq!(bed.metric("steer_streams_adopted_total", &[]), 0.0);
-    // There is nothing but what every start leaves.
+    // The directory has only what every start makes.
     assert_eq!(std::fs::read_dir(bed.pins()).unwrap().count(), 1);
 }
 
@@ -201,7 +205,8 @@ fn dies_at_each_step(attach: Attach, other: &Path, dies: &Path) {
     bed.under_traffic(50, |bed, traffic| {
         let (bytes, full) = with_bulk(bed, |bed| {
             for (index, step) in ["copied", "named", "first link", "switched"].into_iter().enumerate() {
-                // Who comes next is of the build that was there before, or of that which has died.
+                // The next process may be of the build before the change, or of the build that has
+                // died.
                 let both = [other, &own];
                 let nexts = if require::long() { &both[..] } else { &both[index % 2..][..1] };
                 for next in nexts {
@@ -231,7 +236,7 @@ fn maps_get_another_size_with_streams_in_them() {
     let topology = Topology::new(1).unwrap();
     let mut bed = Bed::start(&topology, &["max_streams: 1000"]);
     bed.under_traffic(60, |bed, traffic| {
-        // The last one has no room for all.
+        // The last size has no room for all streams.
         for (wanted, limit) in [(5000, 5000.0), (200, 200.0), (20, 200.0)] {
             bed.configure(&[&format!("max_streams: {wanted}")]);
             bed.steer.restart(libc::SIGKILL).unwrap();

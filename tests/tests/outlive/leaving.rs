@@ -1,4 +1,4 @@
-//! What is left of a Steer that is not to come back.
+//! What remains of a Steer that will not be started again.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -13,10 +13,10 @@ use crate::bed::{Bed, HANG, Kernel, endpoint, front, runtime};
 use crate::death::ANSWER;
 use crate::traffic;
 
-/// Of these, the kernel gives out some by itself, so they have to be reserved.
+/// The kernel gives out some of these ports by itself, so Steer has to reserve them.
 const PORTS: &str = "source_ports: [20000-20999, 40000-40999]";
 
-/// Streams that do not move, as their clients have them.
+/// Opens streams without traffic, and returns the clients' sockets.
 pub(crate) fn open(topology: &Topology, streams: usize) -> Vec<TcpStream> {
     let clients = || {
         runtime().block_on(async {
@@ -32,7 +32,7 @@ pub(crate) fn open(topology: &Topology, streams: usize) -> Vec<TcpStream> {
     topology.clients.run(clients).unwrap()
 }
 
-/// Runs `work` while an endpoint answers. Returns how its connections ended: `true` for a reset.
+/// Runs `work` while an endpoint answers. Returns for each connection whether it ended by a reset.
 pub(crate) fn with_endpoint<T: Send>(
     topology: &Topology,
     streams: usize,
@@ -44,7 +44,7 @@ pub(crate) fn with_endpoint<T: Send>(
             let ends: Vec<_> = std::iter::from_fn(|| Some(listener.accept().unwrap().0))
                 .filter_map(|mut socket| {
                     socket.set_read_timeout(Some(HANG)).unwrap();
-                    // Steer may have asked for the MSS only.
+                    // A connection without a request: Steer only wanted to learn the MSS.
                     (socket.peek(&mut [0]).unwrap_or(0) > 0).then(|| {
                         answer(&mut socket);
                         socket
@@ -133,7 +133,7 @@ fn leaves_nothing(attach: Attach) {
     assert_ne!(Kernel::now(&topology, &pins), before);
     bed.cli_text(&["cleanup"]);
     before.expect(&topology, &pins);
-    // The next process knows what is to be given back.
+    // The next process knows what has to be restored.
     bed.steer.start_again().unwrap();
     bed.steer.restart(libc::SIGKILL).unwrap();
     bed.steer.stop(libc::SIGTERM).unwrap();
@@ -141,7 +141,7 @@ fn leaves_nothing(attach: Attach) {
     assert!(bed.cli_text(&["cleanup"]).contains("nothing was left"));
 }
 
-/// With the mounts of `ip netns exec`, for example, what is pinned may go with the process.
+/// With the mounts of `ip netns exec`, for example, the pins may disappear when the process ends.
 #[test]
 fn a_stop_resets_streams_where_the_bpf_file_system_is_private() {
     if !require::root() {
@@ -153,7 +153,7 @@ fn a_stop_resets_streams_where_the_bpf_file_system_is_private() {
     let private = ["unshare", "--mount", "sh", "-c", script, "sh"].map(str::to_owned);
     let mut bed = Bed::start_wrapped(&topology, private.into());
     assert!(bed.steer.said().unwrap().contains("streams end with it"));
-    assert!(!bed.pins().exists(), "it is seen from outside");
+    assert!(!bed.pins().exists(), "the pins are visible outside the private mount");
     let (clients, endpoints) = with_endpoint(&topology, STREAMS, || {
         let streams = open(&topology, STREAMS);
         expect_spliced(&bed, STREAMS);

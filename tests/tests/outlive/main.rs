@@ -1,8 +1,8 @@
-//! Streams that outlive the process: Steer is killed, stopped and started again under checksummed traffic, its pins are
-//! damaged, and what `steer detach` and `steer cleanup` leave is compared with what was there before. Needs root, the BPF
-//! object (`cargo xtask build-ebpf`) and Linux 6.6 (tcx).
+//! Streams that outlive the process. Steer is killed, stopped and started again under checksummed
+//! traffic. Its pins are damaged. What `steer detach` and `steer cleanup` leave is compared with
+//! the state before. Needs root, the BPF object (`cargo xtask build-ebpf`) and Linux 6.6 (tcx).
 
-#![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bed;
 mod capabilities;

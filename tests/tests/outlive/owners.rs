@@ -1,4 +1,4 @@
-//! Whose an instance is, and what happens to pins that are not as they should be.
+//! Which process owns an instance, and what happens to damaged pins.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::bed::{Bed, HANG, config};
 use crate::clsact::with_endpoint;
 use crate::leaving::{expect_spliced, open};
 
-/// What a `steer run` of this instance says that does not get to be ready.
+/// The log of a `steer run` of this instance that fails to start.
 fn refused(bed: &Bed<'_>, splice: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("steer.yaml");
@@ -39,7 +39,7 @@ fn about(path: &Path) -> Array<MapData, About> {
 }
 
 #[test]
-fn a_second_process_of_an_instance_says_so_and_leaves() {
+fn a_second_process_of_an_instance_says_so_and_exits() {
     if !require::root() {
         return;
     }
@@ -128,11 +128,12 @@ fn keys_and_records_that_do_not_fit_are_cleaned_and_the_others_go_on() {
         bed.steer.stop(libc::SIGKILL).unwrap();
         let data = map(&bed.maps(), abi::MAP_FLOWS4);
         let mut keys: HashMap<_, [u8; 12], u32> = HashMap::try_from(Map::HashMap(data)).unwrap();
-        // To a record that is not in use, to none at all, and to one of another stream.
+        // Keys that lead to a record that is not in use, to no record, and to the record of another
+        // stream.
         for (key, flow) in [([1; 12], 60_000 << 1), ([2; 12], u32::MAX), ([3; 12], 0)] {
             keys.insert(key, flow, 0).unwrap();
         }
-        // In use, as its state says, but nothing leads to it.
+        // A record that is in use according to its state, but without a key.
         let data = map(&bed.maps(), abi::MAP_CONNS);
         let mut records: Array<_, [u8; 320]> = Array::try_from(Map::Array(data)).unwrap();
         let mut record = records.get(&50_000, 0).unwrap();
@@ -151,7 +152,7 @@ fn keys_and_records_that_do_not_fit_are_cleaned_and_the_others_go_on() {
     bed.expect_no_stream();
 }
 
-/// The interfaces go with the namespace; here only they do.
+/// Usually the interfaces disappear with the namespace. Here only the interfaces do.
 #[test]
 fn what_is_left_of_a_namespace_that_is_gone_is_cleaned_up_from_another() {
     if !require::root() {

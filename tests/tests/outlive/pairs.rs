@@ -1,5 +1,6 @@
-//! Streams of which both ends are watched: each writes what depends on stream and position, compares what it reads, and
-//! notes when and how it learns of an end.
+//! Streams of which the test holds both ends. Each end writes bytes that depend on stream and
+//! position, compares the bytes that it reads, and notes when and how it learns of the stream's
+//! end.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,17 +20,17 @@ use tokio::time::{sleep, timeout};
 use crate::bed::HANG;
 use crate::traffic::read_head;
 
-/// A prime, so that no power of two of bytes can be missing unnoticed.
+/// A prime number, so that the loss of a power of two of bytes is noticed.
 const PERIOD: usize = 65_521;
 const CHUNK: usize = 16 * 1024;
-/// How often one that does not read looks whether the stream is over.
+/// How often an end that does not read checks whether the stream has ended.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What an end does until it is told to stop; then it writes no more, and reads what is left.
+/// What an end does until it is told to stop. Then it stops writing, and reads the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Writes {
     Nothing,
-    /// A few bytes every other millisecond.
+    /// A few bytes every two milliseconds.
     Messages,
     Bulk,
 }
@@ -40,7 +41,7 @@ pub(crate) struct Does {
     writes: Writes,
 }
 
-/// What a stream's client and its endpoint do.
+/// What the client and the endpoint of a stream do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Quiet,
@@ -52,7 +53,7 @@ pub(crate) enum Kind {
     Up,
     /// The reverse.
     Down,
-    /// The client only writes, the endpoint does nothing at all.
+    /// The client only writes, the endpoint neither reads nor writes.
     Stuck,
 }
 
@@ -60,7 +61,7 @@ impl Kind {
     pub(crate) const ALL: [Self; 6] =
         [Self::Quiet, Self::Talk, Self::Flow, Self::Up, Self::Down, Self::Stuck];
 
-    /// By side, the client first.
+    /// What each end does, the client first.
     fn sides(self) -> [Does; 2] {
         let does = |reads, writes| Does { reads, writes };
         match self {
@@ -74,18 +75,18 @@ impl Kind {
     }
 }
 
-/// How an end learns that the stream is over.
+/// How an end learns that the stream has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// After so many bytes.
+    /// A FIN after so many bytes.
     Fin(u64),
     Reset,
 }
 
-/// One end.
+/// One end of a stream.
 #[derive(Debug, Default)]
 pub(crate) struct Side {
-    /// What was given to its socket.
+    /// The number of bytes that were given to the socket.
     sent: AtomicU64,
     ended: Mutex<Option<(End, Instant)>>,
     wrong: Mutex<Option<String>>,
@@ -112,11 +113,11 @@ pub(crate) struct Pair {
     /// The client's address.
     pub(crate) address: SocketAddr,
     stop: AtomicBool,
-    /// Whether the client has got its 101.
+    /// Whether the client has received its 101.
     opened: AtomicBool,
-    /// Whether the endpoint has given it.
+    /// Whether the endpoint has sent the 101.
     accepted: AtomicBool,
-    /// The client first.
+    /// The two ends, the client first.
     pub(crate) sides: [Side; 2],
 }
 
@@ -125,7 +126,7 @@ impl Pair {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// The ends that have begun.
+    /// The ends that have begun: the client, and the endpoint once it has accepted.
     pub(crate) fn begun(&self) -> impl Iterator<Item = (&'static str, &Side)> {
         let begun = [true, self.accepted.load(Ordering::Acquire)];
         let named = ["client", "endpoint"].into_iter().zip(&self.sides);
@@ -136,12 +137,14 @@ impl Pair {
         self.opened.load(Ordering::Acquire)
     }
 
-    /// Has both ends write no more. The stream is intact if each then reads what the other one has written, and its FIN.
+    /// Makes both ends stop writing. The stream is intact if each end then reads everything that
+    /// the other end has written, and its FIN.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Whether every byte and both FINs have come through, after [`stop`](Self::stop); `None` as long as that is not known.
+    /// Whether every byte and both FINs have arrived after [`stop`](Self::stop). `None` while that
+    /// is not known.
     pub(crate) fn is_intact(&self) -> Option<bool> {
         let [client, endpoint] = &self.sides;
         let (client_end, endpoint_end) = (client.ended()?.0, endpoint.ended()?.0);
@@ -149,13 +152,13 @@ impl Pair {
         Some(whole(client_end, endpoint) && whole(endpoint_end, client))
     }
 
-    /// A byte that is not what it should be.
+    /// The first wrong byte, if there was one.
     pub(crate) fn wrong(&self) -> Option<String> {
         self.sides.iter().find_map(|side| side.wrong.lock().unwrap().clone())
     }
 }
 
-/// Streams that run in a runtime of their own, so that whoever looks after them may block.
+/// Streams that run in their own runtime, so that the test's thread may block.
 pub(crate) struct Pairs {
     runtime: Handle,
     all: Arc<Mutex<HashMap<u32, Arc<Pair>>>>,
@@ -167,7 +170,7 @@ impl Pairs {
         Self { runtime: runtime.clone(), all: Arc::default(), next: 0 }
     }
 
-    /// Has an endpoint answer.
+    /// Starts an endpoint that answers on `listener`.
     pub(crate) fn serve(&self, listener: std::net::TcpListener) {
         listener.set_nonblocking(true).unwrap();
         let all = Arc::clone(&self.all);
@@ -176,13 +179,13 @@ impl Pairs {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let all = Arc::clone(&all);
-                // Steer may have asked for the MSS only, or have died.
+                // Steer may only have wanted to learn the MSS, or may have died.
                 tokio::spawn(async move { drop(endpoint(stream, &all).await) });
             }
         });
     }
 
-    /// Has a stream begin.
+    /// Begins a stream.
     pub(crate) fn open(&mut self, kind: Kind, stream: std::net::TcpStream) -> Arc<Pair> {
         let pair = Arc::new(Pair {
             id: self.next,
@@ -242,7 +245,8 @@ async fn endpoint(mut stream: TcpStream, all: &Mutex<HashMap<u32, Arc<Pair>>>) -
     Ok(())
 }
 
-/// One end, until it has learned of the end of the stream and, if it was stopped, has written everything.
+/// Runs one end until it knows that the stream has ended and, if it was stopped, has written
+/// everything.
 async fn run(mut stream: TcpStream, pair: &Pair, index: usize) {
     let (side, does) = (&pair.sides[index], pair.kind.sides()[index]);
     let seed = |index: usize| u64::from(pair.id) << 1 | index as u64;
@@ -258,7 +262,7 @@ async fn run(mut stream: TcpStream, pair: &Pair, index: usize) {
 }
 
 fn pattern(seed: u64) -> Vec<u8> {
-    // Twice, so that a chunk can begin anywhere.
+    // The pattern stands there twice, so that a chunk can begin at any position.
     let mut pattern = vec![0; PERIOD];
     SmallRng::seed_from_u64(seed).fill(&mut pattern[..]);
     pattern.extend_from_within(..);
@@ -270,7 +274,7 @@ fn expected(pattern: &[u8], position: u64, len: usize) -> &[u8] {
     &pattern[from..from + len]
 }
 
-/// Until the FIN.
+/// Reads until the FIN.
 async fn read(
     mut reader: ReadHalf<'_>,
     pair: &Pair,
@@ -287,7 +291,8 @@ async fn read(
         if ready.is_error() {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
-        // Before the other end was told to finish, so by nobody but Steer. What is before it was not read.
+        // The other end was not told to finish yet, so this FIN is Steer's. Bytes before it were
+        // not read.
         if ready.is_read_closed() && !pair.is_stopped() {
             side.end(End::Fin(0));
             return Ok(());
@@ -307,7 +312,7 @@ async fn read(
     }
 }
 
-/// Until it is stopped.
+/// Writes until the end is stopped.
 async fn write(
     mut writer: WriteHalf<'_>,
     pair: &Pair,
@@ -327,7 +332,7 @@ async fn write(
         } else {
             sleep(Duration::from_millis(2)).await;
         }
-        // One that has learned of the end does not go on.
+        // An end that knows of the stream's end stops writing.
         if side.ended().is_some() {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! New connections, one after the other without a pause, while Steer dies and comes back.
+//! New connections, one after the other without a pause, while Steer dies and is started again.
 
 use std::fmt;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Steer answers it by itself, with a 400: no endpoint, and no stream.
+/// Steer answers this request itself with a 400, without an endpoint and without a stream.
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
-/// What became of a connection.
+/// What happened to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Answered,
@@ -22,7 +22,7 @@ pub(crate) enum Outcome {
     Reset,
 }
 
-/// When each ended, and how.
+/// When each connection ended, and how.
 #[derive(Debug, Default)]
 pub(crate) struct Probes(Vec<(Instant, Outcome)>);
 
@@ -42,7 +42,7 @@ impl Probes {
         self.0.iter().filter(|(_, other)| *other == outcome).count()
     }
 
-    /// The times from an answer to the next one, of those in which a connection failed.
+    /// The times from one answer to the next during which a connection failed.
     fn gaps(&self) -> Vec<Duration> {
         let (mut gaps, mut last, mut failed) = (Vec::new(), None, false);
         for (at, outcome) in &self.0 {
@@ -85,7 +85,7 @@ fn probe(front: SocketAddr) -> Outcome {
     match answered() {
         Ok(()) => Outcome::Answered,
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Outcome::Refused,
-        // A process that hangs is no such thing.
+        // A process that hangs must not count as a failed connection.
         Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("no answer within {PATIENCE:?}"),
         Err(_) => Outcome::Reset,
     }

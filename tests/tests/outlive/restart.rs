@@ -1,4 +1,4 @@
-//! Streams go on while the process is killed, or stopped, and started again.
+//! Streams continue while the process is killed or stopped, and started again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,12 +18,12 @@ use crate::latency::Echoes;
 use crate::probes::{Outcome, Probes};
 use crate::traffic::{self, Traffic};
 
-/// 5,000 streams and two minutes in the long form.
+/// The long form has 5,000 streams and takes two minutes.
 fn size() -> (u32, Duration) {
     if require::long() { (5000, Duration::from_secs(120)) } else { (250, Duration::from_secs(8)) }
 }
 
-/// How long each process lives: some time after its adoption is compared with the rest.
+/// How long each process lives. The time after its adoption of streams is compared with the rest.
 const LIFE: Duration = Duration::from_secs(3);
 
 fn again_and_again(attach: Attach, signal: libc::c_int) {
@@ -39,7 +39,7 @@ fn again_and_again(attach: Attach, signal: libc::c_int) {
             let probes = scope.spawn(|| topology.clients.run(|| Probes::run(front(), &stop)));
             let restarted =
                 catch_unwind(AssertUnwindSafe(|| restarts(bed, traffic, (signal, streams, duration))));
-            // Whatever happened, nothing waits for it.
+            // Stops the probes also after a panic, since nothing else does.
             stop.store(true, Ordering::Relaxed);
             let probes = probes.join().unwrap().unwrap();
             restarted.unwrap_or_else(|panic| resume_unwind(panic));
@@ -47,7 +47,7 @@ fn again_and_again(attach: Attach, signal: libc::c_int) {
         });
         eprintln!("{probes}");
         assert!(probes.count(Outcome::Answered) > 0);
-        // New ones come to the process that lives now.
+        // New streams go to the process that lives now.
         let fresh = topology.clients.run(|| runtime().block_on(traffic::open(front()))).unwrap();
         drop(fresh.unwrap());
     });
@@ -95,7 +95,7 @@ fn a_stopped_process_loses_no_stream_and_no_byte() {
     again_and_again(Attach::Links, libc::SIGTERM);
 }
 
-/// The time in which nobody lives is long, and the streams are closed in it.
+/// No process lives for a long time, and the streams are closed in this time.
 #[test]
 fn streams_end_while_no_process_lives() {
     if !require::root() {
@@ -109,12 +109,12 @@ fn streams_end_while_no_process_lives() {
     });
     bed.steer.start_again().unwrap();
     bed.expect_no_stream();
-    assert_eq!(bed.metric("steer_streams_adopted_total", &[]), 0.0, "they were over");
+    assert_eq!(bed.metric("steer_streams_adopted_total", &[]), 0.0, "the streams had ended before");
     bed.under_traffic(10, |_, _| {});
     bed.expect_no_stream();
 }
 
-/// The kernel needs long to verify them.
+/// It takes the kernel long to verify new programs.
 #[test]
 fn a_process_of_the_same_build_uses_the_programs_that_are_there() {
     if !require::root() {
@@ -127,14 +127,14 @@ fn a_process_of_the_same_build_uses_the_programs_that_are_there() {
         assert_eq!(first.len(), 2);
         bed.steer.restart(libc::SIGKILL).unwrap();
         assert_eq!(programs(&bed.maps()), first);
-        // Both, or none.
+        // A process uses both pinned programs again, or neither.
         let (path, _) = first.first_key_value().unwrap();
         fs::remove_file(path).unwrap();
         bed.steer.restart(libc::SIGKILL).unwrap();
         let second = programs(&bed.maps());
         assert!(second.keys().eq(first.keys()), "{second:?}");
         assert!(second.values().all(|id| first.values().all(|old| old != id)), "{first:?} {second:?}");
-        // One that uses other maps.
+        // A process that uses other maps.
         let other = Topology::new(1).unwrap();
         let others = Bed::start(&other, &[]);
         for (mine, foreign) in second.keys().zip(programs(&others.maps()).keys()) {
@@ -148,7 +148,7 @@ fn a_process_of_the_same_build_uses_the_programs_that_are_there() {
     bed.expect_no_stream();
 }
 
-/// What is pinned there, with the kernel's numbers.
+/// The programs that are pinned there, with their numbers in the kernel.
 fn programs(maps: &Path) -> BTreeMap<PathBuf, u32> {
     let paths = fs::read_dir(maps).unwrap().map(|entry| entry.unwrap().path());
     let is_program = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("program-");

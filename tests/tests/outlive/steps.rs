@@ -21,40 +21,42 @@ use crate::bed::{Bed, ENDPOINT_PORT, FRONT_PORT, HANG};
 use crate::death::AT_ONCE;
 use crate::pairs::{End, Kind, Pair, Pairs};
 
-/// In their order; docs/splice.md says what is where at each. A stream that dies at one of these is reset on both sides, ...
+/// The steps of a hand-over in order. docs/splice.md says where each part of a stream is at each
+/// step. If the process dies at one of these steps, the stream is reset on both sides, ...
 const RESET: [&str; 7] = ["begun", "rested", "installed", "marked", "activated", "settled", "drained"];
-/// ... and at one of these it goes on.
+/// ... and at one of these steps the stream goes on.
 const INTACT: [&str; 4] = ["spliced", "closing", "closed", "kept"];
 
-/// Few, so that they are quickly read; more than all streams of a step, since processes that die at once free none.
+/// Few records, so that they are quickly read. More than all streams of a step, because a process
+/// that dies at once frees no record.
 const RECORDS: u32 = 4096;
-/// How long streams that live are watched after a death.
+/// How long streams that go on are watched after a death.
 const WATCHED: Duration = Duration::from_millis(100);
 
-/// When there is a process again.
+/// When the next process is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Restart {
     AtOnce,
-    /// Two seconds later.
+    /// Two seconds after the death.
     Later,
-    /// When everything is over.
+    /// After all streams have ended.
     Never,
 }
 
-/// Which streams there are.
+/// Which streams are open.
 #[derive(Debug, Clone, Copy)]
 enum Round {
     Alone(Kind, Family),
-    /// One of each kind and family: one of them is at the step, the others are somewhere.
+    /// One stream of each kind and family. One of them is at the step, the others are at any step.
     All,
 }
 
 impl Round {
-    /// The `number`-th for a step.
+    /// The round for kill `number` at `step`.
     fn of(step: &str, number: usize) -> Self {
         let turns = Kind::ALL.len() + 2;
         let Some(kind) = Kind::ALL.get(number % turns) else { return Self::All };
-        // A stream whose endpoint does nothing stays where it is then.
+        // A stream whose endpoint does nothing does not reach the later steps.
         let is_reached = RESET[..6].contains(&step);
         let kind = if *kind == Kind::Stuck && !is_reached { Kind::Flow } else { *kind };
         Self::Alone(kind, Family::BOTH[number / turns % 2])
@@ -114,7 +116,7 @@ fn config() -> String {
     config
 }
 
-/// What became of the streams of a step's kills.
+/// What happened to the streams of all kills at one step.
 #[derive(Debug, Default)]
 struct Tally {
     kills: u32,
@@ -127,7 +129,7 @@ struct Mortal<'n> {
     bed: Bed<'n>,
     binary: PathBuf,
     pairs: Pairs,
-    /// Within this both peers are to know.
+    /// Both peers have to learn of the end within this time.
     notice: Duration,
     _runtime: Runtime,
 }
@@ -145,11 +147,11 @@ impl<'n> Mortal<'n> {
         Self { bed, binary: binary.to_owned(), pairs, notice, _runtime: runtime }
     }
 
-    /// Starts a process, has streams begin, and returns with them when it has died at `step`.
+    /// Starts a process and opens streams. Returns the streams when the process has died at `step`.
     fn kill(&mut self, step: &str, round: Round) -> (Vec<Arc<Pair>>, Instant) {
         let kinds = round.streams();
         let connect = || {
-            // The process may die before the last one.
+            // The process may die before the last connection.
             let connected = kinds.iter().map(|(_, family)| TcpStream::connect(family.front()).ok());
             connected.collect::<Vec<_>>()
         };
@@ -158,13 +160,13 @@ impl<'n> Mortal<'n> {
         let pairs = opened.map(|(kind, socket)| self.pairs.open(kind, socket)).collect();
         let begin = Instant::now();
         while self.bed.steer.process().ensure_running().is_ok() {
-            assert!(begin.elapsed() < HANG, "{step}, {round:?}: does not come to that");
+            assert!(begin.elapsed() < HANG, "{step}, {round:?}: the process does not die at the step");
             thread::sleep(Duration::from_micros(500));
         }
         (pairs, Instant::now())
     }
 
-    /// The records that are in use, by the addresses of their clients.
+    /// The states of the records in use, by the addresses of their clients.
     fn states(&self) -> HashMap<SocketAddr, u32> {
         let map = MapData::from_pin(self.bed.maps().join(abi::MAP_CONNS)).unwrap();
         let records: Array<_, [u8; size_of::<Record>()]> =
@@ -174,7 +176,8 @@ impl<'n> Mortal<'n> {
         used.map(|record| (Ends::of(&record, Direction::ToUpstream).peer, record.state)).collect()
     }
 
-    /// Waits until both ends of a stream know that it is over, and says how the worse one does, and how late.
+    /// Waits until both ends know that the stream has ended. Returns how the worse of them learned
+    /// of the end, and how late.
     fn ended(&self, pair: &Pair, died: Instant, what: &str) -> (End, Duration) {
         let known = eventually("the end at both ends", HANG, || {
             let mut ends = Vec::new();
@@ -191,7 +194,7 @@ impl<'n> Mortal<'n> {
         (finished.map_or(End::Reset, |(_, end, _)| *end), slowest)
     }
 
-    /// One kill at `step`, of the process that runs; `next` is where that which follows dies.
+    /// Kills the running process at `step`. The process after it dies at `next`.
     fn round(&mut self, step: &str, number: usize, next: Option<&str>, restart: Restart, tally: &mut Tally) {
         let round = Round::of(step, number);
         let (pairs, died) = self.kill(step, round);
@@ -209,7 +212,7 @@ impl<'n> Mortal<'n> {
             }
             let what = format!("{step}, {round:?}, {:?} of {}, state {state:?}", pair.kind, pair.address);
             let (end, slowest) = self.ended(pair, died, &what);
-            // Without its 101 it was none yet.
+            // A stream without a 101 was not a stream yet.
             assert!(end == End::Reset || !pair.is_open(), "{what}: {end:?}");
             tally.ended += 1;
             tally.slowest = tally.slowest.max(slowest);
@@ -260,7 +263,7 @@ impl<'n> Mortal<'n> {
         }
     }
 
-    /// Kills at these steps, one after another, so often each.
+    /// Kills at each of `steps`, `times` times.
     fn kill_all(mut self, steps: &[&str], times: usize) {
         self.start(steps.first().copied());
         for (index, step) in steps.iter().enumerate() {
@@ -272,7 +275,7 @@ impl<'n> Mortal<'n> {
                     number if number % 3 == 1 => Restart::Never,
                     _ => Restart::AtOnce,
                 };
-                // The short form has other streams for each step.
+                // In the short form, each step has other streams.
                 let number = if require::long() { time } else { index + 6 * time };
                 self.round(step, number, next.copied(), restart, &mut tally);
             }
@@ -287,7 +290,7 @@ impl<'n> Mortal<'n> {
     }
 }
 
-/// The steps that are asked for, and how often.
+/// The steps that were asked for, and how often.
 fn asked() -> (Vec<&'static str>, usize) {
     let all = RESET.into_iter().chain(INTACT);
     let chosen = std::env::var("STEER_DEATH_STEPS").ok();
@@ -309,7 +312,7 @@ fn at_every_step_of_a_hand_over_a_death_is_survived_or_learned_at_once() {
     };
     let (steps, times) = asked();
     for attach in Attach::all() {
-        // What attaches the programs makes a difference for the next process only.
+        // How programs are attached makes a difference only for the next process.
         let times = if attach == Attach::Filters && !require::long() { 1 } else { times };
         let topology = Topology::new(1).unwrap();
         Mortal::new(attach, &topology, &binary, AT_ONCE).kill_all(&steps, times);

@@ -1,6 +1,7 @@
-//! Many WebSocket-like streams at once, each byte of which is compared: an endpoint that echoes, and clients that send
-//! messages which depend on stream and position, most of them about one a second, some large ones again and again. All of it
-//! leaves the machine idle for most of the time, so that what a restart costs can be told from noise.
+//! Many WebSocket-like streams at once, of which every byte is compared. An endpoint echoes.
+//! Clients send messages that depend on stream and position. Most clients send about one a second,
+//! and some send large ones without a pause. The machine is idle for most of the time, so that the
+//! cost of a restart can be told from noise.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -15,22 +16,22 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// Far above anything that passes.
+/// Much longer than any step takes. A step that takes longer hangs.
 const HANG: Duration = Duration::from_secs(20);
-/// From the echo of a message to the next message.
+/// The time from the echo of a message to the next message.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Every so many-th stream is a fast one.
+/// One in so many streams is a fast one.
 const FAST: u32 = 100;
 const FAST_BYTES: usize = 64 * 1024;
 const FAST_PAUSE: Duration = Duration::from_millis(50);
 
-/// What the streams have done so far, and what they are to do.
+/// What the streams have done so far, and what they shall do next.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     pub(crate) opened: AtomicU32,
     pub(crate) messages: AtomicU64,
     pub(crate) bytes: AtomicU64,
-    /// When which echo came, and how long after its message; of streams that are not fast.
+    /// For each echo: when it came, and how long after its message. Without the fast streams.
     echoes: Mutex<Vec<(Instant, Duration)>>,
     pause: AtomicBool,
     stop: AtomicBool,
@@ -38,17 +39,18 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// When which echo came since this was asked last, and how long after its message. Not of the fast streams.
+    /// For each echo since the last call: when it came, and how long after its message. Without the
+    /// fast streams.
     pub(crate) fn take_echoes(&self) -> Vec<(Instant, Duration)> {
         std::mem::take(&mut *self.echoes.lock().unwrap())
     }
 
-    /// Lets the streams be still, each when its last message has come back, until they are to close.
+    /// Makes the streams pause, each after its last message has come back, until they shall close.
     pub(crate) fn pause(&self) {
         self.pause.store(true, Ordering::Relaxed);
     }
 
-    /// Lets the streams close, each when its last message has come back.
+    /// Makes the streams close, each after its last message has come back.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -57,9 +59,9 @@ impl Traffic {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Opens so many streams and returns when they have been told to stop and are closed.
+    /// Opens `streams` streams. Returns when they were told to stop and are closed.
     pub(crate) async fn clients(self: Arc<Self>, front: SocketAddr, streams: u32) {
-        // As many handshakes at once as a backlog takes.
+        // No more handshakes at a time than fit into a backlog.
         let gate = Arc::new(Semaphore::new(64));
         let mut clients = JoinSet::new();
         for id in 0..streams {
@@ -102,7 +104,7 @@ impl Traffic {
             let echoed = echoed.map_err(|_| format!("message {count} hangs"))?;
             let echoed = echoed.map_err(|error| format!("message {count}: {error}"))?;
             if echoed != message {
-                return Err(format!("message {count} comes back as another"));
+                return Err(format!("message {count} came back changed"));
             }
             let took = begin.elapsed();
             self.messages.fetch_add(1, Ordering::Relaxed);
@@ -114,10 +116,12 @@ impl Traffic {
             sleep(pause).await;
         }
         stream.shutdown().await.map_err(|error| error.to_string())?;
-        let rest = timeout(HANG, stream.read(&mut [0; 16])).await.map_err(|_| "the end hangs".to_owned())?;
+        let rest = timeout(HANG, stream.read(&mut [0; 16]))
+            .await
+            .map_err(|_| "the endpoint's FIN does not come".to_owned())?;
         match rest {
             Ok(0) => Ok(()),
-            Ok(more) => Err(format!("{more} bytes too many")),
+            Ok(more) => Err(format!("{more} bytes too many came back")),
             Err(error) => Err(format!("at its end: {error}")),
         }
     }
@@ -130,7 +134,7 @@ async fn echo(stream: &mut TcpStream, message: &[u8]) -> std::io::Result<Vec<u8>
     Ok(echoed)
 }
 
-/// A stream whose 101 has come.
+/// Opens a stream, and returns when its 101 has come.
 pub(crate) async fn open(front: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = if front.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     let mut stream = timeout(HANG, socket.connect(front)).await??;
@@ -144,7 +148,7 @@ pub(crate) async fn open(front: SocketAddr) -> std::io::Result<TcpStream> {
     if head.starts_with("HTTP/1.1 101 ") { Ok(stream) } else { Err(std::io::Error::other(head)) }
 }
 
-/// Answers every upgrade, and then echoes, for ever.
+/// Answers every upgrade and then echoes, without end.
 pub(crate) async fn serve(listener: TcpListener) {
     let mut streams = JoinSet::new();
     loop {
@@ -156,7 +160,7 @@ pub(crate) async fn serve(listener: TcpListener) {
 
 async fn serve_stream(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
-    // Steer may have asked for the MSS only.
+    // A connection without a request: Steer only wanted to learn the MSS.
     read_head(&mut stream).await?;
     let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                   Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
@@ -171,7 +175,7 @@ async fn serve_stream(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// Reads byte by byte, so that nothing behind the head is taken.
+/// Reads byte by byte, so that no byte after the head is taken.
 pub(crate) async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

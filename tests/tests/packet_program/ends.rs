@@ -1,4 +1,4 @@
-//! FIN, RST and SYN: what they do to a session, and what forged ones do not.
+//! FIN, RST and SYN: how they change a session, and that forged ones change nothing.
 
 use proxy_common::flow::{Direction, Record, bits, event, state};
 use proxy_common::stat::Stat;
@@ -8,7 +8,7 @@ use crate::support::packet::{ACK, FIN, Packet, RST, SYN};
 use crate::support::session::Session;
 use crate::table::{DOUBTED, IGNORED, Row, SPLICED, believed, check};
 
-/// The other direction has ended with a FIN that was not acknowledged yet.
+/// The other direction has ended with a FIN that is not acknowledged yet.
 fn other_has_fin(session: &mut Session, direction: Direction) {
     let live = &mut session.flow(direction.opposite()).live;
     live.seq_end = live.seq_end.wrapping_add(1);
@@ -16,7 +16,7 @@ fn other_has_fin(session: &mut Session, direction: Direction) {
     live.bits = bits::FIN_SEEN;
 }
 
-/// This direction has, and it was acknowledged.
+/// This direction has ended with a FIN that is acknowledged.
 fn own_fin_is_acknowledged(session: &mut Session, direction: Direction) {
     let [mut own, mut other] =
         [direction, direction.opposite()].map(|d| session.record.flows[d as usize].live);
@@ -67,11 +67,7 @@ const FINS: &[Row] = &[
         },
         ..SPLICED
     },
-    Row {
-        name: "an acknowledgement of what was in front of the other's FIN",
-        session: other_has_fin,
-        ..SPLICED
-    },
+    Row { name: "an acknowledgement of the bytes before the other's FIN", session: other_has_fin, ..SPLICED },
     Row {
         name: "FIN and the acknowledgement of the other's",
         session: other_has_fin,
@@ -102,7 +98,7 @@ const FINS: &[Row] = &[
         ..SPLICED
     },
     Row {
-        name: "a straggler of a finished session",
+        name: "a late packet of a finished session",
         session: |s, d| {
             own_fin_is_acknowledged(s, d);
             s.record.state = state::FINISHED;
@@ -130,7 +126,7 @@ fn resets() {
 }
 
 const UNPROVEN: Row = Row { counts: &[Stat::Spliced, Stat::RstUnproven], ..DOUBTED };
-/// Ends the session; whether it is also taken for the last packet is not said here.
+/// Ends the session. The row does not say whether the packet is also taken for the last packet.
 const PROVEN: Row = Row {
     record: |record, direction, _| {
         record.flows[direction as usize].live.packets += 1;
@@ -142,7 +138,7 @@ const PROVEN: Row = Row {
 };
 
 const RESETS: &[Row] = &[
-    Row { name: "a RST with the very number", packet: |p, _| p.flags = RST, ..PROVEN },
+    Row { name: "a RST with the exact number", packet: |p, _| p.flags = RST, ..PROVEN },
     Row { name: "a RST that acknowledges", packet: |p, _| p.flags = RST | ACK, ..PROVEN },
     Row {
         name: "a RST with the last number seen",
@@ -188,7 +184,11 @@ const RESETS: &[Row] = &[
         counts: &[Stat::Spliced],
         ..DOUBTED
     },
-    Row { name: "a straggler of a reset session", session: |s, _| s.record.state = state::RESET, ..SPLICED },
+    Row {
+        name: "a late packet of a reset session",
+        session: |s, _| s.record.state = state::RESET,
+        ..SPLICED
+    },
 ];
 
 #[test]
@@ -202,7 +202,8 @@ fn syns() {
     });
 }
 
-/// They go to the other peer, which knows better: no scaling of the window, nothing believed.
+/// These packets go to the other peer, which knows what they mean. The window is not scaled, and
+/// the record learns nothing.
 const LIVE_SYNS: &[Row] = &[
     Row {
         name: "a SYN in a living session",
@@ -243,7 +244,8 @@ const SYN_FINISHED: Row =
 const SYN_RESET: Row =
     Row { name: "a SYN after a reset", session: |s, _| s.record.state = state::RESET, ..REUSED };
 
-/// The proxy's own stack may take the port towards the endpoint again; its SYN was not seen, the answer is.
+/// The proxy's own stack may use the port towards the endpoint again. The programs did not see its
+/// SYN, but they see the answer.
 #[test]
 fn an_endpoints_answer_to_a_new_connection_takes_the_tuple_a_clients_does_not() {
     use crate::table::check_row;

@@ -12,11 +12,11 @@ use steer_tests::eventually::eventually;
 use crate::support::lab::{Hook, Input, Lab, RECORDS, Verdict, in_namespace, in_namespace_with};
 use crate::support::session::{Family, Session};
 
-/// Times of packets: long ago, and not to be overtaken by any clock during the test.
+/// Times of packets: long ago, and later than any clock during the test.
 const OLD: u64 = 1;
 const FRESH: u64 = u64::MAX;
 
-/// No process lives, and the time of everything old has come.
+/// No process lives, and every old stream is due.
 const DUE: Expiry = Expiry { heartbeat_ns: 1, gone_after_ns: 1, orphan_timeout_ns: 1, linger_ns: 1 };
 
 fn alive() -> Expiry {
@@ -67,7 +67,7 @@ fn what_is_old_goes_when_no_process_lives() {
                 lab.set_expiry(DUE);
                 look(lab);
                 assert_eq!(has_keys(lab, &session), [false; 2]);
-                // The timer may have looked, too.
+                // The timer may have examined the record, too.
                 assert!(matches!(lab.record(3).state, state::DEAD | state::OFF));
                 look(lab);
                 assert_eq!(lab.record(3).state, state::OFF);
@@ -101,7 +101,7 @@ fn the_key_of_another_stream_is_left_alone() {
             lab.set_expiry(alive());
             let old = session(family, 3, state::FINISHED, OLD);
             lab.open(&old);
-            // A stream that has the tuple now.
+            // A newer stream that has the tuple now.
             let next = Session { index: 4, ..old.clone() };
             lab.point_keys_at(&next, 4);
             let mut living = next.record;
@@ -142,13 +142,13 @@ fn a_full_table_of_living_streams_stays_as_it_is() {
 }
 
 #[test]
-fn looks_go_round_all_records() {
+fn ticks_go_round_all_records() {
     in_namespace_with(2 * RECORDS_A_TICK + 2, |lab| {
-        // The ends of looks, and more in a row than one gives up.
+        // Records at the borders of ticks, and more in a row than one tick expires.
         let mut places = vec![0, RECORDS_A_TICK - 1, RECORDS_A_TICK, 2 * RECORDS_A_TICK + 1];
         places.extend(10..20 + GIVEN_UP_A_TICK);
         let streams = open_old(lab, places);
-        // Two times round, wherever it begins.
+        // Two full rounds, from whatever record they begin.
         (0..9).for_each(|_| look(lab));
         assert!(are_gone(lab, &streams));
         assert_eq!(expired(lab), streams.len() as u64);
@@ -156,18 +156,18 @@ fn looks_go_round_all_records() {
 }
 
 #[test]
-fn the_timer_takes_looks_too() {
+fn the_timer_examines_records_too() {
     in_namespace(|lab| {
         lab.set_expiry(alive());
         look(lab);
         let streams = open_old(lab, 0..RECORDS);
         let gone = || Ok(are_gone(lab, &streams).then_some(()));
-        eventually("the timer's looks", Duration::from_secs(60), gone).unwrap();
+        eventually("expiry by the timer", Duration::from_secs(60), gone).unwrap();
         assert_eq!(expired(lab), u64::from(RECORDS));
     });
 }
 
-/// Streams of which nothing will be left.
+/// Opens old streams, which will all expire.
 fn open_old(lab: &mut Lab, places: impl IntoIterator<Item = u32>) -> Vec<Session> {
     lab.set_expiry(alive());
     let streams = places.into_iter().map(|index| session(Family::V4, index, state::SPLICED, OLD));

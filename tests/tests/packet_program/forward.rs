@@ -55,7 +55,7 @@ const NUMBERS: &[Row] = &[
         ..SPLICED
     },
     Row {
-        name: "a retransmission with news behind",
+        name: "a retransmission followed by new bytes",
         packet: |p, _| {
             p.seq = p.seq.wrapping_sub(100);
             p.payload = vec![9; 300];
@@ -72,7 +72,7 @@ const NUMBERS: &[Row] = &[
         ..SPLICED
     },
     Row {
-        name: "a segment behind a gap",
+        name: "a segment after a gap",
         packet: |p, _| {
             p.seq = p.seq.wrapping_add(1400);
             p.payload = vec![7; 1400];
@@ -108,7 +108,7 @@ fn windows() {
 
 const WINDOWS: &[Row] = &[
     Row { name: "zero", packet: |p, _| p.window = 0, ..SPLICED },
-    Row { name: "a larger one", packet: |p, _| p.window = 65_535, ..SPLICED },
+    Row { name: "a larger window", packet: |p, _| p.window = 65_535, ..SPLICED },
     Row {
         name: "to a smaller scale",
         session: |s, d| (s.flow(d).fixed.window_left, s.flow(d).fixed.window_right) = (7, 4),
@@ -180,9 +180,13 @@ fn lengths() {
 }
 
 const LENGTHS: &[Row] = &[
-    Row { name: "padding of a short frame is no payload", packet: |p, _| p.trailer = vec![0; 6], ..SPLICED },
     Row {
-        name: "nor is a long trailer",
+        name: "the padding of a short frame is not payload",
+        packet: |p, _| p.trailer = vec![0; 6],
+        ..SPLICED
+    },
+    Row {
+        name: "a long trailer is not payload",
         packet: |p, _| {
             p.payload = vec![5; 5];
             p.trailer = vec![0xee; 61];

@@ -1,4 +1,5 @@
-//! The hand-over: copies of acknowledgements for the proxy's own sockets, what these sockets send, and resets of the stack.
+//! The hand-over: copies of acknowledgements for the proxy's own sockets, packets that these
+//! sockets send, and resets of the stack.
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
@@ -22,7 +23,7 @@ fn handing_over(family: Family) -> Session {
     session
 }
 
-/// Runs a packet and returns what left; compares the counters.
+/// Runs a packet, and compares the counters. Returns the verdict and the packet that left.
 fn run(lab: &mut Lab, session: &Session, hook: Hook, input: &Input, counts: &[Stat]) -> (Verdict, Vec<u8>) {
     lab.clear();
     lab.open(session);
@@ -81,7 +82,7 @@ fn nothing_else_is_copied() {
     });
 }
 
-/// A connection inside the namespace, of which the proxy's end is `near`.
+/// A connection inside the namespace. `near` is the proxy's end.
 struct Connection {
     _listener: TcpListener,
     near: TcpStream,
@@ -89,7 +90,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// `near` has received 5 bytes.
+    /// Makes a connection on which `near` has received 5 bytes.
     fn new(family: Family) -> Self {
         let address = match family {
             Family::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
@@ -193,7 +194,8 @@ fn a_copy_becomes_an_acknowledgement_that_the_socket_takes() {
                 };
                 assert_eq!(Packet::parse(&frame), trimmed);
                 check_record(lab.record(session.index), session.record);
-                // A packet that is cut is one without a sum to the kernel, but the test run goes on to look at it.
+                // The kernel forgets the network card's sum of a packet that is shortened. But the
+                // test run would still check the sum.
                 if packet.payload.is_empty() && packet.trailer.is_empty() {
                     let summed = lab.run_summed(Hook::Ingress, &copy_of(&packet)).unwrap();
                     assert_eq!(summed.frame, frame);
@@ -216,7 +218,7 @@ fn a_copy_that_comes_late_is_dropped() {
                 let (verdict, _) = run(lab, &session, Hook::Ingress, &copy, &[Stat::DropLateCopy]);
                 assert_eq!(verdict, Verdict::Drop);
             }
-            // The listener would answer it with a RST.
+            // The listener would answer the copy with a RST.
             let Connection { _listener, near, far } = connection;
             socket2::SockRef::from(&near).set_linger(Some(std::time::Duration::ZERO)).unwrap();
             drop(near);
@@ -225,7 +227,7 @@ fn a_copy_that_comes_late_is_dropped() {
             drop((_listener, far));
             let (verdict, _) = run(lab, &session, Hook::Ingress, &copy, &[Stat::DropLateCopy]);
             assert_eq!(verdict, Verdict::Drop);
-            // No session at all.
+            // There is no session.
             lab.clear();
             let output = lab.run(Hook::Ingress, &copy);
             assert_eq!(output.verdict, Verdict::Drop);
@@ -253,7 +255,8 @@ fn what_the_own_socket_sends_is_brought_up_to_date() {
                 let (verdict, frame) = run(lab, &session, Hook::Egress, &own(&stale), &[Stat::Freshened]);
                 assert_eq!(verdict, Verdict::Pass);
                 assert_eq!(Packet::parse(&frame), Packet { ack: newest.ack, window: 12_000, ..stale });
-                // The socket has received more than was forwarded: that is missing from the window.
+                // The socket has received more than was forwarded. The difference is missing from
+                // the window.
                 for (more, window) in [(32, 11_999), (3000 << 7, 0), (4000 << 7, 0)] {
                     let newer = Packet { ack: newest.ack.wrapping_add(more), ..newest.clone() };
                     let (_, frame) = run(lab, &session, Hook::Egress, &own(&newer), &[Stat::Freshened]);
@@ -265,9 +268,10 @@ fn what_the_own_socket_sends_is_brought_up_to_date() {
     });
 }
 
-/// Bytes with the floor, acknowledgements in the name of the sender.
+/// Data gets the timestamp of the floor. An acknowledgement gets the newest timestamp of the
+/// sender.
 #[test]
-fn and_stamped_like_the_forwarded_packets() {
+fn what_the_own_socket_sends_is_stamped_like_forwarded_packets() {
     let there = DIRECTION as usize;
     let back = DIRECTION.opposite() as usize;
     in_namespace(|lab| {
@@ -276,7 +280,8 @@ fn and_stamped_like_the_forwarded_packets() {
             session.record.flows[there].live.ts_value = 0x1234;
             let newest = 0x1234 + TS_SHIFTS[there];
             let own_packet = session.own_packet(DIRECTION);
-            // The socket has sent what the peer has acknowledged, and since then 100 bytes were forwarded.
+            // The socket has sent the bytes that the peer has acknowledged. 100 more bytes were
+            // forwarded since then.
             session.record.flows[back].live.own_end = own_packet.seq.wrapping_sub(100);
             let packet = Packet {
                 options: options::timestamps(1, 99),
@@ -293,7 +298,7 @@ fn and_stamped_like_the_forwarded_packets() {
             check(lab, &session, &data, data.seq, TS_FLOOR);
             let probe = Packet { seq: packet.seq.wrapping_sub(1), ..packet.clone() };
             check(lab, &session, &probe, probe.seq, TS_FLOOR);
-            // Beyond the window of the peer, which would discard it.
+            // The number is beyond the peer's window, so the peer would discard the packet.
             let mut narrow = session.clone();
             narrow.record.flows[back].live.ack_end = packet.seq;
             narrow.record.flows[back].live.window = 0;
@@ -305,7 +310,7 @@ fn and_stamped_like_the_forwarded_packets() {
     });
 }
 
-/// Between the floor's being set and the hand-over.
+/// The time after the floor was set and before the hand-over.
 #[test]
 fn what_is_ahead_of_the_floor_raises_the_floor_before() {
     in_namespace(|lab| {
@@ -350,14 +355,14 @@ fn other_packets_of_the_stack_are_left_alone() {
                 session.record.state = other;
                 untouched(lab, &session, &own(&stale));
             }
-            // Forwarded.
+            // A packet that was forwarded.
             untouched(lab, &session, &Input { ingress_ifindex: LOOPBACK, ..own(&stale) });
         }
     });
 }
 
-/// The client has reset its connection and opened another one with the same port, before userspace has noticed. The record must
-/// not forward the packets of that one.
+/// The client has reset its connection and opened another one with the same port, before userspace
+/// has noticed. The record must not forward the packets of the new connection.
 #[test]
 fn another_connection_that_the_stack_accepts_takes_the_tuple() {
     in_namespace(|lab| {
@@ -390,7 +395,7 @@ fn the_stack_does_not_reset_a_living_stream() {
         for family in Family::BOTH {
             for direction in Direction::BOTH {
                 let mut session = handing_over(family);
-                // What the peer's packets acknowledge is another matter: see `odd`.
+                // `odd` tests numbers that the peer's packets acknowledge.
                 let own_packet = session.own_packet(direction);
                 let reset = Packet { flags: RST, seq: own_packet.seq.wrapping_add(1), ..own_packet };
                 for (state, living) in [
@@ -402,7 +407,7 @@ fn the_stack_does_not_reset_a_living_stream() {
                     (state::DEAD, false),
                 ] {
                     session.record.state = state;
-                    // The own sockets' are another matter in these.
+                    // In these two states, a RST of the proxy's own sockets is treated differently.
                     let own_too = !matches!(state, state::HAND_OVER | state::RESET);
                     for mark in [0].into_iter().chain(own_too.then_some(MARK)) {
                         let input = Input { mark, ..own(&reset) };
@@ -410,7 +415,7 @@ fn the_stack_does_not_reset_a_living_stream() {
                         let (verdict, _) = run(lab, &session, Hook::Egress, &input, counts);
                         assert_eq!(verdict, if living { Verdict::Drop } else { Verdict::Pass });
                     }
-                    // That of a peer, forwarded.
+                    // A RST of a peer, which was forwarded.
                     let forwarded = Input { ingress_ifindex: LOOPBACK, mark: 0, ..own(&reset) };
                     let (verdict, _) = run(lab, &session, Hook::Egress, &forwarded, &[]);
                     assert_eq!(verdict, Verdict::Pass);

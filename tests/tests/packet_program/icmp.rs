@@ -19,7 +19,7 @@ struct IcmpError {
     /// Type and code.
     kind: [u8; 2],
     rest: [u8; 4],
-    /// From the quoted packet's IP header on.
+    /// The quoted packet, from its IP header on.
     quote: Vec<u8>,
     /// Extensions (RFC 4884), or nothing.
     behind: Vec<u8>,
@@ -33,8 +33,8 @@ fn kinds(family: Family) -> &'static [[u8; 2]] {
     }
 }
 
-/// The types that a router or the peer sends for other reasons: echo reply, source quench, redirect; echo reply, neighbour
-/// solicitation, redirect.
+/// Types that a router or the peer sends for other reasons. IPv4: echo reply, source quench,
+/// redirect. IPv6: echo reply, neighbour solicitation, redirect.
 fn other_kinds(family: Family) -> &'static [[u8; 2]] {
     match family {
         Family::V4 => &[[0, 0], [4, 0], [5, 0], [8, 0]],
@@ -43,7 +43,8 @@ fn other_kinds(family: Family) -> &'static [[u8; 2]] {
 }
 
 impl IcmpError {
-    /// From a router behind the proxy, too big for an MTU of 1400, about `packet`, of which it quotes so many bytes of TCP.
+    /// The error "too big for an MTU of 1400" of a router after the proxy. It quotes `packet` with
+    /// `tcp_bytes` bytes of TCP.
     fn about(packet: &Packet, tcp_bytes: usize) -> Self {
         let is_ipv4 = packet.source.is_ipv4();
         let router = if is_ipv4 { "203.0.113.9" } else { "2001:db8:99::9" };
@@ -83,12 +84,12 @@ impl IcmpError {
                 frame.extend([58, self.hops]);
                 frame.extend([source.octets(), destination.octets()].concat());
             }
-            _ => panic!("addresses of two families"),
+            _ => panic!("the addresses are of two families"),
         }
         [frame, icmp].concat()
     }
 
-    /// The same as if the proxy made it, with another quote.
+    /// The same error with another quote, as if the proxy had made it.
     fn turned_into(&self, source: IpAddr, destination: IpAddr, quoted: &Packet) -> Self {
         let quoted = Packet { ttl: 64, ..quoted.clone() };
         let quote = quoted.to_bytes()[ETHERNET..][..self.quote.len()].to_vec();
@@ -96,11 +97,12 @@ impl IcmpError {
     }
 }
 
-/// A packet of 1000 bytes that `direction` has brought and that is not acknowledged yet: as it arrived and as it left.
+/// A packet of 1000 bytes in `direction` that is not acknowledged yet: as it arrived and as it
+/// left.
 fn under_way(session: &mut Session, direction: Direction) -> (Packet, Packet) {
     let mut arrived = session.packet(direction);
     arrived.payload = vec![0x5a; 1000];
-    // The quote is not rewritten beyond what identifies it.
+    // The translation rewrites only the fields that identify the packet.
     let mut left = session.rewritten(direction, &arrived);
     (left.window, left.options) = (arrived.window, arrived.options.clone());
     let live = &mut session.flow(direction).live;
@@ -108,7 +110,7 @@ fn under_way(session: &mut Session, direction: Direction) -> (Packet, Packet) {
     (arrived, left)
 }
 
-/// Runs an error through the program that must be left alone.
+/// Runs an error through the program. The program must not change the error.
 fn check_passed(lab: &mut Lab, session: &Session, frame: Vec<u8>, counts: &[Stat]) {
     lab.clear();
     lab.open(session);
@@ -120,7 +122,8 @@ fn check_passed(lab: &mut Lab, session: &Session, frame: Vec<u8>, counts: &[Stat
     check_record(lab.record(session.index), session.record);
 }
 
-/// ... and one that must reach the sender of `arrived`, when `left` is what it quotes.
+/// Runs an error through the program. The error must reach the sender of `arrived`, and quote
+/// `arrived`.
 fn check_translated(
     lab: &mut Lab,
     session: &Session,
@@ -161,7 +164,8 @@ fn errors_reach_the_sender_with_its_own_packet_in_them() {
         let mut session = Session::new(family);
         let (arrived, left) = under_way(&mut session, direction);
         for kind in kinds(family) {
-            // The shortest quote, one without the checksum, the header alone, the header and payload.
+            // The shortest quote, a quote without the checksum, the header alone, and the header
+            // with payload.
             for quoted in [8, 20, 21, 500] {
                 eprintln!("{family:?} {direction:?} {kind:?} {quoted}");
                 let error = IcmpError { kind: *kind, ..IcmpError::about(&left, quoted) };
@@ -205,7 +209,7 @@ fn only_packets_that_are_under_way_are_believed_to_be_quoted() {
                 check_passed(lab, &session, error.to_bytes(), &[Stat::IcmpPassed]);
             }
         }
-        // Nothing is under way.
+        // In this session, no packet is under way.
         let idle = Session::new(family);
         check_passed(lab, &idle, IcmpError::about(&left, 8).to_bytes(), &[Stat::IcmpPassed]);
     });
@@ -225,12 +229,12 @@ fn a_hundred_forged_errors_change_nothing() {
 }
 
 #[test]
-fn in_a_hand_over_the_local_sockets_own_bytes_are_its_own_matter() {
+fn in_a_hand_over_errors_about_the_local_sockets_bytes_pass_to_it() {
     for_each(|lab, family, direction| {
         let mut session = Session::new(family);
         let (mut arrived, left) = under_way(&mut session, direction);
         session.record.state = state::HAND_OVER;
-        // The socket towards the next peer was given 300 of the 1000 bytes.
+        // The socket towards the next peer has sent 300 of the 1000 bytes.
         session.record.flows[direction.opposite() as usize].live.own_end = left.seq.wrapping_add(300);
         check_passed(lab, &session, IcmpError::about(&left, 8).to_bytes(), &[Stat::IcmpPassed]);
         let at = |packet: &Packet, seq: u32| Packet { seq: packet.seq.wrapping_add(seq), ..packet.clone() };
@@ -241,7 +245,7 @@ fn in_a_hand_over_the_local_sockets_own_bytes_are_its_own_matter() {
 }
 
 #[test]
-fn the_state_decides_whose_the_error_is() {
+fn the_state_decides_who_gets_the_error() {
     for_each(|lab, family, direction| {
         for (state, spliced) in [
             (state::OFF, false),
@@ -277,10 +281,11 @@ fn what_is_not_an_error_about_a_flow_is_untouched() {
         let stranger = SocketAddr::new(left.destination.ip(), left.destination.port() + 1);
         let unknown = Packet { destination: stranger, ..left.clone() };
         check_passed(lab, &session, IcmpError::about(&unknown, 20).to_bytes(), &[]);
-        // Quotes a packet from the peer, not to it.
+        // The error quotes a packet from the peer, not to the peer.
         let backwards = Packet { source: left.destination, destination: left.source, ..left.clone() };
         check_passed(lab, &session, IcmpError::about(&backwards, 20).to_bytes(), &[]);
-        // Cut anywhere behind the IP header (the kernel takes no shorter ones), in front of what the header says.
+        // The frame is cut anywhere after the IP header (the kernel takes no shorter ones), before
+        // the length that the header says.
         let frame = error.to_bytes();
         let ip_header = if family == Family::V4 { 20 } else { 40 };
         for length in ETHERNET + ip_header..frame.len() {

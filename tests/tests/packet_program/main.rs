@@ -1,5 +1,6 @@
-//! The programs of the packet splice, packet by packet: `BPF_PROG_TEST_RUN` on tables of what arrives, what leaves,
-//! and what the record, the counters and the events say afterwards. Needs root and the BPF object.
+//! The programs of the packet splice, packet by packet: `BPF_PROG_TEST_RUN` on tables. A row has
+//! the packet that arrives, the packet that leaves, and the record, the counters and the events
+//! afterwards. Needs root and the BPF object.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod ends;

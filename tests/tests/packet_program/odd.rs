@@ -1,4 +1,5 @@
-//! Packets that are not plain: with IP options or extension headers. Also ends with wrong checksums.
+//! Packets that are not plain: with IP options or extension headers. Also FINs and RSTs with wrong
+//! checksums.
 
 use proxy_common::flow::{Direction, event, flags, state};
 use proxy_common::stat::Stat;
@@ -8,7 +9,7 @@ use crate::support::packet::{ACK, ETHERNET, FIN, Packet, RST, checksum, options,
 use crate::support::session::{Family, Session};
 use crate::table::{believed, check_counts, check_record};
 
-/// Next-header values.
+/// Values of the next-header field.
 pub(crate) const HOP_BY_HOP: u8 = 0;
 pub(crate) const TCP: u8 = 6;
 const ROUTING: u8 = 43;
@@ -20,12 +21,13 @@ pub(crate) fn is_v4(frame: &[u8]) -> bool {
     frame[12..14] == [8, 0]
 }
 
-/// Where TCP begins in a plain frame.
+/// The offset of TCP in a plain frame.
 pub(crate) fn tcp(frame: &[u8]) -> usize {
     ETHERNET + if is_v4(frame) { 20 } else { 40 }
 }
 
-/// Puts bytes behind the IP header of a plain frame, and says so in it. (IPv6: the bytes begin with a header of kind `first`.)
+/// Inserts bytes after the IP header of a plain frame, and corrects the header. (IPv6: the bytes
+/// begin with a header of kind `first`.)
 pub(crate) fn with_extra(frame: &[u8], first: u8, extra: &[u8]) -> Vec<u8> {
     let at = tcp(frame);
     let mut odd = [&frame[..at], extra, &frame[at..]].concat();
@@ -43,7 +45,7 @@ pub(crate) fn with_extra(frame: &[u8], first: u8, extra: &[u8]) -> Vec<u8> {
     odd
 }
 
-/// Makes the checksum of an IPv4 header right.
+/// Corrects the checksum of an IPv4 header.
 pub(crate) fn sum_up_v4(frame: &mut [u8]) {
     if is_v4(frame) {
         let ip = &mut frame[ETHERNET..];
@@ -54,14 +56,15 @@ pub(crate) fn sum_up_v4(frame: &mut [u8]) {
     }
 }
 
-/// An extension header of `words` eight bytes, with `next` behind it.
+/// An extension header of `words` times eight bytes, followed by `next`.
 pub(crate) fn extension(next: u8, words: u8, type_and_left: [u8; 2]) -> Vec<u8> {
     let mut header = vec![1; usize::from(words) * 8];
     header[..4].copy_from_slice(&[next, words - 1, type_and_left[0], type_and_left[1]]);
     header
 }
 
-/// What a packet may carry in front of TCP: options of IPv4, or a chain of IPv6 with the kind of its first header.
+/// What a packet may carry before TCP: options for IPv4. For IPv6 a chain of extension headers,
+/// with the kind of its first header.
 fn carried(family: Family) -> Vec<(u8, Vec<u8>)> {
     match family {
         Family::V4 => [1, 2, 3, 10].map(|words| (TCP, vec![1; words * 4])).to_vec(),
@@ -70,7 +73,7 @@ fn carried(family: Family) -> Vec<(u8, Vec<u8>)> {
             (HOP_BY_HOP, extension(TCP, 3, [1, 20])),
             (ROUTING, extension(TCP, 3, [0, 0])),
             (HOP_BY_HOP, [extension(DESTINATION, 1, [1, 4]), extension(TCP, 2, [1, 12])].concat()),
-            // A packet in one piece.
+            // A fragment header of a packet in one piece.
             (FRAGMENT, vec![TCP, 0, 0, 0, 1, 2, 3, 4]),
             (HOP_BY_HOP, [extension(FRAGMENT, 1, [1, 4]), vec![TCP, 0, 0, 0, 1, 2, 3, 4]].concat()),
             (DESTINATION, extension(TCP, 250, [1, 4])),
@@ -146,7 +149,7 @@ fn what_cannot_be_taken_off_comes_to_the_local_stack_as_it_was() {
                 with_extra(&plain, AUTHENTICATION, &extension(TCP, 3, [0, 0])),
                 with_extra(&plain, DESTINATION, &extension(17, 1, [1, 4])),
                 with_extra(&plain, DESTINATION, &seven),
-                // A chain that goes beyond the packet.
+                // The chain is longer than the packet.
                 with_extra(&plain, DESTINATION, &extension(TCP, 1, [1, 4]))
                     .iter()
                     .enumerate()
@@ -222,7 +225,7 @@ fn an_end_whose_checksum_a_device_has_to_complete_counts() {
         let packet = Packet { flags: RST | ACK, ..session.packet(direction) };
         let mut frame = packet.to_bytes();
         let at = tcp(&frame) + 16;
-        // The sum over the pseudo header alone: what is right, less the segment's own words.
+        // The sum over the pseudo header alone: the complete sum without the segment's own words.
         let segment = [&frame[tcp(&frame)..at], &[0, 0], &frame[at + 2..]].concat();
         let right = u16_at(&frame, at);
         let pseudo = !checksum(&[(!right).to_be_bytes(), checksum(&segment).to_be_bytes()].concat());
@@ -234,12 +237,12 @@ fn an_end_whose_checksum_a_device_has_to_complete_counts() {
     });
 }
 
-/// The local stack's answer to a packet of the peer that was not carried.
+/// The local stack answers a packet of the peer that was not spliced.
 #[test]
 fn a_reset_of_the_stack_with_the_peers_number_gives_the_stream_up() {
     each(|lab, family, direction| {
         let mut session = Session::new(family);
-        // Something is on its way to the peer that `direction` goes to.
+        // A packet is under way to the peer that `direction` goes to.
         session.flow(direction).live.seq_end = session.flow(direction).live.seq_end.wrapping_add(900);
         let back = direction.opposite();
         let acknowledged = session.record.flows[back as usize].live.ack_end;
@@ -250,7 +253,7 @@ fn a_reset_of_the_stack_with_the_peers_number_gives_the_stream_up() {
                 session.record.state = state;
                 let seq = acknowledged.wrapping_add(ahead);
                 let reset = Packet { flags: RST, seq, ack: 0, window: 0, ..session.own_packet(direction) };
-                // A socket's that is being closed.
+                // A RST of a socket that is being closed.
                 open(lab, &session);
                 if state == state::SPLICED {
                     let own = Input { mark: MARK, ..input(&reset.to_bytes()) };
@@ -272,7 +275,7 @@ fn a_reset_of_the_stack_with_the_peers_number_gives_the_stream_up() {
                 assert_eq!(events, if gives_up { vec![(event::RESET, back)] } else { vec![] });
             }
         }
-        // The answer to a packet without an acknowledgement has one itself.
+        // The answer to a packet without an acknowledgement has an acknowledgement.
         let reset = Packet { flags: RST | ACK, seq: acknowledged, ..session.own_packet(direction) };
         open(lab, &session);
         assert_eq!(lab.run(Hook::Egress, &input(&reset.to_bytes())).verdict, Verdict::Drop);

@@ -1,4 +1,4 @@
-//! TCP options: usual layouts, unusual ones, and such as cannot be translated.
+//! TCP options: usual layouts, unusual ones, and layouts that cannot be translated.
 
 use proxy_common::flow::{Direction, flags};
 use proxy_common::stat::Stat;
@@ -11,7 +11,7 @@ use crate::table::{Expect, Row, SPLICED, check};
 const SLOW: &[Stat] = &[Stat::Spliced, Stat::OptionsSlow];
 const BLANKED: &[Stat] = &[Stat::Spliced, Stat::OptionsSlow, Stat::OptionsBlanked];
 
-/// So many blocks behind what was acknowledged; the last one wraps.
+/// `number` blocks after the acknowledged bytes. The last one wraps.
 fn blocks(packet: &Packet, number: u32) -> Vec<(u32, u32)> {
     let at = |offset: u32| packet.ack.wrapping_add(offset);
     (0..number)
@@ -105,7 +105,7 @@ const UNUSUAL: &[Row] = &[
         ..SPLICED
     },
     Row {
-        name: "blocks in front of timestamps",
+        name: "blocks before timestamps",
         packet: |p, _| {
             p.options = [options::bare_sack(&blocks(p, 2)), options::bare_timestamps(7, 8)].concat()
         },
@@ -139,7 +139,7 @@ const UNUSUAL: &[Row] = &[
         ..SPLICED
     },
     Row {
-        name: "three blocks in front of timestamps",
+        name: "three blocks before timestamps",
         packet: |p, _| {
             p.options =
                 [options::bare_sack(&blocks(p, 3)), options::bare_timestamps(7, 8), vec![1, 1, 1, 1]].concat()
@@ -156,7 +156,7 @@ fn what_cannot_be_translated_is_overwritten() {
     in_namespace(|lab| check(lab, OVERWRITTEN));
 }
 
-/// Some rows leave the record's TSval alone, since none was taken in.
+/// In rows whose packets have no readable timestamps, the record's TSval does not change.
 const OVERWRITTEN: &[Row] = &[
     Row {
         name: "an unknown option",
@@ -166,7 +166,7 @@ const OVERWRITTEN: &[Row] = &[
         ..SPLICED
     },
     Row {
-        name: "multipath TCP behind usual timestamps",
+        name: "multipath TCP after usual timestamps",
         packet: |p, _| p.options = [options::timestamps(7, 8), vec![30, 4, 1, 2]].concat(),
         expect: Expect::Rewritten(|p| p.options[12..].fill(1)),
         counts: BLANKED,
@@ -191,7 +191,7 @@ const OVERWRITTEN: &[Row] = &[
 #[test]
 fn malformed_and_unwanted_numbers_are_overwritten() {
     in_namespace(|lab| {
-        // Options, flags of the session, what must leave.
+        // The options, the flags of the session, and the options that must leave.
         let timestamps = options::timestamps(7, 8);
         let sack = options::sack(&[(1, 2)]);
         let rows: &[(&str, Vec<u8>, u32, Vec<u8>)] = &[
@@ -224,8 +224,9 @@ fn malformed_and_unwanted_numbers_are_overwritten() {
     });
 }
 
-/// The first believed packet after the hand-over gets the floor, wherever its timestamps stand, and chooses the shift. Others get
-/// the floor and choose nothing.
+/// The first plausible packet after the hand-over gets the floor, at any position of its
+/// timestamps, and chooses the shift. Packets that are not plausible get the floor and choose
+/// nothing.
 #[test]
 fn the_first_timestamp_becomes_the_floor() {
     use proxy_common::flow::state;
@@ -269,7 +270,7 @@ fn the_first_timestamp_becomes_the_floor() {
     });
 }
 
-/// What was overtaken by the first one, and what comes later.
+/// Packets that the first one has overtaken, and later packets.
 #[test]
 fn none_goes_below_the_floor() {
     in_namespace(|lab| {

@@ -1,4 +1,4 @@
-//! What is not spliced passes untouched: other packets, other shapes, other states.
+//! Packets that are not spliced pass unchanged: other packets, other shapes, other states.
 
 use proxy_common::flow::{Direction, flags, state};
 use proxy_common::stat::Stat;
@@ -77,24 +77,24 @@ fn is_v4(input: &Input) -> bool {
     input.frame[12..14] == [8, 0]
 }
 
-/// Where TCP begins in the frame.
+/// The offset of TCP in the frame.
 fn tcp(input: &Input) -> usize {
     ETHERNET + if is_v4(input) { 20 } else { 40 }
 }
 
-/// The byte whose upper half is the length of TCP's header in words.
+/// Sets the byte whose upper half is the length of TCP's header in words.
 fn set_header_len(input: &mut Input, byte: u8) {
     let at = tcp(input) + 12;
     input.frame[at] = byte;
 }
 
-/// Leaves so many bytes from TCP's header on.
+/// Cuts the frame `len` bytes after the start of TCP's header.
 fn cut_tcp(input: &mut Input, len: usize) {
     let end = tcp(input) + len;
     input.frame.truncate(end);
 }
 
-/// A packet of a flow that is left alone.
+/// A packet of a flow that passes unchanged.
 const ODD: Row = Row { counts: &[Stat::PassShape], ..IGNORED };
 
 const SHAPES: &[Row] = &[
@@ -124,12 +124,13 @@ const SHAPES: &[Row] = &[
         input: |i| if is_v4(i) { i.frame[17] = 39 } else { i.frame[19] = 19 },
         ..ODD
     },
-    Row { name: "a frame for somebody else", packet: |p, _| p.macs[5] = 9, ..ODD },
+    Row { name: "a frame for another MAC address", packet: |p, _| p.macs[5] = 9, ..ODD },
 ];
 
-/// Without a TCP header where it is expected there is no telling whether it is a flow's; they are not counted.
+/// Without a TCP header at its place, nobody can tell whether the packet belongs to a flow. Such
+/// packets are not counted.
 #[test]
-fn shapes_that_are_not_looked_at() {
+fn shapes_that_cannot_be_of_a_flow() {
     in_namespace(|lab| check(lab, OTHERS));
 }
 
@@ -172,7 +173,7 @@ fn an_arp_request_passes() {
     });
 }
 
-/// A key may outlive its record's use for a moment.
+/// A key may exist for a moment after its record was freed.
 #[test]
 fn a_key_to_a_record_beyond_the_map_passes() {
     in_namespace(|lab| {

@@ -11,7 +11,7 @@ use crate::support::packet::{ACK, ETHERNET, FIN, Packet, checksum, u16_at};
 use crate::support::session::{Family, Session};
 use crate::table::{believed, check_counts, check_record};
 
-/// The pieces of a plain frame, with so many bytes of TCP in each but the last (a multiple of eight).
+/// The pieces of a plain frame. All but the last have `size` bytes of TCP (a multiple of eight).
 fn pieces(frame: &[u8], size: usize, id: u32) -> Vec<Vec<u8>> {
     let (head, segment) = frame.split_at(tcp(frame));
     let count = segment.len().div_ceil(size);
@@ -35,7 +35,8 @@ fn pieces(frame: &[u8], size: usize, id: u32) -> Vec<Vec<u8>> {
     segment.chunks(size).enumerate().map(piece).collect()
 }
 
-/// Puts pieces together, in order; asserts that they fit, and have right IP checksums and one identification.
+/// Puts pieces together, in order. Asserts that they fit, that their IP checksums are correct, and
+/// that they have one identification.
 fn whole(pieces: &[Vec<u8>]) -> Vec<u8> {
     let v4 = is_v4(&pieces[0]);
     let header = if v4 { 20 } else { 48 };
@@ -70,7 +71,7 @@ fn whole(pieces: &[Vec<u8>]) -> Vec<u8> {
     frame
 }
 
-/// As the pieces of one packet become, when they arrive in the order of their indices.
+/// Runs the pieces of one packet in the given order, and returns the outputs.
 fn run_all(lab: &Lab, frames: &[Vec<u8>], order: &[usize]) -> Vec<Output> {
     order.iter().map(|index| lab.run_summed(Hook::Ingress, &input(&frames[*index])).unwrap()).collect()
 }
@@ -85,7 +86,7 @@ fn the_pieces_of_a_packet_are_forwarded_and_fit_together() {
                 let packet = Packet { fragment: 0, ..data(&session, direction) };
                 let arriving = pieces(&packet.to_bytes(), size, 0x0102_0304);
                 let mut order: Vec<_> = (0..arriving.len()).collect();
-                // Later ones may overtake each other.
+                // Pieces after the first may overtake each other.
                 order[1..].reverse();
                 let before = open(lab, &session);
                 let outputs = run_all(lab, &arriving, &order);
@@ -107,7 +108,8 @@ fn the_pieces_of_a_packet_are_forwarded_and_fit_together() {
     });
 }
 
-/// Hosts count their packets, so two may choose the same identification; their packets leave with one source.
+/// Each host counts its own packets, so two hosts may choose the same identification. The proxy
+/// sends their packets on with one source address.
 #[test]
 fn packets_of_one_identification_leave_with_two_and_a_repeated_piece_with_its_own() {
     each(|lab, family, direction| {
@@ -122,7 +124,7 @@ fn packets_of_one_identification_leave_with_two_and_a_repeated_piece_with_its_ow
         let ids: Vec<_> =
             run_all(lab, &arriving, &[0, 1, 0, 2, 1]).iter().map(|output| id(&output.frame)).collect();
         assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-        // One of 65,536 may be the same by chance, but not three times.
+        // A new identification may equal the old one by chance (1 in 65,536), but not three times.
         let is_other = (1..4).any(|packets| {
             let next = Packet { seq: packet.seq.wrapping_add(packets * 700), ..packet.clone() };
             let output = &run_all(lab, &pieces(&next.to_bytes(), 248, 7), &[0])[0];
@@ -132,14 +134,14 @@ fn packets_of_one_identification_leave_with_two_and_a_repeated_piece_with_its_ow
     });
 }
 
-/// The whole packet has a checksum, and an end; its first piece alone has neither.
+/// The whole packet has a checksum and a FIN. Its first piece alone has neither.
 #[test]
 fn a_fin_in_pieces_counts_when_the_last_piece_has_come() {
     each(|lab, family, direction| {
         let session = Session::new(family);
         let packet = Packet { flags: FIN | ACK, fragment: 0, ..data(&session, direction) };
         open(lab, &session);
-        // The packet comes twice, as one that is repeated.
+        // The packet comes twice, as a repeated packet does.
         for id in [31, 32] {
             let arriving = pieces(&packet.to_bytes(), 248, id);
             let before = lab.stats();
@@ -160,7 +162,7 @@ fn a_fin_in_pieces_counts_when_the_last_piece_has_come() {
     });
 }
 
-/// Somebody who has guessed the tuple and about one number, but not the other.
+/// The sender has guessed the tuple and roughly one number, but not the other number.
 #[test]
 fn pieces_that_cannot_be_the_peers_are_sent_on_and_change_nothing() {
     each(|lab, family, direction| {
@@ -200,7 +202,7 @@ fn pieces_with_options_are_forwarded_without_them() {
         let arriving = pieces(&packet.to_bytes(), 248, 77);
         let with_options = |piece: &Vec<u8>| match family {
             Family::V4 => with_extra(piece, TCP, &[1; 8]),
-            // In front of the fragment header.
+            // The options are before the fragment header.
             Family::V6 => with_extra(piece, HOP_BY_HOP, &extension(FRAGMENT, 1, [1, 4])),
         };
         let odd: Vec<_> = arriving.iter().map(with_options).collect();
@@ -217,10 +219,10 @@ fn a_piece_before_the_first_is_lost_once_and_the_second_time_all_come_to_the_sta
     each(|lab, family, direction| {
         let session = Session::new(family);
         let mut packet = Packet { fragment: 0, ..data(&session, direction) };
-        // The programs remember the last one.
+        // The programs remember the last packet of this kind, so each family sends another one.
         packet.seq = packet.seq.wrapping_add(if family == Family::V4 { 0 } else { 1 });
         open(lab, &session);
-        // The sender repeats the packet, under another identification.
+        // The sender repeats the packet with another identification.
         for (id, first) in [(501, Verdict::Redirect), (502, Verdict::Pass)] {
             let before = lab.stats();
             let arriving = pieces(&packet.to_bytes(), 400, id);
@@ -230,7 +232,7 @@ fn a_piece_before_the_first_is_lost_once_and_the_second_time_all_come_to_the_sta
             let forwarded: &[_] = &[Stat::FragmentEarly, Stat::Fragment, Stat::Spliced];
             check_counts(lab, &before, if first == Verdict::Redirect { forwarded } else { &forwarded[..1] });
         }
-        // In order the same packet passes all the time.
+        // In the right order, the same packet always passes.
         let arriving = pieces(&packet.to_bytes(), 400, 503);
         let outputs = run_all(lab, &arriving, &[0, 1]);
         assert!(outputs.iter().all(|output| output.verdict == Verdict::Redirect));
@@ -249,7 +251,7 @@ fn pieces_of_others_pass_untouched() {
             let output = lab.run(Hook::Ingress, &input(piece));
             assert_eq!((output.verdict, &output.frame), (Verdict::Pass, piece));
         }
-        // The same identification, used by a stream before.
+        // A stream has used the same identification before.
         let own = pieces(&Packet { fragment: 0, ..data(&session, direction) }.to_bytes(), 248, 901);
         run_all(lab, &own, &[0, 1]);
         for piece in &pieces(&stranger.to_bytes(), 248, 901) {

@@ -1,5 +1,5 @@
-//! Which numbers are believed. A packet that is not is forwarded all the same, since the other peer judges it; but it
-//! changes nothing in the record.
+//! Which numbers are plausible. A packet with other numbers is forwarded as well, because the other
+//! peer judges it. But it changes nothing in the record.
 
 use proxy_common::flow::{Direction, state};
 use proxy_common::stat::Stat;
@@ -9,7 +9,7 @@ use crate::support::packet::{ACK, FIN, Packet, RST, options};
 use crate::support::session::{Family, Session};
 use crate::table::{DOUBTED, Row, SPLICED, check, check_record};
 
-/// The window that is believed at least.
+/// The smallest window within which numbers are plausible.
 const LEAST: u32 = 1 << 16;
 
 #[test]
@@ -100,7 +100,7 @@ const ACKNOWLEDGEMENT: &[Row] = &[
     Row { name: "half the space away", packet: |p, _| p.ack ^= 1 << 31, ..DOUBTED },
 ];
 
-/// In a hand-over the local socket has sent, and acknowledged, what the program never saw.
+/// In a hand-over the local socket has sent and acknowledged bytes that the program did not see.
 #[test]
 fn in_a_hand_over_the_local_socket_counts() {
     in_namespace(|lab| check(lab, HAND_OVER));
@@ -118,7 +118,7 @@ const HAND_OVER: &[Row] = &[
         ..SPLICED
     },
     Row {
-        name: "bytes behind those that the local socket has taken",
+        name: "bytes after those that the local socket has taken",
         session: |s, d| {
             s.record.state = state::HAND_OVER;
             let live = &mut s.flow(d).live;
@@ -132,8 +132,8 @@ const HAND_OVER: &[Row] = &[
     },
 ];
 
-/// A forger knows addresses and ports, not numbers. Of a hundred packets of each kind none changes the record, whatever it
-/// says, but for the count of packets.
+/// A forger knows addresses and ports, but not the numbers. A hundred packets of each kind change
+/// nothing in the record except for the count of packets.
 #[test]
 fn forged_packets_change_nothing() {
     const FORGED: u32 = 100;

@@ -1,5 +1,5 @@
-//! Packets that nobody thought of: whatever comes, the kernel runs the program to its end, what is not spliced is not
-//! changed, and what is spliced has right checksums.
+//! Random packets. For any packet, the kernel runs the program to its end. A packet that is not
+//! spliced is not changed. A packet that is spliced has correct checksums.
 
 use proxy_common::flow::{Direction, flags, state};
 use rand::rngs::StdRng;
@@ -13,7 +13,7 @@ const PACKETS: usize = 10_000;
 const STATES: [u32; 6] =
     [state::OFF, state::HAND_OVER, state::SPLICED, state::FINISHED, state::RESET, state::DEAD];
 
-/// From `STEER_PACKET_SEED` (hex) to repeat a run.
+/// The seed is `STEER_PACKET_SEED` (hex), to repeat a run.
 fn random() -> StdRng {
     let seed = match std::env::var("STEER_PACKET_SEED") {
         Ok(seed) => u64::from_str_radix(&seed, 16).unwrap(),
@@ -35,7 +35,7 @@ fn random_session(random: &mut StdRng) -> (Session, Direction) {
     (session, Direction::BOTH[random.random_range(0..2)])
 }
 
-/// A packet with right checksums and arbitrary contents.
+/// A packet with correct checksums and random contents.
 fn random_packet(random: &mut StdRng, session: &Session, direction: Direction) -> Packet {
     let mut packet = session.packet(direction);
     let near = |random: &mut StdRng, number: u32| match random.random_range(0..3) {
@@ -94,13 +94,13 @@ fn any_frame_is_survived() {
         for _ in 0..PACKETS {
             let (session, direction) = random_session(&mut random);
             let mut frame = random_packet(&mut random, &session, direction).to_bytes();
-            // Headers, mostly.
+            // Most changes are in the headers.
             for _ in 0..random.random_range(1..6) {
                 let at = random.random_range(14..frame.len().min(120));
                 frame[at] = random.random();
             }
             if random.random_ratio(1, 4) {
-                // The kernel takes no packet that is shorter than its IP header.
+                // The kernel accepts no packet that is shorter than its IP header.
                 frame.truncate(random.random_range(54..=frame.len()));
             }
             if random.random_ratio(1, 8) {

@@ -1,6 +1,7 @@
-//! Tables: a packet into a session, the verdict, the packet, the record, the counters and the events that come out.
+//! Tables: a packet of a session, and the expected verdict, packet, record, counters and events.
 //!
-//! Each row is tried on both families and in both directions. What a row does not mention must not change.
+//! Each row is tried with both families and in both directions. Everything that a row does not
+//! mention must not change.
 
 use proxy_common::flow::{Direction, FlowEvent, FlowRef, Record, bits};
 use proxy_common::stat::Stat;
@@ -20,27 +21,27 @@ pub(crate) struct Row {
     /// Changes to the frame and its surroundings.
     pub(crate) input: fn(&mut Input),
     pub(crate) expect: Expect,
-    /// Changes to the record; the packet is the one that arrived.
+    /// Changes to the record. The packet is the one that arrived.
     pub(crate) record: fn(&mut Record, Direction, &Packet),
-    /// What was counted, each once.
+    /// The counters that grow, each by one.
     pub(crate) counts: &'static [Stat],
-    /// Kinds of events of the packet's flow.
+    /// The kinds of the events of the packet's flow.
     pub(crate) events: &'static [u32],
-    /// Whether the packet's own key is still there.
+    /// Whether the packet's own key still exists.
     pub(crate) keeps_key: bool,
 }
 
 #[derive(Clone, Copy)]
 pub(crate) enum Expect {
-    /// Redirected as [`Session::rewritten`] says, but for these changes.
+    /// Redirected as [`Session::rewritten`] says, except for these changes.
     Rewritten(fn(&mut Packet)),
-    /// The same, but passed on.
+    /// Rewritten in the same way, but passed on instead of redirected.
     InPlace,
-    /// Passed on as it came.
+    /// Passed on unchanged.
     Untouched,
 }
 
-/// A packet that is forwarded but not believed.
+/// A packet that is forwarded although it is not plausible.
 pub(crate) const DOUBTED: Row = Row {
     name: "",
     session: |_, _| {},
@@ -56,11 +57,12 @@ pub(crate) const DOUBTED: Row = Row {
 /// A plausible packet, spliced.
 pub(crate) const SPLICED: Row = Row { record: believed, counts: &[Stat::Spliced], ..DOUBTED };
 
-/// A packet that is none of ours.
+/// A packet that belongs to no stream.
 pub(crate) const IGNORED: Row =
     Row { expect: Expect::Untouched, record: |_, _, _| {}, counts: &[], ..DOUBTED };
 
-/// What a plausible packet leaves in the record, by the descriptions of its fields.
+/// What a plausible packet changes in the record, according to the descriptions of the record's
+/// fields.
 pub(crate) fn believed(record: &mut Record, direction: Direction, packet: &Packet) {
     let live = &mut record.flows[direction as usize].live;
     let after = |a: u32, b: u32| a.wrapping_sub(b) as i32 > 0;
@@ -93,7 +95,7 @@ pub(crate) fn believed(record: &mut Record, direction: Direction, packet: &Packe
     }
 }
 
-/// Where the option begins.
+/// The offset of the option.
 fn timestamps(options: &[u8]) -> Option<usize> {
     let mut at = 0;
     while at < options.len() {
@@ -107,7 +109,7 @@ fn timestamps(options: &[u8]) -> Option<usize> {
     None
 }
 
-/// Tries every row on a family and in a direction.
+/// Tries every row with a family and in a direction.
 pub(crate) fn check(lab: &mut Lab, rows: &[Row]) {
     for row in rows {
         for family in Family::BOTH {
@@ -170,7 +172,7 @@ fn check_output(
     assert_eq!(output.mark, input.mark);
 }
 
-/// Times are only compared for whether they were set.
+/// Compares only whether times were set.
 pub(crate) fn check_record(mut found: Record, expected: Record) {
     for live in found.flows.iter_mut().map(|flow| &mut flow.live) {
         live.tick = live.tick.min(1);
@@ -195,7 +197,8 @@ fn check_events(lab: &mut Lab, session: &Session, direction: Direction, kinds: &
     assert_eq!(lab.events(), kinds.iter().map(event).collect::<Vec<_>>());
 }
 
-/// The same once more, as if a network card had summed up the packet: the kernel checks the sum it is left with.
+/// Tries the same once more, as if a network card had summed up the packet. The kernel checks the
+/// sum afterwards.
 fn check_summed(lab: &mut Lab, session: &Session, input: &Input, output: &Output) {
     lab.clear();
     lab.open(session);

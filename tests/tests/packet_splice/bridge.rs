@@ -1,4 +1,5 @@
-//! A host behind a bridge that changes the shape of what the host sends: any shape that is legal means the same to a receiver.
+//! A host behind a bridge that changes the shape of the host's packets. A receiver must treat every
+//! legal shape of a packet alike.
 //!
 //! ```text
 //! host eth0 ── host bridge proxy ── odd proxy
@@ -19,9 +20,9 @@ use steer_tests::netns::NetNs;
 
 use crate::shapes::{self, Shape};
 
-/// Leaves room for what is put in front of TCP.
+/// Leaves room for headers that are inserted before TCP.
 const MTU: &str = "1440";
-/// How often a bridge looks whether it is to end.
+/// How often a bridge checks whether it has to end.
 const LOOK: Duration = Duration::from_millis(50);
 
 pub(crate) struct OddHost {
@@ -34,12 +35,12 @@ pub(crate) struct OddHost {
 }
 
 impl OddHost {
-    /// The proxy's address towards it.
+    /// The proxy's address towards the host.
     pub(crate) fn front(is_ipv4: bool) -> IpAddr {
         if is_ipv4 { [10, 73, 0, 1].into() } else { [0xfd73, 0, 0, 0, 0, 0, 0, 1].into() }
     }
 
-    /// Next to the proxy. Its packets are plain until [`Self::send`] says otherwise.
+    /// Makes a host next to the proxy. Its packets are plain until [`Self::send`] is called.
     pub(crate) fn beside(proxy: &NetNs, seed: u64) -> Self {
         let netns = NetNs::new("steer-t", "odd").unwrap();
         let bridge = NetNs::new("steer-t", "bridge").unwrap();
@@ -48,7 +49,7 @@ impl OddHost {
             ip(host, format!("link add {device} type veth peer name {near} netns {}", bridge.name()));
             ip(host, format!("address add 10.73.0.{number}/24 dev {device}"));
             ip(host, format!("address add fd73::{number}/64 dev {device} nodad"));
-            // The bridge takes single segments only.
+            // The bridge can handle only single segments.
             host.without_super_packets(device).unwrap();
             ip(host, format!("link set {device} up"));
             ip(&bridge, format!("link set {near} up addrgenmode none"));
@@ -73,13 +74,13 @@ impl OddHost {
         Self { netns, _bridge: bridge, shape, bent, over, threads }
     }
 
-    /// From now on what the host sends has this shape.
+    /// Gives this shape to all packets that the host sends from now on.
     pub(crate) fn send(&self, shape: Shape) {
         let index = Shape::ALL.iter().position(|known| *known == shape).unwrap();
         self.shape.store(index, Ordering::Relaxed);
     }
 
-    /// Packets that were given another shape.
+    /// The number of packets that were given another shape.
     pub(crate) fn bent(&self) -> u64 {
         self.bent.load(Ordering::Relaxed)
     }
@@ -89,7 +90,8 @@ impl Drop for OddHost {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            let _said_already = thread.join();
+            // A panic of the thread was printed already.
+            thread.join().ok();
         }
     }
 }
@@ -100,10 +102,10 @@ fn port(device: &str) -> Socket {
     const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(ALL)))).unwrap();
     let name = std::ffi::CString::new(device).unwrap();
-    // SAFETY: the name ends with a zero and lives until the call returns.
+    // SAFETY: the name ends with a nul and lives until the call returns.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: `sockaddr_ll` is one of the addresses that the storage is for.
+    // SAFETY: `sockaddr_ll` is one of the address types that fit into the storage.
     let link = unsafe { storage.view_as::<libc::sockaddr_ll>() };
     link.sll_family = libc::AF_PACKET as u16;
     link.sll_protocol = ALL;

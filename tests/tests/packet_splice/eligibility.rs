@@ -1,4 +1,5 @@
-//! Which connections are spliced, by what their ends have negotiated, and that those which are carry bulk.
+//! Which connections are spliced, depending on what their ends have negotiated. Spliced streams
+//! carry bulk.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -13,7 +14,8 @@ use crate::net::{Family, Net, Path, Setup, at_once};
 
 const BULK: usize = 16 << 20;
 
-/// Streams in a network that `prepare` has changed: spliced, or relayed for `reason`. They carry bulk in any case.
+/// In a network that `prepare` has changed, streams are spliced, or relayed for `reason`. They
+/// carry bulk in both cases.
 fn expect(reason: Option<&str>, prepare: impl Fn(&Topology) + Sync) {
     if !require::root() {
         return;
@@ -78,7 +80,7 @@ fn other_options_may_differ() {
             end.sysctl("net.ipv4.tcp_timestamps", "0").unwrap();
         }
     });
-    // ECN on one connection only.
+    // ECN on one of the two connections.
     expect(None, |topology| {
         topology.clients.sysctl("net.ipv4.tcp_ecn", "1").unwrap();
         topology.proxy.sysctl("net.ipv4.tcp_ecn", "2").unwrap();
@@ -133,7 +135,7 @@ fn super_packets_pass_whole() {
     }
 }
 
-/// Bytes and packets that the host's eth0 has received.
+/// The bytes and packets that the host's eth0 has received.
 fn received(host: &NetNs) -> (u64, u64) {
     let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap()).unwrap();
     let line = text.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap();

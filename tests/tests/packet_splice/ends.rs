@@ -1,4 +1,5 @@
-//! Ends that a peer announces: FINs in both orders, RSTs of every kind, and the proxy's own.
+//! Ends that a peer announces: FINs in both orders, RSTs of every kind, and ends by the proxy
+//! itself.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -66,7 +67,8 @@ fn a_reset_is_learned_at_once() {
 
             let (first, mut second) = net.carried().from(side);
             second.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
-            let _stuck = second.write_all(&vec![1; 64 << 20]);
+            // The write times out when the buffers are full.
+            second.write_all(&vec![1; 64 << 20]).ok();
             reset(first);
             assert_eq!(learned_by_writing(&mut second, HANG), Learned::Reset, "in full flow, {side:?}");
         }
@@ -78,21 +80,21 @@ fn at_once_on_every_path(scenario: impl Fn(&mut Net<'_>) + Sync) {
     at_once(EVERY_PATH, |(path, family)| on(Setup::new(path, family), &scenario));
 }
 
-/// Lets data arrive that nobody reads.
+/// Sends data that nobody reads.
 fn unread(first: &TcpStream, second: &mut TcpStream) {
     second.write_all(b"never read").unwrap();
     let peeked = first.peek(&mut [0]).unwrap();
     assert_eq!(peeked, 1);
 }
 
-/// (What the kernel carries goes on: see the tests in `outlive`.)
+/// (Streams that the kernel carries go on: see the suite `outlive`.)
 #[test]
 fn when_the_proxy_stops_relayed_streams_end() {
     on(Setup::new(Path::Relay, Family::V4), |net| {
         let streams: Vec<_> = (0..10).map(|_| net.carried()).collect();
         net.steer.process().signal(libc::SIGTERM).unwrap();
         for mut stream in streams {
-            // Sockets without unread data are closed by FIN when their process ends.
+            // When a process ends, the kernel closes sockets without unread data by a FIN.
             assert_eq!(learned(&mut stream.client, HANG), Learned::Fin);
             assert_eq!(learned(&mut stream.backend, HANG), Learned::Fin);
         }
@@ -100,7 +102,7 @@ fn when_the_proxy_stops_relayed_streams_end() {
     });
 }
 
-/// A stream that its endpoint does not read stays in its hand-over, with sockets.
+/// A stream whose endpoint does not read stays in its hand-over, with sockets.
 #[test]
 fn when_the_proxy_stops_in_a_hand_over_both_sides_are_reset() {
     at_once(Family::BOTH, |family| {
@@ -109,12 +111,12 @@ fn when_the_proxy_stops_in_a_hand_over_both_sides_are_reset() {
                 .find_map(|_| {
                     let mut stream = net.open();
                     stream.client.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-                    // Until nobody takes any more.
+                    // Writes until the socket takes no more.
                     while stream.client.write(&[1; 65_536]).is_ok() {}
-                    // Long past the moment of the switch.
+                    // Much longer than the hand-over of a stream that can be handed over.
                     std::thread::sleep(Duration::from_millis(1500));
                     let row = net.row(&stream).unwrap();
-                    // The switch may have come before the flood.
+                    // The hand-over may have ended before the buffers were full.
                     (row["path"] == "packet" && !net.sockets_of(&stream).is_empty()).then_some(stream)
                 })
                 .expect("a stream in its hand-over");

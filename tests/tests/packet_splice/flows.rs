@@ -1,4 +1,4 @@
-//! `steer flows` from outside.
+//! `steer flows`, which reads the maps of another process.
 
 use std::process::Command;
 
@@ -15,7 +15,7 @@ fn flows(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The stream's object among those of all that runs on this machine.
+/// The row of the stream, among the rows of all streams on this machine.
 fn listed(stream: &Stream) -> Option<Value> {
     let all: Value = serde_json::from_str(&flows(&["--json"])).unwrap();
     let streams = all.as_array().unwrap().iter().filter_map(|steer| steer["streams"].as_array()).flatten();

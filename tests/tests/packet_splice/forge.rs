@@ -1,4 +1,4 @@
-//! Forged TCP segments, from a host that may say what it likes.
+//! Forged TCP segments, from a host that may send anything.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,7 +11,7 @@ pub(crate) const RST: u8 = 4;
 pub(crate) const PSH: u8 = 8;
 pub(crate) const ACK: u8 = 16;
 
-/// A segment to be forged.
+/// A segment that is to be forged.
 #[derive(Debug, Clone)]
 pub(crate) struct Segment {
     pub(crate) from: SocketAddr,
@@ -20,7 +20,7 @@ pub(crate) struct Segment {
     pub(crate) ack: u32,
     pub(crate) flags: u8,
     pub(crate) window: u16,
-    /// TSval and TSecr, if the option is there.
+    /// TSval and TSecr. `None`: the segment does not have the option.
     pub(crate) timestamps: Option<(u32, u32)>,
     pub(crate) payload: Vec<u8>,
 }
@@ -36,7 +36,7 @@ impl Forger {
     }
 
     pub(crate) fn send(&self, segment: &Segment) {
-        // To a raw IPv6 socket a port is a protocol.
+        // For a raw IPv6 socket, the port is a protocol number.
         let to = SocketAddr::new(segment.to.ip(), 0);
         if let Err(error) = self.0.send_to(&packet(segment), &to.into()) {
             assert_eq!(error.raw_os_error(), Some(libc::ENOBUFS), "{error}");
@@ -49,7 +49,7 @@ fn packet(segment: &Segment) -> Vec<u8> {
     let length = u16::try_from(tcp.len()).unwrap();
     let mut packet = match segment.from {
         SocketAddr::V4(_) => {
-            // Version, length, DF, TTL, protocol; the kernel adds the checksum.
+            // Version, length, DF, TTL, protocol. The kernel adds the checksum.
             let mut header = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0];
             header[2..4].copy_from_slice(&(length + 20).to_be_bytes());
             header

@@ -1,4 +1,4 @@
-//! Forged packets with the right addresses and ports: nothing but the exact sequence number ends a stream.
+//! Forged packets with the right addresses and ports. Only the exact sequence number ends a stream.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,20 +15,21 @@ use crate::net::{Family, Net, Path, Setup, on};
 use crate::stream::{HANG, Learned, Side, Stream, learned, learned_by_writing};
 
 const FORGERIES: usize = 100_000;
-/// An echo under attack, on a machine whose processors are busy with the attack.
+/// The longest time of an echo under attack. The attack keeps the machine's processors busy.
 const ECHO_WITHIN: Duration = Duration::from_secs(1);
 
-/// One direction of a stream, as somebody on the way could see it.
+/// One direction of a stream, as somebody on the path could see it.
 #[derive(Debug, Clone, Copy)]
 struct Target {
     from: SocketAddr,
     to: SocketAddr,
-    /// What the sender of this direction would send next, and expects next.
+    /// The sequence number that the sender of this direction would send next, and the one that it
+    /// expects next.
     seq: u32,
     ack: u32,
 }
 
-/// Both directions of a quiet stream, towards the backend first.
+/// Both directions of a quiet stream, the one towards the backend first.
 fn targets(stream: &Stream) -> [Target; 2] {
     let target = |socket: &std::net::TcpStream, from, to| Target {
         from,
@@ -42,20 +43,20 @@ fn targets(stream: &Stream) -> [Target; 2] {
     ]
 }
 
-/// What was sent of which kind.
+/// How many packets of each kind were sent.
 #[derive(Debug, Default)]
 struct Sent {
     resets: u64,
     others: u64,
 }
 
-/// A segment that cannot end the stream: any kind, with any numbers but the right ones.
+/// A segment that cannot end the stream: of any kind, with any numbers except the right ones.
 fn forged(random: &mut SmallRng, target: Target) -> Segment {
     const KINDS: [u8; 8] = [RST, RST | ACK, FIN | ACK, FIN | PSH | ACK, PSH | ACK, ACK, SYN, SYN | ACK];
     let flags = KINDS[random.random_range(0..KINDS.len())];
     let far = random.random_range(1 << 24..u32::MAX - (1 << 24));
     let seq = match random.random_range(0..4) {
-        // In the window, but not exact: only for what the receiver must not believe then.
+        // In the window, but not exact. Only for kinds that the receiver must not accept then.
         0 if flags & (RST | SYN) != 0 => random.random_range(1..30_000),
         _ => far,
     };
@@ -72,8 +73,8 @@ fn forged(random: &mut SmallRng, target: Target) -> Segment {
     }
 }
 
-/// Sends forgeries from these hosts, towards the backend and towards the client, while echoes go on; returns what
-/// was sent and the slowest echo.
+/// Sends forgeries from these hosts, towards the backend and towards the client, while echoes go
+/// on. Returns what was sent and the slowest echo.
 fn attack(stream: &mut Stream, hosts: [&NetNs; 2]) -> (Sent, Duration) {
     let targets = targets(stream);
     let forgers = hosts.map(|host| Forger::new(host, stream.front));
@@ -87,7 +88,7 @@ fn attack(stream: &mut Stream, hosts: [&NetNs; 2]) -> (Sent, Duration) {
                 *if segment.flags & RST == 0 { &mut sent.others } else { &mut sent.resets } += 1;
                 forgers[round % 2].send(&segment);
                 if round % 100 == 0 {
-                    // Lets the receiver's queue drain.
+                    // Gives the receiver's queue time to drain.
                     thread::sleep(Duration::from_micros(500));
                 }
             }
@@ -131,8 +132,9 @@ fn forgeries_from_a_spliced_interface_disturb_nothing() {
     });
 }
 
-/// The forger is on another network of the proxy's, to which no stream goes: what it sends comes in by an interface
-/// that may not have the program, and must not make the proxy's own stack answer for the stream.
+/// The forger is on another network of the proxy, to which no stream goes. Its packets arrive on an
+/// interface that may not have the program. They must not make the proxy's own stack answer for the
+/// stream.
 #[test]
 fn forgeries_from_elsewhere_disturb_nothing() {
     on_both_families(|net| {
@@ -159,7 +161,7 @@ fn expect_alive(net: &Net<'_>, stream: &mut Stream) {
     assert_eq!(net.steer.metric("steer_streams_closed_total", &[]).unwrap(), 0.0);
 }
 
-/// What the forgeries lack: with it one packet ends the stream.
+/// With the exact number, which the forgeries do not have, one packet ends the stream.
 #[test]
 fn a_reset_with_the_exact_number_ends_the_stream() {
     on_both_families(|net| {

@@ -7,8 +7,8 @@ use steer_tests::topology::Topology;
 
 use crate::net::{ENDPOINT_PORT, FRONT_PORT, Family, Net, Path, Setup};
 
-/// Streams between these addresses, the client on the proxy's own host or its own; spliced, or relayed for being
-/// local. They carry messages and bulk in any case.
+/// Streams between these addresses, with the client on the proxy's host or on its own host. They
+/// are spliced, or relayed because a peer is local. They carry messages and bulk in both cases.
 fn expect(path: Path, front: &str, endpoint: &str, client_is_local: bool) {
     if !require::root() {
         return;

@@ -1,11 +1,12 @@
-//! The packet splice as its peers see it: real `steer`, real sockets, each host a network namespace.
-//! How streams end, who may end them, what is left afterwards; which streams are spliced at all, and
-//! that those which are carry bulk. Needs root and the BPF object (`cargo xtask build-ebpf`).
+//! The packet splice as its peers see it: real `steer`, real sockets, each host a network
+//! namespace. The tests check how streams end, who can end them, what remains afterwards, which
+//! streams are spliced, and that spliced streams carry bulk. Needs root and the BPF object (`cargo
+//! xtask build-ebpf`).
 //!
-//! Where it makes sense a scenario runs through the relay too: what a peer learns must not depend on the path,
-//! and a scenario that the relay fails proves nothing.
+//! Where possible, a scenario runs through the relay, too. What a peer learns must not depend on
+//! the path, and a scenario that fails with the relay proves nothing.
 
-#![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod asked;
 mod bridge;

@@ -1,11 +1,11 @@
-//! The flow maps of one `steer`, read without asking it.
+//! Reads the flow maps of one `steer` without asking the process.
 
 use std::fs;
 
 use aya::maps::{HashMap, Map, MapData};
 use proxy_common::abi::{MAP_FLOWS4, MAP_FLOWS6};
 
-/// The number of keys in both flow maps of the process; 0 if it has none.
+/// The number of keys in both flow maps of the process. 0 if it does not have the maps.
 pub(crate) fn flow_keys(pid: u32) -> usize {
     maps_of(pid).into_iter().map(|id| MapData::from_id(id).unwrap()).map(keys).sum()
 }
@@ -14,7 +14,7 @@ pub(crate) fn flow_keys(pid: u32) -> usize {
 fn maps_of(pid: u32) -> Vec<u32> {
     let mut ids: Vec<u32> = fs::read_dir(format!("/proc/{pid}/fdinfo"))
         .unwrap()
-        // A descriptor may be closed while we look.
+        // The process may close a descriptor at the same time.
         .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
         .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok()))
         .collect();

@@ -1,4 +1,4 @@
-//! One `steer` between a client's host and an endpoint's, and what can be seen of it from outside.
+//! One `steer` between a client's host and an endpoint's, and its state as seen from outside.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -19,10 +19,10 @@ use crate::stream::{HANG, Stream, accept_upgrade, ask_upgrade, read_head};
 
 pub(crate) const FRONT_PORT: u16 = 8080;
 pub(crate) const ENDPOINT_PORT: u16 = 3000;
-/// How long the tests let a finished stream's tuple stay.
+/// How long the tuple of a finished stream stays in these tests.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
-/// A reset is repeated after a second, and a second later the tuple goes; Steer looks once a second. Then there are
-/// grace periods, on a machine that may be busy.
+/// A reset is repeated after a second. The tuple goes a second later, and Steer checks once a
+/// second. Then there are grace periods. The machine may be busy.
 pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,19 +50,19 @@ impl Family {
     pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 
-/// What a test asks of [`Net::start`].
+/// The parameters of [`Net::start`].
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     pub(crate) path: Path,
     pub(crate) front: SocketAddr,
     pub(crate) endpoint: SocketAddr,
-    /// More keys of `packet_splice`, as `key: value` lines.
+    /// Further keys of `packet_splice`, as `key: value` lines.
     pub(crate) packet_splice: Vec<String>,
     pub(crate) source_addresses: Vec<IpAddr>,
 }
 
 impl Setup {
-    /// The client on its host, the endpoint on the first of the endpoints' hosts.
+    /// The client is on its own host, the endpoint on the first of the endpoints' hosts.
     pub(crate) fn new(path: Path, family: Family) -> Self {
         let (front, endpoint) = match family {
             Family::V4 => (IpAddr::from(Topology::PROXY), IpAddr::from(Topology::endpoint(0))),
@@ -107,13 +107,13 @@ pub(crate) struct Net<'n> {
 
 impl<'n> Net<'n> {
     pub(crate) fn start(topology: &'n Topology, setup: Setup) -> Self {
-        // An address belongs to one host; loopback to the proxy's.
+        // Each address belongs to one host. Loopback addresses belong to the proxy's host.
         let near = setup.endpoint.ip().is_loopback();
         let host = if near { &topology.proxy } else { &topology.endpoints[0] };
         Self::between(topology, setup, &topology.clients, host)
     }
 
-    /// With clients and the endpoint on other hosts than those of the topology.
+    /// Starts Steer with clients and the endpoint on other hosts than those of the topology.
     pub(crate) fn between(
         topology: &'n Topology,
         setup: Setup,
@@ -125,21 +125,21 @@ impl<'n> Net<'n> {
         Self { topology, steer, setup, clients, listener }
     }
 
-    /// Lets the clients be on the proxy's own host.
+    /// Moves the clients to the proxy's own host.
     pub(crate) fn with_clients_beside_the_proxy(mut self) -> Self {
         self.clients = &self.topology.proxy;
         self
     }
 
-    /// A stream whose 101 has come through.
+    /// Opens a stream, and returns it after its 101.
     pub(crate) fn open(&self) -> Stream {
         self.open_from(None)
     }
 
-    /// The same from this address of the client.
+    /// The same from the client's address `local`.
     pub(crate) fn open_from(&self, local: Option<SocketAddr>) -> Stream {
         self.open_with(|socket| {
-            // Whoever wants the port again must have said so the first time too.
+            // If the port is to be used again, the first socket must have set this option, too.
             socket.set_reuse_address(true).unwrap();
             if let Some(local) = local {
                 socket.bind(&local.into()).unwrap();
@@ -147,12 +147,12 @@ impl<'n> Net<'n> {
         })
     }
 
-    /// The same with a client's socket that is prepared before it connects.
+    /// The same. `prepare` changes the client's socket before it connects.
     pub(crate) fn open_with(&self, prepare: impl FnOnce(&Socket) + Send) -> Stream {
         self.open_at(self.setup.front, prepare)
     }
 
-    /// The same by way of another Steer, which listens at `front` and has the same endpoint.
+    /// The same through another Steer, which listens at `front` and has the same endpoint.
     pub(crate) fn open_at(&self, front: SocketAddr, prepare: impl FnOnce(&Socket) + Send) -> Stream {
         let connect = || {
             let socket = Socket::new(Domain::for_address(front), Type::STREAM, Some(Protocol::TCP)).unwrap();
@@ -168,7 +168,8 @@ impl<'n> Net<'n> {
         Stream::new(client, backend)
     }
 
-    /// A stream that is carried by the path asked for; by packets: without any socket in the proxy's namespace.
+    /// Opens a stream and waits until the configured path carries it. With the packet splice, the
+    /// proxy's namespace then has no socket for it.
     pub(crate) fn carried(&self) -> Stream {
         self.carried_from(None)
     }
@@ -180,7 +181,7 @@ impl<'n> Net<'n> {
         stream
     }
 
-    /// Waits until the stream is carried by `path`.
+    /// Waits until `path` carries the stream.
     pub(crate) fn expect_path(&self, stream: &Stream, path: Path) {
         let settled = eventually(&format!("stream on path {}", path.as_str()), HANG, || {
             let row = self.row(stream);
@@ -192,16 +193,16 @@ impl<'n> Net<'n> {
         });
     }
 
-    /// Waits until the stream is relayed for good, and for this reason.
+    /// Waits until Steer has decided to relay the stream, and expects `reason`.
     pub(crate) fn expect_relayed(&self, stream: &Stream, reason: &str) {
-        // Before it is old enough for a hand-over it is relayed without one.
+        // Before the stream is old enough for a hand-over, it is relayed without a reason.
         let decided = || Ok(self.row(stream).filter(|row| !row["reason"].is_null()));
         let row = eventually("reason of a relayed stream", HANG, decided).unwrap();
         assert_eq!((&row["path"], &row["reason"]), (&Path::Relay.as_str().into(), &reason.into()), "{row}");
         assert!(self.steer.metric("steer_splice_fallback_total", &[("reason", reason)]).unwrap() >= 1.0);
     }
 
-    /// The stream's row of `/flows`.
+    /// The stream's row in `/flows`.
     pub(crate) fn row(&self, stream: &Stream) -> Option<Value> {
         let client = stream.client_address.to_string();
         self.steer.flows().unwrap().into_iter().find(|row| row["client"] == client.as_str())
@@ -253,8 +254,8 @@ impl<'n> Net<'n> {
     }
 }
 
-/// Waits for an earlier listener of the address to be gone: a process that another case starts holds it for a moment, between
-/// fork and exec.
+/// Waits until an earlier listener of the address is gone. A process that another case starts holds
+/// that listener for a moment, between fork and exec.
 fn listen(address: SocketAddr) -> TcpListener {
     let free = || match try_listen(address) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
@@ -271,7 +272,7 @@ fn try_listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// By packets over IPv4 and IPv6, and through the relay.
+/// The packet splice over IPv4 and over IPv6, and the relay.
 pub(crate) const EVERY_PATH: [(Path, Family); 3] =
     [(Path::Relay, Family::V4), (Path::Packet, Family::V4), (Path::Packet, Family::V6)];
 
@@ -282,8 +283,9 @@ pub(crate) fn on_every_path(scenario: impl Fn(&mut Net<'_>)) {
     }
 }
 
-/// Runs all cases at the same time, each of which has a network of its own: for scenarios that mostly wait. Not for those
-/// that need a closed socket to be gone at once: a process that another case starts has it too for a moment.
+/// Runs all cases at the same time, each in its own network. For scenarios that mostly wait. Not
+/// for scenarios in which a closed socket has to be gone at once: a process that another case
+/// starts holds such a socket for a moment, too.
 pub(crate) fn at_once<T: Send>(cases: impl IntoIterator<Item = T>, run: impl Fn(T) + Sync) {
     let run = &run;
     thread::scope(|scope| {
@@ -293,7 +295,7 @@ pub(crate) fn at_once<T: Send>(cases: impl IntoIterator<Item = T>, run: impl Fn(
     });
 }
 
-/// Runs a scenario.
+/// Runs a scenario with this setup.
 pub(crate) fn on(setup: Setup, scenario: impl Fn(&mut Net<'_>)) {
     if !require::root() {
         return;

@@ -1,5 +1,5 @@
-//! Ordinary hosts whose packets are not plain: the stream goes on; and hosts whose packets cannot be spliced: both peers learn
-//! of the end at once, and the next stream is relayed.
+//! Ordinary hosts whose packets are not plain: the stream goes on. Hosts whose packets cannot be
+//! spliced: both peers learn of the end at once, and the next stream is relayed.
 
 use std::io::Write as _;
 use std::net::{IpAddr, TcpStream};
@@ -25,14 +25,15 @@ fn ip(netns: &NetNs, line: &str) {
     netns.ip(&line.split(' ').collect::<Vec<_>>()).unwrap();
 }
 
-/// What the socket sends from now on carries these options (IPv4) or this destination options header (IPv6).
+/// Everything that the socket sends from now on carries these options (IPv4) or this destination
+/// options header (IPv6).
 fn set_ip_options(socket: &TcpStream) {
     let (level, name, bytes): (_, _, &[u8]) = if socket.local_addr().unwrap().is_ipv4() {
         (libc::IPPROTO_IP, libc::IP_OPTIONS, &[1, 1, 1, 0])
     } else {
         (libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &[0, 0, 1, 4, 0, 0, 0, 0])
     };
-    // SAFETY: `bytes` is as long as is said, and the socket is open.
+    // SAFETY: `bytes` has the given length, and the socket is open.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -45,7 +46,7 @@ fn set_ip_options(socket: &TcpStream) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// On both families, each on a network of its own.
+/// Runs a scenario with both families, each in its own network.
 fn on_both_families(scenario: impl Fn(&mut Net<'_>) + Sync) {
     at_once(Family::BOTH, |family| on(Setup::new(Path::Packet, family), &scenario));
 }
@@ -59,8 +60,9 @@ fn goes_on(net: &Net<'_>, stream: &mut Stream) {
     assert_eq!(net.packets("given_up"), 0);
 }
 
-/// Both peers of a stream learn at once that it cannot go on, nothing of the stream is left, and the next one is relayed without
-/// trouble. What cannot be spliced was sent at `begin`.
+/// Checks that both peers of a stream learn at once that the stream cannot go on, that nothing of
+/// the stream is left, and that the next stream is relayed without trouble. The packet that cannot
+/// be spliced was sent at `begin`.
 fn is_given_up(net: &Net<'_>, mut stream: Stream, begin: Instant) {
     assert_eq!(learned(&mut stream.client, HANG), Learned::Reset);
     assert_eq!(learned(&mut stream.backend, HANG), Learned::Reset);
@@ -84,7 +86,8 @@ fn options_and_extension_headers_do_not_stop_a_stream() {
         let client_only = net.packets("made_plain");
         assert!(client_only > 20, "{client_only}");
         if net.setup.front.is_ipv4() {
-            // Not over IPv6, where Linux does not make the segments of a connection smaller for a header that is new.
+            // Not over IPv6. There Linux does not make the segments of an existing connection
+            // smaller for a new header.
             set_ip_options(&stream.backend);
             goes_on(net, &mut stream);
             assert!(net.packets("made_plain") > client_only + 20);
@@ -107,8 +110,8 @@ fn options_from_the_first_packet_on_do_not_hinder_the_hand_over() {
     });
 }
 
-/// A client that lets routers fragment what it sends, behind one that does. It has an endpoint next to the proxy, or one on the
-/// proxy's own host.
+/// A client that lets routers fragment its packets, behind a router that fragments. Its endpoint is
+/// next to the proxy, or on the proxy's own host.
 fn with_a_fragmented_client(endpoint: Option<IpAddr>, scenario: impl Fn(&Net<'_>)) {
     if !require::root() {
         return;
@@ -134,7 +137,7 @@ fn fragments_do_not_stop_a_stream() {
         goes_on(net, &mut stream);
         let fragments = net.packets("fragment");
         assert!(fragments > 1000, "{fragments}");
-        // In one packet with the FIN.
+        // Sends this in one packet with the FIN.
         SockRef::from(&stream.client).send_with_flags(&[7; 1300], libc::MSG_MORE).unwrap();
         drop(stream.client);
         assert_eq!(learned(&mut stream.backend, HANG), Learned::Fin);
@@ -144,7 +147,8 @@ fn fragments_do_not_stop_a_stream() {
     });
 }
 
-/// Whole packets from one address of loopback to another get there, since their sockets are known. Pieces do not.
+/// A whole packet from one loopback address to another arrives, because its socket is known.
+/// Fragments do not.
 #[test]
 fn fragments_for_an_endpoint_on_loopback_give_the_stream_up() {
     with_a_fragmented_client(Some([127, 0, 0, 1].into()), |net| {
@@ -155,8 +159,8 @@ fn fragments_for_an_endpoint_on_loopback_give_the_stream_up() {
     });
 }
 
-/// A way in that does not lead back: the packets of the client come by an interface to which no stream of it goes. Only the local
-/// stack sees them.
+/// An asymmetric route: the client's packets arrive on an interface on which no packets leave for
+/// the client. Only the local stack sees them.
 #[test]
 fn a_stream_whose_packets_come_another_way_is_given_up() {
     on_both_families(|net| {
@@ -180,7 +184,7 @@ fn a_stream_whose_packets_come_another_way_is_given_up() {
     });
 }
 
-/// From `STEER_SHAPES_SEED` (hex) to repeat a run.
+/// The seed is `STEER_SHAPES_SEED` (hex), to repeat a run.
 fn seed() -> u64 {
     let seed = match std::env::var("STEER_SHAPES_SEED") {
         Ok(seed) => u64::from_str_radix(&seed, 16).unwrap(),
@@ -210,7 +214,7 @@ fn no_legal_shape_stops_a_stream() {
         with_an_odd_client(family, |net, client| {
             let before = [net.open(), net.open()];
             client.send(Shape::Any);
-            // Also during the hand-over.
+            // Some streams are opened now, so that the shapes also come during their hand-over.
             let mut streams: Vec<_> = before.into_iter().chain((0..STREAMS).map(|_| net.open())).collect();
             for stream in &mut streams {
                 stream.echo();

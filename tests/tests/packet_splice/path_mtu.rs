@@ -1,4 +1,5 @@
-//! A path that gets narrower behind a router: its ICMP errors come to the proxy and are for the peer that sends too much.
+//! A path that becomes narrower at a router. The router's ICMP errors arrive at the proxy, but are
+//! for the peer that sends too large packets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
@@ -10,18 +11,19 @@ use steer_tests::topology::Topology;
 use crate::net::{Family, Net, Path, Setup};
 use crate::stream::{HANG, Learned, learned};
 
-/// What the routers let through, of packets towards the far hosts; all links carry 1500.
+/// The largest packets that the routers send on to the far hosts. All links carry 1500.
 const NARROW: u32 = 1300;
 const BULK: usize = 8 << 20;
 
-/// A host behind one of the hosts next to the proxy, which becomes a router with a narrow way there.
+/// A far host behind one of the hosts next to the proxy, which becomes a router with a narrow route
+/// to the far host.
 pub(crate) struct FarHost {
     pub(crate) netns: NetNs,
     address: IpAddr,
 }
 
 impl FarHost {
-    /// `link` numbers the networks; `next_hop` is the router as the proxy sees it.
+    /// `link` numbers the networks. `next_hop` is the router's address on the proxy's side.
     pub(crate) fn behind(router: &NetNs, proxy: &NetNs, next_hop: IpAddr, link: u8) -> Self {
         let netns = NetNs::new("steer-t", &format!("far{link}")).unwrap();
         let ([network, near, address], bits) = match next_hop {
@@ -37,7 +39,7 @@ impl FarHost {
         ip(&netns, "link set eth0 up");
         router.sysctl("net.ipv4.ip_forward", "1").unwrap();
         router.sysctl("net.ipv6.conf.all.forwarding", "1").unwrap();
-        // Routers heed the MTU of a route only if it is locked.
+        // Routers obey the MTU of a route only if it is locked.
         ip(router, &format!("route add {network}/{bits} dev far mtu lock {NARROW}"));
         ip(&netns, &format!("route add default via {near}"));
         ip(proxy, &format!("route add {network}/{bits} via {next_hop}"));
@@ -53,7 +55,7 @@ fn v6(link: u8, host: u8) -> IpAddr {
     Ipv6Addr::new(0xfd72, 0, 0, link.into(), 0, 0, 0, host.into()).into()
 }
 
-/// What the kernel knows of the path behind a socket.
+/// The path MTU that the kernel knows for a socket.
 fn path_mtu(socket: &TcpStream) -> u32 {
     let (level, name) = if socket.local_addr().unwrap().is_ipv4() {
         (libc::IPPROTO_IP, libc::IP_MTU)

@@ -1,4 +1,4 @@
-//! What there is only so much of: source ports and records.
+//! Limited resources: source ports and records.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, TcpStream};
@@ -10,7 +10,7 @@ use steer_tests::steer::Steer;
 use crate::net::{FRONT_PORT, Family, GONE_WITHIN, Net, Path, Setup, at_once, on};
 use crate::stream::{Stream, ask_upgrade, read_head, reset};
 
-/// The proxy's address towards the first endpoint, and a second one that the test gives it.
+/// The proxy's address towards the first endpoint, and a second address that the test adds.
 fn sources(family: Family) -> [IpAddr; 2] {
     let sources = match family {
         Family::V4 => ["10.71.1.1", "10.71.1.3"],
@@ -58,8 +58,9 @@ fn when_the_ports_are_used_up_streams_are_relayed() {
     });
 }
 
-/// Two Steers with the same endpoint and the same ports: a SYN-ACK for the second one, on a port that a stream of the first one
-/// has, goes to that one's client, since the stream has no socket.
+/// Two Steers with the same endpoint and the same ports. The second one chooses a port that a
+/// stream of the first one has. The endpoint's SYN-ACK then goes to the client of that stream,
+/// because the stream has no socket.
 #[test]
 fn a_port_that_a_stream_of_another_steer_has_is_passed_over() {
     let ports = "source_ports: [20000-20029]";
@@ -82,12 +83,12 @@ fn a_port_that_a_stream_of_another_steer_has_is_passed_over() {
             stream.echo();
             streams.push(stream);
         }
-        eprintln!("{late} of 20 met a port of the other");
+        eprintln!("{late} of 20 connections tried a port of the other Steer");
         first.iter_mut().chain(&mut streams).for_each(|stream| stream.bulk(1 << 16));
-        // Twenty of thirty ports, or all but those that ten streams have.
+        // Twenty of thirty ports, or all ports except those of ten streams.
         let leased = second.metric("steer_source_ports", &[("kind", "used")]).unwrap();
         assert!(late > 0 && leased >= 10.0, "{late} were late, {leased} have ports");
-        // The endpoint is simply gone: all tries together have the one time limit.
+        // The endpoint has vanished. All tries together have one time limit.
         net.topology.endpoints[0].ip(&["link", "set", "eth0", "down"]).unwrap();
         let begin = Instant::now();
         let mut client = net.topology.clients.run(|| TcpStream::connect(setup.front).unwrap()).unwrap();
@@ -99,7 +100,8 @@ fn a_port_that_a_stream_of_another_steer_has_is_passed_over() {
     });
 }
 
-/// The rest of the host gets none of the streams' ports, even if they are taken from its own range.
+/// The rest of the host never gets a stream's port, even if the ports are part of the host's own
+/// range.
 #[test]
 fn connections_of_the_host_never_take_a_streams_port() {
     for family in [Family::V4, Family::V6] {
@@ -122,7 +124,7 @@ fn connections_of_the_host_never_take_a_streams_port() {
             assert!((20016..=20031).contains(&port), "{port}");
         }
         streams.iter_mut().for_each(|stream| stream.bulk(1 << 18));
-        // Nobody has accepted them, so nobody would close them.
+        // Nobody has accepted these connections, so nobody else would close them.
         connections.into_iter().for_each(reset);
         drop(streams);
         net.expect_nothing_left();

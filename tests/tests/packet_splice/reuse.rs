@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::net::{Net, on_every_path};
 use crate::stream::{HANG, Learned, Side, Stream, forget, learned, learned_by_writing, reset};
 
-/// Far less than a SYN that is sent again takes, were it the second time (3 s).
+/// Less than the time until a SYN is repeated (1 s), and much less than until the second repetition
+/// (3 s).
 const AT_ONCE: Duration = Duration::from_millis(900);
 
 #[test]
@@ -14,7 +15,8 @@ fn after_fins_the_port_can_be_used_again() {
     on_every_path(|net| {
         let first = net.carried();
         let local = first.client_address;
-        // The backend closes first, so that it, and not the client, waits.
+        // The backend closes first, so that the backend's socket is in TIME_WAIT, and not the
+        // client's.
         let (backend, mut client) = first.from(Side::Backend);
         drop(backend);
         assert_eq!(learned(&mut client, HANG), Learned::Fin);
@@ -26,7 +28,8 @@ fn after_fins_the_port_can_be_used_again() {
 #[test]
 fn after_a_wait_of_the_client_the_port_can_be_used_again() {
     on_every_path(|net| {
-        // Lets the client's kernel reuse a connection in TIME_WAIT, by its timestamps, after a second.
+        // Allows the client's kernel to reuse a connection in TIME_WAIT after a second, by its
+        // timestamps.
         net.topology.clients.sysctl("net.ipv4.tcp_tw_reuse", "1").unwrap();
         let first = net.carried();
         let local = first.client_address;
@@ -54,8 +57,8 @@ fn after_a_reset_the_port_can_be_used_again() {
     });
 }
 
-/// The client's host has lost the connection, and asks for a new one with the same ports while the proxy and the
-/// backend still believe in the old one.
+/// The client's host has lost the connection. It asks for a new one with the same ports, while the
+/// proxy and the backend still have the old one.
 #[test]
 fn a_client_that_lost_its_state_can_use_the_port_again() {
     on_every_path(|net| {

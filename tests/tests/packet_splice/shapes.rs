@@ -1,4 +1,4 @@
-//! Legal shapes of a TCP packet, made of plain Ethernet frames.
+//! Legal shapes of a TCP packet, made from plain Ethernet frames.
 
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
@@ -9,22 +9,23 @@ const TCP: u8 = 6;
 const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 const HOP_BY_HOP: u8 = 0;
-/// Linux takes no smaller piece of an IPv6 packet, but the last.
+/// Linux accepts no smaller piece of an IPv6 packet, except for the last.
 const IPV6_PIECE: usize = 1280 - 48;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     Plain,
-    /// Any of those that can be spliced, and what does not change a packet's meaning: lifetimes, marks, the order of options.
+    /// Any shape that can be spliced, and changes that do not change a packet's meaning: lifetimes,
+    /// marks, the order of options.
     Any,
-    // These cannot be spliced.
+    // The shapes below cannot be spliced.
     /// The first piece does not hold the whole TCP header (IPv4).
     TinyPieces,
     /// The last piece comes first.
     Backwards,
-    /// More extension headers than anybody sends (IPv6).
+    /// More extension headers than any host sends (IPv6).
     ManyHeaders,
-    /// The pieces have an extension header of their own (IPv6).
+    /// Each piece has its own extension header (IPv6).
     HeaderInPieces,
 }
 
@@ -33,12 +34,12 @@ impl Shape {
         [Self::Plain, Self::Any, Self::TinyPieces, Self::Backwards, Self::ManyHeaders, Self::HeaderInPieces];
 }
 
-/// The frames that take the place of one, and whether they are of another shape.
+/// The frames that replace `frame`, and whether they are of another shape.
 pub(crate) fn bend(shape: Shape, frame: Vec<u8>, random: &mut StdRng) -> (Vec<Vec<u8>>, bool) {
     const SYN: u8 = 2;
     let Some(tcp) = tcp(&frame) else { return (vec![frame], false) };
     let mut frame = frame;
-    // The sender has left it to a device.
+    // The sender leaves the checksum to a device, so it is not complete yet.
     sum_up(&mut frame, tcp);
     if shape == Shape::Plain || frame[tcp + 13] & SYN != 0 {
         return (vec![frame], false);
@@ -69,7 +70,7 @@ fn any(plain: &[u8], random: &mut StdRng) -> Vec<Vec<u8>> {
     }
     let ip = &mut frame[ETHERNET..];
     if is_v4 {
-        // DSCP, lifetime, and in whole packets an identification of any value.
+        // DSCP, lifetime, and for whole packets any identification.
         ip[1] = random.random::<u8>() & 0xfc;
         ip[8] = random.random_range(1..=255);
         random.fill_bytes(&mut ip[4..6]);
@@ -79,7 +80,7 @@ fn any(plain: &[u8], random: &mut StdRng) -> Vec<Vec<u8>> {
     }
     sum_up_ip(&mut frame);
     let mut frames = if random.random_ratio(1, 3) {
-        // Pieces after the first may overtake each other, and any may come twice.
+        // Pieces after the first may overtake each other, and any piece may come twice.
         let smallest = if is_v4 { 64 } else { IPV6_PIECE };
         let size = random.random_range(smallest..=1232.max(smallest)) & !7;
         let mut frames = pieces(&frame, size, random.random());
@@ -106,12 +107,13 @@ fn any(plain: &[u8], random: &mut StdRng) -> Vec<Vec<u8>> {
     frames
 }
 
-/// Something to stand between the IP header and what `next` says.
+/// Something to insert between the IP header and the header of kind `next`.
 fn extra(is_v4: bool, next: u8, random: &mut StdRng) -> (u8, Vec<u8>) {
     if is_v4 {
         let options: [&[u8]; 5] = [
             &[1, 1, 1, 0],
-            // Router alert, an empty record of a route, a time stamp, a stream identifier of old.
+            // Router alert, an empty record of a route, a time stamp, an obsolete stream
+            // identifier.
             &[148, 4, 0, 0],
             &[7, 7, 4, 0, 0, 0, 0, 0],
             &[68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -125,7 +127,7 @@ fn extra(is_v4: bool, next: u8, random: &mut StdRng) -> (u8, Vec<u8>) {
     (kinds[0], chain(kinds, next))
 }
 
-/// Extension headers of these kinds, padding only, and `next` behind them.
+/// Extension headers of these kinds with only padding, followed by `next`.
 fn chain(kinds: &[u8], next: u8) -> Vec<u8> {
     let following = kinds[1..].iter().chain([&next]);
     following.flat_map(|next| [*next, 0, 1, 4, 0, 0, 0, 0]).collect()
@@ -135,7 +137,7 @@ fn is_v4(frame: &[u8]) -> bool {
     frame[12..14] == [8, 0]
 }
 
-/// Where TCP begins, if the frame is plain.
+/// The offset of TCP, if the frame is plain.
 fn tcp(frame: &[u8]) -> Option<usize> {
     match frame.get(12..21)? {
         [8, 0, 0x45, ..] if frame[23] == TCP => Some(34),
@@ -144,13 +146,13 @@ fn tcp(frame: &[u8]) -> Option<usize> {
     }
 }
 
-/// What stands behind the IPv6 header.
+/// The kind of the header after the IPv6 header.
 fn next_header(frame: &[u8]) -> u8 {
     frame[ETHERNET + 6]
 }
 
-/// From where Linux puts them (after two NOPs) to in front of the NOPs. Checksums do not mind: every byte stays at an even or
-/// an odd place.
+/// Moves timestamps from the place where Linux puts them (after two NOPs) to the place before the
+/// NOPs. Checksums stay correct, because bytes at even places stay at even places.
 fn move_timestamps(frame: &mut [u8]) {
     let at = if is_v4(frame) { 54 } else { 74 };
     if frame.get(at..at + 4) == Some(&[1, 1, 8, 10]) {
@@ -158,7 +160,8 @@ fn move_timestamps(frame: &mut [u8]) {
     }
 }
 
-/// Puts bytes behind the IP header, and says so in it. (IPv6: the bytes begin with a header of kind `first`.)
+/// Inserts bytes after the IP header, and corrects the header. (IPv6: the bytes begin with a header
+/// of kind `first`.)
 fn with_extra(frame: &[u8], first: u8, extra: &[u8]) -> Vec<u8> {
     let at = ETHERNET + if is_v4(frame) { 20 } else { 40 };
     let mut odd = [&frame[..at], extra, &frame[at..]].concat();
@@ -179,7 +182,8 @@ fn add(ip: &mut [u8], at: usize, bytes: usize) {
     ip[at..at + 2].copy_from_slice(&length.to_be_bytes());
 }
 
-/// The pieces of a packet, with so many bytes in each but the last (a multiple of eight); a short packet is left whole.
+/// The pieces of a packet. All but the last have `size` bytes (a multiple of eight). A short packet
+/// stays whole.
 fn pieces(frame: &[u8], size: usize, id: u32) -> Vec<Vec<u8>> {
     let is_v4 = is_v4(frame);
     let header = if is_v4 { 20 } else { 40 };
@@ -210,7 +214,7 @@ fn pieces(frame: &[u8], size: usize, id: u32) -> Vec<Vec<u8>> {
     segment.chunks(size).enumerate().map(piece).collect()
 }
 
-/// Makes the checksum of an IPv4 header right.
+/// Corrects the checksum of an IPv4 header.
 fn sum_up_ip(frame: &mut [u8]) {
     if is_v4(frame) {
         let ip = &mut frame[ETHERNET..];
@@ -221,7 +225,7 @@ fn sum_up_ip(frame: &mut [u8]) {
     }
 }
 
-/// Makes the checksum of a plain frame's TCP segment right.
+/// Corrects the checksum of a plain frame's TCP segment.
 fn sum_up(frame: &mut [u8], tcp: usize) {
     let length = u16::from_be_bytes([frame[tcp - 18], frame[tcp - 17]]);
     let (end, addresses) = match tcp {
@@ -234,7 +238,7 @@ fn sum_up(frame: &mut [u8], tcp: usize) {
     frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// RFC 1071; all parts but the last are of even length.
+/// The checksum of RFC 1071. All parts except the last have an even length.
 fn checksum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let sum: u32 =

@@ -1,4 +1,4 @@
-//! Peers that vanish without a word.
+//! Peers that vanish without closing their connection.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -12,17 +12,17 @@ use steer_tests::sockets;
 use crate::net::{Family, Net, Path, Setup, at_once, on};
 use crate::stream::{HANG, Learned, Side, learned, learned_by_writing, say};
 
-/// Given up after four seconds of silence.
+/// A peer is given up after four seconds of silence.
 const PROBED: &str = "keepalive: { time: 1s, interval: 1s, probes: 3 }";
-/// Four seconds, and what a busy machine may add.
+/// Four seconds, and time for a busy machine.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(9);
 
-/// How a host goes.
+/// How a host vanishes.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     /// Its cable is pulled.
     Unplugged,
-    /// The proxy's interface towards it goes too.
+    /// The proxy's interface towards the host disappears, too.
     Removed,
 }
 
@@ -78,7 +78,8 @@ fn peers_that_are_only_silent_are_left_alone() {
     });
 }
 
-/// A hand-over goes on for as long as a peer does not read what came before it, and ends when that peer is gone.
+/// A hand-over lasts as long as a peer has not read the bytes before it. It ends when that peer is
+/// gone.
 #[test]
 fn a_hand_over_waits_for_a_peer_that_lives() {
     let all = Side::BOTH.into_iter().flat_map(|side| [(side, false), (side, true)]);
@@ -112,7 +113,7 @@ fn a_hand_over_waits_for_a_peer_that_lives() {
     });
 }
 
-/// Until nothing more is taken for half a second. Returns the number of bytes.
+/// Writes until the socket has taken nothing for half a second. Returns the number of bytes.
 fn write_until_full(socket: &mut TcpStream) -> u64 {
     socket.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut written = 0;
@@ -123,7 +124,7 @@ fn write_until_full(socket: &mut TcpStream) -> u64 {
     written
 }
 
-/// The peers' own keepalives are answered by the other peer, as long as it lives.
+/// The other peer answers a peer's keepalives, as long as it lives.
 #[test]
 fn keepalives_of_the_peers_pass_from_end_to_end() {
     each_case("keepalive: { time: 60s, interval: 15s, probes: 4 }", |net, side, way| {
@@ -148,7 +149,8 @@ fn keepalives_of_the_peers_pass_from_end_to_end() {
     });
 }
 
-/// The peer's host comes back without any memory of the stream, and says so when it is written to.
+/// The peer's host comes back without any state of the stream, and answers with a RST when bytes
+/// arrive.
 #[test]
 fn a_peer_that_lost_its_state_says_so_when_it_is_written_to() {
     at_once(Family::BOTH, |family| {

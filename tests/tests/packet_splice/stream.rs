@@ -1,4 +1,4 @@
-//! A stream as its two peers hold it: what they send, and what they learn of each other.
+//! A stream as its two peers hold it: what they send, and what each learns of the other.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use socket2::SockRef;
 
-/// Far above anything that passes; a test that gets there hangs.
+/// Much longer than any step takes. A test that takes longer hangs.
 pub(crate) const HANG: Duration = Duration::from_secs(20);
 
 pub(crate) struct Stream {
@@ -34,13 +34,13 @@ impl Side {
     pub(crate) const BOTH: [Self; 2] = [Self::Client, Self::Backend];
 }
 
-/// What a peer learns of the other's end.
+/// What a peer learns of the other peer's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Learned {
     Fin,
-    /// Also a broken pipe, which is what a reset after a FIN is called.
+    /// A reset. Also a broken pipe, which is the error for a reset after a FIN.
     Reset,
-    /// Its own keepalives were not answered.
+    /// The peer's own keepalives were not answered.
     TimedOut,
     Nothing,
 }
@@ -67,7 +67,7 @@ impl Stream {
         [(self.front, self.client_address), (self.source, self.endpoint)]
     }
 
-    /// The sockets, that of `side` first.
+    /// The sockets, the one of `side` first.
     pub(crate) fn from(self, side: Side) -> (TcpStream, TcpStream) {
         match side {
             Side::Client => (self.client, self.backend),
@@ -75,7 +75,7 @@ impl Stream {
         }
     }
 
-    /// One message each way; returns how long both took.
+    /// Sends one message each way. Returns how long both took.
     pub(crate) fn echo(&mut self) -> Duration {
         let begin = Instant::now();
         say(&mut self.client, &mut self.backend, b"a question of the client");
@@ -83,13 +83,13 @@ impl Stream {
         begin.elapsed()
     }
 
-    /// So many bytes both ways at the same time, compared.
+    /// Sends at least `bytes` both ways at the same time, and compares them.
     pub(crate) fn bulk(&mut self, bytes: usize) {
         transfer(&self.client, &self.backend, bytes);
     }
 }
 
-/// `from` writes and `to` must read just that.
+/// `from` writes `message`, and `to` must read exactly `message`.
 pub(crate) fn say(from: &mut TcpStream, to: &mut TcpStream, message: &[u8]) {
     from.write_all(message).unwrap();
     let mut got = vec![0; message.len()];
@@ -99,8 +99,8 @@ pub(crate) fn say(from: &mut TcpStream, to: &mut TcpStream, message: &[u8]) {
 
 const BLOCK: usize = 64 * 1024;
 
-/// Bytes that depend on seed and position: windows into one random area, at distances that never meet the
-/// boundaries of anything.
+/// Bytes that depend on seed and position: parts of one random area, at distances that do not match
+/// any buffer boundary.
 fn block(seed: usize, index: usize) -> &'static [u8] {
     static AREA: OnceLock<Vec<u8>> = OnceLock::new();
     const SIZE: usize = 1 << 20;
@@ -113,7 +113,7 @@ fn block(seed: usize, index: usize) -> &'static [u8] {
     &area[at..at + BLOCK]
 }
 
-/// At least `bytes` from a to b, and from b to a, at the same time.
+/// Sends at least `bytes` from `a` to `b`, and from `b` to `a`, at the same time.
 fn transfer(a: &TcpStream, b: &TcpStream, bytes: usize) {
     let blocks = bytes.div_ceil(BLOCK);
     let write = |mut socket: &TcpStream, seed| {
@@ -136,7 +136,8 @@ fn transfer(a: &TcpStream, b: &TcpStream, bytes: usize) {
     });
 }
 
-/// What `socket` learns within `patience` by reading, and, if all it reads is a FIN, nothing more.
+/// What `socket` learns within `patience` by reading. The result is `Fin` also if a reset would come
+/// after the FIN.
 pub(crate) fn learned(socket: &mut TcpStream, patience: Duration) -> Learned {
     let deadline = Instant::now() + patience;
     let mut buffer = vec![0; BLOCK];
@@ -177,7 +178,7 @@ pub(crate) fn reset(socket: TcpStream) {
     SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// Closes without a word, as a host that loses its state.
+/// Closes without sending anything, like a host that loses its state.
 pub(crate) fn forget(socket: TcpStream) {
     const TCP_REPAIR: libc::c_int = 19;
     let socket = OwnedFd::from(socket);
@@ -197,13 +198,13 @@ pub(crate) fn ask_upgrade(client: &mut TcpStream, host: SocketAddr) {
     client.write_all(request.as_bytes()).unwrap();
 }
 
-/// Accepts a connection, reads its request and answers 101. Connections that end without a word are passed over: by
-/// such a one Steer learns an endpoint's MSS.
+/// Accepts a connection, reads its request and answers 101. Skips connections without a request:
+/// Steer opens such a connection to learn an endpoint's MSS.
 pub(crate) fn accept_upgrade(listener: &TcpListener) -> TcpStream {
     let mut backend = loop {
         let (backend, _) = listener.accept().unwrap();
         backend.set_read_timeout(Some(HANG)).unwrap();
-        // Steer may have asked for the MSS only.
+        // A connection without a request: Steer only wanted to learn the MSS.
         if backend.peek(&mut [0]).unwrap() > 0 {
             break backend;
         }
@@ -215,7 +216,7 @@ pub(crate) fn accept_upgrade(listener: &TcpListener) -> TcpStream {
     backend
 }
 
-/// Reads byte by byte, so that nothing behind the head is taken.
+/// Reads byte by byte, so that no byte after the head is taken.
 pub(crate) fn read_head(socket: &mut TcpStream) -> String {
     let mut head = Vec::new();
     let mut byte = [0];

@@ -1,5 +1,5 @@
-//! Urgent bytes, at any moment of a hand-over. A read stops before such a byte, and what waits behind it must not be
-//! forgotten.
+//! Urgent bytes, at any moment of a hand-over. A read stops before an urgent byte. The bytes after
+//! it must still arrive.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -13,7 +13,8 @@ use steer_tests::require;
 use crate::net::{EVERY_PATH, GONE_WITHIN, Net, Path, Setup, on};
 use crate::stream::{HANG, Side, Stream};
 
-/// The bytes after the first ones come so long after the 101, in milliseconds: before, in and after the hand-over.
+/// The delay of the later bytes after the 101, in milliseconds: before, during and after the
+/// hand-over.
 const DELAYS: std::ops::Range<u64> = 0..60;
 
 #[test]
@@ -25,7 +26,7 @@ fn urgent_bytes_arrive_in_their_place() {
 }
 
 fn send_urgent_bytes(net: &Net<'_>, streams: u64) {
-    // The first stream has Steer open what it keeps.
+    // For the first stream, Steer opens descriptors that it keeps.
     drop(net.carried());
     net.expect_nothing_left();
     let descriptors = descriptors(net);
@@ -61,7 +62,7 @@ fn send_urgent_bytes(net: &Net<'_>, streams: u64) {
     }
 }
 
-/// `abc` at once; an urgent `X` and `def` somewhat later. Says which stream failed.
+/// Sends `abc` at once, and an urgent `X` and `def` later. The panic message names the stream.
 fn send_one(stream: Stream, index: u64) -> Stream {
     let side = Side::BOTH[(index % 2) as usize];
     let delay = DELAYS.start + index / 2 % (DELAYS.end - DELAYS.start);

@@ -1,5 +1,5 @@
-//! Peers with small receive windows, and a proxy whose own receive buffers may be so large that it counts windows in
-//! units of some kilobytes.
+//! Peers with small receive windows, and a proxy whose own receive buffers may be so large that it
+//! counts windows in units of several kilobytes.
 
 use std::io::{Read as _, Write as _};
 use std::thread;
@@ -14,11 +14,13 @@ use steer_tests::topology::Topology;
 use crate::net::{Family, Net, Path, Setup, at_once};
 use crate::stream::{HANG, Side, Stream};
 
-/// Bytes: of uIP, of small lwIPs, lwIP's default, that of an ESP32, and what is common without scaling.
+/// Windows in bytes: of uIP, of small lwIPs, lwIP's default, that of an ESP32, and two that are
+/// common without scaling.
 const WINDOWS: [u32; 6] = [536, 1000, 2144, 5744, 16_384, 65_535];
-/// Maxima of the proxy's `tcp_rmem`, in MiB: the units are 128 bytes (1,024 with a large `rmem_max`), 8 KiB and 16 KiB.
+/// Maxima of the proxy's `tcp_rmem`, in MiB. The units are 128 bytes (1,024 with a large
+/// `rmem_max`), 8 KiB and 16 KiB.
 const BUFFERS: [u32; 3] = [6, 256, 1024];
-/// A window that holds less than two segments is acknowledged after 40 ms or more.
+/// A receiver whose window is smaller than two segments acknowledges after 40 ms or more.
 const MESSAGE_WITHIN: Duration = Duration::from_secs(2);
 const BULK: usize = 20_000;
 
@@ -55,9 +57,10 @@ fn try_windows(buffers: u32, scaling: bool) {
                 row["path"], row["reason"]
             );
             println!("{what}");
-            // Windows of clients can be told exactly, whatever they are.
+            // Any window of a client can be expressed exactly.
             assert!(side == Side::Backend || row["path"] == "packet", "{what}");
-            // To a peer with a tiny window TCP sends segments of half of it, for which the client's are too large.
+            // To a peer with a tiny window, TCP sends segments of half the window. The client's
+            // segments are too large for that.
             assert!(row["path"] == "packet" || row["reason"] == "window" || row["reason"] == "mss", "{what}");
             assert!(spliced <= relayed * 2 + Duration::from_secs(1), "{what}");
         }
@@ -66,7 +69,8 @@ fn try_windows(buffers: u32, scaling: bool) {
     }
 }
 
-/// The host of `side` offers windows of so many bytes at most; 0: as large as its buffers are.
+/// Limits the windows that the host of `side` offers to this many bytes. 0: no limit below its
+/// buffers.
 fn limit_windows(topology: &Topology, side: Side, window: u32) {
     let (host, link) = [(&topology.clients, 0), (&topology.endpoints[0], 1)][side as usize];
     let network = format!("10.71.{link}.0/24");
@@ -75,8 +79,8 @@ fn limit_windows(topology: &Topology, side: Side, window: u32) {
     host.ip(&["route", "replace", &network, "dev", "eth0", "src", &source, "window", &window]).unwrap();
 }
 
-/// A stream whose peer at `side` has small windows: a message each way, and bulk to that peer. Returns its row, and how long
-/// the bulk took.
+/// A stream whose peer at `side` has small windows: a message each way, and bulk to that peer.
+/// Returns the stream's row, and how long the bulk took.
 fn run(net: &Net<'_>, side: Side) -> (Value, Duration) {
     let mut stream = net.open();
     let row = decided(net, &stream);
@@ -89,7 +93,7 @@ fn run(net: &Net<'_>, side: Side) -> (Value, Duration) {
     (row, begin.elapsed())
 }
 
-/// The stream's row once it is known what carries it.
+/// The stream's row, once its path is decided.
 fn decided(net: &Net<'_>, stream: &Stream) -> Value {
     let decided = || {
         let row = net.row(stream);
@@ -100,7 +104,7 @@ fn decided(net: &Net<'_>, stream: &Stream) -> Value {
     eventually("stream whose path is decided", HANG, decided).unwrap()
 }
 
-/// The smallest that Linux lets a program ask for, and a reader that lets it fill up.
+/// The smallest buffers that Linux lets a program ask for, and a reader that lets them become full.
 #[test]
 fn the_smallest_receive_buffers_are_filled_and_emptied() {
     if !require::root() {

@@ -3,7 +3,7 @@
 //!
 //! Every byte is compared with what the other side sent, by position.
 
-#![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod net;
 mod stall;
@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use crate::net::{Legs, Net, ONE_SESSION, with_net};
 
 const MIB: usize = 1 << 20;
-/// Far above anything that passes; a test that gets there hangs.
+/// Much longer than any step takes. A test that takes longer hangs.
 const HANG: Duration = Duration::from_secs(60);
 
 /// Bytes that depend on seed and position.
@@ -39,13 +39,13 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
 struct Plan {
     sends: Vec<u8>,
     expects: Vec<u8>,
-    /// Sends its FIN only after the other's: the other one half-closes.
+    /// Sends its FIN only after the other peer's FIN: the other peer half-closes.
     closes_second: bool,
     slow_reader: bool,
     seed: u64,
 }
 
-/// Returns a complaint, if there is one.
+/// Carries out the plan. Returns an error if something went wrong.
 async fn peer(stream: TcpStream, plan: Plan) -> Result<(), String> {
     let Plan { sends, expects, closes_second, slow_reader, seed } = plan;
     let (mut read_half, mut write_half) = stream.into_split();
@@ -63,7 +63,8 @@ async fn peer(stream: TcpStream, plan: Plan) -> Result<(), String> {
             }
         }
         if closes_second {
-            let _reader_failed = fin_seen.await;
+            // If the reader has failed, it drops the sender.
+            fin_seen.await.ok();
         }
         write_half.shutdown().await.map_err(|error| format!("shutdown: {error}"))?;
         Ok::<_, String>(())
@@ -82,7 +83,8 @@ async fn peer(stream: TcpStream, plan: Plan) -> Result<(), String> {
             sleep(Duration::from_millis(random.random_range(1..10))).await;
         }
     }
-    let _writer_failed = saw_fin.send(());
+    // If the writer has failed, nobody receives this.
+    saw_fin.send(()).ok();
     writer.await.unwrap()?;
     if got == expects {
         return Ok(());
@@ -91,8 +93,8 @@ async fn peer(stream: TcpStream, plan: Plan) -> Result<(), String> {
     Err(format!("got {} bytes, expected {}, first difference at {same}", got.len(), expects.len()))
 }
 
-/// One stream with everything by chance: sizes, pauses, who closes when, what the proxy has read
-/// before it hands over, and when it does.
+/// One stream with random choices: sizes, pauses, who closes when, what the proxy has read before
+/// the hand-over, and when the hand-over is.
 async fn random_stream(net: Arc<Net>, legs: Legs, seed: u64) -> Result<(), String> {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut size = || match random.random_range(0..4) {
@@ -102,7 +104,7 @@ async fn random_stream(net: Arc<Net>, legs: Legs, seed: u64) -> Result<(), Strin
         _ => random.random_range(1..3 * MIB / 2),
     };
     let (up, down) = (pattern(seed * 2, size()), pattern(seed * 2 + 1, size()));
-    // 0, 1: one side half-closes; 2: both close when they like.
+    // 0, 1: this side half-closes. 2: both sides close independently.
     let order = random.random_range(0..3);
     let mut plan = |sends: &[u8], expects: &[u8], closes_second| Plan {
         sends: sends.to_vec(),
@@ -119,7 +121,7 @@ async fn random_stream(net: Arc<Net>, legs: Legs, seed: u64) -> Result<(), Strin
     if random.random_bool(0.5) {
         sleep(Duration::from_micros(random.random_range(0..4000))).await;
     }
-    // As hyper does: a part of a segment may have been read.
+    // The proxy may have read a part of a segment already, as hyper does.
     let mut surplus = [Bytes::new(), Bytes::new()];
     for (stream, surplus) in [&downstream, &upstream].into_iter().zip(&mut surplus) {
         let mut buffer = vec![0; [16, 100, 8192][random.random_range(0..3)]];
@@ -130,7 +132,7 @@ async fn random_stream(net: Arc<Net>, legs: Legs, seed: u64) -> Result<(), Strin
     }
     let session = net.session(downstream, upstream, surplus, None);
     if let Err(refused) = net.splice.carry(session).await {
-        // A peer had closed before the hand-over; the session must be whole.
+        // A peer had closed before the hand-over. The session must still be complete.
         relay_by_copying(refused.session).await;
     }
     let both = async { (client.await.unwrap(), backend.await.unwrap()) };
@@ -199,7 +201,7 @@ fn the_kernel_carries_messages_and_is_left_clean() {
     });
 }
 
-/// Each side resets, quietly or while the other one sends, before and after a half-close.
+/// Each side resets, while the other side is quiet or sends, before and after a half-close.
 #[test]
 fn resets_are_passed_on() {
     with_net(|net| async move {
@@ -220,11 +222,12 @@ fn resets_are_passed_on() {
                 assert_eq!(timeout(HANG, other.read(&mut [0])).await.unwrap().unwrap(), 0);
             }
             if sending {
-                let _sent = timeout(Duration::from_millis(50), other.write_all(&vec![1; 64 * MIB])).await;
+                // The timeout ends the write, so that the buffers are full.
+                timeout(Duration::from_millis(50), other.write_all(&vec![1; 64 * MIB])).await.ok();
             }
             resetting.set_zero_linger().unwrap();
             drop(resetting);
-            // As an error also where a FIN was read before.
+            // The reset is an error also where a FIN was read before.
             let error = timeout(HANG, async {
                 loop {
                     if let Err(error) = other.write_all(&[1; 1000]).await {
@@ -243,7 +246,7 @@ fn resets_are_passed_on() {
     });
 }
 
-/// Without a word from userspace.
+/// A reset passes without userspace.
 #[test]
 fn a_reset_reaches_a_peer_that_only_reads() {
     with_net(|net| async move {
@@ -268,7 +271,8 @@ fn a_dropped_session_is_reset_and_forgotten() {
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         }
         drop((client, backend));
-        let _cancelled = carried.await;
+        // The task was aborted, so it returns an error.
+        carried.await.ok();
         assert_eq!(net.ended("reset"), 1);
     });
 }

@@ -1,4 +1,4 @@
-//! Clients, proxy and endpoint in namespaces of their own, with a socket splice.
+//! Clients, proxy and endpoint in their own namespaces, with a socket splice.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-/// Both legs of a stream: what the peers hold, and what the proxy holds.
+/// Both connections of a stream: the peers' sockets, and the proxy's.
 pub(crate) struct Legs {
     pub(crate) client: TcpStream,
     pub(crate) downstream: TcpStream,
@@ -46,7 +46,7 @@ impl Net {
     }
 
     pub(crate) fn legs(&self, count: usize) -> Vec<Legs> {
-        // The thread that connects must be in the namespace; accepting works from anywhere.
+        // The thread that connects must be in the namespace. Any thread can accept.
         let connect = |netns: &steer_tests::netns::NetNs, listener: &TcpListener| {
             let address = listener.local_addr().unwrap();
             let pair = || {
@@ -91,7 +91,7 @@ impl Net {
         Session { downstream, upstream, source: None, to_upstream, to_downstream, idle_timeout, guard }
     }
 
-    /// Splices fresh legs; the peers' ends are returned.
+    /// Splices a new stream, and returns the peers' sockets.
     pub(crate) fn spliced(&self, idle_timeout: Option<Duration>) -> (TcpStream, TcpStream, JoinHandle<()>) {
         let Legs { client, downstream, upstream, backend } = self.legs(1).remove(0);
         let session = self.session(downstream, upstream, Default::default(), idle_timeout);
@@ -122,7 +122,7 @@ impl Net {
 const NO_ENTRIES: Entries = Entries { target: 0, source: 0, flow: 0, credit: 0 };
 pub(crate) const ONE_SESSION: Entries = Entries { target: 2, source: 2, flow: 2, credit: 2 };
 
-/// Runs a test with the splice, and checks that nothing of it is left.
+/// Runs a test with the splice, and checks that nothing of the splice is left.
 pub(crate) fn with_net<F: Future<Output = ()>>(test: impl FnOnce(Arc<Net>) -> F) {
     if !require::root() {
         return;

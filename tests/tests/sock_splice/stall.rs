@@ -1,4 +1,4 @@
-//! Readers that stop: their writers have to stop, too, and nothing may pile up meanwhile.
+//! Readers that stop. Their writers have to stop, too, and the data under way must not grow.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ use tokio::time::{sleep, timeout};
 use crate::net::{Net, ONE_SESSION, with_net};
 use crate::{HANG, MIB};
 
-/// Bytes that depend on seed and position, in pieces: for streams that nobody wants in memory.
+/// Bytes that depend on seed and position, made in pieces, so that a long stream needs little
+/// memory.
 struct Pattern(SmallRng);
 
 impl Pattern {
@@ -20,7 +21,7 @@ impl Pattern {
         Self(SmallRng::seed_from_u64(seed))
     }
 
-    /// `len` must be the same multiple of 8 at each call on both sides.
+    /// `len` must be the same multiple of 8 for each call on both sides.
     fn next(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.0.fill(&mut bytes[..]);
@@ -30,7 +31,7 @@ impl Pattern {
 
 const PIECE: usize = 64 * 1024;
 
-/// Sends until told to stop; returns how many pieces went out whole.
+/// Sends until it is told to stop. Returns how many pieces were sent completely.
 async fn flood(
     mut writer: impl AsyncWriteExt + Unpin,
     seed: u64,
@@ -49,7 +50,7 @@ async fn flood(
     pieces
 }
 
-/// Reads to the end and compares; returns how many pieces there were.
+/// Reads to the end and compares. Returns how many pieces there were.
 async fn check_flood(mut reader: impl AsyncReadExt + Unpin, seed: u64) -> usize {
     let mut pattern = Pattern::new(seed);
     let mut piece = vec![0; PIECE];
@@ -76,14 +77,14 @@ fn stall() -> Duration {
     Duration::from_secs(if require::long() { 20 } else { 5 })
 }
 
-/// What a stream may have under way: the largest buffers that TCP gives itself on four sockets, and
-/// the credit. Without the gate it is a gigabyte after a second.
+/// How many bytes a stream may have under way: the largest buffers that TCP chooses on four
+/// sockets, and the credit. Without the credit, it would be a gigabyte after a second.
 const UNDER_WAY: usize = 80 * MIB;
-/// Others use the machine too.
+/// Memory that other processes may take.
 const MEMORY_NOISE: usize = 1024 * MIB;
 
-/// Nobody reads for a while, at one side or at both, while the other sends at full speed; then all
-/// of it arrives.
+/// Nobody reads for a while, at one side or at both, while the other side sends at full speed. Then
+/// all bytes arrive.
 async fn stalled(net: Arc<Net>, from_client: bool, from_backend: bool) {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
     let (client, backend, carried) = net.spliced(None);
@@ -103,7 +104,7 @@ async fn stalled(net: Arc<Net>, from_client: bool, from_backend: bool) {
     while Instant::now() < end {
         sleep(Duration::from_millis(100)).await;
         let now = [sent[0].load(Relaxed), sent[1].load(Relaxed)];
-        assert!(now.iter().all(|&sent| sent < UNDER_WAY), "{now:?} bytes went nowhere");
+        assert!(now.iter().all(|&sent| sent < UNDER_WAY), "{now:?} bytes were sent that nobody reads");
         let used = memory.saturating_sub(available_memory());
         assert!(used < MEMORY_NOISE, "{used} bytes of memory are gone");
         if end - Instant::now() > stall() / 2 {
@@ -112,7 +113,7 @@ async fn stalled(net: Arc<Net>, from_client: bool, from_backend: bool) {
     }
     let late = [sent[0].load(Relaxed), sent[1].load(Relaxed)];
     eprintln!("sent without a reader: {early:?} after half the time, {late:?} at its end");
-    assert_eq!(early, late, "it still grows");
+    assert_eq!(early, late, "senders still send without a reader");
 
     let readers = Instant::now();
     let backend_check = tokio::spawn(check_flood(backend_read, 1));

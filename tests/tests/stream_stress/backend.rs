@@ -1,5 +1,5 @@
-//! The endpoint of all streams: answers the upgrade by hand, then does what the stream's name says,
-//! and tells the client's side how it went.
+//! The endpoint of all streams. It answers the upgrade, does what the stream's name says, and tells
+//! the client's side the result.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::progress::{Lanes, Progress};
 use crate::stall::{self, Sends, Stall};
 use crate::{peer, upgrade};
 
-/// What a stream is, as the path of its request tells it.
+/// What a stream does, according to the path of its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Name {
     Planned { kind: Kind, seed: u64 },
@@ -30,7 +30,7 @@ pub(crate) struct Backend {
     pub(crate) stall: Stall,
 }
 
-/// What the client's side has left here for a stream.
+/// What the client's side has stored here for a stream.
 #[derive(Debug)]
 struct Awaited {
     verdict: oneshot::Sender<Result<()>>,
@@ -38,7 +38,7 @@ struct Awaited {
 }
 
 impl Backend {
-    /// Serves `listener` for as long as the runtime lives; call it inside one.
+    /// Serves `listener` as long as the runtime lives. To be called inside a runtime.
     pub(crate) fn start(listener: std::net::TcpListener) -> Result<Arc<Self>> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
@@ -52,7 +52,8 @@ impl Backend {
         Ok(backend)
     }
 
-    /// What the backend will say of the stream `name`, which is yet to come, and whose `progress` it notes.
+    /// Receives the backend's verdict on the stream `name`, which has not come yet. The backend
+    /// notes the stream's `progress`.
     pub(crate) fn verdict_on(&self, name: Name, progress: &Arc<Progress>) -> oneshot::Receiver<Result<()>> {
         let (verdict, receiver) = oneshot::channel();
         self.awaited().insert(name, Awaited { verdict, progress: Arc::clone(progress) });
@@ -64,7 +65,7 @@ impl Backend {
     }
 
     async fn serve(self: Arc<Self>, mut stream: TcpStream) {
-        // Without a name there is nobody to tell; the client fails too then, for want of a 101.
+        // Without a name, nobody awaits a verdict. The client fails, too, because it gets no 101.
         let Ok((head, surplus)) = upgrade::read_head(&mut stream).await else { return };
         let Some(name) = upgrade::name_of(&head).and_then(|name| name.parse().ok()) else { return };
         let awaited = self.awaited().remove(&name);
@@ -76,7 +77,7 @@ impl Backend {
             Name::Stall { sends, .. } => stalled(stream, &surplus, sends, &self.stall).await,
         };
         // The client's side may have given up already.
-        let _unheard = verdict.send(result);
+        verdict.send(result).ok();
     }
 }
 
@@ -94,7 +95,7 @@ async fn planned(mut stream: TcpStream, surplus: &[u8], plan: &Plan, lanes: Lane
 }
 
 async fn stalled(mut stream: TcpStream, surplus: &[u8], sends: Sends, stall: &Stall) -> Result<()> {
-    anyhow::ensure!(surplus.is_empty(), "bytes before the 101 that nobody sent");
+    anyhow::ensure!(surplus.is_empty(), "bytes came before the 101, but the client sent none");
     stream.write_all(upgrade::RESPONSE.as_bytes()).await.context("sending the 101")?;
     stall::run(stream, sends.backend(), &[], stall).await
 }
@@ -124,7 +125,7 @@ impl FromStr for Name {
             "client" => stall(Sends::Client),
             "backend" => stall(Sends::Backend),
             "both" => stall(Sends::Both),
-            _ => anyhow::bail!("no kind of stream is called {what}"),
+            _ => anyhow::bail!("there is no kind of stream {what}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Steer between clients and one endpoint, each in a namespace of its own.
+//! Steer between clients and one endpoint, each in its own namespace.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -23,11 +23,11 @@ use crate::{ensure_none, runtime};
 
 const BACKEND_PORT: u16 = 3000;
 
-/// What is in the configuration of the packet splice. Streams move at a random moment, so mostly in full flow, and
-/// are forgotten soon.
+/// The configuration of the packet splice. The hand-over is at a random moment, so mostly in full
+/// flow. The record is freed soon after the end.
 const PACKET: &str = "packet_splice:\n  hand_over_after: 0s\n  hand_over_within: 40ms\n  linger: 1s\n";
 
-/// The version of IP between all of them.
+/// The IP version of both connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     V4,
@@ -88,7 +88,8 @@ impl<'t> Bed<'t> {
         Ok(Self { mode, topology, steer, port })
     }
 
-    /// Runs `work` where the clients are, with Steer's address and a new backend at the endpoint.
+    /// Runs `work` in the clients' namespace, with Steer's address and a new backend at the
+    /// endpoint.
     pub(crate) fn on_clients<T: Send, F: Future<Output = Result<T>>>(
         &self,
         family: Family,
@@ -99,7 +100,7 @@ impl<'t> Bed<'t> {
         self.at(listener, |backend| work(target, backend))
     }
 
-    /// The same streams without Steer, which take the [direct way](Topology::route_directly).
+    /// Runs the same streams without Steer, on the [direct path](Topology::route_directly).
     pub(crate) fn without_steer(&self, family: Family, load: Load) -> Result<Outcome> {
         let listener = self.listener(family)?;
         let target = listener.local_addr()?;
@@ -121,13 +122,13 @@ impl<'t> Bed<'t> {
         listener: TcpListener,
         work: impl FnOnce(Arc<Backend>) -> F + Send,
     ) -> Result<T> {
-        // The runtime's threads start, and so stay, in the namespace of the thread that makes it.
-        // The backend's sockets are in the namespace where its listener was made.
+        // The runtime's threads start in the namespace of the thread that makes the runtime, and
+        // stay there. The backend's sockets are in the namespace in which its listener was made.
         self.topology.clients.run(|| runtime()?.block_on(async { work(Backend::start(listener)?).await }))?
     }
 
-    /// One round of streams, all of which arrive as planned and are counted. Returns how they went, and how
-    /// often each path was seen.
+    /// One round of streams, which must all arrive as planned and be counted. Returns how the
+    /// streams went, and how often each path was seen.
     pub(crate) fn round(&self, family: Family, load: Load) -> Result<Round> {
         let Load { kind, streams, .. } = load;
         let before = Counters::of(&self.steer)?;
@@ -141,7 +142,7 @@ impl<'t> Bed<'t> {
             let mut paths = BTreeMap::new();
             while !running.is_finished() {
                 for row in self.steer.flows()? {
-                    let path = row["path"].as_str().context("a flow without a path")?;
+                    let path = row["path"].as_str().context("the row of a stream does not have a path")?;
                     *paths.entry(path.to_owned()).or_insert(0_u64) += 1;
                 }
                 thread::sleep(Duration::from_millis(100));
@@ -170,7 +171,7 @@ impl<'t> Bed<'t> {
         Ok(Round { outcome, paths, counted })
     }
 
-    /// Prints what Steer has counted of the paths.
+    /// Prints what Steer has counted for the paths.
     pub(crate) fn print_metrics(&self) -> Result<()> {
         const SHOWN: [&str; 4] = ["steer_splice_", "steer_sock_", "steer_packet_", "steer_hand_overs_"];
         for line in self.steer.admin_get("/metrics")?.body.lines() {
@@ -181,17 +182,17 @@ impl<'t> Bed<'t> {
         Ok(())
     }
 
-    /// Steer's footprint once it holds no stream, which must be soon.
+    /// Steer's footprint when it holds no stream any more, which must be soon.
     pub(crate) fn at_rest(&self) -> Result<Footprint> {
-        // Closing may wait for a peer's acknowledgement, pipes are kept for a moment, and the packet
-        // splice keeps a record and a port for as long as `PACKET` says.
+        // A close may wait for a peer's acknowledgement. Pipes are kept for a moment. The packet
+        // splice keeps a record and a port for the `linger` in `PACKET`.
         let held = Cell::default();
         eventually("rest of steer", Duration::from_secs(10), || {
             held.set(Held::by(&self.steer)?);
             Ok((held.get() == Held::default()).then_some(()))
         })
-        .with_context(|| format!("it holds {:?}\n{}", held.get(), records()))?;
-        // A metric that is not there sums up to 0, too.
+        .with_context(|| format!("Steer still holds {:?}\n{}", held.get(), records()))?;
+        // The sum of a metric that does not exist is 0, too.
         let metrics = self.steer.admin_get("/metrics")?.body;
         for name in match self.mode {
             "sockmap" => &["steer_sock_map_entries"][..],
@@ -211,7 +212,8 @@ impl<'t> Bed<'t> {
         })
     }
 
-    /// Neither Steer nor the kernel on its behalf has a connection with a client or an endpoint.
+    /// Checks that neither Steer nor the kernel on its behalf has a connection with a client or an
+    /// endpoint.
     fn ensure_no_sockets(&self) -> Result<()> {
         eventually("end of the proxy's sockets", Duration::from_secs(10), || {
             let mut open = self.topology.proxy.run(sockets::tcp)??;
@@ -221,7 +223,7 @@ impl<'t> Bed<'t> {
     }
 }
 
-/// The records of the packet splice, to tell what is wrong with those that stay.
+/// The records of the packet splice, to show the state of those that remain.
 fn records() -> String {
     let shown = binary().and_then(|steer| Ok(quiet(steer).args(["flows", "--json"]).output()?));
     shown.map_or_else(
@@ -230,7 +232,7 @@ fn records() -> String {
     )
 }
 
-/// What Steer has of streams that are there, or just were.
+/// What Steer holds for streams that exist, or have just ended.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct Held {
     flows: usize,
@@ -259,17 +261,17 @@ pub(crate) struct Round {
     pub(crate) counted: Counters,
 }
 
-/// What Steer has counted of streams.
+/// What Steer has counted for streams.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counters {
     finished: f64,
     reset: f64,
-    /// To upstream, to downstream.
+    /// Bytes to upstream, and to downstream.
     bytes: [f64; 2],
-    /// Streams whose packets the kernel forwards from some moment on.
+    /// Streams that were handed over to the kernel.
     pub(crate) hand_overs: f64,
     pub(crate) failed_hand_overs: f64,
-    /// Because the peers differ in TCP timestamps.
+    /// Streams that were relayed because the peers differ in TCP timestamps.
     pub(crate) timestamps_differ: f64,
 }
 

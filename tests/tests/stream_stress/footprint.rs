@@ -19,21 +19,24 @@ impl Footprint {
     }
 }
 
-/// Memory that the host could still give to processes, in bytes.
+/// The memory that the host can still give to processes, in bytes.
 pub(crate) fn memory_available() -> Result<u64> {
     field(&fs::read_to_string("/proc/meminfo").context("reading meminfo")?, "MemAvailable:")
 }
 
-/// The largest receive and send buffers that TCP may choose here, in bytes.
+/// The largest receive and send buffers that TCP may choose in this namespace, in bytes.
 pub(crate) fn largest_tcp_buffers() -> Result<[u64; 2]> {
     let largest = |name: &str| {
         let text = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).context("reading a limit")?;
-        text.split_whitespace().nth(2).and_then(|max| max.parse().ok()).context("a limit without a maximum")
+        text.split_whitespace()
+            .nth(2)
+            .and_then(|max| max.parse().ok())
+            .context("the limit does not have a maximum")
     };
     Ok([largest("tcp_rmem")?, largest("tcp_wmem")?])
 }
 
-/// A line of the form `name 123 kB`, in bytes.
+/// The value of a line of the form `name 123 kB`, in bytes.
 fn field(text: &str, name: &str) -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("{name}{line}"))?;

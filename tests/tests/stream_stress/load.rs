@@ -18,21 +18,21 @@ use crate::plan::{Kind, Plan};
 use crate::progress::{Lanes, Progress};
 use crate::{peer, upgrade};
 
-/// Far above what any stream takes: one that is not done by then hangs.
+/// Much longer than any stream takes. A stream that takes longer hangs.
 const HANG: Duration = Duration::from_secs(60);
-/// From the end of the client's side to that of the backend's.
+/// The longest time from the end of the client's side to the end of the backend's.
 const VERDICT_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// One text for each stream that failed.
     pub(crate) failures: Vec<String>,
-    /// What all plans together sent, if they were carried out.
+    /// The bytes of all plans together, as if all were carried out.
     pub(crate) bytes_to_upstream: u64,
     pub(crate) bytes_to_downstream: u64,
-    /// The longest of each stream that was carried out, in order.
+    /// The longest gap of each stream that was carried out, in order.
     pub(crate) gaps: Vec<Duration>,
-    /// Of all sockets of the peers, in order.
+    /// The retransmission timeouts of all sockets of the peers, in order.
     pub(crate) retransmission_timeouts: Vec<Duration>,
 }
 
@@ -46,14 +46,14 @@ impl Outcome {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) kind: Kind,
-    /// All plans follow from it.
+    /// All plans follow from the seed.
     pub(crate) seed: u64,
     pub(crate) streams: usize,
-    /// Streams at a time.
+    /// How many streams are open at a time.
     pub(crate) parallel: usize,
 }
 
-/// Opens streams to `target`, behind which `backend` is.
+/// Opens streams to `target`. `backend` is the endpoint behind `target`.
 pub(crate) async fn run(target: SocketAddr, backend: &Arc<Backend>, load: Load) -> Outcome {
     let Load { kind, seed, streams, parallel } = load;
     let mut seeds = SmallRng::seed_from_u64(seed);

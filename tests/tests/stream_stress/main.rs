@@ -1,10 +1,11 @@
-//! Streams through a running Steer, under stress: every byte of each is checked at both ends, and
-//! in the end Steer holds nothing of them.
+//! Streams through a running Steer, under stress. Every byte of each stream is checked at both
+//! ends. In the end Steer must hold nothing of the streams.
 //!
-//! All of a run follows from one seed, which is printed. To replay a run, set `STEER_STRESS_SEED` to
-//! it (hexadecimal). `STEER_STRESS_STREAMS` (2400), `STEER_MATRIX_STREAMS` (100 in each cell, ten times that in the long
-//! form) and `STEER_STALL_SECONDS` (20) set the sizes. `STEER_MATRIX_CELLS` picks cells by a part of their names, as `V6`
-//! or `V4 Default`.
+//! Everything in a run follows from one seed, which is printed. To repeat a run, set
+//! `STEER_STRESS_SEED` to the seed (hexadecimal). `STEER_STRESS_STREAMS` (2400),
+//! `STEER_MATRIX_STREAMS` (100 in each cell, ten times that in the long form) and
+//! `STEER_STALL_SECONDS` (20) set the sizes. `STEER_MATRIX_CELLS` chooses cells by a part of their
+//! names, such as `V6` or `V4 Default`.
 
 mod backend;
 mod bed;
@@ -39,9 +40,10 @@ use crate::plan::Kind;
 
 const MIB: u64 = 1 << 20;
 const STEER_PORT: u16 = 8080;
-/// Streams at a time.
+/// How many streams are open at a time.
 const PARALLEL: usize = 200;
-/// The setting of a network namespace, and ports that are just enough for that.
+/// A setting of the network namespace, and a range of ports that is just large enough for the
+/// streams.
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const FEW_PORTS: &str = "40000 40399";
 
@@ -60,13 +62,14 @@ fn packet_streams_arrive_whole_and_leave_nothing() -> Result<()> {
     stress("packet")
 }
 
-/// Peers that differ in their TCP options, IPv4 and IPv6; every stream changes hands in full flow.
+/// Peers with different TCP options, over IPv4 and IPv6. Every stream is handed over in full flow.
 #[test]
 fn hand_overs_in_full_flow() -> Result<()> {
     hand_overs(Rates::NONE)
 }
 
-/// The same, with one per cent of the packets lost, doubled, and late on their way from peer to peer.
+/// The same, while one per cent of the packets are lost, doubled, or delayed on their way from peer
+/// to peer.
 #[test]
 fn hand_overs_in_full_flow_with_faults_on_the_way() -> Result<()> {
     hand_overs(Rates::PERCENT)
@@ -87,7 +90,8 @@ fn stalled_reader_holds_memory_flat_in_the_packet_splice() -> Result<()> {
     stall_test("packet")
 }
 
-/// The control: without a proxy the same streams pass, so that what fails with one is its fault.
+/// The control: without a proxy the same streams pass. So a failure with a proxy is the proxy's
+/// fault.
 #[test]
 fn direct_streams_arrive_whole() -> Result<()> {
     let _alone = alone();
@@ -99,13 +103,13 @@ fn direct_streams_arrive_whole() -> Result<()> {
                 load::run(address, &backend, Load { kind, seed, streams: 200, parallel: PARALLEL }).await;
             ensure_none(&outcome.failures)?;
             let gap = outcome.longest_gap();
-            anyhow::ensure!(gap < damage::STALL, "a gap of {gap:?} without a proxy");
+            anyhow::ensure!(gap < damage::STALL, "without a proxy, a stream has a gap of {gap:?}");
         }
         Ok(())
     })
 }
 
-/// The other control: a proxy that damages, or ends in the wrong way, is found out.
+/// The other control: the test finds a proxy that damages streams, or ends them in a wrong way.
 #[test]
 fn damaged_streams_are_noticed() -> Result<()> {
     let _alone = alone();
@@ -140,26 +144,28 @@ fn stress(mode: &str) -> Result<()> {
     let streams = number("STEER_STRESS_STREAMS", 2400)?;
     let topology = Topology::new(1)?;
     let bed = Bed::new(&topology, mode, STEER_PORT)?;
-    // Allocators and tables grow to their working size once: the first round is not measured, but
-    // has as many streams at a time as the others.
+    // Allocators and tables grow to their working size once. So the first round is not measured,
+    // but has as many streams at a time as the others.
     let load = Load { kind: Kind::Whole, seed, streams, parallel: PARALLEL };
     bed.round(Family::V4, Load { streams: (streams / 2).max(400), ..load })?;
     let before = bed.at_rest()?;
     let Round { paths, .. } = bed.round(Family::V4, Load { seed: seed.wrapping_add(1), ..load })?;
-    // Not all: the socket splice leaves some streams to the relay, and the packet splice those that end at once.
+    // Not all streams: the socket splice leaves some to the relay, and the packet splice leaves
+    // those that end at once.
     let (on_path, all) = (paths.get(mode).copied().unwrap_or(0), paths.values().sum::<u64>());
     anyhow::ensure!(2 * on_path > all, "few streams are carried by the {mode}: {paths:?}");
     let fewer = Load { streams: streams / 4, ..load };
     bed.round(Family::V6, Load { seed: seed.wrapping_add(2), ..fewer })?;
-    // A port is free again as soon as its connection is reset, so clients take the same few ports again and again.
+    // A port is free again as soon as its connection is reset, so clients use the same few ports
+    // again and again.
     topology.clients.run(|| fs::write(LOCAL_PORTS, FEW_PORTS))??;
     bed.round(Family::V4, Load { seed: seed.wrapping_add(3), kind: Kind::Abort, ..fewer })?;
     bed.print_metrics()?;
     let after = bed.at_rest()?;
     println!("{mode}: {before:?} before, {after:?} after");
     anyhow::ensure!(after.descriptors == before.descriptors, "descriptors: {before:?}, then {after:?}");
-    // Room for the allocator's fragments. If each of the standard 3,000 streams left more than 4 KiB
-    // behind, it would be too small.
+    // Room for the allocator's fragments. If each of the standard 3,000 streams left more than 4
+    // KiB, the growth would exceed this.
     let growth = after.resident_bytes.saturating_sub(before.resident_bytes);
     anyhow::ensure!(growth < 12 * MIB, "memory grew by {growth} bytes: {before:?}, then {after:?}");
     Ok(())
@@ -211,7 +217,7 @@ fn runtime() -> Result<Runtime> {
     builder.worker_threads(2).enable_all().build().context("starting a runtime")
 }
 
-/// Load and measured memory do not mix: the tests of this file take turns.
+/// A load disturbs measurements of memory, so the tests of this file run one after the other.
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)

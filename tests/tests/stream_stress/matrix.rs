@@ -1,4 +1,5 @@
-//! Hand-overs in full flow between peers of all sorts, with and without faults on the way.
+//! Hand-overs in full flow between peers with different settings, with and without faults on the
+//! path.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::bed::{Bed, Family, Round};
 use crate::load::{Load, Outcome};
 use crate::plan::Kind;
 
-/// What the peers' kernels are told.
+/// The settings of the peers' kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Options {
     Default,
@@ -22,7 +23,7 @@ enum Options {
     ClientWithoutScaling,
     EndpointWithoutScaling,
     ClientAsksForEcn,
-    /// Not to be spliced: the two connections have to agree on timestamps.
+    /// Cannot be spliced: the two connections have to agree on timestamps.
     ClientWithoutTimestamps,
 }
 
@@ -61,7 +62,7 @@ impl Options {
         let (client, endpoint) = self.settings();
         for (netns, settings) in [(&topology.clients, client), (&topology.endpoints[0], endpoint)] {
             for setting in DEFAULTS.iter().chain(settings) {
-                let (name, value) = setting.split_once('=').context("a setting without a value")?;
+                let (name, value) = setting.split_once('=').context("the setting has no value")?;
                 netns.sysctl(&format!("net.ipv4.{name}"), value)?;
             }
         }
@@ -69,10 +70,11 @@ impl Options {
     }
 }
 
-/// Counters of damage that the splice must not do: a segment refused as too old, or as damaged.
+/// Counters of damage that the splice must not do: a segment that is refused as too old, or as
+/// damaged.
 const DAMAGE: [&str; 5] =
     ["TcpExtPAWSActive", "TcpExtPAWSEstab", "TcpInCsumErrors", "TcpExtTCPACKSkippedPAWS", "IpInHdrErrors"];
-/// What else tells of how a round went.
+/// Further counters that are shown.
 const SHOWN: [&str; 11] = [
     "TcpRetransSegs",
     "TcpOutRsts",
@@ -87,10 +89,11 @@ const SHOWN: [&str; 11] = [
     "TcpExtTCPChallengeACK",
 ];
 
-/// Enough to see that nothing is spliced.
+/// Enough streams to see that none is spliced.
 const REFUSED: usize = 50;
 
-/// Streams at a time: few enough that no stream has to wait long for its share of the processor.
+/// How many streams are open at a time: few enough that no stream waits long for its share of the
+/// processor.
 const PARALLEL: usize = 20;
 
 pub(crate) struct Matrix<'t> {
@@ -118,7 +121,7 @@ impl<'t> Matrix<'t> {
         })
     }
 
-    /// All cells with `rates`; returns how many streams were handed over.
+    /// Runs all cells with `rates`. Returns how many streams were handed over.
     pub(crate) fn run(&mut self, rates: Rates, mut seed: u64, streams: usize) -> Result<u64> {
         self.faults.iter_mut().try_for_each(|faults| faults.set(rates))?;
         let mut hand_overs = 0.0;
@@ -180,12 +183,13 @@ impl<'t> Matrix<'t> {
     }
 }
 
-/// Whether a cell is to be run: all of them, unless `STEER_MATRIX_CELLS` holds a part of the name.
+/// Whether to run a cell. All cells are run unless `STEER_MATRIX_CELLS` is set. Then the name must
+/// contain its value.
 fn is_wanted(name: &str) -> bool {
     std::env::var("STEER_MATRIX_CELLS").map_or(true, |part| name.contains(&part))
 }
 
-/// Those that were over before their moment came stay relayed.
+/// Streams that end before their hand-over stay relayed.
 fn ensure_spliced(round: &Round, streams: usize) -> Result<()> {
     let counted = &round.counted;
     anyhow::ensure!(counted.failed_hand_overs == 0.0, "{counted:?}");
@@ -193,9 +197,10 @@ fn ensure_spliced(round: &Round, streams: usize) -> Result<()> {
     Ok(())
 }
 
-/// No stream may be kept waiting for longer than the same ones without a proxy, plus three retransmission timeouts. Where
-/// packets are lost, a retransmission is sometimes lost too, though perhaps none of those without a proxy was: the first
-/// two timeouts, of which the second is twice as long (RFC 6298, 5.5), count as usual.
+/// No stream may wait longer than the same streams without a proxy, plus three retransmission
+/// timeouts. Where packets are lost, a retransmission is sometimes lost, too, even if none was lost
+/// without a proxy. So the first two timeouts count as usual; the second is twice as long as the
+/// first (RFC 6298, 5.5).
 fn ensure_no_stall(round: &Round, direct: &Outcome, rates: Rates) -> Result<()> {
     let timeouts = &round.outcome.retransmission_timeouts;
     let timeout = timeouts.get(timeouts.len() / 2).copied().unwrap_or(Duration::from_millis(200));
@@ -212,8 +217,8 @@ fn ensure_no_stall(round: &Round, direct: &Outcome, rates: Rates) -> Result<()> 
     Ok(())
 }
 
-/// No segment may be damaged, and none refused as too old. With faults a few in a thousand may: that befalls, on the relay as
-/// well, what comes twice and late.
+/// No segment may be damaged, and none may be refused as too old. With faults, a few in a thousand
+/// may be refused: segments that come twice and late, on the relay as well.
 fn ensure_undamaged(netns: &NetNs, grown: &Counters, rates: Rates) -> Result<()> {
     let damage = grown.only(&DAMAGE);
     let bad_checksums = grown.get("TcpInCsumErrors") + grown.get("IpInHdrErrors");

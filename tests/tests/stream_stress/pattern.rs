@@ -1,5 +1,5 @@
-//! Bytes whose value depends on their stream and on their position in it, so that a lost, doubled,
-//! or moved byte is found where it happens, without keeping what was sent.
+//! Bytes that depend on their stream and on their position in it. So a lost, doubled or moved byte
+//! is found where it happens, and no sent byte has to be kept.
 
 use std::sync::LazyLock;
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-/// A prime, so that a block which is lost or repeated does not fit by chance.
+/// A prime number, so that a lost or repeated block does not fit by chance.
 const PERIOD: usize = 4_194_301;
 
 static RANDOM: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -19,15 +19,15 @@ static RANDOM: LazyLock<Vec<u8>> = LazyLock::new(|| {
 /// A position in an endless stream of bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pattern {
-    /// Where position 0 is in [`RANDOM`].
+    /// The place of position 0 in [`RANDOM`].
     offset: usize,
     position: u64,
 }
 
 impl Pattern {
-    /// The beginning of the stream called `seed`.
+    /// The start of the stream `seed`.
     pub(crate) fn new(seed: u64) -> Self {
-        // The remainder fits whatever usize is.
+        // The remainder fits into usize on any machine.
         Self { offset: (seed % PERIOD as u64) as usize, position: 0 }
     }
 
@@ -35,7 +35,7 @@ impl Pattern {
         self.position
     }
 
-    /// The next bytes: at least one, at most `max`, without going on.
+    /// The next bytes: at least one, at most `max`. The position does not change.
     pub(crate) fn peek(&self, max: usize) -> &'static [u8] {
         let start = (self.offset + (self.position % PERIOD as u64) as usize) % PERIOD;
         &RANDOM[start..PERIOD.min(start + max)]
@@ -45,7 +45,7 @@ impl Pattern {
         self.position += bytes as u64;
     }
 
-    /// Goes on over `bytes`, which must be the next of the stream.
+    /// Compares `bytes` with the next bytes of the stream, and moves the position after them.
     pub(crate) fn check(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             let expected = self.peek(bytes.len());
@@ -74,7 +74,7 @@ fn any_change_of_the_stream_is_found() {
         }
         bytes
     };
-    // Over the end of the period, too.
+    // This range crosses the end of the period.
     let (start, len) = (PERIOD as u64 - 5_000, 10_000);
     let good = whole(start, len);
     let check = |bytes: &[u8]| {

@@ -15,8 +15,8 @@ use crate::pattern::Pattern;
 use crate::plan::{Abort, Side};
 use crate::progress::{Lane, Lanes};
 
-/// Sends and reads what `side` says, and fails if anything but that arrives. `surplus` was read
-/// already, and `sent` bytes were sent already.
+/// Sends and reads what `side` says. Fails if anything else arrives. `surplus` was read before, and
+/// `sent` bytes were sent before.
 pub(crate) async fn run(
     mut stream: TcpStream,
     side: &Side,
@@ -26,7 +26,7 @@ pub(crate) async fn run(
 ) -> Result<()> {
     let mut expects = side.expects;
     let mut sends = side.sends;
-    expects.check(surplus).context("in the segment of the 101, or behind it")?;
+    expects.check(surplus).context("in the segment of the 101, or after it")?;
     lanes.receives.received(surplus.len());
     sends.advance(sent);
     lanes.sends.sends(sent);
@@ -42,7 +42,7 @@ pub(crate) async fn run(
         lanes.note_timeout_of(&stream);
         return Ok(());
     }
-    // Which of the two is told of the reset is up to chance; the other may see a FIN.
+    // By chance, reading or writing reports the reset. The other one may see a FIN.
     match tokio::join!(receiving, sending) {
         (Err(error), _) | (_, Err(error)) if is_reset(&error) => Ok(()),
         (Err(error), _) | (_, Err(error)) => Err(error),
@@ -78,7 +78,7 @@ async fn receive(
     }
     fin.notify_one();
     let (got, expected) = (expects.position(), side.expect_bytes);
-    // A reset may be told to the writing half, and this one sees an early end.
+    // The reset may be reported to the writing half. Then the reading half sees an early end.
     let cut = side.abort == Abort::Them && got < expected;
     anyhow::ensure!(got == expected || cut, "{got} bytes of {expected} arrived");
     Ok(())
@@ -122,7 +122,7 @@ async fn send_up_to(
     Ok(())
 }
 
-/// Reads until `after` bytes are there, sends half, and resets the connection.
+/// Reads until `after` bytes have come, sends half of its bytes, and resets the connection.
 async fn abort(
     mut stream: TcpStream,
     side: &Side,

@@ -1,4 +1,5 @@
-//! What both peers of a stream do, derived from one number that the client sends along.
+//! What both peers of a stream do. It is derived from one number that the client sends in the
+//! request.
 
 use std::time::Duration;
 
@@ -9,53 +10,53 @@ use crate::pattern::Pattern;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
-    /// Both peers send all and end with FIN.
+    /// Both peers send everything and end with a FIN.
     Whole,
-    /// One of them resets the connection on the way.
+    /// One peer resets the connection in the middle.
     Abort,
 }
 
-/// A stream. Everything in it follows from `seed` and `kind`.
+/// The plan of a stream. All of it follows from `seed` and `kind`.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) client: Side,
     pub(crate) backend: Side,
-    /// Bytes that the client sends before it has seen the 101 ...
+    /// How many bytes the client sends before it has seen the 101 ...
     pub(crate) early: usize,
-    /// ... in the same write as the request.
+    /// ... and whether they are in the same write as the request.
     pub(crate) early_with_request: bool,
-    /// Bytes that the backend sends in the same write as the 101.
+    /// How many bytes the backend sends in the same write as the 101.
     pub(crate) with_101: usize,
     pub(crate) delay_101: Duration,
 }
 
-/// One peer of a stream.
+/// The plan of one peer.
 #[derive(Debug)]
 pub(crate) struct Side {
     pub(crate) sends: Pattern,
     pub(crate) send_bytes: u64,
     pub(crate) expects: Pattern,
     pub(crate) expect_bytes: u64,
-    /// Bytes written at a time.
+    /// How many bytes are written at a time.
     pub(crate) piece: usize,
     pub(crate) write_pause: Duration,
-    /// Bytes read at a time.
+    /// How many bytes are read at a time.
     pub(crate) chunk: usize,
-    /// After each sixteenth read.
+    /// A pause after each sixteenth read.
     pub(crate) read_pause: Duration,
-    /// Once, after half of the bytes.
+    /// A pause once, after half of the bytes.
     pub(crate) read_stop: Duration,
-    /// Holds back the second half of its bytes, and its FIN, until the other's FIN has come.
+    /// Sends the second half of its bytes, and its FIN, only after the other peer's FIN.
     pub(crate) waits_for_fin: bool,
     pub(crate) abort: Abort,
-    /// For choices on the way.
+    /// The seed of random choices during the stream.
     pub(crate) seed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Abort {
     Nobody,
-    /// Sends half and resets, once it has this many bytes.
+    /// Sends half of its bytes and resets the connection when it has received this many bytes.
     Us {
         after: u64,
     },
@@ -78,8 +79,9 @@ impl Plan {
         let with_101 = part(rng, 8_000, backend.send_bytes);
         if kind == Kind::Abort {
             (client.waits_for_fin, backend.waits_for_fin) = (false, false);
-            // An abort before the upgrade is complete is a failed request, not a stream: the client
-            // has seen the 101 when it resets, and the backend what was sent after it.
+            // A reset before the upgrade is complete would be a failed request, not a stream. So
+            // the client resets only after it has seen the 101, and the backend only after it has
+            // received bytes that follow the request.
             if rng.random() || client.send_bytes == early as u64 {
                 (client.abort, backend.abort) = (Abort::Us { after: 0 }, Abort::Them);
             } else {
@@ -105,7 +107,7 @@ impl Side {
             send_bytes: bytes[0],
             expects: Pattern::new(patterns[1]),
             expect_bytes: bytes[1],
-            // At most twenty pieces, so that the pauses stay few.
+            // At most twenty pieces, so that there are few pauses.
             piece: rng.random_range(bytes[0] as usize / 20..=bytes[0] as usize).max(1),
             write_pause: Duration::from_millis(some(rng, 1..5)),
             chunk: if slow { rng.random_range(512..8_192) } else { 65_536 },
@@ -118,7 +120,7 @@ impl Side {
     }
 }
 
-/// 0 to 1.5 MB, and often next to nothing.
+/// 0 to 1.5 MB, and often only a few bytes.
 fn size(rng: &mut SmallRng) -> u64 {
     match rng.random_range(0..8) {
         0 => 0,
@@ -128,7 +130,7 @@ fn size(rng: &mut SmallRng) -> u64 {
     }
 }
 
-/// Nothing, or a few bytes, or up to `max`; never more than `of`.
+/// Nothing, a few bytes, or up to `max` bytes. Never more than `of`.
 fn part(rng: &mut SmallRng, max: u64, of: u64) -> usize {
     let wanted = match rng.random_range(0..3) {
         0 => 0,
@@ -138,7 +140,7 @@ fn part(rng: &mut SmallRng, max: u64, of: u64) -> usize {
     wanted.min(of) as usize
 }
 
-/// 0 in half of the cases.
+/// A value of `range`, but 0 in half of the cases.
 fn some(rng: &mut SmallRng, range: std::ops::Range<u64>) -> u64 {
     if rng.random() { rng.random_range(range) } else { 0 }
 }

@@ -1,4 +1,4 @@
-//! How long the bytes of a stream were kept waiting, as its two peers see it together.
+//! How long the bytes of a stream had to wait, from the views of both peers together.
 
 use std::os::fd::AsRawFd as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-/// Of one stream.
+/// The progress of one stream.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) to_upstream: Lane,
     pub(crate) to_downstream: Lane,
-    /// Of both peers' sockets, at their ends.
+    /// The timeouts of both peers' sockets, read when they end.
     retransmission_timeouts: Mutex<Vec<Duration>>,
 }
 
-/// The lanes as one peer sees them.
+/// Both directions as one peer sees them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lanes<'p> {
     pub(crate) sends: &'p Lane,
@@ -51,16 +51,16 @@ impl Lanes<'_> {
     }
 }
 
-/// One direction. A gap is time in which the reader waits, the sender has bytes (or the FIN) on their
-/// way, and nothing comes.
+/// One direction. A gap is a time in which the reader waits, bytes (or the FIN) of the sender are
+/// under way, and nothing arrives.
 #[derive(Debug, Default)]
 pub(crate) struct Lane(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The FIN counts as a byte.
+    /// Counts bytes. The FIN counts as one byte.
     sent: u64,
-    /// May run ahead of `sent` for a moment.
+    /// May be larger than `sent` for a moment.
     received: u64,
     reading: bool,
     waiting_since: Option<Instant>,
@@ -68,7 +68,7 @@ struct State {
 }
 
 impl Lane {
-    /// The sender is about to write them, or has.
+    /// The sender has written `bytes`, or is about to.
     pub(crate) fn sends(&self, bytes: usize) {
         let mut state = self.state();
         state.sent += bytes as u64;
@@ -82,7 +82,7 @@ impl Lane {
         state.wait();
     }
 
-    /// The reader has them, and does other things now.
+    /// The reader has received `bytes`, and does not wait now.
     pub(crate) fn received(&self, bytes: usize) {
         let mut state = self.state();
         state.received += bytes as u64;
@@ -109,10 +109,11 @@ impl State {
 }
 
 fn retransmission_timeout(stream: &TcpStream) -> Option<Duration> {
-    // SAFETY: integers only, so all zeroes is a value.
+    // SAFETY: tcp_info has only integers, so all zeros is a valid value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the descriptor is open for as long as `stream` is borrowed, and `len` is the size of `info`.
+    // SAFETY: the descriptor is open as long as `stream` is borrowed, and `len` is the size of
+    // `info`.
     let result = unsafe {
         libc::getsockopt(
             stream.as_raw_fd(),

@@ -1,4 +1,4 @@
-//! Streams whose readers stop while the senders go at full speed.
+//! Streams whose readers stop while the senders send at full speed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::pattern::Pattern;
 use crate::upgrade;
 
 const MIB: u64 = 1 << 20;
-/// For a stream to end after it was told to; far above what it takes.
+/// The longest time for a stream to end after it was told to. Much longer than a stream needs.
 const HANG: Duration = Duration::from_secs(60);
 
-/// Which peers send; all of them read.
+/// Which peers send. All peers read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Sends {
     Client,
@@ -52,7 +52,7 @@ pub(crate) enum Phase {
     Ending,
 }
 
-/// How long, and how much may be held.
+/// How long readers stop, and how many bytes may be held.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     stalled_for: Duration,
@@ -61,7 +61,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// `largest_tcp_buffers`: receive and send, in bytes.
+    /// `largest_tcp_buffers` are for receiving and for sending, in bytes.
     pub(crate) fn new(stalled_for: Duration, [receive, send]: [u64; 2]) -> Self {
         // Two connections, and between them a pipe, or the credit of the socket splice.
         let per_direction = 2 * (receive + send) + MIB;
@@ -69,23 +69,25 @@ impl Limits {
     }
 }
 
-/// Streams of each kind.
+/// The number of streams of each kind.
 const STREAMS: u32 = 2;
-/// Of all streams together: one for each that has one sender, two for each that has two.
+/// Of all streams together: one for each stream with one sender, two for each stream with two
+/// senders.
 const DIRECTIONS: u64 = 4 * STREAMS as u64;
-/// Until all buffers are full.
+/// The time until all buffers are full.
 const SETTLE: Duration = Duration::from_secs(3);
-/// What may still trickle into the buffers of all streams after that, as the kernel packs them
-/// better.
+/// How many more bytes the buffers of all streams may take after that, because the kernel packs
+/// bytes more tightly.
 const HELD_GROWTH: u64 = DIRECTIONS * MIB;
-/// What Steer may need for the streams: a read for each direction, and the allocator's rounding.
+/// The memory that Steer may need for the streams: a read for each direction, and the allocator's
+/// rounding.
 const RSS_GROWTH: u64 = 8 * MIB;
-/// What the rest of the machine may take meanwhile. A path that buffers without bound takes more
-/// than that within two seconds.
+/// The memory that the rest of the machine may take meanwhile. A path that buffers without a limit
+/// takes more within two seconds.
 const HOST_NOISE: u64 = 1024 * MIB;
 
-/// Opens streams of each kind through `target`, lets nobody read for a while, then everybody, and
-/// tells what was held where.
+/// Opens streams of each kind through `target`. Nobody reads for a while, then everybody reads.
+/// Reports how many bytes were held where.
 pub(crate) async fn test(
     target: SocketAddr,
     backend: Arc<Backend>,
@@ -107,18 +109,18 @@ pub(crate) async fn test(
     while Instant::now() < until {
         sleep(Duration::from_millis(200)).await;
         worst = worst.worse(Sample::take(stall, pid)?);
-        // At once, before an unbounded path takes the host down.
+        // Checks at once, before an unbounded path uses up the host's memory.
         anyhow::ensure!(worst.held <= limits.held_bytes, "more than {limits:?} held: {worst:?}");
     }
     let report = format!("start {start:?}, settled {settled:?}, worst {worst:?}");
     anyhow::ensure!(worst.held > 0, "nothing was sent: {report}");
     anyhow::ensure!(worst.held - settled.held <= HELD_GROWTH, "what is held grows: {report}");
     anyhow::ensure!(worst.rss <= start.rss + RSS_GROWTH, "steer grows: {report}");
-    // Payload costs the kernel up to three times its size, when it comes in small segments.
+    // Payload takes up to three times its size in the kernel when it comes in small segments.
     let available = start.available.saturating_sub(HOST_NOISE + 3 * worst.held);
     anyhow::ensure!(worst.available >= available, "the host's memory shrinks: {report}");
 
-    // All goes on, at speed, and then ends.
+    // All streams go on at full speed, and then end.
     stall.phase.send_replace(Phase::Flowing);
     sleep(Duration::from_secs(2)).await;
     let flowed = stall.received.load(Ordering::SeqCst);
@@ -132,7 +134,7 @@ pub(crate) async fn test(
 }
 
 async fn client(target: SocketAddr, backend: Arc<Backend>, name: Name) -> Result<()> {
-    let Name::Stall { sends, number } = name else { anyhow::bail!("{name} is not for stalling") };
+    let Name::Stall { sends, number } = name else { anyhow::bail!("{name} is not a stream for stalls") };
     let verdict = backend.verdict_on(name, &Arc::default());
     let mut stream = TcpStream::connect(target).await.context("connecting")?;
     stream.write_all(upgrade::request(&name.to_string(), target, number).as_bytes()).await?;
@@ -142,10 +144,10 @@ async fn client(target: SocketAddr, backend: Arc<Backend>, name: Name) -> Result
     verdict.await?.with_context(|| format!("{name}, at the backend"))
 }
 
-/// What is held at a moment, in bytes.
+/// What is held at one moment, in bytes.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
-    /// Sent and not received.
+    /// Bytes that were sent and not received.
     held: u64,
     /// Steer's resident memory.
     rss: u64,
@@ -168,13 +170,13 @@ impl Sample {
     }
 }
 
-/// What all peers of all stalled streams share.
+/// State that all peers of all stalled streams share.
 #[derive(Debug)]
 pub(crate) struct Stall {
     pub(crate) phase: watch::Sender<Phase>,
-    /// Bytes that `send()` has taken.
+    /// Bytes that `send()` has accepted.
     pub(crate) sent: AtomicU64,
-    /// Bytes that `recv()` has given.
+    /// Bytes that `recv()` has returned.
     pub(crate) received: AtomicU64,
 }
 
@@ -187,15 +189,16 @@ impl Stall {
         }
     }
 
-    /// Bytes on their way: in socket buffers, in pipes, in Steer, in the kernel.
+    /// Bytes under way: in socket buffers, in pipes, in Steer, in the kernel.
     pub(crate) fn held(&self) -> u64 {
-        // In this order, or a byte could be received before it was sent.
+        // Reads `received` first. In the other order, a byte could be received after `sent` was
+        // read.
         let received = self.received.load(Ordering::SeqCst);
         self.sent.load(Ordering::SeqCst) - received
     }
 }
 
-/// One peer of a stalled stream.
+/// Runs one peer of a stalled stream.
 pub(crate) async fn run(mut stream: TcpStream, sends: bool, surplus: &[u8], stall: &Stall) -> Result<()> {
     const SEED: u64 = 99;
     let (from, to) = stream.split();

@@ -1,4 +1,4 @@
-//! One `steer` between clients and an endpoint, with load on it.
+//! One `steer` between clients and an endpoint, under load.
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -22,7 +22,7 @@ use crate::load::{Load, Size, serve};
 
 const FRONT_PORT: u16 = 8080;
 const ENDPOINT_PORT: u16 = 3000;
-/// Far above anything that passes.
+/// Much longer than any step takes. A step that takes longer hangs.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
 
 pub(crate) const SMALL: Size = Size { streams: 20, short_streams: 2, clients: 4 };
@@ -48,19 +48,19 @@ pub(crate) fn v6() -> Ends {
     }
 }
 
-/// A configuration for these hosts; `more` are other keys.
+/// A configuration for these hosts. `more` are further keys.
 pub(crate) fn config(ends: Ends, more: &str) -> String {
     format!("{more}\n{}", socketio::config(ends.front, &[ends.endpoint]))
 }
 
-/// Splices packets, with a linger that no test has to wait for.
+/// Splices packets. The linger is so short that no test has to wait for it.
 pub(crate) const PACKET: &str = "splice: packet\npacket_splice: { linger: 1s }\n";
 
 pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// The binary that dies at chosen places, if it was built.
+/// The binary that dies at chosen places. `None` if it was not built.
 pub(crate) fn failpoints() -> Option<PathBuf> {
     let binary = binary_with_failpoints();
     if binary.is_none() {
@@ -85,7 +85,7 @@ impl<'n> Bed<'n> {
         Self { topology, steer, ends }
     }
 
-    /// Runs `work` with the endpoint serving.
+    /// Runs `work` while the endpoint serves.
     pub(crate) fn with_endpoint(&mut self, work: impl FnOnce(&mut Self)) {
         thread::scope(|scope| {
             let (topology, address) = (self.topology, self.ends.endpoint);
@@ -111,7 +111,7 @@ impl<'n> Bed<'n> {
         });
     }
 
-    /// Runs `work` under load, of which nothing may have gone wrong when all of it has ended after that.
+    /// Runs `work` under load, then ends the load. Nothing may have gone wrong.
     pub(crate) fn under_load(&mut self, size: Size, work: impl FnOnce(&mut Self, &Load)) {
         self.with_endpoint(|bed| {
             let load = Arc::new(Load::default());
@@ -143,18 +143,18 @@ impl<'n> Bed<'n> {
         });
     }
 
-    /// How many streams the kernel carries, as the process that serves says.
+    /// How many streams the kernel carries, according to the serving process.
     pub(crate) fn spliced(&self) -> usize {
         self.steer.flows().unwrap().iter().filter(|row| row["path"] == "packet").count()
     }
 
-    /// Waits until the kernel carries at least so many streams.
+    /// Waits until the kernel carries at least `streams` streams.
     pub(crate) fn expect_spliced(&self, streams: u32) {
         let spliced = || Ok((self.spliced() >= streams as usize).then_some(()));
         eventually("all lasting streams on the packet path", HANG, spliced).unwrap();
     }
 
-    /// Waits until nothing of a stream is left in Steer.
+    /// Waits until Steer has nothing of any stream.
     pub(crate) fn expect_no_stream(&self) {
         let used = |name| self.steer.metric(name, &[("kind", "used")]);
         let gone = eventually("end of all streams", HANG, || {
@@ -164,7 +164,7 @@ impl<'n> Bed<'n> {
         gone.unwrap();
     }
 
-    /// What a `steer run --takeover` that is refused says, in a namespace.
+    /// The log of a `steer run --takeover` in a namespace, which must be refused.
     pub(crate) fn refused(&self, netns: &steer_tests::netns::NetNs, args: &[&str]) -> String {
         let mut command = Command::new(binary().unwrap());
         command.args(["run", "-c"]).arg(self.steer.config()).args(["--admin", "off", "--takeover"]);

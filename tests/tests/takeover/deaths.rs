@@ -1,4 +1,4 @@
-//! One of the two processes dies in the middle of a takeover, and the other one serves.
+//! One of the two processes dies during a takeover, and the other one serves.
 
 use steer_tests::eventually::eventually;
 use steer_tests::require;
@@ -7,7 +7,7 @@ use steer_tests::topology::Topology;
 use crate::bed::{Bed, HANG, PACKET, SMALL, failpoints, runtime, v4};
 use crate::load::{echo, finish, open};
 
-/// A new stream is opened and spliced by whoever serves now.
+/// Opens a new stream, which the serving process has to splice.
 fn expect_service(bed: &Bed<'_>) {
     let (front, before) = (bed.ends.front, bed.spliced());
     let work = || {
@@ -42,7 +42,7 @@ fn the_new_process_dies_before_it_is_ready_and_the_old_one_goes_on() {
             bed.expect_spliced(SMALL.streams);
             expect_service(bed);
         }
-        // And then it can be taken over from.
+        // Another process can take over afterwards.
         let mut old = bed.steer.take_over().unwrap();
         bed.expect_spliced(SMALL.streams);
         assert!(old.wait(HANG).unwrap().success(), "{}", old.tail());
@@ -58,7 +58,8 @@ fn the_old_process_dies_in_the_middle_and_the_new_one_goes_on() {
     let Some(binary) = failpoints() else { return };
     let topology = Topology::new(1).unwrap();
     let mut bed = Bed::start(&topology, v4(), PACKET);
-    // What the old process was serving dies with it: only streams that the kernel has are asked of.
+    // Requests and relayed streams of the old process die with it. So the load has only streams
+    // that the kernel carries.
     let size = crate::load::Size { streams: 20, short_streams: 0, clients: 0 };
     bed.steer.stop(libc::SIGTERM).unwrap();
     bed.steer.start_again_to_die_at("give_paused", &binary).unwrap();

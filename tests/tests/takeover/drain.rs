@@ -1,4 +1,4 @@
-//! What the process that was taken over from goes on with.
+//! What the old process continues to do after a takeover.
 
 use std::thread;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use tokio::runtime::Runtime;
 use crate::bed::{Bed, HANG, runtime, v4};
 use crate::load::{echo, finish, open};
 
-/// All streams are too young for a hand-over.
+/// With this, all streams are too young for a hand-over.
 const RELAYED: &str = "splice: packet\npacket_splice: { linger: 1s, hand_over_after: 1h }\n";
 
-/// Runs `work` with a relayed stream of a process that has been taken over from.
+/// Runs `work` with a relayed stream in the old process of a takeover.
 fn with_left_stream(more: &str, work: impl FnOnce(&mut Bed<'_>, &mut Process, &Runtime, TcpStream) + Send) {
     if !require::root() {
         return;
@@ -27,7 +27,7 @@ fn with_left_stream(more: &str, work: impl FnOnce(&mut Bed<'_>, &mut Process, &R
     bed.with_endpoint(|bed| {
         let runtime = runtime();
         let front = bed.ends.front;
-        // Made on a thread of the clients' namespace; it can be used anywhere.
+        // The stream is opened on a thread of the clients' namespace. Any thread can use it.
         let opened = topology.clients.run(|| {
             let inside = crate::bed::runtime();
             inside.block_on(async { open(front).await.unwrap().into_std().unwrap() })
@@ -73,7 +73,7 @@ fn a_signal_cuts_the_rest_short() {
     });
 }
 
-/// The port of the stream that is left is one that the new process would choose first.
+/// The old process has a stream on a port that the new process would choose first.
 #[test]
 fn ports_of_the_old_process_are_passed_over() {
     let few =

@@ -1,5 +1,6 @@
-//! Clients of which each counts what it does and notes whatever goes wrong: streams that echo all the time, upgraded streams that
-//! come and go, and keep-alive connections with request after request. And the endpoint of all of them.
+//! Clients that count their actions and note every error: streams that echo all the time, streams
+//! that come and go, and keep-alive connections with request after request. Also the endpoint of
+//! all of them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,14 +13,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// Far above anything that passes.
+/// Much longer than any step takes. A step that takes longer hangs.
 const HANG: Duration = Duration::from_secs(20);
-/// Of a stream that lasts, between two messages; and of a client, between two requests.
+/// The time between two messages of a lasting stream, and between two requests of a client.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Requests on one connection.
+/// The number of requests on one connection.
 const REQUESTS: u32 = 25;
 
-/// How many of each there are at a time.
+/// How many clients of each kind there are at a time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) streams: u32,
@@ -29,13 +30,14 @@ pub(crate) struct Size {
 
 #[derive(Debug, Default)]
 pub(crate) struct Load {
-    /// Lasting streams that were opened.
+    /// How many lasting streams were opened.
     pub(crate) opened: AtomicU64,
     pub(crate) messages: AtomicU64,
     pub(crate) short_streams: AtomicU64,
     pub(crate) connections: AtomicU64,
     pub(crate) requests: AtomicU64,
-    /// The slowest request on a new connection, with its handshake, in microseconds, since it was last taken.
+    /// The slowest request on a new connection since the last reading, with its handshake, in
+    /// microseconds.
     slowest_us: AtomicU64,
     stop: AtomicBool,
     pub(crate) errors: Mutex<Vec<String>>,
@@ -58,13 +60,13 @@ impl Load {
         self.errors.lock().unwrap().push(format!("{what}: {error}"));
     }
 
-    /// Returns when all have been told to stop and are closed.
+    /// Runs the clients. Returns when all have been told to stop and are closed.
     pub(crate) async fn clients(self: Arc<Self>, front: SocketAddr, size: Size) {
         let mut all = JoinSet::new();
         for id in 0..size.streams {
             let load = Arc::clone(&self);
             all.spawn(async move {
-                // So many at once as a backlog takes.
+                // Spread, so that the connections fit into a backlog.
                 sleep(Duration::from_millis(2) * id).await;
                 if let Err(error) = load.lasting(front, id).await {
                     load.note(&format!("stream {id}"), &error);
@@ -118,7 +120,7 @@ impl Load {
         finish(stream).await
     }
 
-    /// One connection.
+    /// Sends the requests of one connection.
     async fn requests(&self, front: SocketAddr) -> io::Result<()> {
         let begin = Instant::now();
         let mut socket = in_time(TcpStream::connect(front)).await?;
@@ -151,24 +153,24 @@ async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> 
     timeout(HANG, work).await.unwrap_or_else(|_| Err(io::Error::other("hangs")))
 }
 
-/// Sends a message that depends on `seed`, and compares what comes back.
+/// Sends a message that depends on `seed`, and compares the echo.
 pub(crate) async fn echo(stream: &mut TcpStream, seed: u32) -> io::Result<()> {
     let message: Vec<u8> = (0..200 + seed % 1000).map(|at| (seed.wrapping_mul(31) + at) as u8).collect();
     let mut echoed = vec![0; message.len()];
     in_time(stream.write_all(&message)).await?;
     in_time(stream.read_exact(&mut echoed)).await?;
-    if echoed == message { Ok(()) } else { Err(io::Error::other("another message comes back")) }
+    if echoed == message { Ok(()) } else { Err(io::Error::other("the message came back changed")) }
 }
 
 pub(crate) async fn finish(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await?;
     match in_time(stream.read(&mut [0; 16])).await? {
         0 => Ok(()),
-        more => Err(io::Error::other(format!("{more} bytes too many"))),
+        more => Err(io::Error::other(format!("{more} bytes too many came back"))),
     }
 }
 
-/// A stream whose 101 has come.
+/// Opens a stream, and returns it after its 101.
 pub(crate) async fn open(front: SocketAddr) -> io::Result<TcpStream> {
     let mut stream = in_time(TcpStream::connect(front)).await?;
     stream.set_nodelay(true)?;
@@ -181,7 +183,7 @@ pub(crate) async fn open(front: SocketAddr) -> io::Result<TcpStream> {
     if head.starts_with("HTTP/1.1 101 ") { Ok(stream) } else { Err(io::Error::other(head)) }
 }
 
-/// Answers requests, and echoes after an upgrade, for ever.
+/// Answers requests, and echoes after an upgrade, without end.
 pub(crate) async fn serve(listener: TcpListener) {
     let mut streams = JoinSet::new();
     loop {
@@ -210,7 +212,7 @@ async fn serve_connection(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Reads byte by byte, so that nothing behind the head is taken.
+/// Reads byte by byte, so that no byte after the head is taken.
 async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -1,6 +1,6 @@
-//! A new process takes over from a running one, and nobody notices.
+//! A new process takes over from a running one, and no client notices.
 
-#![allow(clippy::unwrap_used, reason = "a failure ends the test, as it should")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bed;
 mod deaths;

@@ -1,4 +1,4 @@
-//! Takeovers that cannot be.
+//! Takeovers that are refused.
 
 use std::path::PathBuf;
 use std::thread;
@@ -13,7 +13,7 @@ use steer_tests::topology::Topology;
 
 use crate::bed::{Bed, HANG, PACKET, SMALL, v4};
 
-/// Connected to the socket at which the instance's process is asked.
+/// Connects to the instance's control socket.
 fn asks(bed: &Bed<'_>) -> OwnedFd {
     let path: PathBuf = ["/run/steer", bed.steer.instance(), "takeover.sock"].iter().collect();
     let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
@@ -28,7 +28,7 @@ fn answer(socket: &OwnedFd) -> String {
 }
 
 #[test]
-fn each_says_why_and_changes_nothing() {
+fn each_refusal_says_why_and_changes_nothing() {
     if !require::root() {
         return;
     }
@@ -49,7 +49,7 @@ fn each_says_why_and_changes_nothing() {
         send(&nonsense, b"what", SendFlags::empty()).unwrap();
         assert!(answer(&nonsense).contains("refused"));
 
-        // One that never gets further.
+        // A takeover that stops after its first message.
         let netns = topology.proxy.run(|| steer_kernel::net::host::netns_cookie().unwrap()).unwrap();
         let stuck = asks(bed);
         let words = format!(r#"{{"take_over":{{"protocol":1,"version":"0","netns":{netns}}}}}"#);
@@ -67,7 +67,7 @@ fn each_says_why_and_changes_nothing() {
 }
 
 #[test]
-fn with_nobody_there_it_starts_as_usual() {
+fn without_a_process_to_take_over_from_a_start_is_as_usual() {
     if !require::root() {
         return;
     }

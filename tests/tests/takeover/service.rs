@@ -1,4 +1,5 @@
-//! As a service manager and a package manager see it: SIGUSR2 after the binary was replaced, NOTIFY_SOCKET, LISTEN_FDS.
+//! Takeovers as a service manager and a package manager see them: SIGUSR2 after the binary was
+//! replaced, NOTIFY_SOCKET, LISTEN_FDS.
 
 use std::fs;
 use std::io;
@@ -18,7 +19,7 @@ use steer_tests::topology::Topology;
 
 use crate::bed::{HANG, PACKET, config, v4};
 
-/// What was sent to the service manager, so far.
+/// What was sent to the service manager so far.
 fn notices(socket: &UnixDatagram) -> Vec<String> {
     let mut all = Vec::new();
     let mut buffer = [0; 512];
@@ -45,7 +46,7 @@ fn signal(pid: u32, signal: libc::c_int) {
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Ends the processes of an instance that nobody else does.
+/// Kills the remaining processes of an instance when it is dropped.
 struct Rest<'i>(&'i Instance);
 
 impl Drop for Rest<'_> {
@@ -54,7 +55,7 @@ impl Drop for Rest<'_> {
     }
 }
 
-/// A steer as systemd starts it: with this socket as descriptor 3.
+/// Starts a Steer as systemd does: with the socket `given` as descriptor 3.
 fn start(directory: &Path, topology: &Topology, instance: &str, given: &TcpListener) -> Process {
     let path = directory.join("bin");
     fs::copy(binary().unwrap(), &path).unwrap();
@@ -69,11 +70,11 @@ fn start(directory: &Path, topology: &Topology, instance: &str, given: &TcpListe
     Process::start("steer", command, directory, Some(&topology.proxy), Orphan::Dies).unwrap()
 }
 
-/// Makes this descriptor number 3, which exec does not close.
+/// Makes this descriptor number 3, and keeps it open over exec.
 fn make_third(given: RawFd) -> io::Result<()> {
-    // SAFETY: takes numbers only.
+    // SAFETY: dup2 takes only integers.
     let made = unsafe { libc::dup2(given, 3) };
-    // SAFETY: as above.
+    // SAFETY: fcntl with F_SETFD takes only integers.
     if made == 3 && unsafe { libc::fcntl(3, libc::F_SETFD, 0) } == 0 {
         Ok(())
     } else {
@@ -107,7 +108,7 @@ fn a_service_is_given_its_sockets_and_upgraded_by_a_signal() {
     let log = old.stderr().unwrap();
     assert!(log.contains("listener_0 listens") && log.contains("given=true"), "{log}");
 
-    // As a package manager does it.
+    // Replaces the binary as a package manager does.
     let path = directory.path().join("bin");
     fs::copy(&path, directory.path().join("new")).unwrap();
     fs::rename(directory.path().join("new"), &path).unwrap();

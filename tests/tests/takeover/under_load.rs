@@ -1,4 +1,4 @@
-//! Takeovers in a row, under load.
+//! Several takeovers in a row, under load.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use steer_tests::topology::Topology;
 use crate::bed::{Bed, Ends, HANG, PACKET, failpoints, v4, v6};
 use crate::load::Size;
 
-/// 20 takeovers with 500 streams in the long form.
+/// The long form has 20 takeovers with 500 streams.
 fn again_and_again(attach: Attach, ends: Ends, times: u32, streams: u32) {
     if !require::root() {
         return;
@@ -43,12 +43,12 @@ fn nothing_is_refused_or_lost() {
 }
 
 #[test]
-fn nor_with_ipv6() {
+fn nothing_is_refused_or_lost_with_ipv6() {
     again_and_again(Attach::Links, v6(), 1, 20);
 }
 
 #[test]
-fn nor_before_linux_6_6() {
+fn nothing_is_refused_or_lost_before_linux_6_6() {
     if failpoints().is_some() {
         again_and_again(Attach::Filters, v4(), 2, 50);
     }

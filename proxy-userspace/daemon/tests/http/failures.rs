@@ -1,4 +1,4 @@
-//! What a client gets when the cluster fails.
+//! What a client receives when the cluster fails.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ const POST: &str = "POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\n\r\nhi";
 const UPGRADE: &str =
     "GET / HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
 
-/// An address where nobody listens.
+/// An address on which nobody listens.
 async fn closed_port() -> std::net::SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-/// Sends each kind of request and expects this answer to all of them.
+/// Sends each kind of request and expects the same answer to all of them.
 async fn expect(setup: impl Fn() -> Setup, code: &str, kind: &str) {
     for request in [GET, POST, UPGRADE] {
         let steer = setup().start().await;
@@ -31,7 +31,7 @@ async fn expect(setup: impl Fn() -> Setup, code: &str, kind: &str) {
             assert_eq!(header(&head, "connection"), Some("close"));
             assert_eq!(client.rest().await.unwrap(), b"");
         } else {
-            // The client's connection is none the worse for it.
+            // The client's connection can still be used.
             client.send(request).await;
             assert_eq!(status(&client.response().await.0), code);
         }

@@ -53,7 +53,7 @@ async fn pipelined_requests_are_answered_in_order_however_they_are_cut() {
         let mut client = steer.client().await;
         client.send(&requests[..cut]).await;
         if cut % 8 == 0 {
-            // Let it arrive alone.
+            // Lets the first part arrive alone.
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         client.send(&requests[cut..]).await;
@@ -63,7 +63,7 @@ async fn pipelined_requests_are_answered_in_order_however_they_are_cut() {
             assert_eq!(got.split(' ').nth(1), Some(body), "cut at {cut}");
         }
         let head = client.head().await;
-        assert!(content_length(&head).unwrap() > 0, "the length of what GET would get: {head}");
+        assert!(content_length(&head).unwrap() > 0, "HEAD answers with the length of GET's body: {head}");
         let (head, got) = client.last_response().await;
         assert_eq!(header(&head, "connection"), Some("close"));
         assert_eq!(got.split(' ').nth(1), Some(""), "cut at {cut}");
@@ -94,7 +94,7 @@ async fn what_the_backend_and_the_client_see() {
     }
     assert_eq!(seen.matches("cookie: ").count(), 2, "{seen}");
 
-    // HTTP/1.0 without and with keep-alive; Upgrade means nothing there.
+    // HTTP/1.0 with and without keep-alive. HTTP/1.0 does not know Upgrade.
     let mut client = steer.client().await;
     client
         .send("GET /old HTTP/1.0\r\nHost: t\r\nConnection: keep-alive, upgrade\r\nUpgrade: websocket\r\n\r\n")
@@ -163,7 +163,8 @@ async fn a_get_keeps_its_chunked_body() {
     assert_eq!(header(&backend.heads()[0], "transfer-encoding"), Some("chunked"));
 }
 
-/// A body that somebody does not read stays with its sender: the proxy buffers at most a little.
+/// Sends a body that the receiver does not read. The proxy buffers only a little of such a body, so
+/// the sender stalls.
 async fn sent_until_it_stalls(mut sender: Client, head: &str) -> usize {
     const BODY: usize = 1 << 30;
     sender.send(head.replace("LEN", &BODY.to_string())).await;
@@ -179,8 +180,8 @@ async fn sent_until_it_stalls(mut sender: Client, head: &str) -> usize {
     sent
 }
 
-/// What loopback sockets hold by themselves (tcp_wmem and tcp_rmem, two connections), and some for
-/// the proxy.
+/// What the sockets of two loopback connections hold (tcp_wmem and tcp_rmem), and some for the
+/// proxy.
 const SOCKET_BUFFERS: usize = 32 * 1024 * 1024;
 
 #[tokio::test]
@@ -290,7 +291,7 @@ async fn leaving_closes_each_connection_with_its_next_response() {
         assert_eq!(client.exactly(2).await, b"ok");
     }
     steer.drain(Phase::Leaving { alone: true });
-    // Nothing tells an idle client, so that its next request cannot cross with a close.
+    // An idle client is not told, so that its next request cannot cross with a close.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(steer.open_connections(), 2);
     for mut client in [one, other] {

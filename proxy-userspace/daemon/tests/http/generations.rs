@@ -1,4 +1,4 @@
-//! A configuration that replaces another one while clients are connected.
+//! A configuration replaces another one while clients are connected.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ async fn ask(client: &mut Client) -> (String, String) {
     client.response().await
 }
 
-/// The first word of an echo: the port of the backend.
+/// The first word of the backend's answer: the backend's port.
 fn port(body: &str) -> &str {
     body.split(' ').next().unwrap()
 }
@@ -32,7 +32,7 @@ async fn the_next_request_of_an_open_connection_goes_by_the_new_configuration() 
     let (head, body) = ask(&mut steer.client().await).await;
     assert_eq!((port(&body), header(&head, "server")), (&*new.address.port().to_string(), Some("renamed")));
 
-    // The connection to an endpoint that both configurations have is kept.
+    // Both configurations have this endpoint, so the connection to it is kept.
     let before = new.connections();
     steer.publish(&Setup::new(&[new.address]));
     ask(&mut client).await;

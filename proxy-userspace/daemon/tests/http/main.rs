@@ -1,4 +1,4 @@
-//! The HTTP proxy on loopback: real sockets on both sides, every byte written by hand.
+//! The HTTP proxy on loopback. Both sides are real sockets, and the tests write every byte.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 

@@ -1,5 +1,5 @@
-//! Requests that two parsers could understand differently: each gets its answer, the connection is
-//! closed, nothing reaches the backend, and the cause is counted.
+//! Requests that two parsers could understand differently. For each one the client receives an
+//! answer, the connection is closed, nothing reaches the backend, and the cause is counted.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -168,7 +168,7 @@ async fn a_bad_chunk_aborts_the_request() {
         "1000000000000000\r\n",
         "-1\r\n",
     ] {
-        // Tells how the request's body ended.
+        // Receives how the request's body ended.
         let (ended, mut end) = tokio::sync::mpsc::channel(1);
         let backend = Backend::start(move |mut client| {
             let ended = ended.clone();
@@ -209,8 +209,8 @@ async fn what_only_hyper_refuses_is_counted_too() {
     assert_eq!(backend.heads(), Vec::<String>::new());
 }
 
-/// Sound requests with a few bytes changed, cut anywhere: whatever comes of it, no task panics and
-/// every connection ends.
+/// Sends valid requests with a few bytes changed, cut anywhere. No task panics, and every
+/// connection ends.
 #[tokio::test]
 async fn damaged_requests_never_panic() {
     static PANICS: AtomicUsize = AtomicUsize::new(0);
@@ -256,7 +256,7 @@ async fn damaged_requests_never_panic() {
         }
         let cut = random.below(bytes.len());
         let mut client = steer.client().await;
-        // The proxy may have closed by then.
+        // The proxy may have closed the connection already.
         client.socket.write_all(&bytes[..cut]).await.ok();
         tokio::task::yield_now().await;
         client.socket.write_all(&bytes[cut..]).await.ok();

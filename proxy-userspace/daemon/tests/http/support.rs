@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Longer than anything here takes.
+/// Longer than any step of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn in_time<F: Future>(what: &str, future: F) -> F::Output {
@@ -43,7 +43,7 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     .await;
 }
 
-/// A proxy in this process.
+/// A proxy that runs in this process.
 pub(crate) struct Steer {
     pub(crate) address: SocketAddr,
     pub(crate) metrics: Arc<Metrics>,
@@ -53,18 +53,18 @@ pub(crate) struct Steer {
     served: JoinHandle<()>,
 }
 
-/// What a proxy is to do: one listener, one route for everything, one cluster.
+/// The configuration of a proxy: one listener, one route for everything, one cluster.
 pub(crate) struct Setup {
     pub(crate) options: HttpOptions,
     pub(crate) timeout: Option<Duration>,
     pub(crate) connect_timeout: Duration,
     pub(crate) endpoints: Vec<SocketAddr>,
-    /// The kernel keeps as little of a response as it can.
+    /// The kernel buffers as little of a response as possible.
     pub(crate) small_send_buffers: bool,
 }
 
 impl Setup {
-    /// Every path goes to `endpoints`, upgrades included, hashed by x-forwarded-for.
+    /// Every path goes to `endpoints`, hashed by x-forwarded-for. Upgrades are allowed.
     pub(crate) fn new(endpoints: &[SocketAddr]) -> Self {
         Self {
             options: HttpOptions { upgrade_websocket: true, ..HttpOptions::default() },
@@ -155,7 +155,7 @@ impl Steer {
         let listener = &config.listeners[0];
         let socket = http::bind(listener.address).unwrap();
         if small_send_buffers {
-            // Accepted sockets inherit it; the kernel doubles it, and has a minimum.
+            // Accepted sockets inherit the size. The kernel doubles the size and has a minimum.
             SockRef::from(&socket).set_send_buffer_size(1).unwrap();
         }
         let address = socket.get_ref().local_addr().unwrap();
@@ -176,7 +176,7 @@ impl Steer {
         self.publish_listeners(&config.listeners, &config);
     }
 
-    /// Replaces the configuration by one without the listener.
+    /// Replaces the configuration with one that does not have the listener.
     pub(crate) fn remove_listener(&self) {
         self.publish_listeners(&[], &Setup::new(&[]).config());
     }
@@ -216,7 +216,8 @@ impl Steer {
     }
 }
 
-/// One end of a connection, spoken by hand: a client of the proxy, or a backend behind it.
+/// One end of a connection, for which the test writes every byte: a client of the proxy, or a
+/// backend.
 pub(crate) struct Client {
     pub(crate) socket: TcpStream,
     read: Vec<u8>,
@@ -227,7 +228,7 @@ impl Client {
         self.socket.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    /// Reads through the empty line; `None`: the connection ended before.
+    /// Reads a head up to its empty line. `None` if the connection ended before.
     pub(crate) async fn try_head(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.read.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -259,20 +260,20 @@ impl Client {
         self.read.drain(..len).collect()
     }
 
-    /// Head and Content-Length body of a response.
+    /// The head of a response, and its body by Content-Length.
     pub(crate) async fn response(&mut self) -> (String, String) {
         let head = self.head().await;
         let body = self.exactly(content_length(&head).unwrap_or(0)).await;
         (head, String::from_utf8(body).unwrap())
     }
 
-    /// All there is until the end; `Err` after a reset.
+    /// Everything until the end of the connection. `Err` after a reset.
     pub(crate) async fn rest(&mut self) -> std::io::Result<Vec<u8>> {
         in_time("the end", self.socket.read_to_end(&mut self.read)).await?;
         Ok(std::mem::take(&mut self.read))
     }
 
-    /// A response that must be the last on its connection.
+    /// A response that must be the last on the connection.
     pub(crate) async fn last_response(&mut self) -> (String, String) {
         let response = self.response().await;
         assert_eq!(self.rest().await.unwrap(), b"", "after {response:?}");
@@ -284,7 +285,7 @@ pub(crate) fn content_length(head: &str) -> Option<usize> {
     header(head, "content-length").map(|value| value.parse().unwrap())
 }
 
-/// The value of a header, if the head has it.
+/// The value of the header `name`, if the head has one.
 pub(crate) fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     head.lines().skip(1).find_map(|line| {
         let (found, value) = line.split_once(':')?;
@@ -296,7 +297,7 @@ pub(crate) fn status(head: &str) -> &str {
     head.split(' ').nth(1).unwrap_or_default()
 }
 
-/// A server whose connections are each handled by a closure.
+/// A server that handles each connection with a closure.
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -329,7 +330,7 @@ impl Backend {
         Self { address, connections, heads: Arc::default(), accepting }
     }
 
-    /// Answers each request with 200 and `PORT BODY`; remembers the heads.
+    /// Answers each request with 200 and `PORT BODY`, and remembers the heads.
     pub(crate) async fn echo() -> Self {
         let heads = Arc::new(Mutex::new(Vec::new()));
         let remembered = Arc::clone(&heads);
@@ -361,7 +362,7 @@ impl Backend {
         backend
     }
 
-    /// Answers every request head with these bytes, and goes on reading.
+    /// Answers every request head with `response`, and continues to read.
     pub(crate) async fn canned(response: &'static [u8]) -> Self {
         Self::start(move |mut client| async move {
             while client.try_head().await.is_some() {
@@ -381,7 +382,7 @@ impl Backend {
 }
 
 impl Client {
-    /// A chunked body without trailers, decoded.
+    /// Reads a chunked body without trailers, and decodes it.
     pub(crate) async fn chunked(&mut self) -> Vec<u8> {
         let mut body = Vec::new();
         loop {

@@ -1,4 +1,4 @@
-//! Clients and endpoints that take their time.
+//! Slow clients and slow endpoints.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,8 @@ async fn a_head_that_trickles_is_cut_off() {
     setup.options.request_headers_timeout = Some(SHORT);
     let steer = setup.start().await;
     let mut client = steer.client().await;
-    // A request first: the limit counts from the head's first byte, not from the connection's.
+    // Sends a request first. The time limit counts from the first byte of a head, not from the
+    // start of the connection.
     client.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").await;
     client.response().await;
     tokio::time::sleep(SHORT * 2).await;
@@ -66,7 +67,7 @@ async fn an_idle_connection_is_closed() {
     let mut setup = Setup::new(&[backend.address]);
     setup.options.idle_timeout = Some(SHORT);
     let steer = setup.start().await;
-    // One that never says a word, one that has, one that sends empty lines.
+    // One client that sends nothing, one that has sent a request, one that sends empty lines.
     let mut silent = steer.client().await;
     let mut idle = steer.client().await;
     let mut blank = steer.client().await;
@@ -78,7 +79,7 @@ async fn an_idle_connection_is_closed() {
     }
     drop((silent, idle, blank));
     eventually("closed", || steer.open_connections() == 0).await;
-    assert_eq!(steer.all_faults(), "", "not a fault");
+    assert_eq!(steer.all_faults(), "", "an idle connection is no fault");
 }
 
 #[tokio::test]
@@ -154,7 +155,7 @@ async fn a_body_that_moves_is_not_idle() {
     let steer = setup.start().await;
     let mut client = steer.client().await;
     client.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").await;
-    assert_eq!(in_time("all of it", client.response()).await.1.len(), 20);
+    assert_eq!(in_time("the whole response", client.response()).await.1.len(), 20);
 }
 
 #[tokio::test]
@@ -170,8 +171,8 @@ async fn a_client_that_does_not_read_its_response_is_cut_off_in_the_end() {
     setup.options.idle_timeout = Some(SHORT);
     setup.options.stream_idle_timeout = Some(SHORT);
     let steer = setup.start().await;
-    // Some are wholly with the kernel when it stalls, some partly with the proxy, and of some the
-    // proxy has not yet got the end.
+    // When the client stalls, the kernel has all of some responses and a part of others. For some
+    // responses, the proxy has not received the end yet.
     let mut clients = Vec::new();
     for len in (0..60).map(|n| n * 4096) {
         let socket = TcpSocket::new_v4().unwrap();

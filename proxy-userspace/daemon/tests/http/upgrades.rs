@@ -1,4 +1,4 @@
-//! From the upgrade request to the stream.
+//! From the request for an upgrade to the stream.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const UPGRADE: &str = concat!(
 );
 const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: y\r\n\r\n";
 
-/// Switches, sends `first` in the segment of the 101, then echoes.
+/// A backend that accepts the upgrade, sends `first` in the segment of the 101, then echoes.
 async fn switching(first: &'static str) -> Backend {
     Backend::start(move |mut client| async move {
         client.head().await;
@@ -43,7 +43,7 @@ async fn bytes_pass_both_ways_and_fin_ends_it() {
     assert_eq!(flows.len(), 1);
     assert_eq!(flows[0].info.endpoint, backend.address);
     assert!(flows[0].info.key_hash.is_some());
-    eventually("a stream is no HTTP connection", || steer.open_connections() == 0).await;
+    eventually("a stream is no longer an HTTP connection", || steer.open_connections() == 0).await;
     client.socket.shutdown().await.unwrap();
     assert_eq!(client.rest().await.unwrap(), b"");
     eventually("the flow is gone", || steer.streams.is_empty()).await;
@@ -77,8 +77,8 @@ async fn many_early_bytes_wait_for_their_turn() {
     let mut client = steer.client().await;
     let mut whole = UPGRADE.as_bytes().to_vec();
     whole.extend_from_slice(&payload);
-    // Loopback takes it all without a reader.
-    in_time("sent", client.send(&whole)).await;
+    // The buffers of loopback take everything without a reader.
+    in_time("sending all bytes", client.send(&whole)).await;
     assert_eq!(status(&client.head().await), "101");
     assert!(client.exactly(payload.len()).await == payload);
 }
@@ -253,6 +253,6 @@ async fn an_upgrade_follows_polls_on_the_same_connection_to_the_same_endpoint() 
     assert_eq!(status(&client.head().await), "101");
     assert_eq!(client.exactly(2).await, b"ws");
     let used = backends.iter().find(|backend| backend.connections() > 0).unwrap();
-    assert_eq!(used.connections(), 2, "one of the pool, one for the stream");
+    assert_eq!(used.connections(), 2, "one connection of the pool, one for the stream");
     assert_eq!(steer.streams.snapshot()[0].info.endpoint, used.address);
 }

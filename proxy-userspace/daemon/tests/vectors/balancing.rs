@@ -1,4 +1,4 @@
-//! Rings, tables, health, membership: which endpoint a key belongs to.
+//! Rings, tables, health, membership: which endpoint is chosen for a key.
 
 use serde_json::{Value, json};
 use steer::upstream::{Snapshot, Table};
@@ -6,7 +6,7 @@ use steer_policy::affinity::xxh64;
 
 use crate::fixture::{Bootstrap, Comparison, by_header, clusters, list, picks, route, section, text};
 
-/// A request to a cluster's route with a key as its x-forwarded-for.
+/// A request for the route of a cluster, with `key` as its x-forwarded-for.
 fn request(cluster: &str, key: &Value) -> Value {
     json!({ "host": "t", "path": format!("/{cluster}/"), "headers": [["X-Forwarded-For", key]] })
 }
@@ -88,11 +88,11 @@ fn every_table_is_the_same() {
             comparison.equal(|| format!("{id} stats"), &sizes, stats);
         }
     }
-    // Tables and gauges; a table of one host and an empty one are not on record.
+    // Counts tables and gauges. The vectors have no table for one host and no empty table.
     comparison.finish(226 + 157);
 }
 
-/// The number of entries and their hash, as the README of the vectors describes.
+/// The number of entries and their hash, as the README of the vectors describes them.
 fn digest(snapshot: &Snapshot) -> (usize, u64) {
     let host = |index: u32| u16::try_from(index).unwrap().to_le_bytes();
     let mut bytes = Vec::new();
@@ -111,7 +111,7 @@ fn digest(snapshot: &Snapshot) -> (usize, u64) {
     }
 }
 
-/// Each step both as a fresh config and as an update of the clusters of the step before.
+/// Checks each step twice: as a new config, and as an update of the clusters of the step before.
 #[test]
 fn membership_changes_are_fresh_clusters() {
     let eds = section("eds");
@@ -157,7 +157,7 @@ fn membership_changes_are_fresh_clusters() {
     comparison.finish(2 * 52 * 200);
 }
 
-/// The first endpoint tried; Steer does not retry.
+/// Compares the first endpoint that Envoy tried, because Steer does not retry.
 #[test]
 fn first_tries_are_alike() {
     let retry = section("retry");

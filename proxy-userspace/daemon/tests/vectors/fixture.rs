@@ -1,4 +1,4 @@
-//! The vector file, the Envoy v3 configs that its cases stand for, and `steer route` to ask.
+//! The vector file, the Envoy v3 configs of its cases, and `steer route` to answer requests.
 
 use std::io::Write;
 use std::path::Path;
@@ -30,7 +30,7 @@ pub(crate) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("not a string: {value}"))
 }
 
-/// The bytes of a vector string.
+/// The bytes of a string in the vector file.
 pub(crate) fn bytes(value: &Value) -> Vec<u8> {
     let Some(hex) = value.get("hex") else { return text(value).into() };
     let digit = |byte: u8| u8::try_from(char::from(byte).to_digit(16).unwrap()).unwrap();
@@ -45,7 +45,8 @@ pub(crate) fn picks(value: &Value) -> Vec<usize> {
     }
 }
 
-/// Compares, and fails at the end: with every difference, or if not everything was compared.
+/// Collects comparisons. Fails at the end with every difference, or if the number of comparisons is
+/// wrong.
 #[derive(Default)]
 pub(crate) struct Comparison {
     made: usize,
@@ -79,7 +80,7 @@ impl Comparison {
     }
 }
 
-/// A config of listeners on ports from [`FIRST_PORT`] on, as it came from Envoy.
+/// A config as Envoy reads it, with listeners on ports from [`FIRST_PORT`] on.
 pub(crate) struct Bootstrap {
     listeners: Vec<Value>,
     clusters: Vec<Value>,
@@ -90,7 +91,7 @@ impl Bootstrap {
         Self { listeners: vec![], clusters: vec![] }
     }
 
-    /// `options` are fields of the HTTP connection manager.
+    /// Adds a listener. `options` are fields of the HTTP connection manager.
     pub(crate) fn listener(mut self, name: &str, routes: &[Value], options: &Value) -> Self {
         let port = usize::from(FIRST_PORT) + self.listeners.len();
         let mut manager = json!({
@@ -117,7 +118,7 @@ impl Bootstrap {
         self
     }
 
-    /// `case` has the fields of a case of section `lb`.
+    /// Adds a cluster. `case` has the fields of a case of section `lb`.
     pub(crate) fn cluster(mut self, name: &str, case: &Value, hosts: &[Value]) -> Self {
         let endpoints: Vec<_> = hosts.iter().map(endpoint).collect();
         let mut cluster = json!({
@@ -133,7 +134,7 @@ impl Bootstrap {
         if case["use_hostname_for_hashing"] == true {
             let hostname = json!({ "use_hostname_for_hashing": true });
             common.insert("consistent_hashing_lb_config".into(), hostname);
-            // Envoy refuses the option for STATIC clusters.
+            // Envoy refuses this option for STATIC clusters.
             cluster["type"] = "STRICT_DNS".into();
         }
         if !common.is_empty() {
@@ -188,7 +189,8 @@ fn endpoint(host: &Value) -> Value {
     }
     match host.get("health").map(text) {
         None => {}
-        // It failed Envoy's active checks; Steer has none and is told.
+        // The host failed Envoy's active health checks. Steer does not have such checks, so the
+        // config says so.
         Some("HC_FAIL") => endpoint["health_status"] = "UNHEALTHY".into(),
         Some(health) => endpoint["health_status"] = health.into(),
     }
@@ -202,7 +204,7 @@ pub(crate) fn route(prefix: &str, cluster: &str, hash_policy: &Value) -> Value {
     })
 }
 
-/// Hashes by a header.
+/// A hash policy that hashes a header.
 pub(crate) fn by_header(name: &str) -> Value {
     json!([{ "header": { "header_name": name } }])
 }
@@ -211,7 +213,7 @@ pub(crate) fn hosts_of(addresses: &Value) -> Vec<Value> {
     list(addresses).iter().map(|address| json!({ "address": address })).collect()
 }
 
-/// A config on disk, removed when dropped.
+/// A config on disk. The file is removed when the value is dropped.
 pub(crate) struct ConfigFile(tempfile::NamedTempFile);
 
 impl ConfigFile {
@@ -219,7 +221,7 @@ impl ConfigFile {
         config::load(self.0.path()).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// What `steer route --batch` says to each of the requests.
+    /// What `steer route --batch` answers to each of the requests.
     pub(crate) fn ask(&self, requests: &[Value], arguments: &[&str]) -> Vec<Value> {
         let mut batch = tempfile::NamedTempFile::new().unwrap();
         for request in requests {

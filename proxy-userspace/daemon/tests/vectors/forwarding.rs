@@ -1,4 +1,4 @@
-//! What the endpoint is told about the client, and which requests are refused.
+//! What the endpoint learns about the client, and which requests are refused.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,7 +11,7 @@ use crate::fixture::{
     Bootstrap, Comparison, FIRST_PORT, by_header, clusters, hosts_of, list, route, section, text,
 };
 
-/// The address of Envoy's host when the vectors were recorded.
+/// The address of Envoy's host at the time the vectors were recorded.
 const NODE: &str = "192.0.2.2";
 
 fn local(listener: usize) -> SocketAddr {
@@ -109,7 +109,8 @@ fn lines_of(case: &Value) -> Vec<(&str, &str)> {
     lines
 }
 
-/// What became of the requests of section `ws`: refused, or sent on, to which endpoint and as what.
+/// The outcome of the requests of section `ws`: refused or forwarded, to which endpoint, and with
+/// which head.
 #[test]
 fn upgrades_are_refused_and_forwarded_alike() {
     let ws = section("ws");
@@ -152,18 +153,18 @@ fn compare_transcript(config: &Config, case: &Value, comparison: &mut Comparison
         }
     };
     let switched = *status == 101;
-    assert!(routed.upgrade || !switched, "{id}: not seen as an upgrade");
+    assert!(routed.upgrade || !switched, "{id}: not recognized as an upgrade");
     let pick = clusters(config).get(&routed.route.cluster).unwrap().pick(routed.hash).unwrap();
     let endpoint = pick.endpoint.address.to_string();
     let Some(upstream) = case.get("upstream") else {
-        // Envoy could not connect either.
+        // Envoy could not connect to the endpoint.
         assert_eq!(*status, 503, "{id}");
         let expected = ("127.255.1.1:21899", "dead");
         comparison.equal(|| id.to_owned(), (&*endpoint, &*routed.route.cluster), expected);
         return;
     };
     if !routed.set_cookies.is_empty() && case.get("peer").is_none() {
-        // The connection that the cookie was made for is not on record.
+        // The vectors do not say for which connection the cookie was made.
         comparison.equal(|| format!("{id}: cookies"), routed.set_cookies.len(), 1);
     } else if routed.hash.is_some() {
         comparison.equal(|| id.to_owned(), &*endpoint, text(&case["backend"]));
@@ -175,7 +176,7 @@ fn compare_transcript(config: &Config, case: &Value, comparison: &mut Comparison
         comparison.equal(|| format!("{id}: cookies"), cookies(&routed.set_cookies), envoy);
     }
     let (envoys_line, mut envoys) = head_lines(text(&upstream[0]));
-    // Steer takes no notice of it and does not make it up.
+    // Steer ignores this header and does not add it.
     envoys.retain(|(name, _)| name != "x-envoy-expected-rq-timeout-ms");
     envoys.sort();
     let line = format!("{} {} HTTP/1.1", head.method, head.uri);
@@ -186,7 +187,7 @@ fn cookies(values: &[HeaderValue]) -> Vec<&str> {
     values.iter().map(|value| value.to_str().unwrap()).collect()
 }
 
-/// The request line and the header lines.
+/// The request line and the header lines of `head`.
 fn head_lines(head: &str) -> (String, Vec<(String, String)>) {
     let mut lines = head.trim_end().split("\r\n");
     let first = lines.next().unwrap().to_owned();
@@ -197,7 +198,7 @@ fn head_lines(head: &str) -> (String, Vec<(String, String)>) {
     (first, lines.map(pair).collect())
 }
 
-/// Sorted, with a made request id as the vectors mask it.
+/// The header lines, sorted. A request id that Steer made is masked as in the vectors.
 fn sent_lines(head: &request::Parts) -> Vec<(String, String)> {
     let mut lines: Vec<_> = head
         .headers

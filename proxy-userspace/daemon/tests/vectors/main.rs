@@ -1,5 +1,5 @@
-//! Steer against what a real Envoy did: every case of `tests/fixtures/envoy/vectors.json` (see the
-//! README there), fed as an Envoy v3 config.
+//! Compares Steer with the recorded behaviour of a real Envoy: every case of
+//! `tests/fixtures/envoy/vectors.json` (see the README there), read as an Envoy v3 config.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

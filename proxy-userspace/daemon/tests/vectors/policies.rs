@@ -13,7 +13,7 @@ fn every_request_hashes_alike() {
         .iter()
         .map(|(name, set)| route(&format!("/{name}/"), text(&set["lb"]), &set["hash_policy"]))
         .collect();
-    // Tells the trusted client address of any request.
+    // This route tells the trusted client address of any request.
     routes.push(route("/trusted", "maglev", &json!([{ "connection_properties": { "source_ip": true } }])));
     let hosts = hosts_of(&policy["hosts"]);
     let config = Bootstrap::new()

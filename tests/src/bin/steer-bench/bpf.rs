@@ -1,4 +1,4 @@
-//! BPF programs and maps of a process, as the kernel lists them.
+//! The BPF programs and maps of a process, as the kernel lists them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,23 +8,23 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
 use aya::programs::{ProgramInfo, loaded_programs};
 
-/// A map, however the process holds it.
+/// A map that the process holds by a descriptor or through a program.
 #[derive(Debug)]
 pub(crate) struct Map {
     pub(crate) name: String,
     pub(crate) value_size: u32,
-    /// Memory that the kernel has for it: an array whole, a hash with the entries that it has.
+    /// Memory of the map in the kernel: all of an array, but only the present entries of a hash.
     pub(crate) bytes: u64,
 }
 
-/// Programs of which the process has a descriptor, of the program or of its link.
+/// The programs for which the process has a descriptor, either of the program or of its link.
 pub(crate) fn programs_of(pid: u32) -> Result<Vec<ProgramInfo>> {
     let ids = ids(pid, "prog_id:")?;
     let is_its = |program: &Result<ProgramInfo, _>| program.as_ref().is_ok_and(|it| ids.contains(&it.id()));
     loaded_programs().filter(is_its).collect::<Result<_, _>>().context("cannot list BPF programs")
 }
 
-/// Maps of which the process has a descriptor, or that its programs use.
+/// The maps for which the process has a descriptor, or that its programs use.
 pub(crate) fn maps_of(pid: u32) -> Result<Vec<Map>> {
     let mut maps = ids(pid, "map_id:")?;
     for program in programs_of(pid)? {
@@ -45,12 +45,12 @@ fn map(id: u32) -> Result<Map> {
     })
 }
 
-/// The numbers that the descriptors of a process have under `name`, each once.
+/// The different numbers after `name` in the descriptors of a process.
 fn ids(pid: u32, name: &str) -> Result<BTreeSet<u32>> {
     let mut ids = BTreeSet::new();
     let path = format!("/proc/{pid}/fdinfo");
     for entry in fs::read_dir(&path).with_context(|| format!("cannot list {path}"))? {
-        // A descriptor may have been closed since.
+        // The process may have closed the descriptor since.
         let Ok(info) = fs::read_to_string(entry?.path()) else { continue };
         if let Some(id) = field(&info, name) {
             ids.insert(u32::try_from(id)?);
@@ -59,7 +59,7 @@ fn ids(pid: u32, name: &str) -> Result<BTreeSet<u32>> {
     Ok(ids)
 }
 
-/// The number behind `name` at the begin of a line.
+/// The number after `name`, where `name` begins a line.
 pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
@@ -70,7 +70,7 @@ mod tests {
     use super::field;
 
     #[test]
-    fn fields_are_found_at_the_begin_of_lines() {
+    fn fields_are_found_at_the_start_of_lines() {
         assert_eq!(field("x\nTCP: inuse 12 orphan 3\n", "TCP: inuse"), Some(12));
         assert_eq!(field("map_id:\t7\n", "map_id:"), Some(7));
         assert_eq!(field("x", "y"), None);

@@ -1,16 +1,17 @@
-//! `--check FILE`: has Steer become slower beside the direct connection than in a stored run?
+//! `--check FILE`: is Steer slower than in a stored run, compared with the direct connection?
 //!
-//! Ratios are compared, not figures, so the stored run may be of another hour; another machine has other ratios, too.
+//! The check compares ratios, not absolute values. So the stored run may be from another hour, but
+//! not from another machine: other machines have other ratios.
 
 use std::fmt::Write as _;
 
 use crate::results::{Params, Report};
 use crate::subjects::Kind;
 
-/// Changes below it are not worth a line, however sure they are.
+/// A smaller change is not reported, however certain it is.
 const LEAST: f64 = 0.05;
 
-/// What is compared, and whether more is better.
+/// The metrics that are compared, and whether more is better.
 const METRICS: [(&str, bool); 9] = [
     ("messages_per_s", true),
     ("requests_per_s", true),
@@ -23,25 +24,26 @@ const METRICS: [(&str, bool); 9] = [
     ("bytes_per_stream", false),
 ];
 
-/// Ratios to the direct connection, round by round where there are rounds; of what the direct connection has not, the
-/// figures themselves.
+/// A ratio to the direct connection, for each round if there are rounds. The value itself if the
+/// direct connection does not have the metric.
 #[derive(Debug, Clone, PartialEq)]
 struct Ratio {
-    /// Of the medians.
+    /// The ratio of the medians.
     value: f64,
-    /// The middle half of the rounds.
+    /// The bounds of the middle half of the rounds.
     low: f64,
     high: f64,
 }
 
-/// What became worse: one line for each; empty if nothing did. Counts what was compared.
+/// What became worse: one line for each, none if nothing did. Also how many values were compared.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     pub(crate) compared: usize,
     pub(crate) regressions: Vec<String>,
 }
 
-/// A regression is worse by more than [`LEAST`], with the middle halves of the rounds apart.
+/// A regression is worse by more than [`LEAST`], and the middle halves of the rounds do not
+/// overlap.
 pub(crate) fn compare(stored: &Report, now: &Report) -> Verdict {
     let mut verdict = Verdict::default();
     for case in now.cases() {
@@ -68,7 +70,7 @@ fn line(case: (&str, &Params), kind: Kind, metric: &str, before: &Ratio, after: 
     let mut text = case.0.to_owned();
     for (name, value) in case.1 {
         // Writing to a string cannot fail.
-        let _written = write!(text, " {name}={value}");
+        write!(text, " {name}={value}").ok();
     }
     let change = (after.value / before.value - 1.0) * 100.0;
     format!(
@@ -84,14 +86,14 @@ fn ratio(report: &Report, case: (&str, &Params), kind: Kind, metric: &str) -> Op
         let (low, high) = middle_half(steer.runs.clone())?;
         return Some(Ratio { value: steer.median, low, high });
     };
-    // Interleaved: the two of a round had the same weather.
+    // Both values of a round were measured shortly after each other, under the same conditions.
     let by_round = steer.runs.iter().zip(&direct.runs).map(|(steer, direct)| steer / direct).collect();
     let (low, high) = middle_half(by_round)?;
     let value = steer.median / direct.median;
     value.is_finite().then_some(Ratio { value, low, high })
 }
 
-/// The least and the greatest without the lower and the upper quarter.
+/// The least and the greatest value without the lower and the upper quarter.
 fn middle_half(mut values: Vec<f64>) -> Option<(f64, f64)> {
     values.retain(|value| value.is_finite());
     values.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! From the runs of a case to its series.
+//! Turns the runs of a case into its series.
 
 use crate::plan::Case;
 use crate::results::{Series, median};
@@ -9,20 +9,20 @@ use crate::subjects::Kind;
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
     pub(crate) measured: Measured,
-    /// See `spliced`.
+    /// See module `spliced`.
     pub(crate) spliced_percent: Option<f64>,
     pub(crate) splice_us: Option<f64>,
 }
 
 impl Run {
-    /// Share of the machine's time that the hypervisor gave to others.
+    /// The share of the machine's time that the hypervisor gave to other guests.
     pub(crate) fn steal_percent(&self) -> f64 {
         let cpu = &self.measured.machine;
         let all = cpu.user + cpu.system + cpu.interrupts + cpu.idle + cpu.steal;
         if all > 0.0 { cpu.steal / all * 100.0 } else { 0.0 }
     }
 
-    /// Operations per second; of bulk: Gbit per second.
+    /// Operations per second. For bulk: Gbit per second.
     pub(crate) fn rate(&self, work: Work) -> f64 {
         match work {
             Work::Bulk { .. } => self.measured.bytes as f64 * 8.0 / 1e9 / self.measured.seconds,
@@ -30,7 +30,7 @@ impl Run {
         }
     }
 
-    /// Milliseconds of all processors for 100,000 operations; of bulk: for 10^9 bytes.
+    /// Milliseconds of all processors for 100,000 operations. For bulk: for 10^9 bytes.
     fn cpu(&self, work: Work) -> f64 {
         let cpu = &self.measured.machine;
         let amount = match work {
@@ -63,7 +63,7 @@ pub(crate) fn series(case: &Case, runs: &[(Kind, Vec<Run>)]) -> Vec<Series> {
 
     let mut all = Vec::new();
     for (kind, runs) in runs.iter().filter(|(_, runs)| !runs.is_empty()) {
-        // A metric that a run lacks is missing as a whole.
+        // A metric that one run lacks is left out for all runs.
         let mut add = |metric, of: &dyn Fn(&Run) -> Option<f64>| {
             if let Some(values) = runs.iter().map(of).collect::<Option<Vec<_>>>() {
                 let steal = runs.iter().map(Run::steal_percent).collect();

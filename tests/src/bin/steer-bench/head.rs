@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use httparse::{EMPTY_HEADER, Header, Request, Response, Status};
 
-/// More than any proxy makes of ours.
+/// More headers than any proxy sends for our messages.
 const MAX_HEADERS: usize = 32;
 const MAX_BYTES: usize = 16 * 1024;
 
@@ -12,11 +12,11 @@ const MAX_BYTES: usize = 16 * 1024;
 pub(crate) struct Partial(Vec<u8>);
 
 impl Partial {
-    /// What `read` makes of the request that ends in `bytes`, and how many of them belong to its head; nothing if more
-    /// bytes are needed.
+    /// Appends `bytes` to the head. If a request's head is complete, returns the result of `read`
+    /// and how many of `bytes` belong to the head. `None` if more bytes are needed.
     ///
     /// # Errors
-    /// When it is not HTTP, is too long, or `read` fails.
+    /// When the bytes are not HTTP, the head is too long, or `read` fails.
     pub(crate) fn request<T>(
         &mut self,
         bytes: &[u8],
@@ -24,14 +24,14 @@ impl Partial {
     ) -> Result<Option<(T, usize)>> {
         self.head(bytes, |whole, headers| {
             let mut request = Request::new(headers);
-            Ok(match request.parse(whole).context("a request that is not HTTP")? {
+            Ok(match request.parse(whole).context("the request is not HTTP")? {
                 Status::Complete(size) => Some((read(&request)?, size)),
                 Status::Partial => None,
             })
         })
     }
 
-    /// The same for an answer.
+    /// The same for a response.
     ///
     /// # Errors
     /// As with [`Self::request`].
@@ -42,7 +42,7 @@ impl Partial {
     ) -> Result<Option<(T, usize)>> {
         self.head(bytes, |whole, headers| {
             let mut response = Response::new(headers);
-            Ok(match response.parse(whole).context("an answer that is not HTTP")? {
+            Ok(match response.parse(whole).context("the answer is not HTTP")? {
                 Status::Complete(size) => Some((read(&response)?, size)),
                 Status::Partial => None,
             })
@@ -60,7 +60,7 @@ impl Partial {
         }
         let whole = if known == 0 { bytes } else { &self.0 };
         let Some((value, size)) = parse(whole, &mut [EMPTY_HEADER; MAX_HEADERS])? else {
-            ensure!(whole.len() < MAX_BYTES, "a head of more than {MAX_BYTES} bytes");
+            ensure!(whole.len() < MAX_BYTES, "the head has more than {MAX_BYTES} bytes");
             if known == 0 {
                 self.0.extend_from_slice(bytes);
             }
@@ -71,15 +71,15 @@ impl Partial {
     }
 }
 
-/// The body's size as a head tells it; nothing: it does not.
+/// The body's size as the head tells it. `None` if the head does not tell it.
 ///
 /// # Errors
-/// When it is not a number, or the body is chunked: no side here does that.
+/// When the value is not a number, or the body is chunked: no side of the benchmark sends chunks.
 pub(crate) fn content_length(headers: &[Header<'_>]) -> Result<Option<usize>> {
-    ensure!(value(headers, "transfer-encoding").is_none(), "a chunked body");
+    ensure!(value(headers, "transfer-encoding").is_none(), "the body is chunked");
     let Some(length) = value(headers, "content-length") else { return Ok(None) };
     let length = std::str::from_utf8(length).ok().and_then(|it| it.parse().ok());
-    Ok(Some(length.context("a content-length that is no number")?))
+    Ok(Some(length.context("the content-length is not a number")?))
 }
 
 /// The value of the first header of this name.
@@ -92,23 +92,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_end_of_a_head_in_whatever_pieces() {
+    fn finds_the_end_of_a_head_in_pieces_of_any_size() {
         let head = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n";
         let read = |it: &Response<'_, '_>| content_length(it.headers);
         for at in 1..head.len() {
             let mut partial = Partial::default();
             let (first, second) = head.split_at(at);
-            assert!(partial.response(first, read).expect("so far good").is_none());
+            assert!(partial.response(first, read).expect("a valid start of a head").is_none());
             let bytes = [second, b"body"].concat();
-            let found = partial.response(&bytes, read).expect("a good head");
+            let found = partial.response(&bytes, read).expect("a valid head");
             assert_eq!(found, Some((Some(7), second.len())));
-            // Nothing is left for the next.
-            assert_eq!(partial.response(head, read).expect("a good head"), Some((Some(7), head.len())));
+            // No bytes of the first head are left for the next one.
+            assert_eq!(partial.response(head, read).expect("a valid head"), Some((Some(7), head.len())));
         }
     }
 
     #[test]
-    fn refuses_what_nobody_here_sends() {
+    fn refuses_heads_that_no_side_of_the_benchmark_sends() {
         let length = |bytes: &[u8]| Partial::default().request(bytes, |it| content_length(it.headers));
         assert!(length(b"GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n").is_err());
         assert!(length(b"GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n").is_err());

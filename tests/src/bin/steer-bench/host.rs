@@ -1,4 +1,4 @@
-//! The machine and what runs on it, as results tell it.
+//! The machine and its software, as the results describe them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -49,7 +49,7 @@ fn read(path: &str) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
 }
 
-/// The value of the first `NAME : VALUE`.
+/// The value of the first line `NAME : VALUE`.
 fn field(text: &str, name: &str) -> Option<String> {
     let value = |line: &str| {
         line.strip_prefix(name)?.trim_start().strip_prefix(':').map(str::trim).map(str::to_owned)

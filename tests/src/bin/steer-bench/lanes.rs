@@ -1,4 +1,5 @@
-//! The network of the benchmark: one lane for each subject, all between the same clients and the same endpoint.
+//! The network of the benchmark: one lane for each subject, all between the same clients and the
+//! same endpoint.
 //!
 //! ```text
 //!              ┌─ 10.72.1.2 ── 10.72.1.1  lane 1 (direct)        10.73.1.1 ── 10.73.1.2 ─┐
@@ -6,9 +7,10 @@
 //!              └─ ...                                                                    ┘
 //! ```
 //!
-//! Each lane is a namespace with two veth pairs with the kernel's default offloads: devices `clients` and `endpoint`
-//! in the lane, `lane1`, `lane2` ... at the other ends. So nobody's BPF programs, sockets or memory are on the way of
-//! somebody else's packets, and the direct connection crosses as many links as the others.
+//! Each lane is a namespace with two veth pairs with the kernel's default offloads: devices
+//! `clients` and `endpoint` in the lane, `lane1`, `lane2` ... at the other ends. So the packets of
+//! one subject meet no BPF programs, sockets or memory of another subject. The direct connection
+//! crosses as many links as the others.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -23,15 +25,15 @@ use tempfile::TempDir;
 
 use crate::subjects::Kind;
 
-/// Begins the names of the benchmark's namespaces.
+/// The start of the names of the benchmark's namespaces.
 const PREFIX: &str = "steer-bench";
 /// Where proxies listen.
 pub(crate) const LISTEN_PORT: u16 = 8080;
-/// The three endpoints of the ring: ports of one host.
+/// The three endpoints of the ring: three ports of one host.
 pub(crate) const ENDPOINT_PORTS: [u16; 3] = [3000, 3001, 3002];
 const LISTENING_WITHIN: Duration = Duration::from_secs(10);
 
-/// All namespaces; they go away together.
+/// All namespaces. They are removed together.
 #[derive(Debug)]
 pub(crate) struct Lanes {
     pub(crate) clients: NetNs,
@@ -40,7 +42,7 @@ pub(crate) struct Lanes {
     directory: TempDir,
 }
 
-/// The way of one subject.
+/// The network path of one subject.
 #[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) kind: Kind,
@@ -49,7 +51,7 @@ pub(crate) struct Lane {
 }
 
 impl Lanes {
-    /// One lane for each of `kinds`; removes what crashed runs have left first.
+    /// Makes one lane for each of `kinds`, after it has removed what crashed runs left.
     pub(crate) fn new(kinds: &[Kind]) -> Result<Self> {
         netns::remove_leftovers(PREFIX)?;
         let (clients, endpoint) = (NetNs::new(PREFIX, "clients")?, NetNs::new(PREFIX, "endpoint")?);
@@ -70,7 +72,7 @@ impl Lanes {
         lane.with_context(|| format!("{kind} has no lane"))
     }
 
-    /// For logs and configuration files; goes away with the lanes.
+    /// For logs and configuration files. It is removed with the lanes.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -91,7 +93,8 @@ impl Lane {
         Ok(lane)
     }
 
-    /// A veth pair: `device` with the address `near` here, `laneN` with `far` in the other namespace.
+    /// Makes a veth pair: `device` with the address `near` in this lane, `laneN` with `far` in the
+    /// namespace `other`.
     fn join(&self, device: &str, other: &NetNs, near: Ipv4Addr, far: Ipv4Addr) -> Result<()> {
         let there = format!("lane{}", self.number);
         let pair = ["link", "add", device, "type", "veth", "peer", "name", &there, "netns", other.name()];
@@ -108,12 +111,12 @@ impl Lane {
         Ipv4Addr::new(10, 72, self.number, 2)
     }
 
-    /// The lane's address on the clients' side.
+    /// The lane's own address on the clients' side.
     pub(crate) fn front(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 72, self.number, 1)
     }
 
-    /// The lane's address on the endpoint's side.
+    /// The lane's own address on the endpoint's side.
     fn back(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 73, self.number, 1)
     }
@@ -123,17 +126,17 @@ impl Lane {
         Ipv4Addr::new(10, 73, self.number, 2)
     }
 
-    /// Where this lane's proxy listens.
+    /// The address on which this lane's proxy listens.
     pub(crate) fn listen(&self) -> SocketAddr {
         (self.front(), LISTEN_PORT).into()
     }
 
-    /// The three endpoints.
+    /// The addresses of the three endpoints.
     pub(crate) fn endpoints(&self) -> [SocketAddr; 3] {
         ENDPOINT_PORTS.map(|port| (self.server(), port).into())
     }
 
-    /// Where the load generator connects to.
+    /// The addresses to which the load generator connects.
     pub(crate) fn targets(&self) -> Vec<SocketAddr> {
         match self.kind {
             Kind::Direct => self.endpoints().to_vec(),
@@ -147,29 +150,30 @@ fn network(address: Ipv4Addr) -> String {
     format!("{a}.{b}.{c}.0/24")
 }
 
-/// Settings that thousands of connections a second need, the same everywhere. The ports of connections stay the kernel's
-/// default in the lanes, because the packet splice lives on those outside it.
+/// Settings for thousands of connections a second, the same in all namespaces. In the lanes, the
+/// range of local ports stays the kernel's default, because the packet splice uses the ports
+/// outside that range.
 fn allow_many_connections(netns: &NetNs) -> Result<()> {
     netns.sysctl("net.core.somaxconn", "16384")?;
     netns.sysctl("net.ipv4.tcp_max_syn_backlog", "16384")?;
-    // A tuple may be used again a second after its connection was closed.
+    // A tuple may be used again one second after its connection was closed.
     netns.sysctl("net.ipv4.tcp_tw_reuse", "1")
 }
 
-/// The endpoint's processes, until the guard is dropped.
+/// The processes of the endpoint. They run until the guard is dropped.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     processes: Vec<Process>,
 }
 
 impl Endpoint {
-    /// One process that listens on all three ports: what most measurements want, since it competes least with the
-    /// proxies for the processors.
+    /// Starts one process that listens on all three ports. Most measurements use this, because one
+    /// process competes least with the proxies for the processors.
     pub(crate) fn start(lanes: &Lanes) -> Result<Self> {
         Self::start_each(lanes, &[&ENDPOINT_PORTS])
     }
 
-    /// One process for each port, for more connections than one may have descriptors.
+    /// Starts one process for each port, for more connections than one process has descriptors.
     pub(crate) fn start_three(lanes: &Lanes) -> Result<Self> {
         let [a, b, c] = ENDPOINT_PORTS;
         Self::start_each(lanes, &[&[a], &[b], &[c]])
@@ -195,7 +199,7 @@ impl Endpoint {
     }
 
     /// # Errors
-    /// With what a process that has ended said last.
+    /// When a process has ended; the error has its last output.
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
         self.processes.iter_mut().try_for_each(Process::ensure_running)
     }

@@ -1,4 +1,5 @@
-//! One connection of the load or of the endpoint: a socket that never blocks, and what it would not take yet.
+//! One connection of the load or of the endpoint: a nonblocking socket, and the bytes that the
+//! socket did not take yet.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
@@ -10,25 +11,27 @@ use crate::ws;
 /// The payload of a frame of bulk, in bytes.
 pub(crate) const BULK_FRAME: usize = 64 * 1024;
 
-/// Bytes that are asked for at once. As much as the L2 cache keeps beside what else is in use.
+/// How many bytes one read asks for. So many stay in the L2 cache beside everything else in use.
 pub(crate) const READ: usize = 128 * 1024;
 
-/// How many reads or writes a connection may do in a row before the others have their turn.
+/// How many reads or writes a connection may do in a row. Then the other connections have their
+/// turn.
 pub(crate) const TURN: usize = 4;
 
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) socket: TcpStream,
-    /// What was sent while the socket took nothing.
+    /// Bytes that were sent while the socket did not take them.
     unsent: Vec<u8>,
-    /// How much of `unsent` has gone.
+    /// How many bytes of `unsent` the socket has taken.
     gone: usize,
-    /// Whether there is no use in writing before the poll says so.
+    /// Whether a write is useless until the poll reports the socket.
     blocked: bool,
 }
 
 impl Link {
-    /// A connection that is being made: what is sent waits for the poll to say that it is there.
+    /// A connection that is not established yet. Bytes that are sent wait until the poll reports
+    /// that it is.
     pub(crate) fn connecting(socket: TcpStream) -> Self {
         Self { socket, unsent: Vec::new(), gone: 0, blocked: true }
     }
@@ -37,7 +40,7 @@ impl Link {
         Self { blocked: false, ..Self::connecting(socket) }
     }
 
-    /// Sends all of `bytes`, now or, what the socket does not take, when [`Self::flush`] is called.
+    /// Sends all of `bytes`. Bytes that the socket does not take now are sent by [`Self::flush`].
     ///
     /// # Errors
     /// When the connection is broken.
@@ -47,7 +50,8 @@ impl Link {
         Ok(())
     }
 
-    /// Sends as much of `bytes` as the socket takes, after what is unsent, and says how much that was.
+    /// Sends what is unsent, then as much of `bytes` as the socket takes. Returns how many of
+    /// `bytes` that were.
     ///
     /// # Errors
     /// When the connection is broken.
@@ -60,7 +64,7 @@ impl Link {
         Ok(taken)
     }
 
-    /// To be called when the poll says that the socket takes bytes: sends what is unsent.
+    /// Sends what is unsent. To be called when the poll says that the socket takes bytes.
     ///
     /// # Errors
     /// When the connection is broken.
@@ -79,7 +83,8 @@ impl Link {
         Ok(())
     }
 
-    /// Reads what there is, 0 at the end; nothing if there is nothing yet.
+    /// Reads the bytes that are there, 0 at the end of the stream. `None` if no bytes are there
+    /// yet.
     ///
     /// # Errors
     /// When the connection is broken.
@@ -87,7 +92,7 @@ impl Link {
         unless_blocked(|| self.socket.read(buffer))
     }
 
-    /// Tells the peer that nothing will follow.
+    /// Tells the peer that no more bytes will follow.
     ///
     /// # Errors
     /// When the connection is broken.
@@ -110,14 +115,14 @@ fn unless_blocked(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<Opt
 /// Sends frames of [`BULK_FRAME`] without end.
 #[derive(Debug, Default)]
 pub(crate) struct Source {
-    /// How much of the current frame has gone.
+    /// How many bytes of the current frame were sent.
     gone: usize,
 }
 
 impl Source {
-    /// Sends `frame` over and over while the socket takes it and it is this connection's turn. `between` is called before
-    /// each and may send something else. Returns whether the turn ended first, so that the poll will not say that more
-    /// can be sent.
+    /// Sends `frame` again and again while the socket takes bytes and it is this connection's turn.
+    /// `between` is called before each frame and may send something else. Returns whether the turn
+    /// ended first. If so, the poll will not report that the socket takes more.
     ///
     /// # Errors
     /// When the connection is broken.

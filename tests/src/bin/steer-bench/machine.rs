@@ -1,4 +1,4 @@
-//! What the machine and its processes did with their CPU time.
+//! How the machine and its processes spent their CPU time.
 
 use std::fs;
 use std::io;
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::spec::MachineCpu;
 
-/// `/proc/stat` at one moment, in ticks of `CLK_TCK` since boot, all CPUs together.
+/// `/proc/stat` at one moment, in ticks of `CLK_TCK` since boot, summed over all CPUs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cpu {
     user: u64,
@@ -19,14 +19,15 @@ pub(crate) struct Cpu {
 
 impl Cpu {
     /// # Errors
-    /// When `/proc/stat` cannot be read or is not as proc(5) says.
+    /// When `/proc/stat` cannot be read or does not have the form of proc(5).
     pub(crate) fn now() -> Result<Self> {
         let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
         let line = text.lines().next().unwrap_or_default();
         Self::parse(line).with_context(|| format!("/proc/stat begins with {line:?}"))
     }
 
-    /// `cpu  user nice system idle iowait irq softirq steal guest guest_nice`; guest time is in user's already.
+    /// `cpu  user nice system idle iowait irq softirq steal guest guest_nice`; `user` includes
+    /// `guest`.
     fn parse(line: &str) -> Option<Self> {
         let mut ticks = line.strip_prefix("cpu ")?.split_whitespace().map(str::parse);
         let mut next = || ticks.next()?.ok();
@@ -36,7 +37,7 @@ impl Cpu {
         Some(Self { user: user + nice, system, interrupts: irq + softirq, idle: idle + iowait, steal })
     }
 
-    /// What was added since `before`.
+    /// The time that was spent since `before`.
     pub(crate) fn since(&self, before: &Self) -> MachineCpu {
         // The kernel's idle time may go back by a tick.
         let ms = |now: u64, before: u64| now.saturating_sub(before) as f64 * 1000.0 / ticks_per_second();
@@ -56,24 +57,26 @@ fn ticks_per_second() -> f64 {
     ticks as f64
 }
 
-/// The CPU time that process `pid` has used since its start, all its threads together, also those that have ended, in
-/// milliseconds. Taken from the process' own clock: exact, not in ticks.
+/// The CPU time that process `pid` has used since its start, in milliseconds. It includes all
+/// threads, also those that have ended. It is read from the CPU clock of the process, which does
+/// not count in ticks.
 ///
 /// # Errors
 /// When there is no such process.
 pub(crate) fn process_ms(pid: u32) -> Result<f64> {
     let pid_t = libc::pid_t::try_from(pid).context("not a process id")?;
     let mut clock = 0;
-    // SAFETY: `clock` is a valid place for the clock's id.
+    // SAFETY: `clock` is valid memory for the clock's id.
     let error = unsafe { libc::clock_getcpuclockid(pid_t, &raw mut clock) };
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error))
-            .with_context(|| format!("no clock of process {pid}"));
+            .with_context(|| format!("process {pid} has no CPU clock"));
     }
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid place for a timespec.
+    // SAFETY: `time` is valid memory for a timespec.
     if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
-        return Err(io::Error::last_os_error()).with_context(|| format!("no CPU time of process {pid}"));
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("cannot read the CPU time of process {pid}"));
     }
     Ok(time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6)
 }
@@ -81,19 +84,20 @@ pub(crate) fn process_ms(pid: u32) -> Result<f64> {
 /// Nanoseconds of `CLOCK_MONOTONIC`, the same in all processes of the machine.
 pub(crate) fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid place for a timespec. The clock always exists, so the call cannot fail.
+    // SAFETY: `time` is valid memory for a timespec. The clock always exists, so the call cannot
+    // fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    // Time since boot is not negative.
+    // The time since boot is not negative.
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
-/// Lets this process have as many descriptors as it is allowed to, and says how many that are.
+/// Raises this process' limit of descriptors to the hard limit, and returns it.
 ///
 /// # Errors
 /// When the limit can be neither read nor set.
 pub(crate) fn raise_descriptor_limit() -> Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is a valid place for an rlimit.
+    // SAFETY: `limit` is valid memory for an rlimit.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
         return Err(io::Error::last_os_error()).context("cannot read the limit of descriptors");
     }

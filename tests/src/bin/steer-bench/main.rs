@@ -1,9 +1,10 @@
-//! The benchmark behind `cargo xtask bench`: Steer on each of its paths beside a direct connection, HAProxy, nginx
-//! and Envoy, under the same load, interleaved in one run.
+//! The benchmark that `cargo xtask bench` runs. It measures Steer on each of its paths, a direct
+//! connection, HAProxy, nginx and Envoy, under the same load, in turns within one run.
 //!
-//! The runner lays out the network (`lanes`), starts the subjects (`subjects`) and goes through the plan (`plan`,
-//! `rounds`); the load (`load`, `watch`) and the endpoint (`serve`) are processes of their own, started from this same binary
-//! inside their namespaces, so that their descriptors and their CPU time are not the runner's.
+//! The runner lays out the network (`lanes`), starts the subjects (`subjects`) and works through
+//! the plan (`plan`, `rounds`). The load (`load`, `watch`) and the endpoint (`serve`) are separate
+//! processes. The runner starts them from this same binary inside their namespaces, so that their
+//! descriptors and their CPU time are separate from the runner's.
 
 mod bpf;
 mod check;
@@ -69,11 +70,12 @@ struct Options {
     /// More and longer rounds, for numbers to publish
     #[arg(long)]
     full: bool,
-    /// Only cases whose names begin so: echo, echo/100x64, bulk, fan_out, upgrades, polling, memory, programs,
-    /// outlive
+    /// Only cases whose names begin so: echo, echo/100x64, bulk, fan_out, upgrades, polling,
+    /// memory, programs, outlive
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
-    /// Only these beside the direct connection: steer-packet, steer-sockmap, steer-relay, haproxy, nginx, envoy
+    /// Only these beside the direct connection: steer-packet, steer-sockmap, steer-relay, haproxy,
+    /// nginx, envoy
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = kind)]
     peers: Vec<Kind>,
     /// Rounds of each case
@@ -85,7 +87,8 @@ struct Options {
     /// Write the results
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Make the plots and tables under docs/ from these results, or from those of FILE without measuring
+    /// Make the plots and tables under docs/ from these results, or from those of FILE without
+    /// measuring
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     report: Option<Option<PathBuf>>,
     /// Compare with the results in FILE; regressions are printed and make the exit code 1
@@ -93,23 +96,23 @@ struct Options {
     check: Option<PathBuf>,
 }
 
-/// The parts that run in processes of their own.
+/// The parts that run as separate processes.
 #[derive(Debug, Subcommand)]
 enum Part {
     /// One run of the load generator
     #[command(hide = true)]
     Load { json: String },
-    /// The endpoint
+    /// The endpoint that all subjects connect to
     #[command(hide = true)]
     Serve { ports: Vec<u16> },
-    /// The streams and connections that see a restart
+    /// The streams and connections of the outlive cases, which meet restarts
     #[command(hide = true)]
     Watch { targets: Vec<SocketAddr> },
 }
 
 fn kind(name: &str) -> Result<Kind, String> {
     let names = || Kind::ALL.map(Kind::name).join(", ");
-    Kind::named(name).ok_or_else(|| format!("there is no {name}; there are: {}", names()))
+    Kind::named(name).ok_or_else(|| format!("there is no subject {name}; there are: {}", names()))
 }
 
 fn main() -> ExitCode {
@@ -127,18 +130,19 @@ fn main() -> ExitCode {
 }
 
 fn load_once(json: &str) -> Result<ExitCode> {
-    let load = serde_json::from_str(json).context("this is no load")?;
+    let load = serde_json::from_str(json).context("the argument does not describe a load")?;
     println!("{}", serde_json::to_string(&load::run(&load)?)?);
     Ok(ExitCode::SUCCESS)
 }
 
 fn bench(options: &Options) -> Result<ExitCode> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the tests lie in the workspace")?;
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package has no parent directory")?;
     if let Some(Some(stored)) = &options.report {
         report::write(&Report::read(stored)?, root)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // Read first: what is wrong with it should be known before an hour of measuring.
+    // Reads the stored results first, so that an error in them shows before an hour of measuring.
     let stored = options.check.as_deref().map(Report::read).transpose()?;
     let plan = options.plan()?;
     let report = measure(&plan)?;
@@ -181,7 +185,7 @@ fn measure(plan: &Plan) -> Result<Report> {
     );
     let begin = Instant::now();
     stop_between_runs()?;
-    // Children inherit it.
+    // Children inherit the limit.
     let descriptors = machine::raise_descriptor_limit()?;
     let found = Programs::find()?;
     let lanes = Lanes::new(&plan.subjects)?;
@@ -211,14 +215,16 @@ fn measure(plan: &Plan) -> Result<Report> {
     Ok(Report { host, results, left_out })
 }
 
-/// Makes SIGINT and SIGTERM end the benchmark between two runs, so that nothing is left behind.
+/// Makes SIGINT and SIGTERM end the benchmark between two runs, so that all processes and
+/// namespaces are removed.
 fn stop_between_runs() -> Result<()> {
     extern "C" fn interrupt(_signal: libc::c_int) {
         INTERRUPTED.store(true, Ordering::Relaxed);
     }
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let handler = interrupt as extern "C" fn(libc::c_int) as libc::sighandler_t;
-        // SAFETY: the handler only stores an atomic, which is safe at any moment. Children do not inherit it over exec.
+        // SAFETY: the handler only stores an atomic, which is safe at any moment. Children do not
+        // inherit the handler over exec.
         let before = unsafe { libc::signal(signal, handler) };
         anyhow::ensure!(before != libc::SIG_ERR, std::io::Error::last_os_error());
     }

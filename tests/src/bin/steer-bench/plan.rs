@@ -13,7 +13,7 @@ use crate::subjects::Kind;
 /// How thorough a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {
-    /// Within four minutes: the cases that say most, without Steer's other two paths.
+    /// At most four minutes: the most important cases, without Steer's two other paths.
     Quick,
     Standard,
     Full,
@@ -54,11 +54,11 @@ pub(crate) struct Case {
     pub(crate) work: Work,
     pub(crate) workload: &'static str,
     pub(crate) params: Params,
-    /// Short, unique; begins with the workload.
+    /// Short and unique. It begins with the name of the workload.
     pub(crate) name: String,
 }
 
-/// All of a run of the benchmark.
+/// Everything that one run of the benchmark measures.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) profile: Profile,
@@ -71,13 +71,14 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Cases are chosen by the beginnings of their names in `only` (all if it is empty), subjects by `peers`, to which the
-    /// direct connection is added.
+    /// Chooses cases whose names begin with an element of `only` (all cases if it is empty), and
+    /// the subjects `peers`. The direct connection is always added.
     ///
     /// # Errors
-    /// When a name means nothing.
+    /// When an element of `only` matches no case.
     pub(crate) fn new(profile: Profile, size: Size, only: &[String], peers: &[Kind]) -> Result<Self> {
-        // What an expert asks for by name is there in every profile, if only in the long one by itself.
+        // A case that is asked for by name is found in every profile, even if only the long profile
+        // has it by default.
         let all = cases(Profile::Standard);
         let extra: Vec<_> = ["memory", "programs"].into_iter().chain(Event::ALL.map(Event::name)).collect();
         for name in only {
@@ -115,19 +116,21 @@ impl Plan {
         })
     }
 
-    /// Runs of the load generator, without those of `memory`, `programs` and `outlive`.
+    /// The number of runs of the load generator, without those of `memory`, `programs` and
+    /// `outlive`.
     pub(crate) fn runs(&self) -> usize {
         self.cases.len() * self.size.rounds * self.subjects.len()
     }
 
-    /// What one run takes, roughly: the start of the generator, opening, warm-up, span, and the end of the streams.
+    /// The approximate time of one run: the start of the generator, opening, warm-up, span, and the
+    /// end of the streams.
     pub(crate) fn duration_of(&self, case: &Case) -> Duration {
         let connections = u32::try_from(case.connections()).unwrap_or(u32::MAX);
         let around = Duration::from_millis(350) + connections * Duration::from_micros(300);
         self.size.warm_up + self.size.span + around
     }
 
-    /// What the whole run takes, roughly.
+    /// The approximate time of everything.
     pub(crate) fn duration(&self) -> Duration {
         let each = u32::try_from(self.size.rounds * self.subjects.len()).unwrap_or(u32::MAX);
         let loads: Duration = self.cases.iter().map(|case| self.duration_of(case) * each).sum();
@@ -195,7 +198,7 @@ impl Case {
         }
     }
 
-    /// Workload and parameters, as in results.
+    /// The workload and its parameters, as in results.
     pub(crate) const fn key(&self) -> (&'static str, &Params) {
         (self.workload, &self.params)
     }
@@ -243,7 +246,8 @@ fn cases(profile: Profile) -> Vec<Case> {
         &[(Method::Get, 200), (Method::Post, 200), (Method::Get, 16 * 1024), (Method::Post, 16 * 1024)]
     };
     let echo = echo.iter().map(|&(connections, bytes)| Work::Echo { connections, bytes, rate: None });
-    // Fewer than the slowest can do, so that all do the same and what differs is the processor time.
+    // A rate that even the slowest subject reaches. So all subjects do the same work, and only
+    // their processor time differs.
     let paced = (!quick).then_some(Work::Echo { connections: 100, bytes: 64, rate: Some(20_000) });
     let bulk = bulk.iter().map(|&(streams, direction)| Work::Bulk { streams, direction });
     let fan_out = (!quick).then_some(Work::FanOut { connections: 5000, active: 50, bytes: 64 });
@@ -270,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_unique_and_choose() {
+    fn names_are_unique_and_choose_cases() {
         let all = plan(Profile::Full, &[], &[]).unwrap();
         let mut names: Vec<_> = all.cases.iter().map(|case| &case.name).collect();
         names.sort();

@@ -1,7 +1,9 @@
-//! What a packet costs in each BPF program of the packet splice, under load: the kernel's own measurement
-//! (`kernel.bpf_stats_enabled`), which itself adds some tens of nanoseconds to each packet.
+//! The time that each BPF program of the packet splice takes for a packet, under load. The kernel
+//! measures it (`kernel.bpf_stats_enabled`). The measurement itself adds some tens of nanoseconds
+//! to each packet.
 //!
-//! A packet is what a program sees: with the default offloads of veth up to 64 KiB of a bulk stream.
+//! A packet is what a program sees: with the default offloads of veth, up to 64 KiB of a bulk
+//! stream.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -22,8 +24,8 @@ use crate::spec::{Way, Work};
 use crate::subjects::{Kind, Subject};
 
 const WARM_UP: Duration = Duration::from_millis(500);
-/// From the start of the load generator to the first look, and from the last look to the end of the span, at least: for
-/// its own start and the opening of the streams.
+/// The least time from the start of the load generator to the first reading, and from the last
+/// reading to the end of the span. The generator starts and opens its streams in this time.
 const MARGIN: Duration = Duration::from_millis(200);
 
 const LOADS: [(&str, Work); 5] = [
@@ -34,17 +36,18 @@ const LOADS: [(&str, Work); 5] = [
     ("bulk, 8 streams", Work::Bulk { streams: 8, direction: Way::Both }),
 ];
 
-/// Loads `subject`, which is [`Kind::SteerPacket`], with the endpoint running.
+/// Puts load on `subject`, which is [`Kind::SteerPacket`]. The endpoint is running.
 ///
 /// # Errors
-/// When the user interrupts it, or the kernel does not count. A load that fails is left out, with the reason.
+/// When the user interrupts the measurement, or the kernel does not count. A load that fails is
+/// left out, with the reason.
 pub(crate) fn run(lanes: &Lanes, subject: &Subject<'_>, profile: Profile) -> Result<Outcome> {
     let (rounds, span) = match profile {
         Profile::Quick => (1, Duration::from_secs(1)),
         Profile::Standard => (3, Duration::from_secs(1)),
         Profile::Full => (5, Duration::from_secs(2)),
     };
-    // The kernel counts until this is closed.
+    // The kernel counts until this descriptor is closed.
     let _counting = enable_stats(Stats::RunTime).context("the kernel does not count the time of programs")?;
     let mut outcome = Outcome::default();
     let mut values: BTreeMap<(usize, String), Vec<Value>> = BTreeMap::new();
@@ -69,14 +72,15 @@ pub(crate) fn run(lanes: &Lanes, subject: &Subject<'_>, profile: Profile) -> Res
     Ok(outcome)
 }
 
-/// Of one run.
+/// The result of one run.
 struct Value {
     ns_per_packet: f64,
     packets_per_s: f64,
     steal_percent: f64,
 }
 
-/// Loads the subject once, and looks at its programs twice meanwhile. Programs without packets are left out.
+/// Puts load on the subject once, and reads the counters of its programs twice meanwhile. Programs
+/// without packets are left out.
 fn once(lanes: &Lanes, subject: &Subject<'_>, work: Work, span: Duration) -> Result<Vec<(String, Value)>> {
     let pid = subject.steer().context("only Steer has BPF programs")?.pid();
     let load = subject.load(work, WARM_UP, span)?;
@@ -87,11 +91,13 @@ fn once(lanes: &Lanes, subject: &Subject<'_>, work: Work, span: Duration) -> Res
             thread::sleep(span - 2 * MARGIN);
             Ok((before, counts(pid)?))
         });
-        // The generator ends with the thread that starts it, which therefore is this one.
+        // The kernel kills the generator when the thread that started it ends, so this thread
+        // starts it.
         let measured = run::load(lanes, subject, &load);
         (looks.join(), measured)
     });
-    let (before, after) = counts.map_err(|_| anyhow::anyhow!("the look at the programs panicked"))??;
+    let (before, after) =
+        counts.map_err(|_| anyhow::anyhow!("the thread that reads the programs' counters panicked"))??;
     let run = Run { measured: measured?, spliced_percent: None, splice_us: None };
     anyhow::ensure!(run.measured.errors == 0, "{} connections or messages failed", run.measured.errors);
     subject.wait_until_quiet(lanes)?;
@@ -108,14 +114,14 @@ fn once(lanes: &Lanes, subject: &Subject<'_>, work: Work, span: Duration) -> Res
     Ok(after.into_iter().filter_map(value).collect())
 }
 
-/// Of a program since it was loaded.
+/// The counters of a program since the program was loaded.
 struct Count {
     at: Instant,
     runs: u64,
     time: Duration,
 }
 
-/// By the program's name.
+/// The counters, by name of the program.
 fn counts(pid: u32) -> Result<BTreeMap<String, Count>> {
     let count = |program: aya::programs::ProgramInfo| {
         let name = program.name_as_str().unwrap_or("?").to_owned();

@@ -1,4 +1,4 @@
-//! What is measured, as `--json` writes it and `--report` and `--check` read it.
+//! The results, which `--json` writes, and which `--report` and `--check` read.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,14 +16,14 @@ pub(crate) struct Report {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Host {
-    /// Seconds since 1970, UTC, at the start.
+    /// The start of the run, in seconds since 1970 (UTC).
     pub(crate) started: u64,
-    /// How long all of it took.
+    /// The duration of the whole run.
     pub(crate) took_seconds: u64,
     /// `quick`, `standard` or `full`.
     pub(crate) profile: String,
     pub(crate) rounds: usize,
-    /// What is measured in each round, after the warm-up.
+    /// The time that is measured in each round, after the warm-up.
     pub(crate) span_seconds: f64,
     pub(crate) kernel: String,
     pub(crate) cpu: String,
@@ -31,17 +31,18 @@ pub(crate) struct Host {
     pub(crate) memory_bytes: u64,
     /// The limit of open descriptors that every process had.
     pub(crate) descriptors: u64,
-    /// Of the time of all CPUs, over all runs that count.
+    /// The share of the CPU time of all CPUs, over all runs that count.
     pub(crate) steal_percent: f64,
-    /// Runs that were repeated because too much was stolen.
+    /// Runs that were repeated because too much CPU time was stolen.
     pub(crate) repeated_runs: u64,
     /// `haproxy` -> `HAProxy version 2.6.12-1+deb12u3 ...`
     pub(crate) versions: BTreeMap<String, String>,
-    /// The configuration of each subject, whole.
+    /// The whole configuration of each subject.
     pub(crate) configs: BTreeMap<String, String>,
 }
 
-/// A load: `connections`, `bytes`, `direction`, `method` ..., as far as the workload has them.
+/// The parameters of a load: `connections`, `bytes`, `direction`, `method` ..., those that the
+/// workload has.
 pub(crate) type Params = BTreeMap<String, Value>;
 
 /// One metric of one subject under one load.
@@ -56,10 +57,10 @@ pub(crate) struct Series {
     ///
     /// | metric | |
     /// |---|---|
-    /// | `messages_per_s`, `requests_per_s`, `upgrades_per_s`, `gbit_per_s` | rate; of bulk, payload of both directions |
+    /// | `messages_per_s`, `requests_per_s`, `upgrades_per_s`, `gbit_per_s` | rate; for bulk: payload of both directions |
     /// | `p50_us`, `p99_us`, `p999_us` | latency |
     /// | `cpu_ms_per_100k`, `cpu_ms_per_gb` | machine-wide user, system and interrupt time per 100,000 operations, or 10^9 bytes |
-    /// | `proxy_cpu_ms_per_100k`, `proxy_cpu_ms_per_gb` | the same less the median of the direct connection: what the proxy adds |
+    /// | `proxy_cpu_ms_per_100k`, `proxy_cpu_ms_per_gb` | the same minus the median of the direct connection: what the proxy adds |
     /// | `process_cpu_ms` | user and system time of the proxy's processes, per second |
     /// | `spliced_percent` | `steer-packet`: streams of the run that the kernel took over |
     /// | `splice_us` | `steer-packet`: from the 101 to the splice, median |
@@ -69,7 +70,7 @@ pub(crate) struct Series {
     pub(crate) median: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
-    /// By round.
+    /// One value for each round.
     pub(crate) runs: Vec<f64>,
     /// Share of the CPU time stolen in each run, in percent.
     pub(crate) steal_percent: Vec<f64>,
@@ -88,7 +89,7 @@ impl Report {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&bytes)
-            .with_context(|| format!("{} is no result of this bench", path.display()))
+            .with_context(|| format!("{} is not a results file of this benchmark", path.display()))
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
@@ -96,7 +97,7 @@ impl Report {
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Every workload with its parameters, in the order in which they were measured.
+    /// Every workload with its parameters, in the order of measurement.
     pub(crate) fn cases(&self) -> Vec<(&str, &Params)> {
         let measured = self.results.iter().map(|series| (series.workload.as_str(), &series.params));
         let left_out = self.left_out.iter().map(|left| (left.workload.as_str(), &left.params));
@@ -109,7 +110,7 @@ impl Report {
         cases
     }
 
-    /// The series with this metric, of one case and subject.
+    /// The series of this metric, for one case and subject.
     pub(crate) fn series(&self, case: (&str, &Params), subject: &str, metric: &str) -> Option<&Series> {
         self.results.iter().find(|series| {
             (series.workload.as_str(), &series.params) == case
@@ -120,7 +121,8 @@ impl Report {
 }
 
 impl Series {
-    /// From the values of all rounds, of which there is at least one; `steal_percent` has one entry for each.
+    /// Makes a series from the values of all rounds. There is at least one round. `steal_percent`
+    /// has one entry for each.
     pub(crate) fn new(
         (workload, params): (&str, &Params),
         subject: &str,
@@ -142,7 +144,8 @@ impl Series {
     }
 }
 
-/// The middle value, or the mean of the two in the middle; 0 of nothing, which JSON can say.
+/// The middle value, or the mean of the two in the middle. 0 if there are no values, because JSON
+/// has no NaN.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! The interleaved run: for each case, for each round, every subject once.
+//! The run in turns: for each case and for each round, every subject runs once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,19 +14,20 @@ use crate::run;
 use crate::spliced::Counters;
 use crate::subjects::{Kind, Subject};
 
-/// A run of whose time more was stolen, in percent, is repeated.
-const ROBBED: f64 = 5.0;
-/// How often, at most; the least robbed one counts.
+/// A run is repeated if more of the CPU time was stolen, in percent.
+const STEAL_LIMIT: f64 = 5.0;
+/// The most repeats. The run with the least stolen time counts.
 const REPEATS: usize = 2;
-/// What the quick profile may take, so that repeats do not make it slow.
+/// The longest time of the quick profile. Repeats must not make it slower.
 const QUICK_LIMIT: Duration = Duration::from_secs(215);
-/// Descriptors of a process besides two for each connection: listeners, epoll, kept connections, BPF maps.
+/// Descriptors of a process in addition to two for each connection: listeners, epoll, kept
+/// connections, BPF maps.
 const SPARE_DESCRIPTORS: usize = 300;
 
-/// Set when the user wants to stop; looked at between runs.
+/// Set when the user wants to stop. Checked between runs.
 pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// What came of all rounds.
+/// The results of all rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) series: Vec<Series>,
@@ -41,7 +42,7 @@ impl Outcome {
         self.repeated_runs += other.repeated_runs;
     }
 
-    /// Says that a subject could not do a load, for which it gives the first line of `error`.
+    /// Notes that a subject could not do a load. The reason is the first line of `error`.
     pub(crate) fn leave_out(
         &mut self,
         (workload, params): (&str, &Params),
@@ -59,25 +60,25 @@ impl Outcome {
 }
 
 /// # Errors
-/// Once the user has asked for the end.
+/// After the user has asked to stop.
 pub(crate) fn go_on() -> Result<()> {
     anyhow::ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
     Ok(())
 }
 
-/// Everything that runs while loads do.
+/// The processes and settings of the rounds.
 pub(crate) struct Rounds<'a, 'n> {
     pub(crate) plan: &'a Plan,
     pub(crate) lanes: &'n Lanes,
     pub(crate) subjects: Vec<Subject<'n>>,
-    /// That each process may have.
+    /// The limit of descriptors of each process.
     pub(crate) descriptors: u64,
     pub(crate) progress: Progress,
 }
 
 impl Rounds<'_, '_> {
     /// # Errors
-    /// When the user interrupts it. A subject that fails is left out, with the reason.
+    /// When the user interrupts the rounds. A subject that fails is left out, with the reason.
     pub(crate) fn run(&mut self) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         for case in &self.plan.cases {
@@ -91,7 +92,7 @@ impl Rounds<'_, '_> {
         let mut out = vec![None; runs.len()];
         let needed = case.connections() * 2 + SPARE_DESCRIPTORS;
         if usize::try_from(self.descriptors).is_ok_and(|limit| limit < needed) {
-            let reason = format!("needs {needed} descriptors, {} are allowed", self.descriptors);
+            let reason = format!("the load needs {needed} descriptors, {} are allowed", self.descriptors);
             out.fill(Some(reason));
         }
         let planned = self.plan.duration_of(case);
@@ -123,7 +124,8 @@ impl Rounds<'_, '_> {
         Ok(())
     }
 
-    /// One run, repeated if it was robbed or had errors; the least robbed without errors counts.
+    /// One run. It is repeated if time was stolen or if it had errors. The run without errors that
+    /// lost the least time counts.
     fn undisturbed(&mut self, index: usize, case: &Case, label: &str, repeated: &mut u64) -> Result<Run> {
         let mut best: Option<Run> = None;
         let mut failure = None;
@@ -138,13 +140,13 @@ impl Rounds<'_, '_> {
                 }
                 Err(error) => failure = Some(error),
             }
-            let robbed = best.as_ref().is_none_or(|best| best.steal_percent() > ROBBED);
+            let disturbed = best.as_ref().is_none_or(|best| best.steal_percent() > STEAL_LIMIT);
             let late = self.plan.profile == Profile::Quick && self.progress.total() > QUICK_LIMIT;
-            if !robbed || (late && best.is_some()) {
+            if !disturbed || (late && best.is_some()) {
                 break;
             }
         }
-        best.ok_or_else(|| failure.unwrap_or_else(|| anyhow::anyhow!("no run counts")))
+        best.ok_or_else(|| failure.unwrap_or_else(|| anyhow::anyhow!("every run failed")))
     }
 
     fn once(&mut self, index: usize, case: &Case) -> Result<Run> {
@@ -171,9 +173,9 @@ impl Rounds<'_, '_> {
         let p99 =
             run.measured.latency.map_or_else(String::new, |latency| format!("p99 {:.0} us, ", latency.p99));
         let steal = run.steal_percent();
-        let robbed = if steal > ROBBED { ": too much" } else { "" };
+        let disturbed = if steal > STEAL_LIMIT { ": too much" } else { "" };
         let digits = if rate < 1000.0 { 2 } else { 0 };
-        self.progress.say(&format!("{label} {rate:>9.digits$} {unit}, {p99}{steal:.1} % stolen{robbed}"));
+        self.progress.say(&format!("{label} {rate:>9.digits$} {unit}, {p99}{steal:.1} % stolen{disturbed}"));
     }
 }
 

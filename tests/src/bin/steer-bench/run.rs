@@ -1,4 +1,4 @@
-//! Runs of the load generator, and their order.
+//! Runs of the load generator.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,13 +12,14 @@ use crate::lanes::Lanes;
 use crate::spec::{Load, Measured, Work};
 use crate::subjects::Subject;
 
-/// Beyond warm-up and span: opening 5,000 `WebSockets`, and ending them.
+/// The time beyond warm-up and span: for opening 5,000 `WebSockets` and closing them.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the load generator once, in the clients' namespace.
 ///
 /// # Errors
-/// When it fails or is not done in time. Failed connections and wrong messages are in [`Measured::errors`] instead.
+/// When the load generator fails or does not end in time. Failed connections and wrong messages are
+/// counted in [`Measured::errors`] instead.
 pub(crate) fn load(lanes: &Lanes, subject: &Subject<'_>, load: &Load) -> Result<Measured> {
     let mut process = generator(lanes, load, Stdio::null())?;
     let patience = PATIENCE + Duration::from_millis(load.warm_up_ms + load.span_ms);
@@ -29,16 +30,16 @@ pub(crate) fn load(lanes: &Lanes, subject: &Subject<'_>, load: &Load) -> Result<
         subject.kind(),
         process.tail()
     );
-    // What failed, if only in single connections.
+    // Prints the failures of single connections.
     eprint!("{}", process.stderr()?);
     let output = process.stdout()?;
     serde_json::from_str(&output).with_context(|| format!("the load generator printed {output}"))
 }
 
-/// Idle `WebSockets` through a subject, until the guard is dropped.
+/// Idle `WebSockets` through a subject. They stay open until the guard is dropped.
 #[derive(Debug)]
 pub(crate) struct Held {
-    /// How many there are; fewer than were asked for if the subject takes no more.
+    /// How many `WebSockets` are open. Fewer than were asked for if the subject takes no more.
     pub(crate) connections: usize,
     _generator: Process,
 }
@@ -61,7 +62,7 @@ impl Held {
 fn generator(lanes: &Lanes, load: &Load, stdin: Stdio) -> Result<Process> {
     let mut command: Command = quiet(std::env::current_exe().context("cannot find steer-bench")?);
     command.arg("load").arg(serde_json::to_string(load)?).stdin(stdin);
-    // Several may be at work, each with its own output.
+    // Several generators may run at the same time, each with its own output file.
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let name = format!("load-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     Process::start(&name, command, lanes.directory(), Some(&lanes.clients), Orphan::Dies)

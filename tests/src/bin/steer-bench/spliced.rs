@@ -1,24 +1,25 @@
-//! How many of a run's streams the kernel took over, and how soon, from Steer's own counters.
+//! How many streams of a run the kernel took over, and how soon. Steer's own counters tell.
 
 use anyhow::Result;
 use steer_tests::steer::Steer;
 
 use crate::subjects::{Kind, Subject};
 
-/// Name of the histogram of the time from a 101 to the splice, in seconds.
+/// The histogram of the time from a 101 to the splice, in seconds.
 const HISTOGRAM: &str = "steer_splice_seconds_bucket";
 
-/// Counters of a Steer since its start.
+/// Counters of a Steer process since its start.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Counters {
     opened: f64,
     handed_over: f64,
-    /// Upper bound in seconds, and how many were not above it; by bound.
+    /// The upper bound of each bucket in seconds, and how many values were not above it. Ordered by
+    /// bound.
     buckets: Vec<(f64, f64)>,
 }
 
 impl Counters {
-    /// Nothing for subjects that splice no packets.
+    /// `None` for subjects that splice no packets.
     pub(crate) fn of(subject: &Subject<'_>) -> Result<Option<Self>> {
         let packet = subject.steer().filter(|_| subject.kind() == Kind::SteerPacket);
         packet.map(Self::read).transpose()
@@ -33,14 +34,15 @@ impl Counters {
         })
     }
 
-    /// Streams that were handed over since `before`, in percent of those opened; nothing if none was opened.
+    /// The streams that were handed over since `before`, in percent of those that were opened.
+    /// `None` if no stream was opened.
     pub(crate) fn percent_since(&self, before: &Self) -> Option<f64> {
         let opened = self.opened - before.opened;
         (opened > 0.0).then(|| (self.handed_over - before.handed_over) / opened * 100.0)
     }
 
-    /// The median time to the splice since `before` in microseconds, as exact as the buckets are; nothing if no stream
-    /// was spliced.
+    /// The median time to the splice since `before`, in microseconds, as exact as the buckets
+    /// allow. `None` if no stream was spliced.
     pub(crate) fn median_us_since(&self, before: &Self) -> Option<f64> {
         let earlier = |bound: f64| before.buckets.iter().find(|(other, _)| *other == bound);
         let counts: Vec<_> = self
@@ -66,7 +68,7 @@ fn buckets(metrics: &str) -> Vec<(f64, f64)> {
         let (series, count) = line.strip_prefix(HISTOGRAM)?.rsplit_once(' ')?;
         let (_, bound) = series.split_once("le=\"")?;
         let (bound, _) = bound.split_once('"')?;
-        // Rust reads `+Inf`, too.
+        // Rust's parser accepts `+Inf`.
         Some((bound.parse().ok()?, count.parse().ok()?))
     };
     metrics.lines().filter_map(bucket).collect()

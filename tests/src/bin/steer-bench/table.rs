@@ -1,4 +1,4 @@
-//! The results on a terminal of 120 columns.
+//! Prints the results for a terminal of 120 columns.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,8 @@ use crate::outlive;
 use crate::results::{Params, Report, Series};
 use crate::subjects::Kind;
 
-/// What is shown of a workload: the metric that all are compared by, with what it is called, and others.
+/// What is shown of a workload: the metric by which subjects are compared, the title of its column,
+/// and further metrics.
 struct Columns {
     compared: &'static str,
     title: &'static str,
@@ -72,14 +73,15 @@ fn columns(workload: &str) -> Columns {
     Columns { compared, title, others }
 }
 
-/// What the columns of `outlive` are.
+/// The explanation of the columns of `outlive`.
 const OUTLIVE: &str = "\
-Streams lost: closed, reset or silent within 4 s of the event; later: in the 5 s behind; wrong: a byte was.
-Of new connections, one each 5 ms: refused; failed: reset, or no answer in 3 s; slow: after 0.5 s; nobody: the longest
-time without any answer. Gap, p99: longest and 99 % of echoes in the same 4 s, and in 4 s before. Procs, MiB: all
-processes of the proxy at the end of the 4 s.";
+Streams lost: closed, reset or silent within 4 s after the event; later: in the 5 s after that; wrong: with a wrong byte.
+New connections, one each 5 ms: refused; failed: reset, or no answer in 3 s; slow: answered after 0.5 s; nobody: the
+longest time without any answer. Gap, p99: longest and 99 % of echoes in the same 4 s, and in the 4 s before. Procs,
+MiB: all processes of the proxy at the end of the 4 s.";
 
-/// Whose ratio to the others a reader wants to know, each a column; of what is lost there are none.
+/// The subjects to which each row has a ratio, one column for each. The rows of `outlive` have no
+/// ratios.
 fn compared_with(workload: &str) -> &'static [Kind] {
     if workload == outlive::WORKLOAD { &[] } else { &[Kind::Direct, Kind::Haproxy, Kind::Nginx, Kind::Envoy] }
 }
@@ -93,7 +95,7 @@ pub(crate) fn render(report: &Report) -> String {
     let is_outlive = |case: &(&str, &Params)| case.0 == outlive::WORKLOAD;
     let host = &report.host;
     // Writing to a string cannot fail.
-    let _written = match report.cases().iter().all(is_outlive) {
+    match report.cases().iter().all(is_outlive) {
         true => writeln!(text, "{OUTLIVE} {:.1} % stolen.", host.steal_percent),
         false => writeln!(
             text,
@@ -101,7 +103,8 @@ pub(crate) fn render(report: &Report) -> String {
              +proxy: more than the direct connection; process: the proxy's own, ms per second; {:.1} % stolen, {} runs repeated.",
             host.rounds, host.span_seconds, host.steal_percent, host.repeated_runs
         ),
-    };
+    }
+    .ok();
     text
 }
 
@@ -109,15 +112,15 @@ fn block(text: &mut String, report: &Report, case: (&str, &Params)) {
     let columns = columns(case.0);
     let mut header = format!("{:<13} {:>12}", "", columns.title);
     if !compared_with(case.0).is_empty() {
-        let _written = write!(header, " {:>7}", "spread");
+        write!(header, " {:>7}", "spread").ok();
     }
     for kind in compared_with(case.0) {
-        let _written = write!(header, " {:>8}", format!("x {kind}"));
+        write!(header, " {:>8}", format!("x {kind}")).ok();
     }
     for (title, _) in columns.others {
-        let _written = write!(header, " {title:>width$}", width = width_of(title));
+        write!(header, " {title:>width$}", width = width_of(title)).ok();
     }
-    let _written = writeln!(text, "{}\n{header}", title(case));
+    writeln!(text, "{}\n{header}", title(case)).ok();
     let mut remarks = Vec::new();
     for kind in Kind::ALL {
         if let Some(series) = report.series(case, kind.name(), columns.compared) {
@@ -128,33 +131,33 @@ fn block(text: &mut String, report: &Report, case: (&str, &Params)) {
     let left_out = report.left_out.iter().filter(|left| (left.workload.as_str(), &left.params) == case);
     remarks.extend(left_out.map(|left| format!("{}: left out, {}", left.subject, left.reason)));
     for remark in remarks {
-        let _written = writeln!(text, "  {remark}");
+        writeln!(text, "  {remark}").ok();
     }
     text.push('\n');
 }
 
 fn row(text: &mut String, report: &Report, case: (&str, &Params), columns: &Columns, series: &Series) {
-    let _written = write!(text, "{:<13} {:>12}", series.subject, number(series.median));
+    write!(text, "{:<13} {:>12}", series.subject, number(series.median)).ok();
     if !compared_with(case.0).is_empty() {
         let spread = (series.max - series.min) / series.median * 100.0;
-        let _written = write!(text, " {spread:>6.0}%");
+        write!(text, " {spread:>6.0}%").ok();
     }
     for kind in compared_with(case.0) {
         let other = report.series(case, kind.name(), columns.compared);
         let ratio = other
             .filter(|other| other.median > 0.0 && other.subject != series.subject)
             .map_or_else(|| "-".to_owned(), |other| format!("{:.2}", series.median / other.median));
-        let _written = write!(text, " {ratio:>8}");
+        write!(text, " {ratio:>8}").ok();
     }
     for (title, metric) in columns.others {
         let value = report.series(case, &series.subject, metric);
         let value = value.map_or_else(|| "-".to_owned(), |value| number(value.median));
-        let _written = write!(text, " {value:>width$}", width = width_of(title));
+        write!(text, " {value:>width$}", width = width_of(title)).ok();
     }
     text.push('\n');
 }
 
-/// What a reader should know of Steer's splice in this case.
+/// A remark on Steer's splice in this case.
 fn remark(report: &Report, case: (&str, &Params), series: &Series) -> Option<String> {
     let percent = report.series(case, &series.subject, "spliced_percent")?.median;
     let time = report.series(case, &series.subject, "splice_us");
@@ -174,7 +177,7 @@ fn width_of(title: &str) -> usize {
     title.len().max(7)
 }
 
-/// Three digits at least, without false precision; whole numbers as they are.
+/// Prints at least three digits. Whole numbers below 10,000 are printed unchanged.
 fn number(value: f64) -> String {
     match value.abs() {
         size if size < 10_000.0 && size.fract() == 0.0 => format!("{value:.0}"),

@@ -1,12 +1,12 @@
-//! `WebSocket` frames (RFC 6455), as far as the load and the endpoint need them: heads, masks, and where the frames of a
-//! byte stream begin and end. Payload is never copied.
+//! The part of `WebSocket` framing (RFC 6455) that the load and the endpoint need: heads, masks,
+//! and where the frames of a byte stream begin and end. Payload is never copied.
 
 use std::ops::Range;
 
 use anyhow::{Result, ensure};
 
-/// What every client here sends as `sec-websocket-key`, and the answer it belongs to: the example of RFC 6455 1.3. That
-/// it is always the same spares both sides a SHA-1; proxies cannot tell.
+/// The `sec-websocket-key` that every client sends, and the matching answer: the example of RFC
+/// 6455 1.3. With one fixed key neither side has to compute a SHA-1. Proxies do not notice.
 pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub(crate) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
@@ -23,25 +23,25 @@ pub(crate) const MAX_HEAD: usize = 14;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// Whether the message ends with this frame.
+    /// Whether this frame ends the message.
     pub(crate) fin: bool,
     pub(crate) opcode: u8,
-    /// What clients' payloads are masked with.
+    /// The mask of a client's payload.
     pub(crate) mask: Option<[u8; 4]>,
-    /// Of the payload, in bytes.
+    /// The length of the payload, in bytes.
     pub(crate) length: u64,
 }
 
 impl Head {
-    /// Of a message in one frame.
+    /// The head of a message in one frame.
     pub(crate) fn message(length: usize, mask: Option<[u8; 4]>) -> Self {
         Self { fin: true, opcode: BINARY, mask, length: length as u64 }
     }
 
-    /// The head that `bytes` begin with, and its size; nothing if `bytes` end before it does.
+    /// The head at the start of `bytes`, and its size. `None` if `bytes` end within the head.
     ///
     /// # Errors
-    /// When it has a reserved bit or opcode.
+    /// When the head has a reserved bit or a reserved opcode.
     fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>> {
         let [first, second, rest @ ..] = bytes else { return Ok(None) };
         let (opcode, short) = (first & 0xf, second & 0x7f);
@@ -67,7 +67,8 @@ impl Head {
         Ok(Some((head, bytes.len() - rest.len())))
     }
 
-    /// Writes the head to the start of `to`, which has room for [`MAX_HEAD`], and returns its size.
+    /// Writes the head to the start of `to`, which has room for [`MAX_HEAD`] bytes, and returns its
+    /// size.
     pub(crate) fn put(&self, to: &mut [u8]) -> usize {
         to[0] = u8::from(self.fin) << 7 | self.opcode;
         let masked = u8::from(self.mask.is_some()) << 7;
@@ -94,14 +95,14 @@ impl Head {
         size
     }
 
-    /// What answers this frame: the same without its mask, and a pong to a ping.
+    /// The head of the answer to this frame: the same head without a mask, but a pong for a ping.
     pub(crate) fn echo(&self) -> Self {
         let opcode = if self.opcode == PING { PONG } else { self.opcode };
         Self { opcode, mask: None, ..*self }
     }
 }
 
-/// A message in one frame, head and payload, the latter masked if there is a mask.
+/// A message in one frame: the head and the payload. The payload is masked if there is a mask.
 pub(crate) fn message(payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut frame = vec![0; MAX_HEAD];
     let size = Head::message(payload.len(), mask).put(&mut frame);
@@ -113,7 +114,7 @@ pub(crate) fn message(payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     frame
 }
 
-/// Masks or unmasks a part of a payload that begins `offset` bytes after the payload's start.
+/// Masks or unmasks a part of a payload. The part begins `offset` bytes after the payload's start.
 pub(crate) fn apply(mask: [u8; 4], offset: u64, payload: &mut [u8]) {
     let mut mask = mask;
     mask.rotate_left((offset % 4) as usize);
@@ -129,7 +130,7 @@ pub(crate) fn apply(mask: [u8; 4], offset: u64, payload: &mut [u8]) {
     }
 }
 
-/// Follows the frames of one direction through its bytes, in whatever pieces these come.
+/// Finds the frames of one direction in its bytes. The bytes may come in pieces of any size.
 #[derive(Debug)]
 pub(crate) struct Frames {
     /// Whether the frames come from a client.
@@ -138,23 +139,24 @@ pub(crate) struct Frames {
     partial: [u8; MAX_HEAD],
     partial_size: usize,
     current: Option<Head>,
-    /// How much of the current payload has come.
+    /// How many bytes of the current payload have come.
     offset: u64,
-    /// The start of the current payload, as it came.
+    /// The first bytes of the current payload, as they came.
     start: [u8; 8],
 }
 
-/// Some payload of a frame.
+/// A part of the payload of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) head: Head,
-    /// How much of the payload came before.
+    /// How many bytes of the payload came before this part.
     pub(crate) offset: u64,
-    /// Where it is in the bytes given.
+    /// The place of this part in the bytes that were given.
     pub(crate) payload: Range<usize>,
-    /// Whether the frame ends with it.
+    /// Whether the frame ends with this part.
     pub(crate) last: bool,
-    /// With `last`: the first bytes of the payload, still masked, or zeros if there were no so many.
+    /// With `last`: the first bytes of the payload, still masked. Bytes that the payload does not
+    /// have are zero.
     pub(crate) start: [u8; 8],
 }
 
@@ -171,8 +173,8 @@ impl Frames {
         Self { masked, partial: [0; MAX_HEAD], partial_size: 0, current: None, offset: 0, start: [0; 8] }
     }
 
-    /// The next part within `bytes[at.start..at.end]`, whose start is moved behind it; nothing when more bytes are needed.
-    /// Frames without payload have one empty part.
+    /// The next part within `bytes[at.start..at.end]`. Moves `at.start` to the end of the part.
+    /// `None` when more bytes are needed. A frame without payload has one empty part.
     ///
     /// # Errors
     /// When there is no valid head where one should be.
@@ -209,7 +211,8 @@ impl Frames {
         Ok(Some(Part { head, offset, payload, last, start: self.start }))
     }
 
-    /// The head that what is left of the last bytes and `bytes` begin with, and its size in `bytes`.
+    /// The head that begins with the kept bytes of the last call and continues in `bytes`. Also
+    /// returns the size of its part in `bytes`.
     fn head(&mut self, bytes: &[u8]) -> Result<Option<(Head, usize)>> {
         let found = if self.partial_size == 0 {
             Head::parse(bytes)?
@@ -224,7 +227,7 @@ impl Frames {
             ensure!(head.mask.is_some() == self.masked, "a frame has the mask {:?}", head.mask);
             (self.partial_size, self.offset, self.start) = (0, 0, [0; 8]);
         } else {
-            // What is not a whole head yet is shorter than the longest.
+            // An incomplete head is shorter than the longest head, so there is room.
             if self.partial_size == 0 {
                 self.partial[..bytes.len()].copy_from_slice(bytes);
             }
@@ -244,7 +247,8 @@ mod tests {
         (0..length).map(|at| (at % 251) as u8).collect()
     }
 
-    /// The payloads that `Frames` finds when the bytes come in pieces of `piece`, and what each begins with.
+    /// The payloads that `Frames` finds when the bytes come in pieces of `piece` bytes, and the
+    /// first bytes of each payload.
     fn payloads(bytes: &[u8], piece: usize, mut frames: Frames) -> Vec<(Vec<u8>, [u8; 8])> {
         let (mut all, mut current) = (Vec::new(), Vec::new());
         for piece in bytes.chunks(piece) {
@@ -270,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_frames_of_all_sizes_in_whatever_pieces() {
+    fn finds_frames_of_all_sizes_in_pieces_of_any_size() {
         let lengths = [0, 1, 7, 8, 125, 126, 127, 4096, 0xffff, 0x1_0000, 0, 3];
         for mask in [None, Some(MASK)] {
             let bytes: Vec<u8> = lengths.iter().flat_map(|&it| message(&payload(it), mask)).collect();
@@ -290,7 +294,7 @@ mod tests {
 
     #[test]
     fn frames_are_as_the_rfc_shows_them() {
-        // 5.7. Examples, but for the opcode: binary, not text.
+        // The examples of RFC 6455 5.7, but with the opcode for binary instead of text.
         assert_eq!(message(b"Hello", None), b"\x82\x05Hello");
         let masked = message(b"Hello", Some([0x37, 0xfa, 0x21, 0x3d]));
         assert_eq!(masked, b"\x82\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58");
@@ -299,10 +303,10 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_frame() {
+    fn refuses_bytes_that_are_not_a_frame() {
         let refused = |bytes: &[u8], mut frames: Frames| frames.next(bytes, &mut (0..bytes.len())).is_err();
         assert!(refused(b"HTTP/1.1 200 OK", Frames::from_endpoint()), "reserved bits");
-        assert!(refused(&[0x83, 0], Frames::from_endpoint()), "a reserved opcode");
+        assert!(refused(&[0x83, 0], Frames::from_endpoint()), "a reserved opcode was accepted");
         assert!(refused(b"\x82\x05Hello", Frames::from_client()), "no mask");
         assert!(refused(&message(b"Hello", Some(MASK)), Frames::from_endpoint()), "a mask");
     }

@@ -1,4 +1,4 @@
-//! What the kernel says, and what a Steer can leave in it.
+//! What the kernel reports, and the objects that Steer can leave in the kernel.
 
 use std::io;
 use std::process::Command;
@@ -6,10 +6,11 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use steer_tests::netns::NetNs;
 
-/// What of the kernel's log is a fault of the kernel, or one that somebody made it commit.
+/// Words in the kernel's log that tell of a fault of the kernel.
 const COMPLAINTS: [&str; 6] =
     ["WARNING:", "BUG:", "Oops", "Call Trace", "general protection", "unregister_netdevice"];
-/// An emulated machine may stand still for long when its host is busy.
+/// An emulated machine may stop for a long time when its host is busy. That is not a fault of the
+/// guest's kernel.
 const OF_THE_HOST: &str = "soft lockup";
 
 /// The version, as `uname -r` prints it.
@@ -33,7 +34,7 @@ pub(crate) fn complaints() -> Result<Vec<String>> {
     Ok(log.lines().filter(complains).map(str::to_owned).collect())
 }
 
-/// How many BPF programs, maps and links there are. On this machine, nobody but Steer has any.
+/// How many BPF programs, maps and links exist. On this machine, only Steer makes any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Objects {
     pub(crate) programs: usize,
@@ -43,12 +44,13 @@ pub(crate) struct Objects {
 
 impl Objects {
     pub(crate) fn now() -> Result<Self> {
-        // BPF_PROG_GET_NEXT_ID, BPF_MAP_GET_NEXT_ID, BPF_LINK_GET_NEXT_ID.
+        // The commands BPF_PROG_GET_NEXT_ID, BPF_MAP_GET_NEXT_ID, BPF_LINK_GET_NEXT_ID.
         Ok(Self { programs: count(11)?, maps: count(12)?, links: count(31)? })
     }
 }
 
-/// Counts objects of one kind by the command of bpf(2) that names the next one.
+/// Counts objects of one kind. `command` is the command of bpf(2) that returns the next number of
+/// this kind.
 fn count(command: libc::c_int) -> Result<usize> {
     #[repr(C)]
     struct Next {
@@ -59,7 +61,8 @@ fn count(command: libc::c_int) -> Result<usize> {
     let mut next = Next { after: 0, found: 0, flags: 0 };
     let mut count = 0;
     loop {
-        // SAFETY: the pointer is to as many bytes as are said, which live until the end of the call.
+        // SAFETY: the pointer and the size are those of `next`, which lives until the end of the
+        // call.
         let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut next, size_of::<Next>()) };
         if done == 0 {
             (next.after, count) = (next.found, count + 1);
@@ -71,7 +74,7 @@ fn count(command: libc::c_int) -> Result<usize> {
     }
 }
 
-/// The filters at the devices of `netns`, or of where the caller is, one a line.
+/// The filters at the devices of `netns`, or of the caller's namespace, one line for each.
 pub(crate) fn filters(netns: Option<&NetNs>, devices: &[&str]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for device in devices {
@@ -90,7 +93,7 @@ pub(crate) fn filters(netns: Option<&NetNs>, devices: &[&str]) -> Result<Vec<Str
     Ok(found)
 }
 
-/// A counter of the kernel's TCP, as `InCsumErrors`.
+/// A counter of the kernel's TCP, such as `InCsumErrors`.
 pub(crate) fn tcp_counter(name: &str) -> Result<u64> {
     let text = std::fs::read_to_string("/proc/net/snmp").context("cannot read the counters of TCP")?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));

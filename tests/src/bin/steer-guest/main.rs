@@ -1,8 +1,9 @@
-//! What the suite `kernels` runs in a virtual machine, on a kernel that is not the host's: Steer between network namespaces,
-//! with streams through it of which every byte is compared. Each finding is a line of JSON, for the test on the host, which
-//! judges it.
+//! The program that the suite `kernels` runs in a virtual machine, on another kernel than the
+//! host's. It runs Steer between network namespaces, with streams through Steer, and compares every
+//! byte. Each finding is a line of JSON. The test on the host judges the findings.
 //!
-//! `steer-guest REPORT PHASES`: REPORT is the file that the findings go to; PHASES are names with commas between, or `wire`.
+//! `steer-guest REPORT PHASES`: REPORT is the file for the findings. PHASES are names with commas
+//! between them, or `wire`.
 
 mod kernel;
 mod phases;
@@ -32,7 +33,7 @@ fn run(report: &mut Report, phases: &str) -> Result<()> {
         return wire::carry(report);
     }
     let topology = Topology::new(2)?;
-    // Endpoints stay until the end, so each phase has others.
+    // Endpoints run until the end, so each phase uses its own port.
     for (port, phase) in (3000..).zip(phases.split(',')) {
         match phase {
             "auto" => phases::carry(report, &topology, "auto", port)?,
@@ -44,7 +45,7 @@ fn run(report: &mut Report, phases: &str) -> Result<()> {
     report.say("log", json!({ "complaints": kernel::complaints()? }))
 }
 
-/// Where the findings go.
+/// The file for the findings.
 #[derive(Debug)]
 struct Report(File);
 
@@ -54,7 +55,7 @@ impl Report {
         file.map(Self).with_context(|| format!("cannot open {path}"))
     }
 
-    /// Adds the finding `kind` with the fields of `finding`, an object.
+    /// Adds the finding `kind` with the fields of `finding`, which is a JSON object.
     fn say(&mut self, kind: &str, mut finding: Value) -> Result<()> {
         finding["finding"] = kind.into();
         writeln!(self.0, "{finding}").context("cannot report")

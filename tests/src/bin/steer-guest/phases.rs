@@ -1,4 +1,4 @@
-//! What is tried, one phase after the other, and reported.
+//! The phases that are tried one after the other, and reported.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,15 +22,15 @@ use crate::kernel::{self, Objects};
 const FRONT_PORT: u16 = 8080;
 const DEVICES: [&str; 3] = ["clients", "endpoint0", "endpoint1"];
 const MESSAGES: u32 = 20;
-/// Of those that live on without a process: enough to tell that they do.
+/// The number of streams that are tried without a process: a few are enough.
 const FEW: u32 = 3;
-/// For an emulated machine whose host is busy.
+/// For a guest whose host is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// For what may not come at all.
+/// For events that may not happen at all.
 const SHORT: Duration = Duration::from_secs(15);
 
-/// Streams through a Steer that is started, carries them with `splice: MODE`, and is stopped when they have ended. `port`:
-/// of the endpoints.
+/// Starts a Steer with `splice: MODE`, opens streams through it, and stops it when the streams have
+/// ended. `port` is the port of the endpoints.
 pub(crate) fn carry(report: &mut Report, topology: &Topology, mode: &'static str, port: u16) -> Result<()> {
     let mut bed = Bed::start(report, topology, mode, mode, port)?;
     let (mut clients, faults) = streams::open(&topology.clients, front(), 0..STREAMS, PATIENCE);
@@ -42,7 +42,8 @@ pub(crate) fn carry(report: &mut Report, topology: &Topology, mode: &'static str
     bed.end()
 }
 
-/// Streams that outlive a process which is killed, as far as the kernel has what that takes; and the next process.
+/// Kills the process while streams are open. The streams go on as far as the kernel supports that.
+/// Then starts the next process.
 pub(crate) fn kill(report: &mut Report, topology: &Topology, port: u16) -> Result<()> {
     let mut bed = Bed::start(report, topology, "kill", "auto", port)?;
     let (mut clients, faults) = streams::open(&topology.clients, front(), 0..STREAMS, SHORT);
@@ -65,12 +66,12 @@ pub(crate) fn kill(report: &mut Report, topology: &Topology, port: u16) -> Resul
     bed.end()
 }
 
-/// A Steer, and what there was before it.
+/// A Steer process, and the BPF objects that existed before it.
 pub(crate) struct Bed<'r, 'n> {
     report: &'r mut Report,
-    /// Where Steer is; `None` for where this program is.
+    /// The namespace of Steer. `None` for the namespace of this program.
     netns: Option<&'n NetNs>,
-    /// Those of it that streams come over.
+    /// The devices of Steer's namespace that streams pass.
     devices: &'static [&'static str],
     phase: &'static str,
     endpoints: Vec<SocketAddr>,
@@ -125,7 +126,8 @@ impl<'r, 'n> Bed<'r, 'n> {
         self.say(kind, json!({ "streams": good, "bytes": bytes, "faults": faults }))
     }
 
-    /// Reports how many streams were opened, what carries all that there are, and what the kernel has for that.
+    /// Reports how many streams were opened, which path carries each stream that exists, and which
+    /// kernel objects exist for them.
     pub(crate) fn say_opened(&mut self, kind: &str, streams: usize, faults: &[String]) -> Result<()> {
         let carried = self.settled()?;
         let objects = self.objects()?;
@@ -133,7 +135,7 @@ impl<'r, 'n> Bed<'r, 'n> {
         self.say(kind, finding)
     }
 
-    /// What the kernel has that it did not have before this phase.
+    /// The kernel objects that did not exist before this phase.
     fn objects(&self) -> Result<Value> {
         let (now, before) = (Objects::now()?, self.before);
         Ok(json!({
@@ -144,8 +146,8 @@ impl<'r, 'n> Bed<'r, 'n> {
         }))
     }
 
-    /// Waits until it is decided of all streams what carries them, and returns how many are carried by what, with the
-    /// reason if there is one.
+    /// Waits until the path of each stream is decided. Returns how many streams each path carries,
+    /// with the fallback reason if there is one.
     fn settled(&self) -> Result<BTreeMap<String, usize>> {
         let look = || {
             let rows = self.steer.flows()?;
@@ -163,7 +165,7 @@ impl<'r, 'n> Bed<'r, 'n> {
             let (rows, is_settled) = look()?;
             Ok(is_settled.then_some(rows))
         });
-        // If it takes too long, what there is says more.
+        // If the decision takes too long, the present rows tell more than the error.
         let rows = settled.or_else(|_| look().map(|(rows, _)| rows))?;
         let mut carried = BTreeMap::new();
         for row in rows {
@@ -173,7 +175,8 @@ impl<'r, 'n> Bed<'r, 'n> {
         Ok(carried)
     }
 
-    /// Waits until no stream is left, ends the process by SIGTERM, and reports what it leaves.
+    /// Waits until no stream is left, ends the process by SIGTERM, and reports what the process
+    /// leaves.
     pub(crate) fn end(mut self) -> Result<()> {
         let gone = eventually("end of all streams", PATIENCE, || {
             let used = ["steer_packet_streams", "steer_source_ports"]
@@ -182,7 +185,8 @@ impl<'r, 'n> Bed<'r, 'n> {
             Ok((self.steer.flows()?.is_empty() && streams? == 0.0 && ports? == 0.0).then_some(()))
         });
         let status = self.steer.stop(libc::SIGTERM)?;
-        // The kernel frees objects somewhat after nobody has them any more. Those that it keeps are reported.
+        // The kernel frees objects a little after the last reference. Objects that remain are
+        // reported.
         let _freed =
             eventually("BPF objects as before", SHORT, || Ok((Objects::now()? == self.before).then_some(())));
         let name = self.steer.instance();
@@ -201,7 +205,7 @@ fn front() -> SocketAddr {
     SocketAddr::from((Topology::PROXY, FRONT_PORT))
 }
 
-/// The lines of a log that are not only information, without colours.
+/// The lines of a log above the level INFO, without colours.
 fn warnings(log: &str) -> Vec<String> {
     let plain = log.lines().map(|line| {
         let mut parts = line.split('\x1b');

@@ -1,4 +1,5 @@
-//! Steer in a machine's own network namespace, on a card with queues and offloads; the clients are on the host.
+//! Steer in a machine's own network namespace, on a network card with queues and offloads. The
+//! clients are on the host.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,12 +15,12 @@ use crate::Report;
 use crate::kernel;
 use crate::phases::Bed;
 
-/// The card, and the way to the endpoint that is on this machine.
+/// The card, and the device that leads to the endpoint on this machine.
 const DEVICES: [&str; 2] = ["eth0", "behind"];
-/// For the host to open its streams, and for it to close them.
+/// How long the host may take to open its streams, and to close them.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Carries what the host opens, until it has closed all of it.
+/// Carries the streams that the host opens, until the host has closed all of them.
 pub(crate) fn carry(report: &mut Report) -> Result<()> {
     netns::ip(&["address", "add", "10.77.0.2/24", "dev", "eth0"])?;
     netns::ip(&["link", "set", "eth0", "up"])?;
@@ -29,8 +30,9 @@ pub(crate) fn carry(report: &mut Report) -> Result<()> {
     netns::ip(&["link", "set", "behind", "up"])?;
     behind.ip(&["address", "add", "10.78.0.2/24", "dev", "eth0"])?;
     behind.ip(&["link", "set", "eth0", "up"])?;
-    let address = |text: &str| text.parse::<SocketAddr>().with_context(|| format!("{text} is no address"));
-    // The second one is behind the card, as the clients are.
+    let address =
+        |text: &str| text.parse::<SocketAddr>().with_context(|| format!("{text} is not an address"));
+    // The second endpoint is on the host, as the clients are.
     let endpoints = vec![address("10.78.0.2:3000")?, address("10.77.0.1:3000")?];
     streams::serve(&behind, endpoints[0])?;
     let queues = std::fs::read_dir("/sys/class/net/eth0/queues").context("eth0 has no queues")?.count();

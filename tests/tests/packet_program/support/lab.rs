@@ -1,4 +1,5 @@
-//! The programs and their maps in the kernel, attached to nothing: packets are run through them with `BPF_PROG_TEST_RUN`.
+//! The programs and their maps in the kernel, attached to no interface. `BPF_PROG_TEST_RUN` runs
+//! packets through them.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -16,21 +17,22 @@ use steer_tests::require;
 
 use super::session::{Key, Session};
 
-/// `SO_MARK` of the proxy's sockets in a hand-over; another one than the default, to see that it is believed.
+/// The `SO_MARK` of the proxy's sockets in a hand-over. It is not the default, so that the tests
+/// see that the programs use the setting.
 pub(crate) const MARK: u32 = 0x0c0f_fee0;
-/// That of copied acknowledgements.
+/// The mark of copied acknowledgements.
 pub(crate) const COPY_MARK: u32 = MARK + 1;
 
 pub(crate) const RECORDS: u32 = 16;
-/// Small, so that it can be filled.
+/// Small, so that a test can fill the ring.
 pub(crate) const EVENTS_BYTES: u32 = 4096;
 
-/// The verdicts (linux/pkt_cls.h) that the programs give.
+/// The verdicts of the programs (linux/pkt_cls.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// TC_ACT_UNSPEC: to the next program, or on.
+    /// TC_ACT_UNSPEC: the next program or the stack gets the packet.
     Pass,
-    /// TC_ACT_OK: to the local stack, whatever other programs there are.
+    /// TC_ACT_OK: the local stack gets the packet, even if there are other programs.
     Accept,
     /// TC_ACT_SHOT.
     Drop,
@@ -38,7 +40,7 @@ pub(crate) enum Verdict {
     Redirect,
 }
 
-/// What to run a program on.
+/// The input of a program.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Input {
     pub(crate) frame: Vec<u8>,
@@ -46,7 +48,7 @@ pub(crate) struct Input {
     pub(crate) mark: u32,
     /// skb->ingress_ifindex.
     pub(crate) ingress_ifindex: u32,
-    /// If not 0, a super-packet of segments with so much payload.
+    /// If not 0: the packet is a super-packet of segments with this much payload.
     pub(crate) gso_size: u32,
 }
 
@@ -55,7 +57,7 @@ pub(crate) struct Output {
     pub(crate) verdict: Verdict,
     pub(crate) frame: Vec<u8>,
     pub(crate) mark: u32,
-    /// Mean of one run.
+    /// The mean time of one run.
     pub(crate) nanoseconds: u32,
 }
 
@@ -63,7 +65,7 @@ pub(crate) struct Output {
 pub(crate) enum Hook {
     Ingress,
     Egress,
-    /// None: the program that takes a look at old streams, and starts the timer that repeats it.
+    /// Not a hook: the program that examines old streams, and starts the timer that repeats this.
     Expire,
 }
 
@@ -77,16 +79,16 @@ pub(crate) struct Lab {
     stats: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
     expiry: Array<MapData, Expiry>,
-    /// The timer runs as long as this is open.
+    /// The timer runs as long as this map is open.
     _timer: Map,
 }
 
-/// Runs a test in a network namespace of its own, with fresh programs; says why if it cannot.
+/// Runs a test in a new network namespace, with newly loaded programs. Prints why if it cannot.
 pub(crate) fn in_namespace(test: impl FnOnce(&mut Lab) + Send) {
     in_namespace_with(RECORDS, test);
 }
 
-/// The same with so many records.
+/// The same with `records` records.
 pub(crate) fn in_namespace_with(records: u32, test: impl FnOnce(&mut Lab) + Send) {
     if !require::root() {
         return;
@@ -99,7 +101,7 @@ pub(crate) fn in_namespace_with(records: u32, test: impl FnOnce(&mut Lab) + Send
     netns.run(|| test(&mut Lab::load(records))).unwrap();
 }
 
-/// Where `cargo xtask build-ebpf` leaves it.
+/// Where `cargo xtask build-ebpf` puts the object.
 fn object() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/steer-ebpf.o")
 }
@@ -138,7 +140,7 @@ impl Lab {
         self.point_keys_at(session, session.index);
     }
 
-    /// Writes the keys, for any record.
+    /// Writes both keys so that they lead to record `index`.
     pub(crate) fn point_keys_at(&mut self, session: &Session, index: u32) {
         for direction in Direction::BOTH {
             self.insert(session.key(direction), FlowRef::new(index, direction)).unwrap();
@@ -152,7 +154,7 @@ impl Lab {
         }
     }
 
-    /// Forgets all sessions.
+    /// Removes all sessions.
     pub(crate) fn clear(&mut self) {
         for key in self.flows4.keys().collect::<Result<Vec<_>, _>>().unwrap() {
             self.flows4.remove(&key).unwrap();
@@ -188,7 +190,7 @@ impl Lab {
         self.expiry.set(0, expiry, 0).unwrap();
     }
 
-    /// What was said since the last call.
+    /// The events since the last call.
     pub(crate) fn events(&mut self) -> Vec<FlowEvent> {
         let mut events = Vec::new();
         while let Some(event) = self.events.next() {
@@ -202,14 +204,14 @@ impl Lab {
         self.try_run(hook, input, 1, 0).unwrap()
     }
 
-    /// Runs a program once on a packet whose bytes a network card has summed up (CHECKSUM_COMPLETE); the kernel checks that
-    /// the sum is right afterwards.
+    /// Runs a program once on a packet that a network card has summed up (CHECKSUM_COMPLETE). The
+    /// kernel checks the sum afterwards.
     pub(crate) fn run_summed(&self, hook: Hook, input: &Input) -> io::Result<Output> {
         const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
         self.try_run(hook, input, 1, BPF_F_TEST_SKB_CHECKSUM_COMPLETE)
     }
 
-    /// Runs a program over and over; the packet is what the run before has left.
+    /// Runs a program `repeat` times. Each run gets the packet that the run before has left.
     pub(crate) fn try_run(&self, hook: Hook, input: &Input, repeat: u32, flags: u32) -> io::Result<Output> {
         let program = match hook {
             Hook::Ingress => &self.ingress,
@@ -224,7 +226,7 @@ impl Lab {
             ..bytemuck::Zeroable::zeroed()
         };
         let mut left: SkBuff = bytemuck::Zeroable::zeroed();
-        // A program may make a packet longer, but these do not.
+        // A program may make a packet longer. The programs here do not.
         let mut frame = vec![0; input.frame.len() + 256];
         let mut attributes = TestRun {
             prog_fd: program.as_raw_fd() as u32,
@@ -241,7 +243,8 @@ impl Lab {
             ..bytemuck::Zeroable::zeroed()
         };
         const BPF_PROG_TEST_RUN: i32 = 10;
-        // SAFETY: every address is that of a live buffer of the size beside it, and those for output are ours alone.
+        // SAFETY: every address belongs to a live buffer of the given size, and nobody else uses
+        // the output buffers.
         let result = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<TestRun>())
         };
@@ -263,7 +266,7 @@ impl Lab {
 fn load_program(ebpf: &mut Ebpf, name: &str) -> OwnedFd {
     let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
     if let Err(ProgramError::LoadError { verifier_log, .. }) = program.load() {
-        // What was wrong stands at the end.
+        // The verifier writes the fault at the end.
         let log = verifier_log.to_string();
         let lines: Vec<&str> = log.lines().collect();
         panic!("the verifier refused {name}:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
@@ -271,7 +274,7 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> OwnedFd {
     program.fd().unwrap().as_fd().try_clone_to_owned().unwrap()
 }
 
-/// The part of union bpf_attr that BPF_PROG_TEST_RUN reads and writes (linux/bpf.h).
+/// The part of union bpf_attr (linux/bpf.h) that BPF_PROG_TEST_RUN reads and writes.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct TestRun {
@@ -293,7 +296,7 @@ struct TestRun {
     _pad: u32,
 }
 
-/// struct __sk_buff (linux/bpf.h); the kernel wants all fields but a few to be zero.
+/// struct __sk_buff (linux/bpf.h). The kernel demands zero in most fields.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct SkBuff {

@@ -1,4 +1,4 @@
-//! What the tables stand on: packets, sessions, and the programs in the kernel.
+//! What the tables use: packets, sessions, and the programs in the kernel.
 
 pub(crate) mod lab;
 pub(crate) mod packet;

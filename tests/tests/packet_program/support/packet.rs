@@ -1,9 +1,10 @@
-//! TCP packets in an Ethernet frame: built with right checksums, taken apart again.
+//! TCP packets in an Ethernet frame: made with correct checksums, and parsed again.
 
 use std::net::{IpAddr, SocketAddr};
 
 pub(crate) const ETHERNET: usize = 14;
-/// In front of the EtherType: to loopback, the device that packets come from when they are run through a program.
+/// The MAC addresses before the EtherType. The destination is loopback's, the device that packets
+/// arrive on in a test run.
 pub(crate) const MACS: [u8; 12] = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2];
 
 pub(crate) const FIN: u8 = 0x01;
@@ -15,7 +16,7 @@ pub(crate) const ACK: u8 = 0x10;
 pub(crate) const ECE: u8 = 0x40;
 pub(crate) const CWR: u8 = 0x80;
 
-/// Both addresses are of one family. Numbers in host order.
+/// Both addresses are of one family. Numbers are in host order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Packet {
     pub(crate) macs: [u8; 12],
@@ -26,21 +27,22 @@ pub(crate) struct Packet {
     pub(crate) ttl: u8,
     /// IPv4's identification.
     pub(crate) id: u16,
-    /// IPv4: flags and offset. IPv6: if not zero, that of a fragment header.
+    /// IPv4: flags and offset. IPv6: the same field of a fragment header, which exists if this is
+    /// not zero.
     pub(crate) fragment: u16,
-    /// IPv4 only; a multiple of four.
+    /// Only for IPv4. The length is a multiple of four.
     pub(crate) ip_options: Vec<u8>,
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) flags: u8,
     pub(crate) window: u16,
     pub(crate) urgent: u16,
-    /// A multiple of four, at most 40.
+    /// The length is a multiple of four, at most 40.
     pub(crate) options: Vec<u8>,
     pub(crate) payload: Vec<u8>,
-    /// In place of the right length of the IP header.
+    /// Replaces the correct length in the IP header.
     pub(crate) ip_length: Option<u16>,
-    /// Behind the IP packet: Ethernet's padding.
+    /// Bytes after the IP packet: Ethernet's padding.
     pub(crate) trailer: Vec<u8>,
 }
 
@@ -69,7 +71,7 @@ impl Packet {
         }
     }
 
-    /// The frame.
+    /// The packet as a frame.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut tcp = self.tcp_header();
         tcp.extend(&self.payload);
@@ -106,7 +108,7 @@ impl Packet {
                 frame.extend(destination.octets());
                 frame.extend(extension);
             }
-            _ => panic!("addresses of two families"),
+            _ => panic!("the addresses are of two families"),
         }
         frame.extend(tcp);
         frame.extend(&self.trailer);
@@ -127,10 +129,11 @@ impl Packet {
         tcp
     }
 
-    /// Takes a frame apart that holds a whole TCP packet without extension headers, and checks its checksums.
+    /// Parses a frame that holds a whole TCP packet without extension headers, and checks its
+    /// checksums.
     ///
     /// # Panics
-    /// If it is something else, or a checksum is wrong.
+    /// If the frame holds something else, or a checksum is wrong.
     pub(crate) fn parse(frame: &[u8]) -> Self {
         let is_ipv4 = frame[12..14] == [0x08, 0x00];
         let ip = &frame[ETHERNET..];
@@ -171,7 +174,7 @@ impl Packet {
     }
 }
 
-/// Of the IP header that `ip` begins with.
+/// The addresses of the IP header at the start of `ip`.
 pub(crate) fn addresses(ip: &[u8], is_ipv4: bool) -> (IpAddr, IpAddr) {
     if is_ipv4 {
         let at = |offset: usize| IpAddr::from(<[u8; 4]>::try_from(&ip[offset..offset + 4]).unwrap());
@@ -190,7 +193,8 @@ pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     u32::from_be_bytes(bytes[offset..offset + 4].try_into().unwrap())
 }
 
-/// RFC 1071, the slow and obvious way. Over data that holds its own checksum: 0.
+/// The checksum of RFC 1071, computed in the slow and obvious way. Over data with a correct
+/// checksum the result is 0.
 pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = 0;
     for pair in bytes.chunks(2) {
@@ -200,7 +204,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// With the pseudo header of TCP or ICMPv6.
+/// The checksum with the pseudo header of TCP or ICMPv6.
 pub(crate) fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
     let mut bytes = Vec::new();
     for address in [source, destination] {
@@ -215,24 +219,24 @@ pub(crate) fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: 
     checksum(&bytes)
 }
 
-/// TCP options in the layouts that Linux sends, and others.
+/// TCP options in the layouts that Linux sends, and in others.
 pub(crate) mod options {
-    /// `NOP NOP TS`: where Linux puts timestamps.
+    /// `NOP NOP TS`: the place where Linux puts timestamps.
     pub(crate) fn timestamps(value: u32, echo: u32) -> Vec<u8> {
         [vec![1, 1], bare_timestamps(value, echo)].concat()
     }
 
-    /// Ten bytes.
+    /// The option alone, ten bytes.
     pub(crate) fn bare_timestamps(value: u32, echo: u32) -> Vec<u8> {
         [&[8, 10][..], &value.to_be_bytes(), &echo.to_be_bytes()].concat()
     }
 
-    /// `NOP NOP SACK`: where Linux puts blocks.
+    /// `NOP NOP SACK`: the place where Linux puts blocks.
     pub(crate) fn sack(blocks: &[(u32, u32)]) -> Vec<u8> {
         [vec![1, 1], bare_sack(blocks)].concat()
     }
 
-    /// Two bytes and eight for each block.
+    /// The option alone: two bytes, and eight for each block.
     pub(crate) fn bare_sack(blocks: &[(u32, u32)]) -> Vec<u8> {
         let mut bytes = vec![5, (2 + 8 * blocks.len()) as u8];
         for (begin, end) in blocks {

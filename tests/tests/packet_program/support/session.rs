@@ -1,4 +1,5 @@
-//! A spliced session, and what its packets become: worked out by plain arithmetic, not by the code under test.
+//! A spliced session, and the expected packets. They are computed by plain arithmetic, not by the
+//! code under test.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -25,7 +26,7 @@ pub(crate) enum Key {
 /// ```text
 /// client ── front | steer | back ── endpoint
 /// ```
-/// Both directions have moved bytes, all of which were acknowledged; sequence numbers wrap soon.
+/// Both directions have moved bytes, and all bytes were acknowledged. Sequence numbers wrap soon.
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
     pub(crate) index: u32,
@@ -36,24 +37,24 @@ pub(crate) struct Session {
     pub(crate) record: Record,
 }
 
-/// Next sequence numbers of the peers, as their packets arrive.
+/// The next sequence numbers of the peers in arriving packets.
 pub(crate) const CLIENT_NEXT: u32 = 0xffff_ff00;
 pub(crate) const ENDPOINT_NEXT: u32 = 0x7fff_fe00;
-/// Those that the proxy would have used towards them.
+/// The next sequence numbers that the proxy would have used towards the peers.
 pub(crate) const FRONT_NEXT: u32 = 0x1234_5678;
 pub(crate) const BACK_NEXT: u32 = 0x0000_0100;
-/// Added to the timestamps of the client and of the endpoint.
+/// The shifts of the client's and of the endpoint's timestamps.
 pub(crate) const TS_SHIFTS: [u32; 2] = [0xf000_0000, 0x2000_0001];
-/// Below all timestamps of these sessions, but near enough to count.
+/// Below all timestamps of these sessions, but near enough to matter.
 pub(crate) const TS_FLOOR: u32 = 0xefff_ff00;
 /// TSval and TSecr of a client whose packets [`Session::identity`] leaves as they are.
 pub(crate) const IDENTITY_TIMESTAMPS: (u32, u32) = (5, 0);
 pub(crate) const GENERATION: u32 = 7;
-/// The number of that interface, in any namespace.
+/// The interface index of loopback in any namespace.
 pub(crate) const LOOPBACK: u32 = 1;
 
 impl Session {
-    /// In state SPLICED, with timestamps and SACK, and no window scaling to be done.
+    /// In state SPLICED, with timestamps and SACK. Windows need no scaling.
     pub(crate) fn new(family: Family) -> Self {
         let mut session = Self::closed(family);
         session.record.state = state::SPLICED;
@@ -97,7 +98,7 @@ impl Session {
         Self { index: 3, client, front, back, endpoint, record: bytemuck::Zeroable::zeroed() }
     }
 
-    /// That of another record, with a tuple that no other one's has.
+    /// The session of record `index`. No other session has its tuple.
     pub(crate) fn numbered(family: Family, index: u32) -> Self {
         let mut session = Self { index, ..Self::new(family) };
         let port = u16::try_from(1024 + index).expect("few records");
@@ -110,7 +111,8 @@ impl Session {
         session
     }
 
-    /// One that leaves packets as they are, if they have no timestamps, or those of [`IDENTITY_TIMESTAMPS`].
+    /// A session that does not change packets, if they have no timestamps, or the timestamps
+    /// [`IDENTITY_TIMESTAMPS`].
     pub(crate) fn identity(family: Family) -> Self {
         let mut session = Self::new(family);
         for direction in Direction::BOTH {
@@ -120,7 +122,7 @@ impl Session {
             fixed.to_destination = wire(destination.ip());
             fixed.to_ports = wire_ports(source, destination);
             (fixed.seq_delta, fixed.ack_delta) = (0, 0);
-            // One direction is at its floor, and the other one's shift is not known.
+            // One direction is at its floor. The shift of the other direction is not known.
             let at_floor = direction == Direction::ToUpstream;
             fixed.ts_shift = if at_floor { u32::MAX } else { 0 };
             fixed.ts_floor = IDENTITY_TIMESTAMPS.0;
@@ -133,7 +135,7 @@ impl Session {
         &mut self.record.flows[direction as usize]
     }
 
-    /// Source and destination of what arrives.
+    /// Source and destination of arriving packets.
     pub(crate) fn arrives(&self, direction: Direction) -> (SocketAddr, SocketAddr) {
         match direction {
             Direction::ToUpstream => (self.client, self.front),
@@ -141,7 +143,7 @@ impl Session {
         }
     }
 
-    /// Source and destination after the rewriting.
+    /// Source and destination of rewritten packets.
     pub(crate) fn leaves(&self, direction: Direction) -> (SocketAddr, SocketAddr) {
         match direction {
             Direction::ToUpstream => (self.back, self.endpoint),
@@ -160,28 +162,29 @@ impl Session {
         }
     }
 
-    /// An empty acknowledgement as it arrives next: in order, of all that was sent.
+    /// The next empty acknowledgement as it arrives: in order, and of all bytes that were sent.
     pub(crate) fn packet(&self, direction: Direction) -> Packet {
         let (source, destination) = self.arrives(direction);
         let live = &self.record.flows[direction as usize].live;
         Packet { seq: live.seq_end, ack: live.ack_end, ttl: 57, ..Packet::new(source, destination) }
     }
 
-    /// The same on its way out of the proxy's own socket towards where `direction` goes.
+    /// The same packet when the proxy's own socket sends it to the peer that `direction` goes to.
     pub(crate) fn own_packet(&self, direction: Direction) -> Packet {
         let (source, destination) = self.leaves(direction);
         let Packet { seq, ack, .. } = self.rewritten(direction, &self.packet(direction));
         Packet { seq, ack, ..Packet::new(source, destination) }
     }
 
-    /// What a packet must become.
+    /// The packet that `packet` must become.
     pub(crate) fn rewritten(&self, direction: Direction, packet: &Packet) -> Packet {
         let fixed = &self.record.flows[direction as usize].fixed;
         let back = &self.record.flows[direction.opposite() as usize].fixed;
         let (source, destination) = self.leaves(direction);
         let mut out = Packet { source, destination, ttl: 64, ..packet.clone() };
         out.seq = packet.seq.wrapping_add(fixed.seq_delta);
-        // In a hand-over, what the local socket has received is acknowledged, and missing from the window.
+        // In a hand-over, bytes that the local socket has received are acknowledged, and missing
+        // from the window.
         let mut missing = 0;
         if packet.flags & ACK != 0 {
             out.ack = packet.ack.wrapping_add(fixed.ack_delta);
@@ -235,7 +238,7 @@ impl Session {
     }
 }
 
-/// As the maps hold an address.
+/// An address in the form of the maps.
 pub(crate) fn wire(address: IpAddr) -> [u32; 4] {
     let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
     match address {

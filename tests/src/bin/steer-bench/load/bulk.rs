@@ -1,4 +1,4 @@
-//! As much as goes, in frames of 64 KiB. The endpoint's `Bulk` is the other side of it.
+//! As many bytes as possible, in frames of 64 KiB. The endpoint's side is `serve::streams::Bulk`.
 
 use anyhow::{Result, ensure};
 
@@ -11,7 +11,8 @@ use crate::ws::Frames;
 
 pub(super) struct Bulk {
     direction: Way,
-    /// The first message, which is echoed, and the second, which starts the download.
+    /// The first message, which the endpoint echoes, and the second message, which starts the
+    /// download.
     sign: Numbered,
     upload: Vec<u8>,
 }
@@ -20,7 +21,7 @@ pub(super) struct State {
     frames: Frames,
     source: Source,
     uploading: bool,
-    /// How many frames of the upload the endpoint has got.
+    /// How many frames of the upload the endpoint has received.
     acknowledged: u64,
 }
 
@@ -78,12 +79,12 @@ impl Workload for Bulk {
                 self.sign.check(&part, 0)?;
                 return Ok(Next::Ready);
             }
-            // Under way is what follows the last sign of progress.
+            // Time counts from the last sign of progress.
             *since = now;
             if part.head.length == BULK_FRAME as u64 {
                 tally.count(1, BULK_FRAME);
             } else {
-                ensure!(part.head.length == 8, "a message that is no answer: {:?}", part.head);
+                ensure!(part.head.length == 8, "the message is not an acknowledgement: {:?}", part.head);
                 let acknowledged = u64::from_le_bytes(part.start);
                 let frames = acknowledged - state.acknowledged;
                 state.acknowledged = acknowledged;

@@ -1,4 +1,4 @@
-//! Opens the connections, waits for what comes, and keeps the time.
+//! Opens the connections, waits for events, and keeps the time.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -18,18 +18,20 @@ use crate::link::{Link, READ, TURN};
 use crate::machine::monotonic_ns;
 use crate::spec::{Load, Measured};
 
-/// How many connections are being opened at a time: fewer than any listener's backlog.
+/// How many connections are opened at a time: fewer than any listener's backlog.
 const OPENING: usize = 256;
-/// How long nothing may become of any connection that is being opened, and how long opening may take in all.
+/// The longest time in which no connection becomes ready or fails, and the longest time for opening
+/// all connections.
 const OPENING_STALL: u64 = 5 * SECOND;
 const OPENING_LIMIT: u64 = 45 * SECOND;
-/// All are quiet for so long before the work begins: a stream that waits is the easiest to hand over to the kernel.
+/// All connections are quiet for this long before the work begins, because a stream that waits is
+/// the easiest to hand over to the kernel.
 const SETTLING: u64 = 100 * MILLISECOND;
-/// What is under way for longer at the end will not come any more, if the span was not longer still.
+/// A message that is under way for longer at the end is lost, unless the span was longer still.
 const LOST: u64 = SECOND;
-/// After so many errors a run is given up.
+/// A run is given up after so many errors.
 const MAX_ERRORS: u64 = 64;
-/// How many of them are told.
+/// How many of the errors are printed.
 const TOLD_ERRORS: u64 = 5;
 
 const SECOND: u64 = 1000 * MILLISECOND;
@@ -41,16 +43,16 @@ pub(super) struct Driver<'l, W: Workload> {
     tally: Tally,
     poll: Poll,
     connections: Slab<Connection<W::State>>,
-    /// How many are still to be opened.
+    /// How many connections are still to be opened.
     to_open: usize,
-    /// How many are being opened: they are not ready.
+    /// How many connections are being opened: they are not ready yet.
     opening: usize,
-    /// How many have been made so far.
+    /// How many connections have been made so far.
     made: u32,
     errors: u64,
     /// When a connection last became ready or failed.
     progress: u64,
-    /// Connections whose turn ended before they had done everything.
+    /// Connections whose turn ended before they had done all their work.
     again: Vec<usize>,
     buffer: Vec<u8>,
     request: Vec<u8>,
@@ -75,7 +77,7 @@ impl<'l, W: Workload> Driver<'l, W> {
         })
     }
 
-    /// Opens everything, warms up, and measures one span.
+    /// Opens all connections, warms up, and measures one span.
     pub(super) fn measure(mut self) -> Result<Measured> {
         let mut events = Events::with_capacity(1024);
         if !W::CYCLES {
@@ -90,7 +92,8 @@ impl<'l, W: Workload> Driver<'l, W> {
         Ok(Measured { errors: self.errors + self.lost(&begin), ..measured })
     }
 
-    /// Opens as many connections as the target takes, and returns how many became ready. The others are given up.
+    /// Opens as many connections as the target takes, and returns how many became ready. The others
+    /// are given up.
     pub(super) fn open_what_goes(&mut self) -> Result<usize> {
         if let Err(error) = self.open_all(&mut Events::with_capacity(1024)) {
             eprintln!("load: {error:#}");
@@ -114,7 +117,10 @@ impl<'l, W: Workload> Driver<'l, W> {
             self.turn(monotonic_ns() + SECOND, events)?;
             let now = monotonic_ns();
             let left = self.to_open + self.opening;
-            ensure!(now < self.progress + OPENING_STALL, "{left} of {wanted} connections do not open");
+            ensure!(
+                now < self.progress + OPENING_STALL,
+                "{left} of {wanted} connections do not open: no progress"
+            );
             ensure!(now < begin + OPENING_LIMIT, "{left} of {wanted} connections are not open in time");
         }
         Ok(())
@@ -138,7 +144,7 @@ impl<'l, W: Workload> Driver<'l, W> {
         Ok(())
     }
 
-    /// Does once whatever is to be done, after waiting until `end` at the longest.
+    /// Waits for events until `end` at the longest, then handles them once.
     fn turn(&mut self, end: u64, events: &mut Events) -> Result<()> {
         while self.to_open > 0 && (W::CYCLES || self.opening < OPENING) {
             self.open()?;
@@ -174,7 +180,7 @@ impl<'l, W: Workload> Driver<'l, W> {
         let mut socket = TcpStream::connect(target).with_context(|| format!("no connection to {target}"))?;
         socket.set_nodelay(true).context("no TCP_NODELAY")?;
         if !W::CYCLES {
-            // Ends by a reset: thousands of ports in TIME_WAIT would be in the way of the next run.
+            // Makes the close a reset: thousands of ports in TIME_WAIT would disturb the next run.
             SockRef::from(&socket).set_linger(Some(Duration::ZERO)).context("no SO_LINGER")?;
         }
         let entry = self.connections.vacant_entry();
@@ -204,7 +210,8 @@ impl<'l, W: Workload> Driver<'l, W> {
         }
     }
 
-    /// Does something for a connection that is still there, and closes it if that fails or nothing is left to do.
+    /// Calls `work` for a connection that is still there. Closes the connection if `work` fails or
+    /// returns that it is done.
     fn serve(&mut self, key: usize, work: impl FnOnce(&mut Self) -> Result<Next>) {
         if !self.connections.contains(key) {
             return;
@@ -241,7 +248,8 @@ impl<'l, W: Workload> Driver<'l, W> {
         self.carry_on(key, event.is_read_closed())
     }
 
-    /// Reads what there is, or all `until_end`, and writes what is due.
+    /// Reads what has arrived (or, with `until_end`, everything up to the end), and writes what is
+    /// due.
     fn carry_on(&mut self, key: usize, until_end: bool) -> Result<Next> {
         let mut again = true;
         for _ in 0..TURN {
@@ -252,7 +260,8 @@ impl<'l, W: Workload> Driver<'l, W> {
             if self.received(key, size)? == Next::Done {
                 return Ok(Next::Done);
             }
-            // What is less than was asked for is all there was, and the poll reports what comes later.
+            // A read of fewer bytes than asked for has emptied the socket. The poll reports bytes
+            // that arrive later.
             if size < READ && !until_end {
                 again = false;
                 break;
@@ -265,7 +274,7 @@ impl<'l, W: Workload> Driver<'l, W> {
         Ok(Next::Wait)
     }
 
-    /// Takes `size` bytes that are in the buffer; 0: the end.
+    /// Handles `size` bytes that are in the buffer. A size of 0 means the end of the stream.
     fn received(&mut self, key: usize, size: usize) -> Result<Next> {
         let now = monotonic_ns();
         let connection = &mut self.connections[key];
@@ -292,14 +301,15 @@ impl<'l, W: Workload> Driver<'l, W> {
         Ok(next)
     }
 
-    /// On how many connections something has been under way for so long that it must be lost.
+    /// The number of connections on which a message has been under way for so long that it must be
+    /// lost.
     fn lost(&self, begin: &Begin) -> u64 {
         let now = monotonic_ns();
         let patience = LOST.max(now - begin.at);
         let lost = |it: &Connection<W::State>| it.since != 0 && now - it.since > patience;
         let lost = self.connections.iter().filter(|(_, connection)| lost(connection)).count();
         if lost > 0 {
-            eprintln!("load: nothing came on {lost} connections");
+            eprintln!("load: {lost} connections got no answer");
         }
         lost as u64
     }

@@ -1,4 +1,4 @@
-//! Messages that come back.
+//! Messages that the endpoint echoes.
 
 use std::collections::VecDeque;
 
@@ -9,17 +9,17 @@ use super::tally::Tally;
 use super::workload::{Connection, Next, Workload};
 use crate::ws::{self, BINARY, Frames, Part};
 
-/// A message that begins with a number, and its check. Every connection sends the same bytes but for this number, so
-/// there is one buffer, which stays in the cache.
+/// A message that begins with a number, and the check of its echo. All messages are equal except
+/// for the number, so one buffer is enough, and it stays in the cache.
 pub(super) struct Numbered {
     frame: Vec<u8>,
-    /// Where the payload begins.
+    /// The offset of the payload.
     payload: usize,
     mask: [u8; 4],
 }
 
 impl Numbered {
-    /// With a payload of `bytes`, at least 8.
+    /// Makes a message with a payload of `bytes`, at least 8.
     pub(super) fn new(bytes: usize) -> Result<Self> {
         ensure!(bytes >= 8, "no room for a number in {bytes} bytes");
         let mask = fastrand::u32(..).to_ne_bytes();
@@ -40,7 +40,8 @@ impl Numbered {
     }
 
     /// # Errors
-    /// When the frame whose last part is `part` is not the echo of the message with this number.
+    /// When `part`, the last part of a frame, does not end the echo of the message with this
+    /// number.
     pub(super) fn check(&self, part: &Part, number: u64) -> Result<()> {
         let (head, found) = (part.head, u64::from_le_bytes(part.start));
         let as_sent = head.fin && head.opcode == BINARY && head.length == self.bytes() as u64;
@@ -57,7 +58,7 @@ pub(super) struct Echo {
 struct Pace {
     /// Messages per second.
     rate: u32,
-    /// When the first was due; 0: not yet.
+    /// When the first message was due. 0: the work has not begun.
     begin: u64,
     sent: u64,
     /// Connections on which no message is under way.
@@ -77,7 +78,7 @@ impl Default for State {
 }
 
 impl Echo {
-    /// With messages of `bytes`; with `rate`, no more than so many a second.
+    /// Messages of `bytes`. With `rate`, at most so many a second.
     pub(super) fn new(bytes: usize, rate: Option<u32>) -> Result<Self> {
         let pace = rate.map(|rate| Pace { rate, begin: 0, sent: 0, idle: VecDeque::new() });
         Ok(Self { message: Numbered::new(bytes)?, pace })
@@ -90,7 +91,7 @@ impl Echo {
         Ok(())
     }
 
-    /// A message may follow.
+    /// The echo has come, so the next message may be sent.
     fn next(&mut self, connection: &mut Connection<State>, now: u64) -> Result<()> {
         match &mut self.pace {
             None => self.send(connection, now),
@@ -130,7 +131,7 @@ impl Workload for Echo {
             if !part.last {
                 continue;
             }
-            ensure!(connection.since != 0, "a message that nobody sent");
+            ensure!(connection.since != 0, "a message came while none was under way");
             self.message.check(&part, connection.state.number)?;
             if !connection.ready {
                 return Ok(Next::Ready);
@@ -151,8 +152,8 @@ impl Workload for Echo {
         {
             pace.sent += 1;
             if let Some(connection) = connections.get_mut(key) {
-                // If it is broken, the poll reports that.
-                let _ = self.send(connection, now);
+                // If the connection is broken, the poll reports that.
+                self.send(connection, now).ok();
             }
         }
         self.pace = Some(pace);
@@ -161,7 +162,7 @@ impl Workload for Echo {
 }
 
 impl Pace {
-    /// Whether by now more should have been sent than was.
+    /// Whether more messages should have been sent by `now` than were sent.
     fn is_due(&self, now: u64) -> bool {
         let due = u128::from(now - self.begin) * u128::from(self.rate) / 1_000_000_000;
         self.begin != 0 && u128::from(self.sent) < due

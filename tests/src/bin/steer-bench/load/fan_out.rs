@@ -1,4 +1,5 @@
-//! Messages that the endpoint sends of its own accord to a few of many connections. The endpoint's `push` chooses.
+//! The endpoint pushes messages to a few of many connections. Module `serve::push` of the endpoint
+//! chooses them.
 
 use anyhow::{Result, ensure};
 
@@ -11,7 +12,7 @@ use crate::ws::Frames;
 pub(super) struct FanOut {
     path: String,
     bytes: usize,
-    /// The first message, which is echoed, and the answer to those that come.
+    /// The first message, which the endpoint echoes, and the answer to each pushed message.
     answer: Numbered,
 }
 
@@ -25,7 +26,7 @@ impl Default for State {
 
 impl FanOut {
     pub(super) fn new(connections: usize, active: usize, bytes: usize) -> Result<Self> {
-        // The time makes the group this run's own.
+        // The time makes the name of the group unique to this run.
         let path = format!("/push/{}/{connections}/{active}/{bytes}", monotonic_ns());
         Ok(Self { path, bytes, answer: Numbered::new(8)? })
     }
@@ -60,9 +61,9 @@ impl Workload for FanOut {
                 next = Next::Ready;
                 continue;
             }
-            ensure!(part.head.length == self.bytes as u64, "a message of another size: {:?}", part.head);
+            ensure!(part.head.length == self.bytes as u64, "the message has another size: {:?}", part.head);
             let pushed_at = u64::from_le_bytes(part.start);
-            ensure!(pushed_at <= now, "a message from the future: {pushed_at}");
+            ensure!(pushed_at <= now, "the message was sent in the future: {pushed_at}");
             tally.done(pushed_at, now, self.bytes);
             connection.link.send(self.answer.frame(1))?;
         }

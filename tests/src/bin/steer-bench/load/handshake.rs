@@ -9,7 +9,7 @@ use super::workload::forwarded_for;
 use crate::head::value;
 use crate::ws::{ACCEPT, KEY};
 
-/// Appends the head that asks for a `WebSocket` at `path`.
+/// Appends the head of a request for a `WebSocket` at `path`.
 pub(crate) fn ask(path: &str, number: u32, to: &mut Vec<u8>) {
     let client = forwarded_for(number);
     write!(
@@ -21,12 +21,12 @@ pub(crate) fn ask(path: &str, number: u32, to: &mut Vec<u8>) {
 }
 
 /// # Errors
-/// When the upgrade was not granted.
+/// When the upgrade was refused.
 pub(crate) fn check(answer: &Response<'_, '_>) -> Result<()> {
     let (code, reason) = (answer.code.unwrap_or_default(), answer.reason.unwrap_or_default());
-    ensure!(code == 101, "no upgrade, but {code} {reason}");
+    ensure!(code == 101, "the upgrade was answered with {code} {reason}");
     let accept = value(answer.headers, "sec-websocket-accept");
-    ensure!(accept == Some(ACCEPT.as_bytes()), "a 101 without the right sec-websocket-accept");
+    ensure!(accept == Some(ACCEPT.as_bytes()), "the 101 does not have the right sec-websocket-accept");
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! The load generator: makes connections, does one kind of work on all of them, on one thread, and measures it.
+//! The load generator. On one thread, it makes connections, does one kind of work on all of them,
+//! and measures it.
 
 mod bulk;
 mod driver;
@@ -27,15 +28,15 @@ use workload::Workload;
 /// Descriptors that are not for connections.
 const OWN_DESCRIPTORS: u64 = 64;
 
-/// What is echoed once on connections that are only held.
+/// Bytes of the message that is echoed once on connections that are only held.
 const HELD_BYTES: usize = 64;
 
-/// Does the work and returns what happened within the span. [`Work::Hold`] prints `ready N`, has its span from there to
-/// the end of standard input, and counts the connections as operations.
+/// Does the work and returns what happened within the span. [`Work::Hold`] prints `ready N`. Its
+/// span begins there and ends with standard input, and its operations are the connections.
 ///
 /// # Errors
-/// When the run could not be made: connections were not open in time, or many failed. A few that failed are in
-/// [`Measured::errors`] instead; standard error tells of the first.
+/// When the connections were not open in time, or many of them failed. A few failures are counted
+/// in [`Measured::errors`], and standard error has the first ones.
 pub(crate) fn run(load: &Load) -> Result<Measured> {
     ensure!(!load.targets.is_empty(), "no targets");
     match load.work {
@@ -54,7 +55,7 @@ pub(crate) fn run(load: &Load) -> Result<Measured> {
 
 fn measure(load: &Load, connections: usize, workload: impl Workload) -> Result<Measured> {
     let room = room()?;
-    ensure!(connections <= room, "{connections} connections, but no more than {room} may be open");
+    ensure!(connections <= room, "{connections} connections were asked for, but at most {room} may be open");
     Driver::new(load, connections, workload)?.measure()
 }
 
@@ -87,7 +88,7 @@ mod tests {
     use crate::serve;
     use crate::spec::{Method, Way};
 
-    /// An endpoint that serves for as long as the test's process lives.
+    /// An endpoint that serves until the process of the test ends.
     fn endpoint() -> Result<SocketAddr> {
         let address = free_address()?;
         thread::spawn(move || serve::run(&[address.port()]).expect("a free port"));

@@ -1,4 +1,4 @@
-//! HTTP requests on connections that are kept.
+//! HTTP requests on kept connections.
 
 use anyhow::{Result, ensure};
 use httparse::Response;
@@ -15,10 +15,10 @@ pub(super) struct Polling {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// What is sent each time.
+    /// The bytes of each request.
     request: Vec<u8>,
     partial: Partial,
-    /// What is missing of the body.
+    /// How many bytes of the body have not come yet.
     body_left: usize,
 }
 
@@ -41,14 +41,14 @@ impl Polling {
         request
     }
 
-    /// The size of the body.
+    /// Checks the head of an answer, and returns the size of its body.
     fn check(&self, answer: &Response<'_, '_>) -> Result<usize> {
         let expected = match self.method {
             Method::Get => self.bytes,
             Method::Post => "ok".len(),
         };
         let (code, body) = (answer.code.unwrap_or_default(), content_length(answer.headers)?);
-        ensure!(code == 200 && body == Some(expected), "the answer {code} with a body of {body:?} bytes");
+        ensure!(code == 200 && body == Some(expected), "the answer is {code} with a body of {body:?} bytes");
         Ok(expected)
     }
 }
@@ -79,7 +79,7 @@ impl Workload for Polling {
         now: u64,
         tally: &mut Tally,
     ) -> Result<Next> {
-        ensure!(connection.since != 0, "an answer that nobody asked for");
+        ensure!(connection.since != 0, "an answer came without a request");
         let state = &mut connection.state;
         if state.body_left == 0 {
             let Some((body, size)) = state.partial.response(bytes, |it| self.check(it))? else {
@@ -88,7 +88,7 @@ impl Workload for Polling {
             state.body_left = body;
             bytes = &bytes[size..];
         }
-        ensure!(bytes.len() <= state.body_left, "more than the answer");
+        ensure!(bytes.len() <= state.body_left, "more bytes came than the answer has");
         state.body_left -= bytes.len();
         if state.body_left > 0 {
             return Ok(Next::Wait);

@@ -1,4 +1,4 @@
-//! What was done within the span.
+//! Counts what was done within the span.
 
 use anyhow::{Context as _, Result};
 use hdrhistogram::Histogram;
@@ -6,18 +6,18 @@ use hdrhistogram::Histogram;
 use crate::machine::{Cpu, monotonic_ns, process_ms};
 use crate::spec::{Latency, Measured};
 
-/// The longest latency that can be told from longer ones, in nanoseconds.
+/// The longest latency that the histogram can hold, in nanoseconds.
 const LONGEST: u64 = 60_000_000_000;
 
 pub(super) struct Tally {
     recording: bool,
     operations: u64,
     bytes: u64,
-    /// Nanoseconds, to three digits.
+    /// In nanoseconds, to three digits.
     latency: Histogram<u64>,
 }
 
-/// The clocks at the begin of the span.
+/// The clocks at the start of the span.
 pub(super) struct Begin {
     pub(super) at: u64,
     machine: Cpu,
@@ -30,7 +30,7 @@ impl Tally {
         Ok(Self { recording: false, operations: 0, bytes: 0, latency })
     }
 
-    /// An operation that took from `since` to `now`, and moved so many bytes of payload.
+    /// Counts an operation that took from `since` to `now` and moved `bytes` of payload.
     pub(super) fn done(&mut self, since: u64, now: u64, bytes: usize) {
         if self.recording {
             self.latency.saturating_record(now.saturating_sub(since));
@@ -38,7 +38,7 @@ impl Tally {
         }
     }
 
-    /// Operations whose latency is not known.
+    /// Counts operations whose latency is not known.
     pub(super) fn count(&mut self, operations: u64, bytes: usize) {
         if self.recording {
             self.operations += operations;

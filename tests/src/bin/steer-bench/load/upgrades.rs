@@ -52,7 +52,7 @@ impl Workload for Upgrades {
         let mut at = 0..bytes.len();
         while let Some(part) = connection.state.frames.next(bytes, &mut at)? {
             if part.last {
-                ensure!(!connection.state.echoed, "a message that nobody sent");
+                ensure!(!connection.state.echoed, "a second message came");
                 self.0.check(&part, u64::from(connection.number))?;
                 connection.state.echoed = true;
                 connection.link.finish()?;
@@ -61,9 +61,9 @@ impl Workload for Upgrades {
         Ok(Next::Wait)
     }
 
-    /// The whole ends when the peer has closed too.
+    /// The operation ends when the peer has closed the connection, too.
     fn ended(&mut self, connection: &mut Connection<State>, now: u64, tally: &mut Tally) -> Result<Next> {
-        ensure!(connection.state.echoed, "closed by the peer before the echo");
+        ensure!(connection.state.echoed, "the peer closed the connection before the echo");
         tally.done(connection.since, now, 2 * BYTES);
         Ok(Next::Done)
     }

@@ -1,4 +1,5 @@
-//! What the driver does for every kind of work, and what a kind of work does for itself.
+//! The interface between the driver, which is the same for all kinds of work, and each kind of
+//! work.
 
 use std::net::Ipv4Addr;
 
@@ -13,44 +14,46 @@ use crate::link::Link;
 pub(super) struct Connection<S> {
     pub(super) key: usize,
     pub(super) link: Link,
-    /// Counts the connections of this run.
+    /// The number of the connection, from the start of this run.
     pub(super) number: u32,
-    /// Since when something is under way, in nanoseconds of `CLOCK_MONOTONIC`; 0: nothing is.
+    /// The time since which a message is under way, in nanoseconds of `CLOCK_MONOTONIC`. 0: no
+    /// message is.
     pub(super) since: u64,
-    /// What has come of the answer to the upgrade; nothing: there is none to come (any more).
+    /// The part of the answer to the upgrade that has come. `None` if no answer is awaited.
     pub(super) upgrading: Option<Partial>,
-    /// Whether the first message has gone there and back.
+    /// Whether the first message has been echoed.
     pub(super) ready: bool,
     pub(super) state: S,
 }
 
-/// What follows for a connection from something that came.
+/// What the driver does next with a connection, after bytes have come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// More is to come.
+    /// Wait for more.
     Wait,
-    /// The first message has gone there and back.
+    /// The first message has been echoed.
     Ready,
-    /// All is done, it can be closed.
+    /// The connection has done its work and can be closed.
     Done,
 }
 
-/// A kind of work. An error ends the connection that it happened on, and is counted.
+/// A kind of work. An error ends its connection, and is counted.
 pub(super) trait Workload {
-    /// Kept with each connection.
+    /// State that is kept for each connection.
     type State: Default;
 
-    /// Whether connections are closed when they are done, and replaced by others, from the beginning. If not, all are
-    /// opened and have their first message echoed before the work begins.
+    /// Whether a connection that is done is closed and replaced by a new one, from the start of the
+    /// run. If not, all connections are opened and have their first message echoed before the work
+    /// begins.
     const CYCLES: bool = false;
 
-    /// Where `WebSockets` are opened; nothing: connections stay plain HTTP.
+    /// The path at which `WebSockets` are opened. `None`: connections stay plain HTTP.
     fn path(&self) -> Option<&str>;
 
     /// The connection is open: sends the first message.
     fn opened(&mut self, connection: &mut Connection<Self::State>) -> Result<()>;
 
-    /// All connections are ready: begins with the work on this one, at the time `now`.
+    /// All connections are ready: begins the work on this one, at the time `now`.
     fn begin(&mut self, _: &mut Connection<Self::State>, _now: u64) -> Result<()> {
         Ok(())
     }
@@ -66,21 +69,21 @@ pub(super) trait Workload {
 
     /// The peer has closed the connection.
     fn ended(&mut self, _: &mut Connection<Self::State>, _now: u64, _: &mut Tally) -> Result<Next> {
-        bail!("closed by the peer")
+        bail!("the peer closed the connection")
     }
 
-    /// Sends what the socket takes; returns whether the connection's turn ended before that.
+    /// Sends what the socket takes. Returns whether the connection's turn ended first.
     fn pump(&mut self, _: &mut Connection<Self::State>) -> Result<bool> {
         Ok(false)
     }
 
-    /// Called every millisecond or more often, if true is returned.
+    /// Is called at least every millisecond while it returns true.
     fn pace(&mut self, _: &mut Slab<Connection<Self::State>>, _now: u64) -> bool {
         false
     }
 }
 
-/// The value of the header that is hashed: another one for each connection, the same in each run.
+/// The value of the header that is hashed: different for each connection, the same in each run.
 pub(super) fn forwarded_for(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(10 << 24 | number & 0xff_ffff)
 }

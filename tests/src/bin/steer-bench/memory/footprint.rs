@@ -1,4 +1,5 @@
-//! What a subject and the kernel hold, from `/proc` and the kernel's list of maps.
+//! The memory that a subject holds, in its processes and in the kernel, from `/proc` and the
+//! kernel's list of maps.
 
 use std::fs;
 
@@ -9,19 +10,19 @@ use steer_tests::netns::NetNs;
 use crate::bpf::{self, field};
 use crate::subjects::Subject;
 
-/// In bytes, but for the sockets.
+/// In bytes, except for `sockets`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Footprint {
-    /// Resident memory of all processes of the subject (a page that several share counts once) and their page tables,
-    /// without mapped BPF maps.
+    /// Resident memory of all processes of the subject, and their page tables. A page that several
+    /// processes share counts once. Mapped BPF maps do not count.
     pub(super) process: u64,
-    /// BPF maps of the subject, whole: an array as it was made, a hash with the entries that it has.
+    /// BPF maps of the subject: all of an array, but only the present entries of a hash.
     pub(super) maps: u64,
-    /// Records in use of the packet splice, whose array is among the maps.
+    /// The records of the packet splice that are in use. Their whole array is part of `maps`.
     pub(super) records: u64,
-    /// The kernel's objects for sockets, of all processes of the machine.
+    /// The kernel's objects for sockets, for all processes of the machine.
     pub(super) kernel: u64,
-    /// TCP sockets in the subject's namespace, those that wait in TIME_WAIT not among them.
+    /// TCP sockets in the subject's namespace, except those in TIME_WAIT.
     pub(super) sockets: u64,
 }
 
@@ -43,8 +44,8 @@ impl Footprint {
         })
     }
 
-    /// Maps, with the array of records counted by those in use *beside* its whole size: a difference of two of these is
-    /// what streams have added.
+    /// `maps`, plus the records in use. The array of records counts in full as well, so only the
+    /// difference of two such values means something: what streams have added.
     pub(super) const fn maps_in_use(&self) -> u64 {
         self.maps + self.records
     }
@@ -54,7 +55,7 @@ impl Footprint {
     }
 }
 
-/// Proportional memory of all mappings but those of BPF maps, and page tables.
+/// The proportional memory of all mappings except BPF maps, and the page tables.
 fn process(pid: u32) -> Result<u64> {
     let read = |name: &str| {
         let path = format!("/proc/{pid}/{name}");
@@ -63,7 +64,8 @@ fn process(pid: u32) -> Result<u64> {
     let mut kilobytes = field(&read("status")?, "VmPTE:").context("no VmPTE")?;
     let mut counts = true;
     for line in read("smaps")?.lines() {
-        // A mapping begins with its addresses, `7f00-7f01 r--p ... NAME`; lines about it with a word and a colon.
+        // A mapping begins with its addresses, `7f00-7f01 r--p ... NAME`. A line about the mapping
+        // begins with a word and a colon.
         if line.split_once(' ').is_some_and(|(first, _)| first.contains('-')) {
             counts = !line.contains("anon_inode:bpf-map");
         } else if counts && line.starts_with("Pss:") {
@@ -73,30 +75,34 @@ fn process(pid: u32) -> Result<u64> {
     Ok(kilobytes * 1024)
 }
 
-/// The kernel's caches in which sockets are, and all that belongs to them: descriptors, epoll, buffers, entries of maps. Not
-/// what is left of connections that are over (`tw_sock`).
+/// The kernel's caches that hold sockets and what belongs to sockets: descriptors, epoll, buffers,
+/// entries of maps. The sockets of ended connections (`tw_sock`) do not count.
 const CACHES: [&str; 7] = ["TCP", "sock_inode_cache", "filp", "eventpoll", "skbuff", "kmalloc", "tcp_bind"];
-/// For files' names and the like.
+/// For names of files and the like.
 const RECLAIMABLE: &str = "kmalloc-rcl";
-/// Each socket has one of these, but so have files, which come and go: they are counted by the sockets' inodes.
+/// Each socket has one object of each of these caches. Files have them as well, and files come and
+/// go, so the number of sockets' inodes is used instead.
 const OF_EACH_SOCKET: [&str; 2] = ["dentry", "lsm_inode_cache"];
 
-/// Bytes of the objects in use, of the whole machine.
+/// Bytes of the kernel's objects in use, of the whole machine.
 fn kernel() -> Result<u64> {
     let text = fs::read_to_string("/proc/slabinfo").context("cannot read /proc/slabinfo")?;
     let counts =
         |name: &str| CACHES.iter().any(|cache| name.starts_with(cache)) && !name.starts_with(RECLAIMABLE);
-    // Without that, objects that are only kept at hand for each processor count as used.
+    // Without the shrink, unused objects that the kernel keeps ready for each processor would count
+    // as used.
     for cache in text.lines().filter_map(Cache::parse).filter(|cache| counts(cache.name)) {
         let path = format!("/sys/kernel/slab/{}/shrink", cache.name);
-        // Kernels without it give less exact numbers.
-        let _refused = fs::write(path, "1");
+        // On kernels without this file, the numbers are less exact.
+        fs::write(path, "1").ok();
     }
     let text = fs::read_to_string("/proc/slabinfo").context("cannot read /proc/slabinfo")?;
     let caches: Vec<_> = text.lines().filter_map(Cache::parse).collect();
     let bytes: f64 = caches.iter().filter(|cache| counts(cache.name)).map(Cache::bytes).sum();
-    let inodes =
-        caches.iter().find(|cache| cache.name == "sock_inode_cache").context("no cache of sockets")?;
+    let inodes = caches
+        .iter()
+        .find(|cache| cache.name == "sock_inode_cache")
+        .context("/proc/slabinfo has no sock_inode_cache")?;
     let beside = caches.iter().filter(|cache| OF_EACH_SOCKET.contains(&cache.name)).map(|cache| cache.size);
     Ok((bytes + inodes.objects * beside.sum::<f64>()) as u64)
 }
@@ -104,9 +110,9 @@ fn kernel() -> Result<u64> {
 /// A line of `/proc/slabinfo`.
 struct Cache<'a> {
     name: &'a str,
-    /// In use.
+    /// The number of objects in use.
     objects: f64,
-    /// Of one object, with its share of what its pages have left over; bytes.
+    /// Bytes for one object, with its share of the unused rest of the cache's pages.
     size: f64,
 }
 
@@ -126,11 +132,11 @@ impl<'a> Cache<'a> {
     }
 }
 
-/// TCP sockets of a namespace.
+/// The number of TCP sockets of a namespace.
 pub(super) fn sockets(netns: &NetNs) -> Result<u64> {
     let read = || fs::read_to_string("/proc/thread-self/net/sockstat");
     field(&netns.run(read)?.context("cannot read sockstat")?, "TCP: inuse")
-        .context("sockstat does not tell of TCP")
+        .context("sockstat does not have the line of TCP")
 }
 
 #[cfg(test)]

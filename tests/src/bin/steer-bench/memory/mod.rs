@@ -1,14 +1,19 @@
-//! What an idle `WebSocket` costs the proxy: its process, its BPF maps, and the kernel's memory for its sockets.
+//! The memory of an idle `WebSocket`: in the proxy's process, in its BPF maps, and in the kernel
+//! for its sockets.
 //!
-//! Each subject is started afresh, looked at, given more and more `WebSockets`, and looked at again whenever its memory has
-//! come to rest; what has been added since the first look is divided by their number. Clients and endpoint are on the
-//! same machine: what their sockets take in the kernel is known from the direct connection, which has no others.
+//! Each subject is started and measured without `WebSockets`. Then more and more `WebSockets` are
+//! opened. The subject is measured again each time its memory has stopped changing, and the growth
+//! since the first measurement is divided by their number. The clients and the endpoint are on the
+//! same machine. The direct connection, which needs no other sockets, tells what their sockets take
+//! in the kernel.
 //!
-//! What the first streams make a process take once and for all, its memory per stream contains; `further_stream_bytes` is
-//! without that: the growth from one level to the next, by the streams that came between.
+//! The memory per stream includes what the first streams make a process allocate once.
+//! `further_stream_bytes` does not include that: it is the growth from one level to the next,
+//! divided by the number of new streams.
 //!
-//! Of BPF maps counts what streams make them grow by, and for the array of the packet splice, which is as large from the
-//! start as `max_streams` wants it, the records in use. All maps at rest are a metric of their own.
+//! A hash map counts by the growth that streams cause. The packet splice allocates the array of
+//! records once, for `max_streams`, so this array counts by the records in use. The size of all
+//! maps without streams is a metric of its own.
 
 mod footprint;
 
@@ -30,13 +35,15 @@ use crate::rounds::{Outcome, go_on};
 use crate::run::Held;
 use crate::subjects::{Kind, Programs, Subject};
 
-/// `WebSockets` of one process of clients, which has descriptors for little more.
+/// How many `WebSockets` one process of clients holds. It has descriptors for only a few more.
 const OF_ONE_PROCESS: usize = 15_000;
-/// Descriptors that a proxy needs beside those of its streams.
+/// Descriptors that a proxy needs in addition to those of its streams.
 const SPARE_DESCRIPTORS: usize = 300;
-/// Where what the clients and the endpoint cost is asked of the direct connection.
+/// The level at which the direct connection tells the memory of the clients' and the endpoint's
+/// sockets.
 const DIRECT: Level = Level::Number(5000);
-/// A change by so many bytes for each stream, or by what other processes' comings and goings make, is none.
+/// Memory counts as settled if it changes by no more than this many bytes for each stream, or by no
+/// more than `OTHERS` bytes, which other processes may cause.
 const STILL: f64 = 8.0;
 const OTHERS: f64 = 65_536.0;
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -52,15 +59,15 @@ enum Level {
     Most,
 }
 
-/// How much is measured.
+/// The size of the measurement.
 struct Extent {
     rounds: usize,
     levels: &'static [Level],
-    /// Where a proxy that needs no descriptors for its streams is stopped.
+    /// At [`Level::Most`], the number of streams for a proxy that needs no descriptors for them.
     enough: usize,
-    /// For how long nothing may change. Allocators give memory back late.
+    /// How long the memory must not change. Allocators give memory back late.
     rest: Duration,
-    /// Of each process.
+    /// The limit for each process.
     descriptors: usize,
 }
 
@@ -82,9 +89,11 @@ impl Extent {
         match (level, kind) {
             (Level::Number(number), _) => number,
             (Level::Most, Kind::SteerPacket) => self.enough,
-            // It sets descriptors aside for the pipes of `option splice-auto`: one pipe for every four streams.
+            // HAProxy reserves descriptors for the pipes of `option splice-auto`: one pipe for
+            // every four streams.
             (Level::Most, Kind::Haproxy) => each_worker * 4 / 5,
-            // Each of two workers has descriptors of its own, but the kernel does not deal out connections evenly.
+            // Each of the two workers has its own descriptors, but the kernel does not distribute
+            // connections evenly.
             (Level::Most, Kind::Nginx) => 2 * each_worker * 4 / 5,
             (Level::Most, _) => each_worker,
         }
@@ -93,10 +102,11 @@ impl Extent {
 
 /// Measures each of `kinds` that is a proxy, and the direct connection for comparison.
 ///
-/// Starts endpoints and subjects itself, afresh, so none may be running.
+/// Starts endpoints and subjects itself. No other endpoint or subject may be running.
 ///
 /// # Errors
-/// When the user interrupts it, or the endpoint does not start. A subject that fails is left out, with the reason.
+/// When the user interrupts the measurement, or the endpoint does not start. A subject that fails
+/// is left out, with the reason.
 pub(crate) fn run(lanes: &Lanes, programs: &Programs, kinds: &[Kind], profile: Profile) -> Result<Outcome> {
     let extent = Extent::of(profile)?;
     let _endpoint = Endpoint::start_three(lanes)?;
@@ -110,7 +120,7 @@ pub(crate) fn run(lanes: &Lanes, programs: &Programs, kinds: &[Kind], profile: P
     for round in 1..=extent.rounds {
         let mut direct = Vec::new();
         if let Err(error) = hold(lanes, programs, Kind::Direct, &[DIRECT], &extent, &mut direct) {
-            // Without it nobody's share of the kernel's memory is known.
+            // Without this number, the proxies' share of the kernel's memory is not known.
             outcome.leave_out(("memory", &params(DIRECT)), Kind::Direct, &error);
             break;
         }
@@ -130,7 +140,7 @@ pub(crate) fn run(lanes: &Lanes, programs: &Programs, kinds: &[Kind], profile: P
     Ok(outcome)
 }
 
-/// What is left of a subject's connections would go while the next one is looked at.
+/// Otherwise the remains of a subject's connections would disappear during the next measurement.
 fn without_remains(netns: &NetNs) -> Result<()> {
     netns.sysctl("net.ipv4.tcp_max_tw_buckets", "0")
 }
@@ -143,7 +153,7 @@ fn params(level: Level) -> Params {
     Params::from([("connections".to_owned(), connections)])
 }
 
-/// What was seen with so many idle `WebSockets`, and before the first.
+/// The memory with `streams` idle `WebSockets`, and the memory before the first one.
 struct Seen {
     level: Level,
     streams: usize,
@@ -152,13 +162,14 @@ struct Seen {
 }
 
 impl Seen {
-    /// Bytes for each stream that have been added.
+    /// By how many bytes `part` has grown for each stream.
     fn growth(&self, part: impl Fn(&Footprint) -> u64) -> f64 {
         (part(&self.now) as f64 - part(&self.before) as f64) / self.streams as f64
     }
 }
 
-/// Starts a subject and looks at it without `WebSockets` and at each level: `seen` has those that it reached.
+/// Starts a subject and measures it without `WebSockets` and at each level. Appends to `seen` for
+/// each level that it reached.
 fn hold(
     lanes: &Lanes,
     programs: &Programs,
@@ -170,18 +181,19 @@ fn hold(
     let subject = Subject::start(kind, lanes, programs)?;
     let at_rest = [footprint::sockets(&lanes.clients)?, footprint::sockets(&lanes.endpoint)?];
     let reached = climb(lanes, &subject, levels, extent, seen);
-    // While the subject is there to pass on the ends of the streams: what remained would be part of the next one's memory.
+    // Waits while the subject can still pass on the ends of the streams. Remains would count as
+    // memory of the next subject.
     let ended = eventually("end of the WebSockets", ENDS_WITHIN, || {
         let now = [footprint::sockets(&lanes.clients)?, footprint::sockets(&lanes.endpoint)?];
         Ok(now.iter().zip(&at_rest).all(|(now, at_rest)| now <= at_rest).then_some(()))
     });
     if let Err(error) = ended {
-        eprintln!("the next subject finds remains of {kind}: {error:#}");
+        eprintln!("sockets of {kind} remain and may count for the next subject: {error:#}");
     }
     reached
 }
 
-/// Holds more and more `WebSockets`, and lets go of them.
+/// Opens more and more `WebSockets`, and closes them all at the end.
 fn climb(
     lanes: &Lanes,
     subject: &Subject<'_>,
@@ -208,7 +220,7 @@ fn climb(
     Ok(())
 }
 
-/// Does nothing for a subject that splices no packets.
+/// Waits until the kernel has all streams. Returns at once for a subject that splices no packets.
 fn wait_until_spliced(subject: &Subject<'_>, streams: usize) -> Result<()> {
     let (Kind::SteerPacket, Some(steer)) = (subject.kind(), subject.steer()) else { return Ok(()) };
     eventually("splice of every stream", SPLICED_WITHIN, || {
@@ -217,7 +229,7 @@ fn wait_until_spliced(subject: &Subject<'_>, streams: usize) -> Result<()> {
     })
 }
 
-/// Looks until nothing has changed for `rest`, or says that it still does.
+/// Measures until nothing has changed for `rest`, or prints that the memory still changes.
 fn settled(subject: &Subject<'_>, streams: usize, rest: Duration) -> Result<Footprint> {
     let begin = Instant::now();
     let (mut since, mut bytes) = (begin, Footprint::of(subject)?.all());
@@ -231,27 +243,30 @@ fn settled(subject: &Subject<'_>, streams: usize, rest: Duration) -> Result<Foot
             return Ok(now);
         }
         if begin.elapsed() >= SETTLES_WITHIN {
-            eprintln!("the memory of {} does not come to rest", subject.kind());
+            eprintln!("the memory of {} is still changing", subject.kind());
             return Ok(now);
         }
     }
 }
 
-/// By level, subject and metric: a value of each round.
+/// A value of each round, by level, subject and metric.
 #[derive(Default)]
 struct Values(BTreeMap<(Level, Kind, &'static str), Vec<f64>>);
 
 impl Values {
-    /// `ends`: bytes of the kernel's memory for a client and an endpoint.
+    /// `ends`: bytes of kernel memory for the sockets of one client and of the endpoint, per
+    /// stream.
     fn add(&mut self, kind: Kind, all: &[Seen], ends: f64) {
         let mut less: Option<(usize, f64)> = None;
         for seen in all {
             let process = seen.growth(|footprint| footprint.process);
             let maps = seen.growth(Footprint::maps_in_use);
-            // The entries of hash maps are among the kernel's objects, but have been counted.
+            // The entries of hash maps are among the kernel's objects, but `maps` has already
+            // counted them.
             let entries = seen.growth(|footprint| footprint.maps);
-            // Streams give nothing back: what is below zero is that the ends' sockets took less than beside the direct
-            // connection, and must not make up for what the proxy takes.
+            // Streams free no memory. A value below zero means that the sockets of clients and
+            // endpoint took less memory than with the direct connection. Such a value must not hide
+            // memory that the proxy takes.
             let kernel = (seen.growth(|footprint| footprint.kernel) - entries - ends).max(0.0);
             let each = process + maps + kernel;
             let metrics = [
@@ -277,7 +292,7 @@ impl Values {
 
     fn series(self) -> Vec<Series> {
         let series = |((level, kind, metric), runs): ((Level, Kind, &str), Vec<f64>)| {
-            // Nothing here depends on time.
+            // These values do not depend on stolen CPU time.
             Series::new(("memory", &params(level)), kind.name(), metric, runs, Vec::new())
         };
         self.0.into_iter().map(series).collect()
@@ -292,11 +307,11 @@ mod tests {
     fn everything_that_streams_add_counts_once() {
         let before = Footprint { process: 5000, maps: 10_000, ..Footprint::default() };
         let at = |streams: u64| Footprint {
-            // 2000 once, then 100 for each.
+            // 2000 once, and 100 for each stream.
             process: 7000 + 100 * streams,
             maps: 10_000 + 160 * streams,
             records: 320 * streams,
-            // Entries of maps, the ends' sockets, and 7 of the proxy.
+            // Entries of maps, the sockets of clients and endpoint, and 7 of the proxy.
             kernel: (160 + 4000 + 7) * streams,
             sockets: 0,
         };

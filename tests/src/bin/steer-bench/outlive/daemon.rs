@@ -1,4 +1,4 @@
-//! A subject whose processes come and go, started as its manual says for that.
+//! A subject whose processes are replaced, started as its manual says for replacement.
 
 use std::fs;
 use std::net::TcpStream;
@@ -20,13 +20,13 @@ use crate::subjects::{Kind, Programs, config};
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
 
-/// Where processes that were replaced get a time limit, in seconds.
+/// The time limit for replaced processes where there is one, in seconds.
 pub(super) const LIMIT: u32 = 6;
 
 pub(super) struct Daemon<'n> {
     lane: &'n Lane,
     running: Running<'n>,
-    /// Steer's processes that were replaced.
+    /// Steer processes that were replaced.
     replaced: Vec<Process>,
 }
 
@@ -36,22 +36,22 @@ enum Running<'n> {
     Peer(Peer),
 }
 
-/// Another proxy.
+/// A proxy other than Steer.
 struct Peer {
     kind: Kind,
     program: PathBuf,
     directory: PathBuf,
-    /// Whether replaced processes have a limit.
+    /// Whether replaced processes have a time limit.
     limited: bool,
-    /// Envoy's `--base-id`, which its processes meet by.
+    /// The value of Envoy's `--base-id`, by which its processes find each other.
     base_id: u32,
     epoch: u32,
-    /// Those that we have started; the newest is the last.
+    /// The processes that we started. The newest is the last.
     processes: Vec<Process>,
 }
 
 impl<'n> Daemon<'n> {
-    /// Starts the subject in its lane, afresh, and waits until it accepts connections.
+    /// Starts the subject in its lane, and waits until it accepts connections.
     pub(super) fn start(kind: Kind, lanes: &'n Lanes, programs: &Programs, event: Event) -> Result<Self> {
         let lane = lanes.of(kind)?;
         let directory = lanes.directory().join(format!("outlive-{kind}"));
@@ -79,7 +79,7 @@ impl<'n> Daemon<'n> {
         self.lane.kind
     }
 
-    /// Steer, for its metrics.
+    /// Steer, if the subject is Steer, for its metrics.
     pub(super) const fn steer(&self) -> Option<&Steer<'n>> {
         match &self.running {
             Running::Steer(steer) => Some(steer),
@@ -87,7 +87,8 @@ impl<'n> Daemon<'n> {
         }
     }
 
-    /// Does it once; of [`Event::Reloads`] a single one. Returns when it has been asked for, not when all is done.
+    /// Makes the event happen once. [`Event::Reloads`] is several events; this does one of them.
+    /// Returns when the event is started, not when it is over.
     pub(super) fn undergo(&mut self, event: Event) -> Result<()> {
         let pids = self.processes()?;
         match (&mut self.running, event) {
@@ -110,16 +111,17 @@ impl<'n> Daemon<'n> {
         }
     }
 
-    /// All its processes, those that were replaced among them.
+    /// All processes of the subject, including replaced ones.
     pub(super) fn processes(&self) -> Result<Vec<libc::pid_t>> {
         netns::processes_in(self.lane.netns.name())
     }
 
-    /// The memory of all its processes in bytes; what several share counts once.
+    /// The memory of all processes of the subject, in bytes. Memory that several processes share
+    /// counts once.
     pub(super) fn memory(&self) -> Result<u64> {
         let memory = |pid| {
             let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
-            // It may have ended meanwhile.
+            // The process may have ended meanwhile.
             text.ok().and_then(|text| field(&text, "Pss:")).unwrap_or(0) * 1024
         };
         Ok(self.processes()?.into_iter().map(memory).sum())
@@ -128,16 +130,16 @@ impl<'n> Daemon<'n> {
 
 impl Drop for Daemon<'_> {
     fn drop(&mut self) {
-        // Workers are no children of ours, and outlive their masters.
+        // Workers are not our children, and outlive their masters.
         if matches!(self.running, Running::Peer(_)) {
             self.processes().unwrap_or_default().into_iter().for_each(kill);
         }
     }
 }
 
-/// `pid` is of a process in the subject's namespace, all of which are its own.
+/// Kills `pid`, a process in the subject's namespace. All processes there belong to the subject.
 fn kill(pid: libc::pid_t) {
-    // SAFETY: kill takes two integers; that the process has ended is as well.
+    // SAFETY: kill takes two integers. The process may have ended, which is fine.
     unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
@@ -165,16 +167,16 @@ impl Peer {
     }
 
     fn file(&self) -> PathBuf {
-        // Envoy goes by the ending.
+        // Envoy tells the format by the extension.
         self.directory.join(format!("{}.yaml", self.kind))
     }
 
-    /// The benchmark's configuration, with what reloads want.
+    /// The benchmark's configuration, with what the subject needs for reloads.
     fn reloadable(&self, config: &str) -> String {
         let directory = self.directory.display();
         let limit = |line: &str| if self.limited { line.to_owned() } else { String::new() };
         match self.kind {
-            // The new process is given the listening sockets of the old one.
+            // The new process receives the listening sockets of the old one.
             Kind::Haproxy => {
                 let socket = format!("stats socket {directory}/haproxy.sock level admin expose-fd listeners");
                 let limit = limit(&format!("    hard-stop-after {LIMIT}s\n"));
@@ -212,7 +214,7 @@ impl Peer {
         self.processes.last_mut().context("no process was started")
     }
 
-    /// The next process takes over; what was there before goes on with its streams.
+    /// Starts the next process, which takes over. The old process continues with its streams.
     fn reload(&mut self, lane: &Lane) -> Result<()> {
         match self.kind {
             Kind::Haproxy => self.newest()?.signal(libc::SIGUSR2),
@@ -224,7 +226,7 @@ impl Peer {
         }
     }
 
-    /// Starts the next process when the last one has ended.
+    /// Waits until the last process has ended, then starts the next one.
     fn start_again(&mut self, lane: &Lane) -> Result<()> {
         self.newest()?.wait(ENDS_WITHIN)?;
         self.epoch = 0;
@@ -235,8 +237,8 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         if self.kind == Kind::Envoy {
-            // The kernel keeps it when its makers are killed.
-            let _absent = fs::remove_file(format!("/dev/shm/envoy_shared_memory_{}", self.base_id * 10));
+            // The kernel keeps this file when the processes are killed.
+            fs::remove_file(format!("/dev/shm/envoy_shared_memory_{}", self.base_id * 10)).ok();
         }
     }
 }

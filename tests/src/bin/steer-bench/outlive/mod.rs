@@ -1,7 +1,9 @@
-//! What becomes of `WebSockets` and of new connections when a proxy is reloaded, restarted or killed.
+//! What happens to `WebSockets` and to new connections when a proxy is reloaded, restarted or
+//! killed.
 //!
-//! Each subject is started afresh for each event, with the streams and the connections of `watch` through it. Two windows of
-//! the same length are compared: one before the event, one that begins with it.
+//! Each subject is started anew for each event, and carries the streams and connections of `watch`.
+//! Two windows of the same length are compared: one before the event, and one that begins with the
+//! event.
 
 mod daemon;
 mod watcher;
@@ -26,24 +28,26 @@ use crate::watch::Window;
 pub(crate) const WORKLOAD: &str = "outlive";
 
 const STREAMS: usize = 1000;
-/// Of [`Event::Reloads`]: how many there are, and the time between two of them.
+/// For [`Event::Reloads`]: the number of reloads, and the time between two of them.
 const RELOADS: usize = 5;
 const BETWEEN: Duration = Duration::from_secs(2);
 const WINDOW: Duration = Duration::from_secs(4);
-/// How much later than the event's window is looked again: replaced processes have reached their limit.
+/// How long after the end of the event's window the subject is measured again. By then replaced
+/// processes have reached their limit.
 const LATER: Duration = Duration::from_secs(daemon::LIMIT as u64 - 1);
 
 /// What happens to a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// It is replaced by a new process of the same configuration, in the way that refuses no connection; the old one has a
-    /// few seconds to end.
+    /// A new process of the same configuration replaces the old one without refusing connections.
+    /// The old process has a few seconds to end.
     Reload,
-    /// The same several times, with new streams before each, and no limit for the old processes but their own.
+    /// Several reloads, with new streams before each. The old processes have only their own time
+    /// limits.
     Reloads,
-    /// SIGTERM, and started again when it has ended: `systemctl restart`.
+    /// SIGTERM, and a new process after the old one has ended, as `systemctl restart` does.
     Restart,
-    /// SIGKILL to all of its processes, and started again.
+    /// SIGKILL to all processes of the subject, and a new process.
     Kill,
 }
 
@@ -65,10 +69,12 @@ impl Event {
     }
 }
 
-/// Does each of `events` to each of `kinds`, with the endpoint and the subjects started afresh: none may be running.
+/// Does each of `events` to each of `kinds`. Starts the endpoint and the subjects; none may be
+/// running.
 ///
 /// # Errors
-/// When the user interrupts it, or the endpoint does not start. A subject that fails is left out, with the reason.
+/// When the user interrupts the measurement, or the endpoint does not start. A subject that fails
+/// is left out, with the reason.
 pub(crate) fn run(
     lanes: &Lanes,
     programs: &Programs,
@@ -95,7 +101,7 @@ pub(crate) fn run(
     Ok(outcome)
 }
 
-/// Of one run: metrics by name, and the share of the machine's time that was stolen.
+/// The result of one run: metrics by name, and the share of the machine's time that was stolen.
 struct Run {
     values: BTreeMap<&'static str, f64>,
     steal_percent: f64,

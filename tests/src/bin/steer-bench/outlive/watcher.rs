@@ -1,4 +1,4 @@
-//! The runner's end of `watch`.
+//! The runner's side of the process `watch`.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -15,16 +15,16 @@ use crate::lanes::Lanes;
 use crate::subjects::Kind;
 use crate::watch::Window;
 
-/// From the last stream's opening to the first window: hand-overs end meanwhile.
+/// From the opening of the last stream to the first window. Hand-overs end in this time.
 const SETTLING: Duration = Duration::from_secs(1);
 const OPEN_WITHIN: Duration = Duration::from_secs(30);
 const SAID_WITHIN: Duration = Duration::from_secs(10);
 
-/// The process of `watch`, until the guard is dropped.
+/// The process `watch`. It runs until the guard is dropped.
 pub(super) struct Watcher {
     process: Process,
     commands: ChildStdin,
-    /// How many of the lines that it has printed were read.
+    /// How many lines of its output were read.
     read: usize,
 }
 
@@ -38,7 +38,7 @@ impl Watcher {
         Ok(Self { process, commands, read: 0 })
     }
 
-    /// Opens so many more streams and waits until they are settled.
+    /// Opens `streams` more streams and waits until their hand-overs are over.
     pub(super) fn open(&mut self, daemon: &Daemon<'_>, streams: usize) -> Result<()> {
         self.ask(&format!("open {streams}"), OPEN_WITHIN)?;
         if let Some(steer) = daemon.steer() {
@@ -51,13 +51,13 @@ impl Watcher {
         Ok(())
     }
 
-    /// What happened since this was asked last.
+    /// What happened since the last call.
     pub(super) fn window(&mut self) -> Result<Window> {
         let line = self.ask("window", SAID_WITHIN)?;
         serde_json::from_str(&line).with_context(|| format!("the watch printed {line}"))
     }
 
-    /// The line that answers `command`.
+    /// Sends `command` and returns the line that answers it.
     fn ask(&mut self, command: &str, patience: Duration) -> Result<String> {
         writeln!(self.commands, "{command}")
             .context("the watch has ended")

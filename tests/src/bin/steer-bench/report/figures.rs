@@ -1,4 +1,4 @@
-//! Which figures there are, and what of the results belongs in each.
+//! Which figures there are, and which results belong in each.
 
 use std::collections::BTreeSet;
 
@@ -6,20 +6,21 @@ use super::unit::{Unit, grouped, ratio};
 use crate::results::{Report, Series};
 use crate::subjects::Kind;
 
-/// The parameter of loads that are not as fast as they can be.
+/// The parameter of loads with a given rate. Loads without it are as fast as possible.
 const RATE: &str = "rate";
 
-/// One picture, and one table of the page: for each row (a load) and each panel (what was measured) a value of each
-/// subject.
+/// One picture, and one table of the page. For each row (a load) and each panel (a metric), it has
+/// a value of each subject.
 #[derive(Debug)]
 pub(super) struct Figure {
-    /// Of the picture's file, and of the place on the page.
+    /// The name of the picture's file, and of the place on the page.
     pub(super) name: &'static str,
     pub(super) title: &'static str,
     pub(super) workload: &'static str,
     pub(super) rows: Vec<String>,
     pub(super) panels: Vec<Panel>,
-    /// Bars of one row have the same scale in all panels: these are parts of a whole.
+    /// Whether the bars of one row have the same scale in all panels, because the panels are parts
+    /// of a whole.
     pub(super) one_scale: bool,
 }
 
@@ -27,7 +28,7 @@ pub(super) struct Figure {
 pub(super) struct Panel {
     pub(super) title: &'static str,
     pub(super) unit: Unit,
-    /// By row; in each, the subjects that were measured.
+    /// By row: the subjects that were measured.
     pub(super) cells: Vec<Vec<Cell>>,
 }
 
@@ -40,7 +41,7 @@ pub(super) struct Cell {
 }
 
 impl Figure {
-    /// Those that have any value here, in order.
+    /// The subjects that have a value in this figure, in order.
     pub(super) fn subjects(&self) -> Vec<Kind> {
         let has = |kind: &Kind| {
             let mut cells = self.panels.iter().flat_map(|panel| &panel.cells).flatten();
@@ -55,21 +56,22 @@ impl Panel {
         self.cells[row].iter().find(|cell| cell.subject == subject)
     }
 
-    /// The ratio of a cell to that of the direct connection, if it is another and was measured.
+    /// The ratio of a cell to the direct connection's cell. `None` for the direct connection
+    /// itself, or if it was not measured.
     pub(super) fn to_direct(&self, row: usize, cell: &Cell) -> Option<String> {
         let direct = self.cell(row, Kind::Direct).filter(|_| cell.subject != Kind::Direct)?;
         ratio(cell.median, direct.median)
     }
 }
 
-/// What a figure shows of the results.
+/// Which results a figure shows.
 struct Draft {
     name: &'static str,
     title: &'static str,
     workload: &'static str,
-    /// The parameters whose values make the rows.
+    /// The parameters whose values distinguish the rows.
     rows: &'static [&'static str],
-    /// What `connections` are here.
+    /// What one of the `connections` is called in this figure.
     connection: &'static str,
     panels: &'static [PanelDraft],
     one_scale: bool,
@@ -214,7 +216,7 @@ const DRAFTS: [Draft; 10] = [
     },
 ];
 
-/// The names of all figures that there can be.
+/// The names of all possible figures.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     DRAFTS.iter().map(|draft| draft.name)
 }
@@ -263,7 +265,8 @@ impl Draft {
         })
     }
 
-    /// The values of the row's parameters. A load at a given rate is another than one as fast as it goes.
+    /// The values of the row's parameters. A load at a given rate and a load at full speed are
+    /// different rows.
     fn row_of(&self, series: &Series) -> Option<Vec<Param>> {
         let paced = Param::of(series, RATE).is_some();
         let value = |name: &&str| Param::of(series, name).or_else(|| (*name == RATE).then(Param::default));
@@ -271,7 +274,7 @@ impl Draft {
     }
 }
 
-/// The value of a parameter; numbers are ordered before texts.
+/// The value of a parameter. Numbers are ordered before texts.
 #[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Param {
     number: u64,
@@ -285,13 +288,13 @@ impl Param {
         Some(Self { number: value.as_u64().unwrap_or(u64::MAX), text })
     }
 
-    /// What is said of the parameter `name` at the begin of a row.
+    /// The words for the parameter `name` at the start of a row.
     fn label(&self, name: &str, connection: &str) -> String {
         match name {
             _ if self.number == u64::MAX => self.text.clone(),
             "connections" if self.number == 1 => format!("1 {connection}"),
             "connections" => format!("{} {connection}s", grouped(self.number)),
-            // As fast as it goes.
+            // A load at full speed.
             RATE if self.text.is_empty() => String::new(),
             RATE => format!("{}/s", grouped(self.number)),
             "bytes" if self.number >= 1024 => format!("{} KiB", self.number / 1024),

@@ -1,16 +1,16 @@
-//! What the packet splice is to reach beside the others, and whether it does.
+//! The goals of the packet splice compared with the other subjects, and whether it reaches them.
 
 use serde_json::Value;
 
 use crate::results::{Report, Series};
 use crate::subjects::Kind;
 
-/// Something measured, in one case or in several, of which the worst counts.
+/// A metric of one case or of several. The worst case counts.
 pub(super) struct Measure {
     pub(super) what: &'static str,
     workload: &'static str,
     metric: &'static str,
-    /// The numbers that its cases have; 0 is none.
+    /// The numbers among the parameters of its cases. 0: the case does not have the parameter.
     params: &'static [(&'static str, u64)],
     pub(super) better: Better,
     pub(super) goals: &'static [Goal],
@@ -22,7 +22,7 @@ pub(super) enum Better {
     Less,
 }
 
-/// The bound for the ratio to a subject, or, with none, for the value itself.
+/// The bound for the ratio to a subject, or for the value itself if there is no subject.
 pub(super) type Goal = (Option<Kind>, f64);
 
 pub(super) const MEASURES: [Measure; 10] = [
@@ -61,7 +61,7 @@ pub(super) const MEASURES: [Measure; 10] = [
         metric: "process_cpu_ms",
         params: &[("connections", 100), ("bytes", 64), ("rate", 0)],
         better: Better::Less,
-        // A tick of the kernel's clock.
+        // One tick of the kernel's clock.
         goals: &[(None, 4.0)],
     },
     Measure {
@@ -120,7 +120,8 @@ pub(super) const MEASURES: [Measure; 10] = [
 ];
 
 impl Measure {
-    /// The packet splice as a multiple of `base`: the worst of all cases that both were measured in.
+    /// The packet splice as a multiple of `base`: the worst of all cases in which both were
+    /// measured.
     pub(super) fn ratio(&self, report: &Report, base: Kind) -> Option<f64> {
         let base = |ours: &Series| {
             let is_it = |it: &&Series| {
@@ -133,7 +134,7 @@ impl Measure {
         self.worst(self.series(report, Kind::SteerPacket).filter_map(of_each))
     }
 
-    /// The value itself, the worst of all cases.
+    /// The value itself: the worst of all cases.
     pub(super) fn value(&self, report: &Report, subject: Kind) -> Option<f64> {
         self.worst(self.series(report, subject).map(|series| series.median))
     }

@@ -1,6 +1,6 @@
-//! What becomes of the results: `docs/bench/results.json`, a picture for each figure beside it, and the tables in
-//! `docs/benchmarks.md` and `README.md`. All of it is made from one [`Report`]; no number on those pages is written by
-//! hand.
+//! Writes the results: `docs/bench/results.json`, a picture for each figure in the same directory,
+//! and the tables in `docs/benchmarks.md` and `README.md`. Everything is made from one [`Report`].
+//! Nobody writes a number on these pages by hand.
 
 mod figures;
 mod goals;
@@ -18,34 +18,36 @@ use anyhow::{Context as _, Result};
 
 use crate::results::{Report, Series};
 
-/// Where pictures and results go.
+/// The directory of the pictures and the results.
 const PICTURES: &str = "docs/bench";
 
-/// The pages, and the places on each for what is generated.
+/// The pages, and the places on each page that are generated.
 fn pages() -> [(&'static str, Vec<&'static str>); 2] {
     let places = ["host", "goals"].into_iter().chain(figures::names());
     [("README.md", vec!["summary"]), ("docs/benchmarks.md", places.collect())]
 }
 
-/// Writes pictures, results and tables of `report` into the repository at `root`. The same report gives the same bytes.
+/// Writes the pictures, results and tables of `report` into the repository at `root`. The same
+/// report gives the same bytes.
 ///
 /// # Errors
-/// When a page has lost the markers of a place, or a file cannot be written.
+/// When a page does not have the markers of a place, or a file cannot be written.
 pub(crate) fn write(report: &Report, root: &Path) -> Result<()> {
     let read =
         |page: &str| fs::read_to_string(root.join(page)).with_context(|| format!("cannot read {page}"));
     for (path, content) in files(report, read)? {
         let path = root.join(path);
-        let parent = path.parent().context("a file without a directory")?;
+        let parent = path.parent().context("the file has no directory")?;
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
 
-/// All files and what belongs in them. `page` gives what a page holds now.
+/// All files and their contents. `page` reads a page as it is now.
 fn files(report: &Report, page: impl Fn(&str) -> Result<String>) -> Result<BTreeMap<PathBuf, String>> {
-    // What the pages say is made of what the results will say.
+    // The pages are made from the rounded numbers, because the results file has the rounded
+    // numbers.
     let report = &rounded(report);
     let figures = figures::of(report);
     let mut files = BTreeMap::from([(Path::new(PICTURES).join("results.json"), json(report)?)]);
@@ -60,7 +62,7 @@ fn files(report: &Report, page: impl Fn(&str) -> Result<String>) -> Result<BTree
     Ok(files)
 }
 
-/// The report with a line for each series, so that two of them can be compared with `diff`.
+/// The report as JSON, with one line for each series, so that `diff` can compare two reports.
 pub(crate) fn json(report: &Report) -> Result<String> {
     let host = serde_json::to_string_pretty(&report.host)?;
     let results: Vec<String> = report.results.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
@@ -71,7 +73,7 @@ pub(crate) fn json(report: &Report) -> Result<String> {
     ))
 }
 
-/// With as many digits as mean something.
+/// The report with numbers rounded to their significant digits.
 fn rounded(report: &Report) -> Report {
     let round = |value: &mut f64| *value = format!("{value:.5e}").parse().unwrap_or(*value);
     let mut report = report.clone();

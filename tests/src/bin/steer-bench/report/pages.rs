@@ -12,7 +12,7 @@ use crate::subjects::Kind;
 
 const END: &str = "<!-- /bench -->";
 
-/// `page` with each of `places` filled anew.
+/// Returns `page` with new content in each of `places`.
 pub(super) fn fill<'p>(
     page: &str,
     places: impl IntoIterator<Item = &'p str>,
@@ -35,12 +35,14 @@ pub(super) fn fill<'p>(
 
 fn replace(page: &str, place: &str, text: &str) -> Result<String> {
     let begin = format!("<!-- bench:{place} -->");
-    let (before, rest) = page.split_once(&begin).with_context(|| format!("there is no {begin}"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("there is no {END} after {begin}"))?;
+    let (before, rest) =
+        page.split_once(&begin).with_context(|| format!("the page does not have {begin}"))?;
+    let (_, after) =
+        rest.split_once(END).with_context(|| format!("the page does not have {END} after {begin}"))?;
     Ok(format!("{before}{begin}\n{text}{END}{after}"))
 }
 
-/// The picture, and below it all values.
+/// The picture, and all values in a table below it.
 fn table(figure: &Figure) -> String {
     let subjects = figure.subjects();
     let mut text = format!("![{}](bench/{}.svg)\n\n", figure.title, figure.name);
@@ -55,7 +57,7 @@ fn table(figure: &Figure) -> String {
     text
 }
 
-/// Which subjects could not do which of the loads, and why.
+/// Which subjects could not do which loads, and why.
 fn left_out(report: &Report, figure: &Figure) -> String {
     let mut text = String::new();
     for left in report.left_out.iter().filter(|left| left.workload == figure.workload) {
@@ -96,7 +98,7 @@ fn goals(report: &Report) -> String {
     text
 }
 
-/// For the front page: ratios, and memory.
+/// The table of README.md: ratios, and memory.
 fn summary(report: &Report) -> String {
     const BESIDE: [Kind; 4] = [Kind::Direct, Kind::Haproxy, Kind::Nginx, Kind::Envoy];
     let mut text = String::new();
@@ -112,7 +114,7 @@ fn summary(report: &Report) -> String {
     text
 }
 
-/// What the run was made on, and with.
+/// The machine and the software of the run.
 fn host(host: &Host) -> String {
     let mut text = String::new();
     line(&mut text, ["", ""]);
@@ -137,17 +139,17 @@ fn host(host: &Host) -> String {
     text
 }
 
-/// A row of a table.
+/// Appends a row of a table.
 fn line(text: &mut String, cells: impl IntoIterator<Item = impl AsRef<str>>) {
     text.push('|');
     for cell in cells {
-        // Nothing can be done about a string that does not take more, and none refuses.
-        let _infallible = write!(text, " {} |", cell.as_ref());
+        // Writing to a string cannot fail.
+        write!(text, " {} |", cell.as_ref()).ok();
     }
     text.push('\n');
 }
 
-/// The day (UTC) of a number of seconds since 1970, by Howard Hinnant's `civil_from_days`.
+/// The date (UTC) of a number of seconds since 1970, by Howard Hinnant's `civil_from_days`.
 fn date(seconds: u64) -> String {
     let days = seconds / 86_400 + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);

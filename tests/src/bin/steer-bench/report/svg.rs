@@ -1,8 +1,9 @@
-//! A figure as a picture: for each load (row) and each measure (panel) a bar for each subject, from the median, with a
-//! thin line from the lowest to the highest run.
+//! Draws a figure. For each load (row) and each metric (panel) it has a bar for each subject. The
+//! bar is the median. A thin line goes from the lowest to the highest run.
 //!
-//! Loads differ too much for one scale, and what is to be seen is how the subjects compare: the bars of one load in one
-//! panel have a scale of their own. Values are written beside the bars, so nothing depends on colours alone.
+//! Loads differ too much for one scale, and the figure is meant to compare subjects. So the bars of
+//! one load in one panel have their own scale. The values stand beside the bars, so nobody has to
+//! tell colours apart.
 
 use anyhow::Result;
 use plotters::prelude::*;
@@ -11,17 +12,17 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::figures::{Figure, Panel};
 use crate::subjects::Kind;
 
-/// All in pixels.
+/// All sizes are in pixels.
 const WIDTH: i32 = 1000;
 const MARGIN: i32 = 20;
-/// For the names of the subjects.
+/// Space for the names of the subjects.
 const NAMES: i32 = 110;
 const TITLE: i32 = 46;
 const PANEL_TITLE: i32 = 24;
 const ROW_TITLE: i32 = 26;
 const LINE: i32 = 19;
 const BAR: i32 = 13;
-/// For the value beside a bar.
+/// Space for the value beside a bar.
 const VALUE: i32 = 120;
 
 const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
@@ -29,7 +30,7 @@ const FAINT: RGBColor = RGBColor(0x70, 0x70, 0x70);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-/// The SVG, on a white ground of its own so that it is the same on dark pages.
+/// The SVG. It has a white background, so that it looks the same on dark pages.
 pub(super) fn draw(figure: &Figure) -> Result<String> {
     let subjects = figure.subjects();
     let row_height = ROW_TITLE + LINE * subjects.len() as i32;
@@ -62,7 +63,7 @@ pub(super) fn draw(figure: &Figure) -> Result<String> {
     Ok(svg)
 }
 
-/// Where a bar begins, and pixels for each unit of its value.
+/// Where a bar begins, and how many pixels one unit of its value has.
 struct Place {
     left: i32,
     middle: i32,
@@ -76,7 +77,7 @@ fn bar(area: &Area<'_>, panel: &Panel, row: usize, subject: Kind, place: &Place)
         return write(area, "–", (left, middle + 1), &text(12.0, FAINT, HPos::Left));
     };
     let (top, bottom) = (middle - BAR / 2, middle - BAR / 2 + BAR);
-    // A value that is too small for a pixel is still there.
+    // A bar is at least one pixel long.
     let end = at(cell.median).max(left + 1);
     area.draw(&Rectangle::new([(left, top), (end, bottom)], colour(subject).filled()))?;
     area.draw(&PathElement::new([(at(cell.min), middle), (at(cell.max), middle)], INK))?;
@@ -94,7 +95,7 @@ fn panel_width(figure: &Figure) -> i32 {
     (WIDTH - 2 * MARGIN - NAMES) / figure.panels.len() as i32
 }
 
-/// Pixels for each unit, so that the longest bar of the row leaves room for its value.
+/// Pixels for one unit. The longest bar of the row leaves room for its value.
 fn scale(figure: &Figure, panel: usize, row: usize) -> f64 {
     let longest = |panel: &Panel| panel.cells[row].iter().map(|cell| cell.max).fold(0.0, f64::max);
     let longest = if figure.one_scale {
@@ -105,7 +106,8 @@ fn scale(figure: &Figure, panel: usize, row: usize) -> f64 {
     if longest > 0.0 { f64::from(panel_width(figure) - VALUE) / longest } else { 0.0 }
 }
 
-/// After Okabe and Ito: to be told apart by everybody. Steer's are cold, the other proxies' warm.
+/// The palette of Okabe and Ito, which colour-blind people can tell apart. Steer's colours are blue
+/// and green, those of the other proxies orange to pink.
 fn colour(subject: Kind) -> RGBColor {
     match subject {
         Kind::Direct => RGBColor(0x80, 0x80, 0x80),
@@ -126,7 +128,8 @@ fn bold() -> TextStyle<'static> {
     font(12.0).style(FontStyle::Bold).color(&INK).pos(Pos::new(HPos::Left, VPos::Center))
 }
 
-/// `size` is the `font-size` in the SVG, which the backend takes for smaller than plotters' own.
+/// `size` is the `font-size` in the SVG. The SVG backend writes a smaller one than plotters' own
+/// size.
 fn font(size: f64) -> FontDesc<'static> {
     ("sans-serif", size * 1.24).into_font()
 }

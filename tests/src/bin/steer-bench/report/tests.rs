@@ -1,4 +1,4 @@
-//! The whole way from results to files, with results that are made up.
+//! Makes files from invented results.
 
 use serde_json::json;
 
@@ -6,19 +6,19 @@ use super::*;
 use crate::results::{Host, LeftOut};
 use crate::subjects::Kind;
 
-/// Every page with all its places, empty.
+/// A page that has all its places, with nothing in them.
 fn blank(page: &str) -> Result<String> {
     let (_, places) = pages().into_iter().find(|(name, _)| *name == page).context("a page")?;
     Ok(places.iter().map(|place| format!("<!-- bench:{place} -->\n<!-- /bench -->\n")).collect())
 }
 
-/// What the repository has.
+/// Reads a file of the repository.
 fn read(path: &str) -> Result<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     fs::read_to_string(root.join(path)).with_context(|| format!("cannot read {path}"))
 }
 
-/// A report in which every figure has something; values differ by subject and load.
+/// A report with values for every figure. The values differ by subject and load.
 fn made_up() -> Report {
     let loads = [
         (
@@ -154,7 +154,7 @@ fn the_pages_have_every_place() {
     files(&made_up(), read).unwrap();
 }
 
-/// No number on the pages is written by hand, and no picture is of another run.
+/// Nobody writes a number on the pages by hand, and no picture is from another run.
 #[test]
 fn the_repository_shows_what_its_results_say() {
     let results = read("docs/bench/results.json").unwrap();

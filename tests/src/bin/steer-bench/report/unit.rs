@@ -1,8 +1,8 @@
-//! How numbers are written.
+//! How numbers are printed.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unit {
-    /// Of things, or of things in a second.
+    /// A number of things, or of things per second.
     Count,
     Gbit,
     Microseconds,
@@ -12,7 +12,7 @@ pub(super) enum Unit {
 }
 
 impl Unit {
-    /// Three digits, and the unit where it is not always the same.
+    /// Prints three digits, and the unit if it is not the same for all values.
     pub(super) fn show(self, value: f64) -> String {
         let steps: &[(f64, &str)] = match self {
             Self::Count => &[(1.0, ""), (1e3, "k"), (1e6, "M"), (1e9, "G")],
@@ -22,7 +22,7 @@ impl Unit {
             Self::Nanoseconds => &[(1.0, " ns"), (1e3, " µs")],
             Self::Bytes => &[(1.0, " B"), (1024.0, " KiB"), (1_048_576.0, " MiB"), (1_073_741_824.0, " GiB")],
         };
-        // What would be shown as 1000 of one step is 1.00 of the next.
+        // A value that would print as 1000 of one step prints as 1.00 of the next step.
         let fits = |step: &&(f64, &str)| value.abs() >= 0.9995 * step.0;
         let (size, name) = steps.iter().rev().find(fits).unwrap_or(&steps[0]);
         format!("{}{name}", digits(value / size))
@@ -34,7 +34,7 @@ pub(super) fn ratio(value: f64, base: f64) -> Option<String> {
     (base > 0.0 && value >= 0.0).then(|| digits(value / base))
 }
 
-/// Two decimals below 10, one below 100.
+/// Prints two decimals below 10, one below 100.
 fn digits(value: f64) -> String {
     let decimals = match value.abs() {
         0.0 => 0,
@@ -45,7 +45,7 @@ fn digits(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// With a comma between thousands.
+/// Prints a comma between thousands.
 pub(super) fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();

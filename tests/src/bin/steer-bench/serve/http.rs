@@ -1,4 +1,4 @@
-//! The HTTP of the endpoint: what is polled, and the handshake of `WebSockets`.
+//! The HTTP part of the endpoint: polling, and the handshake of `WebSockets`.
 
 use std::ops::Range;
 
@@ -15,17 +15,17 @@ const MAX_ANSWER: usize = 1 << 24;
 #[derive(Debug, Default)]
 pub(super) struct Http {
     partial: Partial,
-    /// What is missing of the body of the current request.
+    /// How many bytes of the current request's body have not come yet.
     body_left: usize,
-    /// Whether the connection ends with the current request.
+    /// Whether the connection closes after the current request.
     close: bool,
 }
 
-/// Answers that were given already, by the size of their body.
+/// Answers that were made before, by the size of their body.
 #[derive(Debug, Default)]
 pub(super) struct Answers(Vec<(usize, Vec<u8>)>);
 
-/// What matters of a head.
+/// The parts of a head that matter here.
 struct Request {
     kind: Kind,
     body: usize,
@@ -33,15 +33,16 @@ struct Request {
 }
 
 enum Kind {
-    /// The answer has so many bytes.
+    /// The size of the answer's body.
     Get(usize),
     Post,
-    /// To this path.
+    /// The path of the upgrade.
     Upgrade(String),
 }
 
 impl Http {
-    /// Answers the requests in `bytes[at]`. Of an upgrade, the path is returned, and `at` begins behind its head.
+    /// Answers the requests in `bytes[at]`. For an upgrade, returns the path, and `at` then begins
+    /// after the head.
     pub(super) fn received(
         &mut self,
         link: &mut Link,
@@ -107,15 +108,18 @@ fn read(head: &httparse::Request<'_, '_>) -> Result<Request> {
     let (method, path) = (head.method.unwrap_or_default(), head.path.unwrap_or_default());
     let kind = match (value(head.headers, "sec-websocket-key"), method) {
         (Some(key), _) => {
-            ensure!(key == ws::KEY.as_bytes(), "a sec-websocket-key that is not the load's");
+            ensure!(key == ws::KEY.as_bytes(), "the sec-websocket-key is not the load generator's");
             Kind::Upgrade(path.to_owned())
         }
         (None, "GET") => {
             let size = path.strip_prefix("/bytes/").and_then(|size| size.parse().ok());
-            Kind::Get(size.filter(|size| *size <= MAX_ANSWER).with_context(|| format!("nothing at {path}"))?)
+            Kind::Get(
+                size.filter(|size| *size <= MAX_ANSWER)
+                    .with_context(|| format!("there is nothing at {path}"))?,
+            )
         }
         (None, "POST") => Kind::Post,
-        (None, other) => bail!("the method {other}"),
+        (None, other) => bail!("the method {other} is not supported"),
     };
     let asked_to_close =
         value(head.headers, "connection").is_some_and(|it| it.eq_ignore_ascii_case(b"close"));

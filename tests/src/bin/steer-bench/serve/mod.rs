@@ -1,4 +1,5 @@
-//! The endpoint: HTTP for polling and four kinds of `WebSockets`, as cheap as can be, on one thread.
+//! The endpoint: HTTP for polling and four kinds of `WebSockets`. It uses as little CPU time as
+//! possible, and one thread.
 //!
 //! | path | what it does |
 //! |---|---|
@@ -29,10 +30,11 @@ use http::Http;
 use push::{Groups, Member};
 use streams::{Bulk, Echo};
 
-/// What comes before the bytes that were read: an echo may be longer than the piece of a frame that completed it.
+/// Room before the bytes that were read, because an echo may be longer than the piece of a frame
+/// that completed it.
 const HEADROOM: usize = crate::ws::MAX_HEAD;
 
-/// Tokens of listeners count down from the greatest, those of connections up from 0.
+/// Tokens of listeners count down from the greatest value, tokens of connections count up from 0.
 const LISTENERS: usize = usize::MAX / 2;
 
 struct Connection {
@@ -47,10 +49,11 @@ enum Role {
     Push(Member),
 }
 
-/// Serves on `ports`, of all addresses of both families, until the process is killed.
+/// Serves on `ports` of all addresses of both families until the process is killed.
 ///
 /// # Errors
-/// When a port cannot be listened on, or the poll fails. What single connections do ends only these.
+/// When it cannot listen on a port, or the poll fails. A failure of a connection ends only that
+/// connection.
 pub(crate) fn run(ports: &[u16]) -> Result<()> {
     raise_descriptor_limit()?;
     let mut endpoint = Endpoint::new(ports)?;
@@ -66,9 +69,9 @@ struct Endpoint {
     connections: Slab<Connection>,
     groups: Groups,
     answers: http::Answers,
-    /// What every download sends.
+    /// The frame that every download sends.
     bulk: Vec<u8>,
-    /// Connections whose turn ended before they had done everything.
+    /// Connections whose turn ended before they had done all their work.
     again: Vec<usize>,
     buffer: Vec<u8>,
 }
@@ -76,11 +79,11 @@ struct Endpoint {
 /// What is left to do for a connection.
 #[derive(PartialEq, Eq)]
 enum Left {
-    /// Nothing before the poll reports it.
+    /// Nothing until the poll reports the connection.
     Nothing,
-    /// Its turn has ended: the poll will not report it again.
+    /// The connection's turn has ended, and the poll will not report it again.
     Again,
-    /// To close it: the peer has.
+    /// The peer has closed the connection, so it has to be closed.
     Close,
 }
 
@@ -91,7 +94,7 @@ impl Endpoint {
         let mut listeners = Vec::new();
         for &port in ports {
             let v4 = listen((Ipv4Addr::UNSPECIFIED, port).into())?;
-            // A machine without IPv6 has no such sockets.
+            // A machine without IPv6 cannot make such a socket.
             let v6 = listen((Ipv6Addr::UNSPECIFIED, port).into()).ok();
             listeners.extend([Some(v4), v6].into_iter().flatten());
         }
@@ -149,7 +152,8 @@ impl Endpoint {
         }
     }
 
-    /// Does something for a connection that is still there, and closes it when that fails.
+    /// Calls `work` for a connection that is still there, and closes the connection if `work`
+    /// fails.
     fn serve(&mut self, key: usize, work: impl FnOnce(&mut Self) -> Result<Left>) {
         if !self.connections.contains(key) {
             return;
@@ -159,7 +163,7 @@ impl Endpoint {
             Ok(Left::Again) => self.again.push(key),
             Ok(Left::Close) => self.close(key),
             Err(error) => {
-                // That the peer goes away is how runs end.
+                // Runs end when the peer closes its connections, so that is not reported.
                 if error.downcast_ref::<io::Error>().is_none() {
                     eprintln!("endpoint: {error:#}");
                 }
@@ -181,7 +185,8 @@ impl Endpoint {
         self.carry_on(key, event.is_read_closed())
     }
 
-    /// Reads what there is, or all `until_end`, and writes what is due.
+    /// Reads what has arrived (or, with `until_end`, everything up to the end), and writes what is
+    /// due.
     fn carry_on(&mut self, key: usize, until_end: bool) -> Result<Left> {
         let mut left = Left::Again;
         for _ in 0..TURN {
@@ -193,7 +198,8 @@ impl Endpoint {
                 return Ok(Left::Close);
             }
             self.received(key, size)?;
-            // What is less than was asked for is all there was, and the poll reports what comes later.
+            // A read of fewer bytes than asked for has emptied the socket. The poll reports bytes
+            // that arrive later.
             if size < READ && !until_end {
                 left = Left::Nothing;
                 break;
@@ -208,7 +214,7 @@ impl Endpoint {
         Ok(left)
     }
 
-    /// Takes `size` bytes that are in the buffer behind the headroom.
+    /// Handles `size` bytes that are in the buffer after the headroom.
     fn received(&mut self, key: usize, size: usize) -> Result<()> {
         let Connection { link, role } = &mut self.connections[key];
         let mut at = HEADROOM..HEADROOM + size;
@@ -220,7 +226,7 @@ impl Endpoint {
                 ["", "echo"] => Role::Echo(Echo::default()),
                 ["", "bulk", direction] => Role::Bulk(Bulk::new(direction)?),
                 ["", "push", ..] => Role::Push(self.groups.join(&path, key)?),
-                _ => anyhow::bail!("no WebSocket at {path}"),
+                _ => anyhow::bail!("there is no WebSocket at {path}"),
             };
         }
         if at.is_empty() {
@@ -247,11 +253,11 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
             socket.set_only_v6(true)?;
         }
         socket.set_reuse_address(true)?;
-        // The accepted sockets inherit it.
+        // Accepted sockets inherit the option.
         socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
-        // The kernel takes less if net.core.somaxconn says so.
+        // The kernel lowers the backlog to net.core.somaxconn.
         socket.listen(65535)?;
         io::Result::Ok(TcpListener::from_std(socket.into()))
     };

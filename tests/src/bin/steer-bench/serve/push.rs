@@ -1,9 +1,11 @@
-//! Fan-out: groups of `WebSockets` to some of which the endpoint pushes of its own accord.
+//! Fan-out: the endpoint pushes messages to some members of a group of `WebSockets`.
 //!
-//! All that join by the same path are a group. The endpoint echoes the first message of each. When as many as the path
-//! says have sent theirs, it begins: `ACTIVE` of them, chosen anew each second, have one message of `BYTES` under way
-//! each, which begins with the time it was written at (`CLOCK_MONOTONIC`, nanoseconds, little endian). Any message of
-//! the client answers it, and is followed by the next while the connection is among the chosen.
+//! All `WebSockets` with the same path are one group. The endpoint echoes the first message of
+//! each. It begins to push when as many members as the path says have sent their first message.
+//! Every second it chooses `ACTIVE` members anew, and each of them has one message of `BYTES` under
+//! way. A message begins with the time at which it was written (`CLOCK_MONOTONIC`, nanoseconds,
+//! little endian). Any message of the client answers it. Then the next message follows, as long as
+//! the member is among the chosen ones.
 
 use std::io;
 use std::ops::Range;
@@ -18,7 +20,7 @@ use crate::link::Link;
 use crate::machine::monotonic_ns;
 use crate::ws::{self, Frames};
 
-/// How long the same connections are active.
+/// How long the same members are active.
 const ACTIVE_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
@@ -29,14 +31,14 @@ struct Group {
     path: String,
     /// Keys of the connections.
     members: Vec<usize>,
-    /// How many have sent their first message.
+    /// How many members have sent their first message.
     present: usize,
     expected: usize,
     active: usize,
-    /// What is pushed, and where in it the payload begins.
+    /// The frame that is pushed, and the offset of its payload.
     frame: Vec<u8>,
     payload: usize,
-    /// The number of the current choice; 0: not begun.
+    /// The number of the current choice. 0: the group has not begun.
     choice: u64,
     next_choice: Instant,
 }
@@ -45,24 +47,24 @@ struct Group {
 #[derive(Debug)]
 pub(super) struct Member {
     group: usize,
-    /// Until the first message has come.
+    /// The echo of the first message. `None` after that message.
     echo: Option<Echo>,
     frames: Frames,
-    /// The last choice that it was among.
+    /// The number of the last choice that included this connection.
     choice: u64,
-    /// Whether a message is under way.
+    /// Whether a pushed message is under way.
     waiting: bool,
 }
 
 impl Member {
-    /// Takes `buffer[at]`; returns whether a message ended.
+    /// Handles `buffer[at]`. Returns whether a message ended.
     pub(super) fn received(
         &mut self,
         link: &mut Link,
         buffer: &mut [u8],
         mut at: Range<usize>,
     ) -> Result<bool> {
-        // The client waits for the echo, so nothing else is in these bytes.
+        // The client waits for the echo, so these bytes contain nothing else.
         if let Some(echo) = &mut self.echo {
             echo.received(link, buffer, at)?;
             return Ok(true);
@@ -107,13 +109,14 @@ impl Groups {
         Ok(())
     }
 
-    /// How long until [`Self::choose`] has something to do; nothing: until somebody joins.
+    /// How long until [`Self::choose`] has to run again. `None` if no group has begun.
     pub(super) fn until_next_choice(&self) -> Option<Duration> {
         let running = self.0.iter().filter(|(_, group)| group.choice > 0);
         running.map(|(_, group)| group.next_choice.saturating_duration_since(Instant::now())).min()
     }
 
-    /// Chooses who is active where it is time to. Returns the keys of the connections that turned out to be broken.
+    /// Chooses the active members of each group for which a choice is due. Returns the keys of
+    /// connections that are broken.
     pub(super) fn choose(&mut self, connections: &mut Slab<Connection>) -> Vec<usize> {
         let mut broken = Vec::new();
         if self.0.is_empty() {
@@ -135,8 +138,11 @@ impl Groups {
 impl Group {
     fn new(path: &str) -> Result<Self> {
         let numbers: Vec<usize> = path.rsplit('/').map_while(|part| part.parse().ok()).collect();
-        let [bytes, active, expected, ..] = numbers[..] else { bail!("no group is named {path}") };
-        ensure!((8..=1 << 24).contains(&bytes), "no room for the time in {bytes} bytes");
+        let [bytes, active, expected, ..] = numbers[..] else { bail!("{path} is not the path of a group") };
+        ensure!(
+            (8..=1 << 24).contains(&bytes),
+            "{bytes} bytes is not a size for messages that begin with a time of 8 bytes"
+        );
         let frame = ws::message(&vec![0; bytes], None);
         Ok(Self {
             path: path.to_owned(),

@@ -1,4 +1,4 @@
-//! `WebSockets` that stand alone: echo and bulk.
+//! `WebSockets` that do not depend on each other: echo and bulk.
 
 use std::io;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::link::{Link, Source};
 use crate::ws::{self, Frames, Head, MAX_HEAD};
 
-/// After how many frames of bulk the endpoint says how many it got.
+/// The endpoint acknowledges bulk frames each time it has received this many.
 const ACKNOWLEDGED: u64 = 16;
 
 /// Sends every frame back as it comes, without waiting for its end.
@@ -22,15 +22,16 @@ impl Default for Echo {
 }
 
 impl Echo {
-    /// Takes `buffer[at]`, before which there is room for a head, and answers with one write.
+    /// Handles `buffer[at]` and answers with one write. The buffer has room for a head before `at`.
     pub(super) fn received(
         &mut self,
         link: &mut Link,
         buffer: &mut [u8],
         mut at: Range<usize>,
     ) -> Result<()> {
-        // The answer is made in place. It never reaches what is not read yet: each head that comes is longer than the one
-        // that goes, but for the first, which may have come partly before; for that one there is the room.
+        // The answer is made in place. It never overwrites unread bytes, because each head that
+        // arrives is longer than the head of its answer. The first head is an exception, since a
+        // part of it may have come with an earlier read. The room before `at` is for this case.
         let mut answer = 0;
         while let Some(part) = self.0.next(buffer, &mut at)? {
             if part.offset == 0 {
@@ -49,14 +50,15 @@ impl Echo {
     }
 }
 
-/// Echoes the first message; the second is the sign to begin with the download. Further ones are the upload. The endpoint
-/// says after each 16 frames of it, in a message of 8 bytes, little endian, how many it got.
+/// Echoes the first message. The second message starts the download. All further messages are the
+/// upload: after each 16 frames of it, the endpoint says how many it has received, in a message of
+/// 8 bytes, little endian.
 #[derive(Debug)]
 pub(super) struct Bulk {
     download: bool,
     echo: Option<Echo>,
     frames: Frames,
-    /// How many have come, the sign included.
+    /// How many messages have come, including the second one.
     received: u64,
     acknowledged: u64,
     source: Source,
@@ -67,7 +69,7 @@ impl Bulk {
         let download = match direction {
             "upload" => false,
             "download" | "both" => true,
-            other => bail!("no bulk in the direction {other}"),
+            other => bail!("bulk has no direction {other}"),
         };
         Ok(Self {
             download,
@@ -85,7 +87,7 @@ impl Bulk {
         buffer: &mut [u8],
         mut at: Range<usize>,
     ) -> Result<()> {
-        // The client waits for the echo, so nothing else is in these bytes.
+        // The client waits for the echo, so these bytes contain nothing else.
         if let Some(mut echo) = self.echo.take() {
             return echo.received(link, buffer, at);
         }
@@ -98,7 +100,8 @@ impl Bulk {
         Ok(())
     }
 
-    /// Sends what goes of the download, whose frame is `frame`. Returns whether more would go.
+    /// Sends as much of the download as the socket takes. Its frame is `frame`. Returns whether the
+    /// socket may take more.
     pub(super) fn pump(&mut self, link: &mut Link, frame: &[u8]) -> Result<bool> {
         if !self.download || self.received == 0 {
             return Ok(false);
@@ -110,7 +113,7 @@ impl Bulk {
     }
 
     fn acknowledge(&mut self, link: &mut Link) -> io::Result<()> {
-        // The first is the sign.
+        // The second message is not part of the upload.
         let received = self.received.saturating_sub(1);
         if received - self.acknowledged < ACKNOWLEDGED {
             return Ok(());
@@ -130,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    /// A link, and the socket that gets what it sends.
+    /// A link, and the socket that receives what the link sends.
     fn pair() -> (Link, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let client = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
@@ -140,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn echoes_frames_that_come_in_whatever_pieces() {
+    fn echoes_frames_that_come_in_pieces_of_any_size() {
         let payloads: Vec<Vec<u8>> =
             [0, 1, 125, 126, 3000, 0x1_0000, 2].iter().map(|&size| vec![b'a'; size]).collect();
         let sent: Vec<u8> = payloads.iter().flat_map(|it| ws::message(it, Some([1, 2, 3, 4]))).collect();
@@ -155,7 +158,7 @@ mod tests {
             }
             let mut received = vec![0; expected.len()];
             client.read_exact(&mut received).expect("the echo");
-            assert!(received == expected, "in pieces of {piece}");
+            assert!(received == expected, "the echo is wrong in pieces of {piece} bytes");
         }
     }
 }

@@ -1,5 +1,6 @@
-//! The configurations, each for two workers, no logs, kept connections to the endpoints, no time limit on streams, and
-//! `x-forwarded-for` hashed consistently over the three endpoints.
+//! The configurations of the proxies. Each has two workers, no logs, kept connections to the
+//! endpoints, no time limit on streams, and a consistent hash of `x-forwarded-for` over the three
+//! endpoints.
 
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use steer_tests::socketio;
 use super::Kind;
 use crate::lanes::Lane;
 
-/// The configuration of the lane's subject, whose files may be in `directory`.
+/// The configuration of the lane's subject. Its files may be in `directory`.
 pub(crate) fn of(lane: &Lane, directory: &Path) -> String {
     match lane.kind {
         Kind::Direct => String::new(),
@@ -19,14 +20,16 @@ pub(crate) fn of(lane: &Lane, directory: &Path) -> String {
     }
 }
 
-/// Steer has one worker for each processor. The others do not make up request ids either.
+/// Steer has one worker for each processor. It makes no request ids, since the others do not make
+/// them either.
 fn steer(lane: &Lane) -> String {
     let config = socketio::config(lane.listen(), &lane.endpoints());
     config.replacen("  routes:\n", "  generate_request_id: false\n  routes:\n", 1)
 }
 
-/// After HAProxy's own configuration manual: `option splice-auto` and `timeout tunnel` for tunnels, `http-reuse always`
-/// for kept connections. Without `maxconn` it takes what the limit of descriptors allows.
+/// Follows HAProxy's configuration manual: `option splice-auto` and `timeout tunnel` for tunnels,
+/// `http-reuse always` for kept connections. Without `maxconn`, HAProxy takes as many connections
+/// as its descriptors allow.
 fn haproxy(lane: &Lane) -> String {
     let servers: String = (0..)
         .zip(lane.endpoints())
@@ -59,8 +62,8 @@ backend endpoints
     )
 }
 
-/// After nginx' pages on WebSocket proxying, `keepalive` and `reuseport`. The body buffer holds the largest request of
-/// the benchmark, so that none goes to a file.
+/// Follows nginx' pages on WebSocket proxying, `keepalive` and `reuseport`. The body buffer holds
+/// the largest request of the benchmark, so that nginx writes no request to a file.
 fn nginx(lane: &Lane, directory: &Path) -> String {
     let servers: String =
         lane.endpoints().iter().map(|address| format!("        server {address};\n")).collect();
@@ -118,8 +121,9 @@ http {{
     )
 }
 
-/// After Envoy's pages on edge best practices, ring hash, upgrades and circuit breakers. What its router adds to requests,
-/// counts for each route, or limits is off, since the others do not do it either.
+/// Follows Envoy's pages on edge best practices, ring hash, upgrades and circuit breakers. The
+/// headers, counters and limits that Envoy's router adds are off, since the others do not have them
+/// either.
 fn envoy(lane: &Lane) -> String {
     let address = |address: std::net::SocketAddr| {
         format!("{{ socket_address: {{ address: {}, port_value: {} }} }}", address.ip(), address.port())

@@ -1,5 +1,5 @@
-//! What is measured: the direct connection, Steer on each of its paths, and the other proxies, each a running process
-//! in its lane, configured as its own experts would.
+//! The subjects: the direct connection, Steer on each of its paths, and the other proxies. Each is
+//! a running process in its lane, configured as its own manual recommends.
 
 pub(crate) mod config;
 
@@ -19,7 +19,8 @@ use crate::lanes::{LISTEN_PORT, Lane, Lanes};
 use crate::spec::{Load, Work};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
-/// For the streams of a run to end: 5,000 of them, on a machine that does other things as well.
+/// The time in which the streams of a run have to end: 5,000 streams, on a machine that has other
+/// work, too.
 const QUIET_WITHIN: Duration = Duration::from_secs(30);
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -35,7 +36,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// In the order of the rounds and of the tables.
+    /// The order of the rounds and of the tables.
     pub(crate) const ALL: [Self; 7] = [
         Self::Direct,
         Self::SteerPacket,
@@ -46,7 +47,7 @@ impl Kind {
         Self::Envoy,
     ];
 
-    /// As in results and on the command line.
+    /// The name in results and on the command line.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -59,12 +60,12 @@ impl Kind {
         }
     }
 
-    /// The kind with that name.
+    /// The kind with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// The value of Steer's `--splice`.
+    /// The value for Steer's `--splice`.
     pub(crate) const fn splice(self) -> Option<&'static str> {
         match self {
             Self::SteerPacket => Some("packet"),
@@ -85,7 +86,7 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// Where the programs are.
+/// The paths of the programs.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
     steer: PathBuf,
@@ -95,7 +96,8 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Steer and Envoy as `cargo xtask bench` says (`STEER_BIN`, `STEER_ENVOY_BIN`), the others from the `PATH`.
+    /// Finds Steer and Envoy by the variables that `cargo xtask bench` sets (`STEER_BIN`,
+    /// `STEER_ENVOY_BIN`), the others on the `PATH`.
     pub(crate) fn find() -> Result<Self> {
         Ok(Self {
             steer: steer::binary()?,
@@ -105,7 +107,7 @@ impl Programs {
         })
     }
 
-    /// The program of this kind; nothing for the direct connection.
+    /// The program of this kind. `None` for the direct connection.
     pub(crate) fn of(&self, kind: Kind) -> Option<&Path> {
         match kind {
             Kind::Direct => None,
@@ -116,23 +118,23 @@ impl Programs {
         }
     }
 
-    /// What the program of this kind says of its version; nothing for the direct connection.
+    /// The version that the program of this kind prints. `None` for the direct connection.
     pub(crate) fn version(&self, kind: Kind) -> Result<Option<String>> {
         let Some(program) = self.of(kind) else { return Ok(None) };
         let argument = if matches!(kind, Kind::Haproxy | Kind::Nginx) { "-v" } else { "--version" };
         let output = Command::new(program).arg(argument).output();
         let output = output.with_context(|| format!("cannot run {}", program.display()))?;
-        // nginx prints it on standard error.
+        // nginx prints its version on standard error.
         let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let line = text.iter().flat_map(|text| text.lines()).find(|line| !line.trim().is_empty());
-        // Envoy begins with the way to itself, which says nothing to others.
+        // Envoy prints its own path first, which means nothing on another machine.
         let own_path = format!("{}/", program.parent().unwrap_or(program).display());
         line.map(|line| Some(line.trim().replace(&own_path, "")))
             .with_context(|| format!("{kind} does not tell its version"))
     }
 }
 
-/// A subject, from readiness until the guard is dropped.
+/// A running subject that accepts connections. It ends when the guard is dropped.
 #[derive(Debug)]
 pub(crate) struct Subject<'n> {
     lane: &'n Lane,
@@ -148,7 +150,7 @@ enum Running<'n> {
 }
 
 impl<'n> Subject<'n> {
-    /// Starts it in its lane, afresh, and waits until it accepts connections.
+    /// Starts the subject in its lane, and waits until it accepts connections.
     ///
     /// Call it from a thread that lives as long as the subject: see [`Orphan::Dies`].
     pub(crate) fn start(kind: Kind, lanes: &'n Lanes, programs: &Programs) -> Result<Self> {
@@ -156,7 +158,7 @@ impl<'n> Subject<'n> {
         let directory = lanes.directory().join(kind.name());
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let config = config::of(lane, &directory);
-        // Envoy goes by the ending.
+        // Envoy tells the format by the extension.
         let file = directory.join(format!("{kind}.yaml"));
         let write = || fs::write(&file, &config).with_context(|| format!("cannot write {}", file.display()));
         let peer = |mut command: Command| {
@@ -210,7 +212,7 @@ impl<'n> Subject<'n> {
         &self.config
     }
 
-    /// Its processes; none for the direct connection.
+    /// The subject's processes. None for the direct connection.
     pub(crate) fn pids(&self) -> Result<Vec<u32>> {
         match &self.running {
             Running::Direct => Ok(Vec::new()),
@@ -226,7 +228,7 @@ impl<'n> Subject<'n> {
         }
     }
 
-    /// Steer, for its metrics.
+    /// Steer, if the subject is Steer, for its metrics.
     pub(crate) fn steer(&self) -> Option<&Steer<'n>> {
         match &self.running {
             Running::Steer(steer) => Some(steer),
@@ -247,7 +249,7 @@ impl<'n> Subject<'n> {
     }
 
     /// # Errors
-    /// With what it said last, if it has ended.
+    /// When the subject has ended; the error has its last output.
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
         match &mut self.running {
             Running::Direct => Ok(()),
@@ -256,7 +258,8 @@ impl<'n> Subject<'n> {
         }
     }
 
-    /// Waits until the connections of the last run have gone, so that the next one does not pay for their end.
+    /// Waits until the connections of the last run have ended, so that their end does not slow down
+    /// the next run.
     pub(crate) fn wait_until_quiet(&self, lanes: &Lanes) -> Result<()> {
         eventually(&format!("end of the streams of {}", self.kind()), QUIET_WITHIN, || {
             let spliced = self.steer().map(|steer| steer.metric("steer_streams", &[])).transpose()?;
@@ -267,7 +270,7 @@ impl<'n> Subject<'n> {
         })
     }
 
-    /// Sockets that clients are connected to: the proxy's, or the endpoint's own.
+    /// The number of sockets to which clients are connected: the proxy's, or the endpoint's own.
     fn connections(&self, lanes: &Lanes) -> Result<usize> {
         let (netns, ip) = match self.kind() {
             Kind::Direct => (&lanes.endpoint, self.lane.server()),
@@ -286,7 +289,8 @@ impl<'n> Subject<'n> {
 
 impl Drop for Subject<'_> {
     fn drop(&mut self) {
-        // nginx' master, killed, would leave its workers behind; told to end, it ends them.
+        // SIGKILL to nginx' master would leave its workers running. The master ends its workers if
+        // it is told to stop.
         if let (Kind::Nginx, Running::Peer(process)) = (self.kind(), &mut self.running) {
             let ended = process.signal(libc::SIGTERM).and_then(|()| process.wait(STOPS_WITHIN));
             if let Err(error) = ended {

@@ -1,7 +1,8 @@
-//! What a proxy's restart does to its clients: `WebSockets` with continuous traffic, of which every byte is compared, and
-//! new connections all the time.
+//! What clients notice when a proxy restarts. `WebSockets` carry traffic all the time, and every
+//! byte is compared. New connections are opened all the time.
 //!
-//! A process of its own, as the load is. It does what it reads on standard input, and ends with that:
+//! The watch is a separate process, as the load is. It does what standard input says, and ends when
+//! standard input ends:
 //!
 //! | line | what it does | what it prints |
 //! |---|---|---|
@@ -31,57 +32,58 @@ use crate::machine::{monotonic_ns, raise_descriptor_limit};
 use crate::spec::Latency;
 
 const MILLISECOND: u64 = 1_000_000;
-/// From a message of a stream to its next one, unless its echo takes longer.
+/// The time from a message of a stream to the next message, unless the echo takes longer.
 const PERIOD: u64 = 200 * MILLISECOND;
-/// How many `WebSockets` are being opened at a time.
+/// How many `WebSockets` are opened at a time.
 const OPENING: usize = 64;
-/// An echo that takes longer does not come any more.
+/// An echo that takes longer counts as lost.
 const HANG: u64 = 4000 * MILLISECOND;
-/// Begins the tokens of the prober's connections.
+/// The first token of the prober's connections.
 const PROBES: usize = usize::MAX / 2;
-/// The longest latency that can be told from longer ones, in nanoseconds.
+/// The longest latency that the histogram can hold, in nanoseconds.
 const LONGEST: u64 = 60_000_000_000;
 
 /// What happened in a window of time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Window {
     pub(crate) seconds: f64,
-    /// That came back.
+    /// Messages that came back.
     pub(crate) messages: u64,
-    /// From a message to its echo. `max` includes what is still under way at the end: the longest gap of a stream.
+    /// The time from a message to its echo. `max` includes echoes that have not come by the end of
+    /// the window: it is the longest gap of a stream.
     pub(crate) latency: Option<Latency>,
     /// Streams that were closed or reset, or whose echo did not come.
     pub(crate) lost: u64,
-    /// Streams of which a byte came back that is not the one that was sent there.
+    /// Streams on which a wrong byte came back.
     pub(crate) wrong: u64,
     pub(crate) probes: Probes,
 }
 
-/// What became of new connections, each with one request.
+/// What happened to new connections. Each has one request.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Probes {
-    /// Answered in time.
+    /// Connections that were answered in time.
     pub(crate) served: u64,
-    /// Of the served: after more than [`probe::SLOW`].
+    /// How many of `served` took longer than [`probe::SLOW`].
     pub(crate) slow: u64,
     pub(crate) refused: u64,
-    /// Reset or closed before the answer.
+    /// Connections that were reset or closed before the answer.
     pub(crate) reset: u64,
-    /// Answered otherwise, or not in time.
+    /// Connections with another answer, or without an answer in time.
     pub(crate) failed: u64,
-    /// The longest time from an answer to the next one, of whatever connections.
+    /// The longest time from one answer to the next, over all connections.
     pub(crate) unserved_ms: f64,
 }
 
-/// Watches `targets`, to which connections go in turn, until standard input ends.
+/// Watches `targets` until standard input ends. Connections go to the targets in turn.
 ///
 /// # Errors
-/// When a `WebSocket` cannot be opened, or standard input asks for something else.
+/// When a `WebSocket` cannot be opened, or standard input has an unknown command.
 pub(crate) fn run(targets: &[SocketAddr]) -> Result<()> {
     raise_descriptor_limit()?;
     let (sender, commands) = mpsc::channel();
     thread::spawn(move || {
-        // Fails only when the receiver is gone, and this process with it.
+        // Sending fails only when the receiver is gone. Then this process ends, too.
         io::stdin().lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
     });
     let mut watch = Watch::new(targets)?;
@@ -95,14 +97,14 @@ pub(crate) fn run(targets: &[SocketAddr]) -> Result<()> {
 struct Watch<'t> {
     targets: &'t [SocketAddr],
     poll: Poll,
-    /// By number. The lost ones are gone.
+    /// By number. `None` for streams that were lost.
     streams: Vec<Option<Stream>>,
-    /// How many there are to be, and how many of them are open.
+    /// How many streams there should be, and how many of them are open.
     wanted: usize,
     open: usize,
-    /// Whether it is to be said that all are open.
+    /// Whether to print when all streams are open.
     say_ready: bool,
-    /// When the next message of which stream is due.
+    /// When the next message of each stream is due.
     due: BinaryHeap<Reverse<(u64, usize)>>,
     prober: Prober,
     window: Window,
@@ -130,7 +132,7 @@ impl<'t> Watch<'t> {
         })
     }
 
-    /// Does what was asked for; returns whether there will be more.
+    /// Does what the commands say. Returns whether more commands may come.
     fn obey(&mut self, commands: &Receiver<String>) -> Result<bool> {
         loop {
             let line = match commands.try_recv() {
@@ -141,15 +143,15 @@ impl<'t> Watch<'t> {
             match line.split_once(' ') {
                 None if line == "window" => say(&serde_json::to_string(&self.next_window())?)?,
                 Some(("open", number)) => {
-                    self.wanted += number.parse::<usize>().context("open how many?")?;
+                    self.wanted += number.parse::<usize>().context("`open` needs a number of streams")?;
                     self.say_ready = true;
                 }
-                _ => bail!("nobody knows what {line:?} is"),
+                _ => bail!("unknown command {line:?}"),
             }
         }
     }
 
-    /// Ends the window and begins the next one.
+    /// Ends the window, returns it, and begins the next one.
     fn next_window(&mut self) -> Window {
         let now = monotonic_ns();
         let mut longest = self.latency.max();
@@ -225,7 +227,7 @@ impl<'t> Watch<'t> {
         });
         if !was_open && stream.is_open() {
             self.open += 1;
-            // Spread over the period.
+            // The first messages of the streams are spread over the period.
             self.due.push(Reverse((monotonic_ns() + fastrand::u64(..PERIOD), number)));
         }
         match fate {
@@ -233,7 +235,7 @@ impl<'t> Watch<'t> {
             Fate::Lost(why) if !was_open => bail!("stream {number} cannot be opened: {why}"),
             Fate::Lost(why) => self.lose(number, &why),
             Fate::Wrong => {
-                eprintln!("watch: stream {number}: a wrong byte");
+                eprintln!("watch: stream {number}: a wrong byte came back");
                 self.window.wrong += 1;
                 self.streams[number] = None;
             }
@@ -252,5 +254,5 @@ impl<'t> Watch<'t> {
 
 fn say(line: &str) -> Result<()> {
     let mut output = io::stdout();
-    writeln!(output, "{line}").and_then(|()| output.flush()).context("nobody listens")
+    writeln!(output, "{line}").and_then(|()| output.flush()).context("cannot write to standard output")
 }

@@ -1,4 +1,4 @@
-//! New connections, one after the other at a steady pace, each with one request.
+//! Opens new connections at a steady pace, each with one request.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -14,11 +14,12 @@ use crate::head::{Partial, content_length};
 use crate::link::Link;
 use crate::machine::monotonic_ns;
 
-/// From one connection to the next.
+/// The time from one connection to the next.
 const PERIOD: u64 = 5 * MILLISECOND;
-/// What takes longer is slow: less than the kernel waits before it repeats a SYN.
+/// A connection that takes longer is slow. The time is shorter than the kernel's before it repeats
+/// a SYN.
 pub(super) const SLOW: u64 = 500 * MILLISECOND;
-/// What takes longer has failed.
+/// A connection that takes longer has failed.
 const PATIENCE: u64 = 3000 * MILLISECOND;
 
 const REQUEST: &[u8] =
@@ -28,7 +29,7 @@ pub(super) struct Prober {
     probes: Slab<Probe>,
     made: usize,
     due: u64,
-    /// When an answer came last.
+    /// When the last answer came.
     served: u64,
     unserved: u64,
     counts: Probes,
@@ -39,7 +40,7 @@ struct Probe {
     since: u64,
     connected: bool,
     partial: Partial,
-    /// What is missing of the body; nothing: its head has not come.
+    /// How many bytes of the body have not come yet. `None`: the head has not come.
     left: Option<usize>,
 }
 
@@ -48,19 +49,20 @@ impl Prober {
         Self { probes: Slab::new(), made: 0, due: now, served: now, unserved: 0, counts: Probes::default() }
     }
 
-    /// How many connections there have been.
+    /// How many connections were made.
     pub(super) const fn made(&self) -> usize {
         self.made
     }
 
-    /// What became of those that ended since this was asked last.
+    /// What happened to the connections that ended since the last call.
     pub(super) fn take(&mut self, now: u64) -> Probes {
         let unserved = self.unserved.max(now - self.served);
         self.unserved = 0;
         Probes { unserved_ms: unserved as f64 / 1e6, ..std::mem::take(&mut self.counts) }
     }
 
-    /// Makes the next connection if it is time to, with a token after `first`, and gives up those that take too long.
+    /// Makes the next connection if it is due, with a token after `first`. Gives up connections
+    /// that take too long.
     pub(super) fn pace(
         &mut self,
         now: u64,
@@ -71,7 +73,7 @@ impl Prober {
         if now < self.due {
             return Ok(());
         }
-        // None is made up for what could not be made in time.
+        // Connections that could not be made in time are not made later.
         self.due = now.max(self.due + PERIOD);
         let before = self.probes.len();
         self.probes.retain(|_, probe| now < probe.since + PATIENCE);
@@ -147,7 +149,7 @@ impl Probe {
                 None => {
                     let read = |answer: &httparse::Response<'_, '_>| {
                         ensure!(answer.code == Some(200), "answered {:?}", answer.code);
-                        content_length(answer.headers)?.context("an answer without a length")
+                        content_length(answer.headers)?.context("the answer has no content-length")
                     };
                     let Some((length, head)) = self.partial.response(&buffer[..size], read)? else {
                         continue;
@@ -157,7 +159,7 @@ impl Probe {
                 }
             };
             let Some(left) = self.left.unwrap_or_default().checked_sub(body) else {
-                bail!("a body that is too long")
+                bail!("the body is longer than its content-length")
             };
             if left == 0 {
                 return Ok(true);

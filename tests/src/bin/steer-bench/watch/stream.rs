@@ -1,4 +1,5 @@
-//! A `WebSocket` with a message now and then, whose bytes depend on the stream and on where they are in it.
+//! A `WebSocket` that sends a message from time to time. Each byte depends on the stream and on its
+//! position.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::load::handshake;
 use crate::machine::monotonic_ns;
 use crate::ws::{self, Frames};
 
-/// Bytes of a message, and of one of every so many-th stream.
+/// The size of a message. Each [`EVERY`]th stream has messages of [`LARGE`] bytes instead.
 const BYTES: usize = 256;
 const LARGE: usize = 64 * 1024;
 const EVERY: u32 = 20;
@@ -23,23 +24,23 @@ const EVERY: u32 = 20;
 pub(super) struct Stream {
     link: Link,
     number: u32,
-    /// What has come of the answer to the upgrade; nothing: all of it.
+    /// The part of the answer to the upgrade that has come. `None` after the whole answer has come.
     upgrading: Option<Partial>,
     frames: Frames,
-    /// Payload so far, of all messages.
+    /// The payload bytes of all messages so far.
     sent: u64,
     received: u64,
-    /// Since when a message is under way, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// When the message that is under way was sent, in nanoseconds of `CLOCK_MONOTONIC`.
     since: Option<u64>,
 }
 
-/// What became of a stream.
+/// What happened to a stream.
 #[derive(Debug)]
 pub(super) enum Fate {
     Lives,
-    /// For this reason.
+    /// The stream is lost for this reason.
     Lost(String),
-    /// A byte came that is not the one that was sent there.
+    /// A byte came back that was not sent at this position.
     Wrong,
 }
 
@@ -47,7 +48,7 @@ impl Stream {
     pub(super) fn open(number: u32, target: SocketAddr, registry: &Registry, token: Token) -> Result<Self> {
         let mut socket = TcpStream::connect(target).with_context(|| format!("no connection to {target}"))?;
         socket.set_nodelay(true).context("no TCP_NODELAY")?;
-        // Ends by a reset: thousands of ports in TIME_WAIT would be in the way of the next run.
+        // Makes the close a reset: thousands of ports in TIME_WAIT would disturb the next run.
         SockRef::from(&socket).set_linger(Some(Duration::ZERO)).context("no SO_LINGER")?;
         registry
             .register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)
@@ -75,7 +76,7 @@ impl Stream {
         self.since
     }
 
-    /// Sends the next message, at the time `now`; the one before has come back.
+    /// Sends the next message, at the time `now`. The message before has come back.
     pub(super) fn send(&mut self, now: u64) -> Result<()> {
         let size = if self.number.is_multiple_of(EVERY) { LARGE } else { BYTES };
         let payload: Vec<u8> = (self.sent..).take(size).map(|at| byte(self.number, at)).collect();
@@ -85,7 +86,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes what has come. `came` is told of a message that has come back: when it was sent, and what time it is.
+    /// Handles what has come. Calls `came` for a message that has come back, with the time at which
+    /// it was sent and the present time.
     pub(super) fn ready(&mut self, is_writable: bool, buffer: &mut [u8], came: impl FnMut(u64, u64)) -> Fate {
         match self.carry_on(is_writable, buffer, came) {
             Ok(true) => Fate::Lives,
@@ -104,10 +106,11 @@ impl Stream {
         if is_writable {
             self.link.flush()?;
         }
-        // The poll reports only what is new, and the largest message is less than what a turn reads.
+        // The poll reports only new bytes, and the largest message is smaller than what one turn
+        // can read.
         for _ in 0..TURN {
             let Some(size) = self.link.receive(buffer)? else { break };
-            ensure!(size > 0, "closed by the peer");
+            ensure!(size > 0, "the peer closed the stream");
             let mut start = 0;
             if let Some(partial) = &mut self.upgrading {
                 let Some((_, head)) = partial.response(&buffer[..size], handshake::check)? else { continue };
@@ -144,7 +147,8 @@ impl Stream {
     }
 }
 
-/// The byte of a stream at a position of its payload: SplitMix64 of both, so that no piece is like another.
+/// The byte of a stream at a position of its payload: SplitMix64 of both, so that no two pieces are
+/// equal.
 fn byte(stream: u32, at: u64) -> u8 {
     let mut word = ((u64::from(stream) << 40) ^ (at / 8)).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
