@@ -1,13 +1,13 @@
-//! What the maps of the packet splice say about themselves. The maps can outlive the process that
-//! made them. A process that finds them must know that it reads them as they were written.
+//! The description of the packet splice's maps, which is in a map itself. The maps can outlive the
+//! process that made them. A process that finds the maps must know whether it can read them.
 
 use bytemuck::{Pod, Zeroable};
 
-/// How many ranges of ports [`About`] can hold; more are not remembered.
+/// How many ranges of ports [`About`] can hold. Further ranges are not remembered.
 pub const MAX_RESERVED: usize = 32;
 
 /// The only value of the map `STEER_ABOUT`. Zero until everything else is in place. Frozen: every
-/// build reads the value of every other build. Whatever is new gets a map of its own.
+/// build reads the value of every other build. Anything new gets a map of its own.
 /// ([`crate::layout`] has the layout of records.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

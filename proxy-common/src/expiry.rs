@@ -8,9 +8,10 @@ use crate::flow::state;
 /// How often the kernel examines the records, in nanoseconds. A process sends its heartbeat about
 /// as often.
 pub const TICK_NS: u64 = 1_000_000_000;
-/// Records examined per tick, at most, so that no CPU is kept for long: some 15 ns each.
+/// Records examined per tick, at most, so that a tick does not occupy a CPU for long: about 15 ns
+/// each.
 pub const RECORDS_A_TICK: u32 = 4096;
-/// Records expired per tick, at most: to take the keys of a stream out takes about a microsecond.
+/// Records expired per tick, at most: removing the keys of a stream takes about a microsecond.
 pub const GIVEN_UP_A_TICK: u32 = 512;
 
 /// The only value of the map `STEER_AGEING`. Times in nanoseconds, points in time by
@@ -30,7 +31,7 @@ pub struct Expiry {
 }
 
 impl Expiry {
-    /// Whether nobody looks after the streams.
+    /// Whether no process looks after the streams.
     #[inline(always)]
     pub const fn is_due(&self, now_ns: u64) -> bool {
         self.heartbeat_ns != 0 && now_ns.saturating_sub(self.heartbeat_ns) >= self.gone_after_ns
@@ -74,7 +75,7 @@ mod tests {
     #[test]
     fn nothing_expires_while_a_process_lives_or_before_the_first_one_did() {
         assert!(!EXPIRY.is_due(1029 * SECOND) && EXPIRY.is_due(1030 * SECOND));
-        // The kernel's clock is a coarse one, and late.
+        // The kernel uses a coarse clock, which is late.
         assert!(!EXPIRY.is_due(999 * SECOND));
         assert!(!Expiry::zeroed().is_due(1000 * SECOND));
     }
@@ -94,7 +95,7 @@ mod tests {
     fn a_packet_makes_a_stream_young_again() {
         let spliced = |last: u64, now: u64| EXPIRY.has_come_for(state::SPLICED, last * SECOND, now * SECOND);
         assert!(!spliced(2000, 5599) && spliced(2000, 5600));
-        // Silence before the process ended was the process's own affair.
+        // Silence before the end of the process does not count.
         assert!(!spliced(1, 4599) && spliced(1, 4600));
     }
 

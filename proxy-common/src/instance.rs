@@ -15,14 +15,14 @@ pub struct Instance {
     len: usize,
 }
 
-/// Not the name of an instance.
+/// The text is not the name of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InvalidInstance;
 
 impl Instance {
     /// The name.
     pub fn as_str(&self) -> &str {
-        // It is ASCII.
+        // The name is ASCII.
         core::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
     }
 }

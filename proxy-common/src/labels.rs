@@ -1,4 +1,4 @@
-//! Enums whose values stand in maps and metrics.
+//! Enums whose values are in maps and metrics.
 
 /// An enum with stable numbers and labels, `ALL`, `number` and `as_str`.
 macro_rules! labelled {
@@ -34,8 +34,8 @@ macro_rules! labelled {
 
 pub(crate) use labelled;
 
-/// That numbers go up by one from `first`, and that each label is well formed, the only one, and
-/// explained in docs/splice.md, in a table whose rows are in the same order.
+/// Checks that numbers go up by one from `first`, and that each label is well formed, unique, and
+/// explained in docs/splice.md, in a table with the rows in the same order.
 #[cfg(test)]
 pub(crate) fn check(all: &[(u32, &str)], first: u32, section: &str) {
     for (index, (number, label)) in all.iter().enumerate() {

@@ -1,8 +1,8 @@
 //! Where each field of a connection record is, so that a process can read the records of another
 //! build. The map `STEER_LAYOUT` lists the fields.
 //!
-//! Whatever a later build needs for this is frozen: [`Entry`], the entries that are no fields,
-//! [`About`](crate::about::About), the keys and values of the flow maps, the values of
+//! Everything that a later build needs for this is frozen: [`Entry`], the entries that are not
+//! fields, [`About`](crate::about::About), the keys and values of the flow maps, the values of
 //! [`state`](crate::flow::state), the names of the maps. A field that changes its meaning gets
 //! another name. If anything else has to change, [`BASIS`] is raised. Builds of different `BASIS`
 //! do not take over streams from each other.
@@ -56,8 +56,8 @@ pub enum Kind {
     Nested,
 }
 
-/// The fields of a type, by kind. Does not compile if a byte of it belongs to none of them, or to
-/// two.
+/// The fields of a type, by kind. Does not compile if a byte of the type belongs to no field, or to
+/// two fields.
 macro_rules! fields {
     ($record:ident { $($kind:ident: $($(#[$only:meta])? $name:ident),+;)+ }) => {{
         const FIELDS: &[Field] = &[$($($(#[$only])? Field {
@@ -144,13 +144,13 @@ pub const ENTRIES: [Entry; ENTRY_COUNT] = {
 pub const LAYOUT: u64 = fingerprint(&ENTRIES);
 
 impl Field {
-    /// What stands for its name in an [`Entry`].
+    /// What stands for the field's name in an [`Entry`].
     pub const fn id(&self) -> u64 {
         hash(hash(FNV, self.path.as_bytes()), self.name.as_bytes())
     }
 }
 
-/// A hash of all that is in these entries.
+/// A hash of the whole content of these entries.
 pub const fn fingerprint(entries: &[Entry]) -> u64 {
     let (mut result, mut index) = (FNV, 0);
     while index < entries.len() {
@@ -265,7 +265,7 @@ mod tests {
         assert!(FIELDS.iter().all(|field| field.name != "flows"));
     }
 
-    /// Other builds look for these; see the head of this file.
+    /// Other builds look for these names; see the head of this file.
     #[test]
     fn what_is_frozen_stays() {
         let first = ENTRIES[0];

@@ -21,8 +21,8 @@ labelled! {
         NotEstablished = 6, "not_established";
         /// The maps of the wanted path are full.
         MapFull = 7, "map_full";
-        /// The kernel refused the entry of a map for another reason: kTLS, a socket in somebody
-        /// else's map, a tuple that another stream has.
+        /// The kernel refused the entry of a map for another reason: kTLS, a socket in a map of
+        /// another program, a tuple that another stream has.
         InsertFailed = 8, "insert_failed";
         /// More bytes kept coming than the hand-over is willing to move before it switches.
         Busy = 9, "busy";
@@ -40,7 +40,7 @@ labelled! {
         FamiliesDiffer = 15, "families_differ";
         /// Connection tracking would drop what the hand-over sends: neither notrack nor be_liberal.
         Conntrack = 16, "conntrack";
-        /// There is no route, or not one over an interface, to a peer.
+        /// There is no route to a peer, or the route does not lead over an interface.
         NoRoute = 17, "no_route";
         /// The program cannot be attached to an interface (not Ethernet or loopback, or refused).
         Interface = 18, "interface";
@@ -50,16 +50,17 @@ labelled! {
         NoSourcePort = 20, "no_source_port";
         /// The kernel refused TCP_REPAIR or SO_MARK.
         RepairRefused = 21, "repair_refused";
-        /// The connection has what cannot be translated: TCP-MD5/AO, MPTCP, kTLS. Steer asks for
-        /// none of these.
+        /// The connection uses a feature that cannot be translated: TCP-MD5/AO, MPTCP, kTLS. Steer
+        /// asks for none of them.
         TcpFeature = 22, "tcp_feature";
         /// Another process has taken over and has the maps; this one ends when its own streams have
         /// ended.
         TakenOver = 23, "taken_over";
-        /// A peer's window is so small that little or nothing of it can be expressed in the units
-        /// in which the other connection counts windows.
+        /// A peer's window is so small that rounding it down to the window units of the other
+        /// connection leaves little or nothing.
         Window = 24, "window";
-        /// Lately packets of a peer could not be carried, and a stream of that peer was given up.
+        /// In the last hour, a packet of a peer could not be carried, and a stream of that peer was
+        /// given up.
         NotCarried = 25, "not_carried";
     }
 }

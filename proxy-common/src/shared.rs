@@ -1,5 +1,5 @@
-//! Words of memory that others read and write at the same time: those of a map, which all CPUs and
-//! userspace share.
+//! Words of memory that other CPUs and userspace read and write at the same time: the words of a
+//! map.
 //!
 //! A reference to an ordinary value tells the compiler that nobody else writes the value. So no
 //! reference to an ordinary value may point into a map. A reference to the value's *shared form*
@@ -63,8 +63,8 @@ impl<T: Pod> Word<T> {
 }
 
 impl Word<u32> {
-    /// Puts `new` in the place of `old`, unless the word is another one by now; returns what it
-    /// was. A full barrier.
+    /// Writes `new` if the word is still `old`. Returns the word that was there before. A full
+    /// barrier.
     #[inline(always)]
     pub fn compare_exchange(&self, old: u32, new: u32) -> u32 {
         // SAFETY: as for `get`.

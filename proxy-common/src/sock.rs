@@ -6,8 +6,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// What the program has done with a flow. Written by the program only, after userspace has inserted
-/// it as zeroes; userspace reads it.
+/// What the program has done with a flow. Userspace inserts zeroes; after that only the program
+/// writes, and userspace reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct SockFlow {
@@ -23,7 +23,7 @@ pub struct SockFlow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct SockCredit {
-    /// The first byte beyond this one shuts the gate.
+    /// The first byte after this number of bytes shuts the gate.
     pub limit: u64,
     /// Reaching this sends [`event::WARN`].
     pub warn: u64,

@@ -9,9 +9,10 @@ labelled! {
     pub enum Stat {
         /// Rewritten and sent on to the other peer.
         Spliced = 0, "spliced";
-        /// Of a known flow whose record is not active, or was given up: passed to the local stack.
+        /// A packet of a known flow whose record is not active, or was given up: passed to the
+        /// local stack.
         PassOff = 1, "pass_off";
-        /// Of a flow whose tuple a new connection has taken: passed to the local stack.
+        /// A packet of a flow whose tuple a new connection has taken: passed to the local stack.
         PassDead = 2, "pass_dead";
         /// A known flow, but a shape that is not rewritten (cut header, VLAN tag, for another
         /// host): passed.
@@ -24,11 +25,11 @@ labelled! {
         /// A RST that was passed on without changing the flow's state, since its number is not
         /// exact.
         RstUnproven = 6, "rst_unproven";
-        /// A TCP option layout out of the ordinary was translated on the slow path.
+        /// An unusual layout of TCP options was translated on the slow path.
         OptionsSlow = 7, "options_slow";
         /// TCP options that could not be translated were replaced by NOPs.
         OptionsBlanked = 8, "options_blanked";
-        /// ECN marks were taken off.
+        /// ECN marks were cleared.
         EcnStripped = 9, "ecn_stripped";
         /// Dropped: the packet could not be rewritten (no memory, helper refused).
         DropRewrite = 10, "drop_rewrite";
@@ -56,7 +57,7 @@ labelled! {
         /// Not a packet but a stream that the kernel gave up, since no process looked after it: its
         /// peers were silent for `orphan_timeout`, or it was in a hand-over.
         Aged = 21, "aged";
-        /// Of an odd shape (IP options, extension headers, a priority tag): made plain, and then
+        /// An odd packet (IP options, extension headers, a priority tag) was made plain, and then
         /// spliced.
         MadePlain = 22, "made_plain";
         /// A fragment, first or later, was sent on to the other peer.

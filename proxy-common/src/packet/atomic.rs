@@ -1,11 +1,10 @@
 //! Words of a record that several CPUs write at once.
 
-/// Puts `new` in the place of `old`, unless the word is another one by now; returns what it was. A
-/// full barrier.
+/// Writes `new` if the word is still `old`. Returns the word that was there before. A full barrier.
 ///
-/// The target of BPF has no compare-exchange as Rust sees it, since the first versions of the
-/// instruction set had none. Version 3, for which the programs are compiled, has one (Linux 5.12),
-/// which the assembler knows.
+/// Rust has no compare-exchange for the BPF target, since the first versions of the instruction set
+/// had none. Version 3, for which the programs are compiled, has one (Linux 5.12), and the
+/// assembler knows it.
 ///
 /// # Safety
 /// `place` is aligned and live, and others access it only as a whole.

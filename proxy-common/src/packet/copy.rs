@@ -90,7 +90,7 @@ pub fn reset_seq(own: u32, arriving: &SharedFlow, forwarded: &SharedFlow) -> u32
     seq::later(seq::later(own, here(forwarded.live.seq_end.get())), arriving.live.ack_end.get())
 }
 
-/// What a packet of the local socket says in the end. Wire order.
+/// The fields of a packet of the local socket as it leaves. Wire order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fresh {
     pub seq: u32,

@@ -108,7 +108,7 @@ pub mod protocol {
     pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 }
 
-/// That each field lies where `network-types` has it.
+/// Checks that each field is at the same place as in `network-types`.
 macro_rules! assert_same_layout {
     ($own:ty, $other:ty: $($field:ident = $name:ident),+) => {
         const _: () = {
@@ -146,7 +146,7 @@ pub struct HeaderChange {
     pub pseudo: Difference,
     /// The change of the sum over the whole packet that no checksum in the packet compensates.
     pub header: Difference,
-    /// A mark was taken off.
+    /// A mark was cleared.
     pub ecn_stripped: bool,
 }
 
@@ -160,7 +160,7 @@ pub trait Ip: Pod {
     const ICMP: u8;
     type Key: Copy;
 
-    /// Of what follows.
+    /// The protocol of what follows the IP header.
     fn protocol(&self) -> u8;
 
     /// Whether TCP follows at once: no options or extension headers, not a fragment.

@@ -31,7 +31,7 @@ pub struct Translation {
 }
 
 impl Translation {
-    /// Of a packet of `flow`; see [`Timestamps::of`].
+    /// The translation for a packet of `flow`; see [`Timestamps::of`].
     #[inline(always)]
     pub fn of(flags: u32, flow: &SharedFlow, other: &SharedFlow) -> Self {
         let timestamps = Timestamps::of(flow, other);
@@ -43,7 +43,7 @@ impl Translation {
         self.flags & flag != 0
     }
 
-    /// None of the [`flags`] of a record.
+    /// A bit that is none of the [`flags`] of a record.
     const ONLY_LOOKS: u32 = 1 << 31;
 
     /// Whether the options are only read, and stay as they are.
@@ -192,7 +192,7 @@ impl Walk {
         Self { words, len, to, at: At::Kind, kind: kind::NOP, left: 0, ts_value: None, blanked: false }
     }
 
-    /// As `new`, but leaves `words` as they are.
+    /// Like `new`, but leaves `words` as they are.
     #[inline(always)]
     pub fn restart(&mut self, len: u32, to: &Translation) {
         self.len = len;

@@ -121,7 +121,7 @@ impl Timestamps {
     /// timestamps wrap around to the floor again.
     const REACH: u32 = 1 << 18;
 
-    /// Of a packet of `flow`, `other` being the opposite direction.
+    /// The translation for a packet of `flow`. `other` is the opposite direction.
     #[inline(always)]
     pub fn of(flow: &SharedFlow, other: &SharedFlow) -> Self {
         Self {
@@ -211,7 +211,7 @@ impl Timestamps {
 /// Sets a timestamp of a record that other CPUs set, too, if this one is later. Zero is none.
 #[inline(always)]
 fn raise(word: &Word<u32>, value: u32) {
-    // For that, as many other CPUs would each have to set the word in between.
+    // The loop ends without a success only if that many other CPUs have set the word in between.
     const TRIES: usize = 4;
     let mut known = word.get();
     for _ in 0..TRIES {
@@ -226,7 +226,7 @@ fn raise(word: &Word<u32>, value: u32) {
     }
 }
 
-/// The number, or the next one, since zero means none.
+/// The number, or 1 instead of 0, since zero means none.
 #[inline(always)]
 const fn nonzero(number: u32) -> u32 {
     if number == 0 { 1 } else { number }

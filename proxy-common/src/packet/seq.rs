@@ -12,13 +12,13 @@ pub const fn before(a: u32, b: u32) -> bool {
     after(b, a)
 }
 
-/// The one that lies further on.
+/// The later one of two.
 #[inline(always)]
 pub const fn later(a: u32, b: u32) -> u32 {
     if after(a, b) { a } else { b }
 }
 
-/// The one that lies further back.
+/// The earlier one of two.
 #[inline(always)]
 pub const fn earlier(a: u32, b: u32) -> u32 {
     if after(a, b) { b } else { a }

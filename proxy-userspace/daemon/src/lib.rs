@@ -1,8 +1,15 @@
-//! Steer's daemon, in reading order: the clusters as they are now (`upstream`), how a request travels (`http`), which
-//! streams there are (`streams`), how a stream is carried (`splice`), how one process follows another (`takeover`), and how all of it is started and
-//! seen (`daemon`, `telemetry`, `admin`, `cli`).
+//! Steer's daemon. The modules in reading order:
 //!
-//! What is decided without a socket stands in [`steer_policy`], what is asked of the kernel in [`steer_kernel`].
+//! - `upstream`: the clusters in their current state.
+//! - `http`: how a request is served.
+//! - `streams`: the live streams.
+//! - `splice`: how a stream is carried.
+//! - `takeover`: how one process takes over from another.
+//! - `daemon`, `cli`, `systemd`: how the process starts, runs and stops.
+//! - `telemetry`, `admin`: how operators watch the process.
+//!
+//! Decisions without a socket are in [`steer_policy`]; everything that is asked of the kernel is in
+//! [`steer_kernel`].
 #![forbid(unsafe_code)]
 
 pub mod upstream;

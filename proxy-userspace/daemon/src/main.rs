@@ -1,4 +1,4 @@
-//! `steer`: see [`steer::cli`]. Here are only the entry and the allocator.
+//! `steer`: see [`steer::cli`]. This file has only the entry point and the allocator.
 #![forbid(unsafe_code)]
 
 #[global_allocator]

@@ -1,7 +1,7 @@
-//! What systemd is told, and what it gives: sd_notify(3) and sd_listen_fds(3).
+//! Notifies systemd, and takes sockets from systemd: sd_notify(3) and sd_listen_fds(3).
 //!
-//! By hand, since the crate `sd-notify` (0.5) takes no abstract address in NOTIFY_SOCKET, and takes
-//! no socket of LISTEN_FDS at all if one of them is not open.
+//! The crate `sd-notify` (0.5) is not used: it accepts no abstract address in NOTIFY_SOCKET, and
+//! takes no socket of LISTEN_FDS at all if one of them is not open.
 
 use std::env;
 use std::io;
@@ -16,23 +16,24 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 use steer_kernel::process;
 use steer_kernel::tcp::clock;
 
-/// The variables by which a process is given sockets, which are not for its children.
+/// The environment variables that describe the passed sockets. The children of the process must not
+/// get these variables.
 pub(crate) const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
-/// What the service manager is to know.
+/// The states that the service manager is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     Ready,
     /// Another process is about to take over.
     Reloading,
-    /// Another process, with this number, has taken over, and is the service now.
+    /// The process with this id has taken over, and is the service now.
     TakenOver {
         pid: i32,
     },
     Stopping,
 }
 
-/// Tells the service manager, if there is one.
+/// Tells the service manager the state, if there is a service manager.
 pub(crate) fn notify(state: State) {
     let Some(address) = env::var_os("NOTIFY_SOCKET") else { return };
     let sent = address_of(address.as_encoded_bytes())
@@ -45,7 +46,8 @@ pub(crate) fn notify(state: State) {
 fn text(state: State) -> String {
     match state {
         State::Ready => "READY=1".to_owned(),
-        // The manager takes only a READY=1 that is later than this for the end of the reload.
+        // The manager waits for a READY=1 that is sent after this time: that is the end of the
+        // reload.
         State::Reloading => format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_ns() / 1000),
         State::TakenOver { pid } => format!("MAINPID={pid}\nREADY=1"),
         State::Stopping => "STOPPING=1".to_owned(),
@@ -62,8 +64,8 @@ fn address_of(address: &[u8]) -> io::Result<SocketAddr> {
     }
 }
 
-/// The listening TCP sockets that the service manager has given this process. Others are named in a warning. Call this
-/// once, before the process has opened any descriptor.
+/// The listening TCP sockets that the service manager has passed to this process. A warning names
+/// each other socket. To be called once, before the process has opened any descriptor.
 pub(crate) fn listen_fds() -> Vec<TcpListener> {
     let number = |name| env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
     if number("LISTEN_PID") != Some(std::process::id()) {
@@ -81,7 +83,7 @@ fn listener(descriptor: RawFd, socket: OwnedFd) -> Option<TcpListener> {
     match listens {
         Ok(true) => Some(socket.into()),
         Ok(false) | Err(_) => {
-            tracing::warn!(descriptor, "a socket of LISTEN_FDS is no listening TCP socket, and is closed");
+            tracing::warn!(descriptor, "a socket of LISTEN_FDS is not a listening TCP socket, and is closed");
             None
         }
     }

@@ -171,7 +171,7 @@ fn a_stop_after_a_takeover_that_failed_leaves_nothing() {
         let binary = bed.binary();
         let mut successor = bed.steer.successor(Some(("take_adopted", &binary))).unwrap();
         assert!(!successor.wait(HANG).unwrap().success(), "{}", successor.tail());
-        let says = || Ok(bed.steer.said()?.contains("it has not taken over").then_some(()));
+        let says = || Ok(bed.steer.said()?.contains("the other process has not taken over").then_some(()));
         eventually("word of the old process", HANG, says).unwrap();
         assert!(bed.cli_text(&["cleanup"]).contains("kept"));
     });

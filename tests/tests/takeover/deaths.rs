@@ -37,7 +37,8 @@ fn the_new_process_dies_before_it_is_ready_and_the_old_one_goes_on() {
         for place in ["take_asked", "take_prepared", "take_yours", "take_adopted"] {
             let mut successor = bed.steer.successor(Some((place, &binary))).unwrap();
             assert!(!successor.wait(HANG).unwrap().success(), "{place}: {}", successor.tail());
-            let says = || Ok(bed.steer.said()?.contains("it has not taken over").then_some(()));
+            let says =
+                || Ok(bed.steer.said()?.contains("the other process has not taken over").then_some(()));
             eventually("word of the old process", HANG, says).unwrap();
             bed.expect_spliced(SMALL.streams);
             expect_service(bed);

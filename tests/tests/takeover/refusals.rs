@@ -77,7 +77,7 @@ fn without_a_process_to_take_over_from_a_start_is_as_usual() {
     let successor = bed.steer.successor(None).unwrap();
     drop(bed.steer.replace(successor));
     bed.steer.wait_until_ready().unwrap();
-    assert!(bed.steer.said().unwrap().contains("nobody is there to be taken over from"));
+    assert!(bed.steer.said().unwrap().contains("no process of the instance runs"));
     bed.under_load(SMALL, |bed, _| bed.expect_spliced(SMALL.streams));
     let directory = PathBuf::from("/run/steer").join(bed.steer.instance());
     assert!(directory.exists());

@@ -57,7 +57,7 @@ pub struct IcmpError<I: IcmpIp> {
 }
 
 impl<I: IcmpIp> IcmpError<I> {
-    /// Bytes of one that quotes the whole TCP header (without options).
+    /// Bytes of an error that quotes the whole TCP header (without options).
     pub const LONG: usize = size_of::<Self>();
     /// Bytes that every error about a TCP packet has: it need not quote more of TCP than ports and
     /// `seq` (RFC 792).

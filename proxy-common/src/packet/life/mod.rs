@@ -10,7 +10,8 @@ use crate::packet::headers::{Tcp, tcp_flags};
 use crate::packet::seq::{after, before, later};
 use crate::stat::Stat;
 
-/// What matters of a TCP segment, in host order and in the numbers with which it arrives.
+/// The part of a TCP segment that matters here, in host order and with the numbers with which the
+/// segment arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     pub seq: u32,
@@ -90,7 +91,7 @@ pub struct Observed {
     pub state: Option<u32>,
     /// One of [`event`] for userspace.
     pub event: Option<u32>,
-    /// What is to be counted besides.
+    /// What is to be counted, too.
     pub stat: Option<Stat>,
 }
 
@@ -98,7 +99,7 @@ impl Observed {
     const BELIEVED: Self = Self { believed: true, state: None, event: None, stat: None };
 }
 
-/// A clock that tells cheaply whether its time has changed.
+/// A clock that can tell at low cost whether its time has changed.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock<F> {
     /// Changes, and wraps, at least as often as the time does.

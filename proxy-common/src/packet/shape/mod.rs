@@ -13,7 +13,7 @@ use super::checksum::{self, Difference};
 use super::headers::{Ip, Ipv4, Ipv6, protocol};
 use crate::flow::FlowRef;
 
-/// Next-header values of IPv6 that are not of an upper layer.
+/// Next-header values of IPv6 that do not name an upper layer.
 mod next_header {
     pub(super) const HOP_BY_HOP: u8 = 0;
     pub(super) const ROUTING: u8 = 43;
@@ -70,8 +70,7 @@ impl Piece {
     /// A whole packet.
     pub const WHOLE: Self = Self { id: 0, offset: 0, more: 0 };
 
-    /// From the field that both versions of IP have, in host order: IPv6's has the offset where
-    /// IPv4's counts in eights.
+    /// A piece with this identification (as it stands in the packet) and this offset in bytes.
     #[inline(always)]
     const fn of(id: u32, offset: u32, more: bool) -> Self {
         Self { id, offset, more: more as u32 }
@@ -96,12 +95,12 @@ impl Piece {
 /// to read a byte of the stack that nothing was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// What directly follows the IP header and can be taken out.
+    /// The headers or options that directly follow the IP header and can be removed.
     pub surplus: u32,
     pub piece: Piece,
 }
 
-/// What the programs need of shapes of both versions of IP.
+/// What the programs need to know of the shapes of both versions of IP.
 pub trait ShapedIp: Ip {
     /// Bytes of a fragment header, which stays in the packet.
     const PIECE_LEN: u32;
@@ -110,8 +109,8 @@ pub trait ShapedIp: Ip {
     /// quick answer for all other packets.
     fn may_be_odd(&self) -> bool;
 
-    /// `None`: not TCP, or a shape that is left alone. `read` returns what stands the given number
-    /// of bytes after the IP header.
+    /// The shape of the packet. `None`: the packet is not TCP, or has a shape that is left alone.
+    /// `read` returns the bytes at the given distance after the IP header.
     fn shape(&self, read: impl FnMut(u32) -> Option<Extension>) -> Option<Shape>;
 
     /// The header of the same packet without the `surplus` bytes that directly followed it. With
@@ -119,10 +118,11 @@ pub trait ShapedIp: Ip {
     #[must_use]
     fn without(&self, surplus: u32, is_piece: bool) -> Self;
 
-    /// Bytes after the header, and the fragment header, that a piece without surplus has.
+    /// How many bytes a piece without surplus has after the IP header and the fragment header.
     fn piece_len(&self) -> u32;
 
-    /// Gives a piece another identification (as [`Piece::id`]), if it stands in this header.
+    /// Gives a piece another identification (as [`Piece::id`]), if this header has the
+    /// identification.
     fn set_id(&mut self, id: u32);
 
     /// Source and destination as in [`PieceKey`].
@@ -278,7 +278,7 @@ pub struct PieceKey {
     pub id: u32,
 }
 
-/// What the first piece of a packet tells of the others.
+/// What the first piece of a packet says about the other pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct FirstPiece {
@@ -287,7 +287,8 @@ pub struct FirstPiece {
     /// [`Piece::id`] with which the pieces leave: two clients may choose the same one, and their
     /// pieces leave with the same source address.
     pub id: u32,
-    /// Host order: the sequence number of the packet's first byte, were the TCP header payload too.
+    /// Host order: the sequence number that the first byte of the TCP header would have if the
+    /// header were payload.
     pub base: u32,
     /// [`crate::flow::Record::generation`] of the flow's stream, since another stream may have the
     /// record by now.
@@ -303,7 +304,7 @@ impl FirstPiece {
     /// Value of `flow`: a later piece has come, and the first has not come yet.
     pub const NOT_YET: FlowRef = FlowRef(u32::MAX);
 
-    /// That a later piece came early.
+    /// The entry for a later piece that came before the first piece.
     #[must_use]
     pub fn not_yet() -> Self {
         Self { flow: Self::NOT_YET, ..Self::zeroed() }

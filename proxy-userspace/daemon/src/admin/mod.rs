@@ -1,5 +1,5 @@
-//! The admin listener: health, metrics and the live streams, for operators and scrapers. It has no
-//! access control of its own, so it belongs on loopback.
+//! The admin listener: health, metrics and the live streams, for operators and scrapers. The admin
+//! listener has no access control, so it belongs on loopback.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 const INDEX: &str = "\
 /healthz  200 while the process lives
-/readyz   200 while it takes new connections, else 503
+/readyz   200 while the process accepts new connections, else 503
 /metrics  Prometheus text format
 /flows    the live upgraded streams, a JSON array, oldest first
 ";
@@ -89,7 +89,7 @@ impl Admin {
                 page(StatusCode::OK, METRICS, self.metrics.render())
             }
             "/flows" => self.flows(),
-            _ => page(StatusCode::NOT_FOUND, TEXT, format!("not here; what is:\n{INDEX}")),
+            _ => page(StatusCode::NOT_FOUND, TEXT, format!("no such page; the pages are:\n{INDEX}")),
         }
     }
 
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readiness_follows_the_switch() {
+    async fn readyz_says_whether_the_process_is_ready() {
         let admin = admin();
         assert_eq!(get(&admin, "/healthz").await.0, StatusCode::OK);
         assert_eq!(get(&admin, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn flows_are_listed_and_their_bytes_are_in_the_metrics_while_they_live() {
+    async fn live_streams_are_listed_and_their_bytes_are_in_the_metrics() {
         let metrics = Metrics::new();
         let streams = Streams::new(&metrics);
         let admin = Admin::new(metrics, Arc::clone(&streams));

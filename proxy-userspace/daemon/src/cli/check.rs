@@ -1,5 +1,5 @@
-//! `steer check`: reads a configuration as `steer run` does, and says what was understood. Binds no
-//! port and needs no privileges.
+//! `steer check`: reads a configuration as `steer run` does, and prints how Steer understands it.
+//! Binds no port and needs no privileges.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,7 +49,7 @@ fn print(args: &Args, format: Format, config: &Config) {
     println!("next: steer run -c {file}");
 }
 
-/// The warnings of a configuration, on stderr.
+/// Prints the warnings of a configuration to stderr.
 pub(super) fn print_warnings(file: &str, config: &Config) {
     for warning in &config.warnings {
         eprintln!("{file}:{}:{}: warning: {}", warning.line, warning.column, warning.text);

@@ -1,4 +1,4 @@
-//! `steer cleanup`: removes what stopped Steers have left and nobody needs.
+//! `steer cleanup`: removes what stopped Steers have left in the kernel and no stream needs.
 
 use anyhow::Context as _;
 use proxy_common::instance::Instance;
@@ -13,17 +13,18 @@ use crate::takeover;
 
 /// Remove what stopped Steers have left in the kernel and no stream needs (needs root)
 ///
-/// What streams still need is kept, and so is what this version cannot read, or another network namespace uses, unless
-/// --force says otherwise.
+/// An instance with living streams is kept. Without --force, an instance is also kept if this
+/// version cannot read its maps, or if another network namespace uses it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only this instance
     #[arg(long, value_name = "NAME")]
     instance: Option<Instance>,
-    /// Remove what cannot be read, or another network namespace uses, too: its streams hang until their peers notice
+    /// Also remove an instance that cannot be read, or that another network namespace uses: its
+    /// streams hang until their peers notice
     #[arg(long)]
     force: bool,
-    /// Say what would be done, and do nothing
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
     /// Print a JSON array with one object for each instance
@@ -31,7 +32,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What becomes of an instance.
+/// What happens to an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
     Removed { why: &'static str },
@@ -80,12 +81,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `None`: there is no such instance.
+/// Removes what an instance has left, or says why it is kept. `None`: there is no instance with
+/// this name.
 fn clean(instance: &Instance, args: &Args) -> anyhow::Result<Option<Verdict>> {
     let pins = match Pins::take_existing(instance) {
         Err(PinsError::Owned(_)) => {
             let why = format!("{} runs", pinned::owner(instance));
-            let next = "stop it first, if it is to go".to_owned();
+            let next = "to remove the instance, stop this process first".to_owned();
             return Ok(Some(Verdict::Kept { why, next }));
         }
         taken => taken?,
@@ -117,7 +119,8 @@ fn clean(instance: &Instance, args: &Args) -> anyhow::Result<Option<Verdict>> {
         Ok(_) => Verdict::Removed { why: "no stream lives" },
     };
     if matches!(verdict, Verdict::Removed { .. }) && !args.dry_run {
-        // Those of another network namespace are its own matter.
+        // Ports are reserved for each network namespace: those of another one are not given back
+        // here.
         if let Ok(Some(found)) = &found
             && found.ensure_is_here().is_ok()
         {
@@ -129,8 +132,8 @@ fn clean(instance: &Instance, args: &Args) -> anyhow::Result<Option<Verdict>> {
     Ok(Some(verdict))
 }
 
-/// Removes the filters that processes in this network namespace have left which have died, unless it is a `dry_run`. Returns on
-/// how many interfaces there are such.
+/// Removes the filters that dead processes have left in this network namespace, unless this is a
+/// `dry_run`. Returns the number of interfaces with such filters.
 pub(super) fn orphans(dry_run: bool) -> anyhow::Result<usize> {
     let orphans = Orphans::find().context("cannot list the filters of interfaces; run as root")?;
     let interfaces = orphans.interfaces();
@@ -147,7 +150,7 @@ pub(super) fn said_of_orphans(interfaces: usize, dry_run: bool) -> String {
     format!("filters of a process that has died, on {interfaces} interfaces: {removed}")
 }
 
-/// For who has misspelt an instance that has left nothing: those that have.
+/// The names of all other instances that have left something, in case `instance` is misspelt.
 pub(super) fn others(instance: &Instance) -> String {
     let all = pins::instances().unwrap_or_default();
     let names: Vec<_> = all.iter().filter(|other| *other != instance).map(Instance::as_str).collect();

@@ -12,16 +12,17 @@ use crate::splice::packet::detach;
 use crate::streams::ports;
 use crate::takeover;
 
-/// End the streams that a stopped Steer has left to the kernel, and take its programs out (needs root)
+/// End the streams that a stopped Steer has left to the kernel, and remove its programs (needs
+/// root)
 ///
-/// Both peers of each stream get a reset. Without this, streams go on until their peers end them, or `steer run` takes
-/// them over.
+/// Both peers of each stream get a RST. Without `steer detach`, streams go on until their peers end
+/// them, or until `steer run` takes them over.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The instance, as the configuration or `steer run --instance` names it
     #[arg(long, value_name = "NAME", default_value_t)]
     instance: Instance,
-    /// Say what would be done, and do nothing
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
     /// Print a JSON object
@@ -51,7 +52,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         if args.dry_run {
             streams = detach::living(found);
         } else {
-            streams = detach::reset_all(found).context("cannot send resets; run as root (CAP_NET_RAW)")?;
+            streams = detach::reset_all(found).context("cannot send RSTs; run as root (CAP_NET_RAW)")?;
             ports::unreserve(&found.reserved()?).context("cannot give the reserved ports back")?;
             takeover::remove_left(instance).context("cannot remove its socket in /run/steer")?;
             remove_pinned(pins)?;
@@ -84,7 +85,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn unreadable(instance: &Instance) -> String {
-    format!("what instance `{instance}` has left cannot be read; see {}", cleanup(instance))
+    format!("cannot read what instance `{instance}` has left; see {}", cleanup(instance))
 }
 
 fn cleanup(instance: &Instance) -> String {

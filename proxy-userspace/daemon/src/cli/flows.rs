@@ -1,4 +1,5 @@
-//! `steer flows`: the streams that the kernel carries, read from its maps. Works whatever state the daemon is in.
+//! `steer flows`: the streams that the kernel carries, read from its maps. Works whatever state the
+//! daemon is in.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -46,7 +47,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Names by what the records have of them.
+/// The names of clusters, by the hash that a record has.
 #[derive(Default)]
 struct Clusters(HashMap<u64, String>);
 
@@ -85,7 +86,7 @@ fn report(found: &[Found], clusters: &Clusters, now: SystemTime) -> String {
 const HEADINGS: [&str; 8] =
     ["CLIENT", "ENDPOINT", "CLUSTER", "STATE", "AGE", "TO UPSTREAM", "TO DOWNSTREAM", "IDLE"];
 
-/// Columns as wide as they need to be; nothing if there are no streams.
+/// A table with columns as narrow as possible. Empty if there are no streams.
 fn table(streams: &[Stream], clusters: &Clusters, now: SystemTime) -> String {
     if streams.is_empty() {
         return String::new();
@@ -166,7 +167,7 @@ fn age(stream: &Stream, now: SystemTime) -> Duration {
     now.duration_since(opened).unwrap_or_default()
 }
 
-/// The two largest units.
+/// A time in its two largest units.
 fn show_time(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 0..60 => format!("{seconds}s"),
@@ -235,7 +236,7 @@ next: `steer flows --json` has every field; relayed streams are in /flows of the
     }
 
     #[test]
-    fn without_a_packet_splice_it_says_what_to_do() {
+    fn without_a_packet_splice_the_report_says_what_to_do() {
         let text = text(&[], &Clusters::default());
         assert!(text.contains("no Steer on this host splices packets"), "{text}");
         assert!(text.contains("next: `steer run --splice packet`"), "{text}");

@@ -1,7 +1,7 @@
 //! The command line: one module for each subcommand.
 //!
-//! Exit codes: 0 fine, 1 failed at run time (for `check`: the file is bad), 2 wrong usage, 78 (EX_CONFIG of sysexits.h) for `run`
-//! with a bad configuration.
+//! Exit codes: 0 fine, 1 failed at run time (for `check`: the file is bad), 2 wrong usage, 78
+//! (EX_CONFIG of sysexits.h) for `run` with a bad configuration.
 
 mod check;
 mod cleanup;
@@ -36,11 +36,12 @@ enum Command {
     Run(Box<run::Run>),
 }
 
-/// Runs the command line; the message of an error goes to stderr.
+/// Runs the command line. The message of an error goes to stderr.
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
     if !matches!(command, Command::Run(_)) {
-        // `steer route ... | head` ends quietly; else printing to a closed pipe panics.
+        // So that `steer route ... | head` ends quietly: otherwise printing to a closed pipe
+        // panics.
         steer_kernel::process::end_with_the_reader();
     }
     match command {

@@ -1,4 +1,4 @@
-//! `steer route`: says where requests would go. It opens no socket, and decides with the very code
+//! `steer route`: says where requests would go. It opens no socket, and decides with the same code
 //! that serves traffic.
 
 use std::fs::File;
@@ -17,7 +17,7 @@ use steer_policy::routing::{self, Connection, Refusal};
 use crate::telemetry::Metrics;
 use crate::upstream::Clusters;
 
-/// The port of a source that is given without one.
+/// The port of a source address without a port.
 const SOURCE_PORT: u16 = 50000;
 
 #[derive(Debug, clap::Args)]
@@ -43,13 +43,14 @@ pub(super) struct Args {
     /// The client's address [default: 127.0.0.1:50000]
     #[arg(long, value_name = "IP:PORT")]
     source: Option<String>,
-    /// The address that the client connected to; also chooses the listener [default: the listener's]
+    /// The address that the client connected to; also chooses the listener [default: the
+    /// listener's]
     #[arg(long, value_name = "IP:PORT")]
     local: Option<String>,
     /// The listener by name [default: that of the local address, else the first]
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
-    /// Stands in x-forwarded-for for clients on loopback [default: this host's first address]
+    /// The address in x-forwarded-for for clients on loopback [default: this host's first address]
     #[arg(long, value_name = "IP", hide = true)]
     node_address: Option<IpAddr>,
 }
@@ -80,7 +81,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         }
     };
     let bad = bad.context("cannot read the batch or write the answers")?;
-    anyhow::ensure!(bad == 0, "{bad} of the lines are no requests: their answers say why");
+    anyhow::ensure!(bad == 0, "{bad} of the lines are not valid requests: their answers say why");
     Ok(())
 }
 
@@ -98,7 +99,7 @@ impl Args {
     }
 }
 
-/// A line of a batch. What is absent or null has the default of the flag of the same name.
+/// A line of a batch. A field that is absent or null has the default of the flag of the same name.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Request {
@@ -111,7 +112,7 @@ struct Request {
     listener: Option<String>,
 }
 
-/// Bytes: as a string, or in hexadecimal where they are not UTF-8.
+/// Bytes: as a string or, if they are not UTF-8, in hexadecimal.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, expecting = "expected a string or {\"hex\": \"…\"}")]
 enum Text {
@@ -138,16 +139,16 @@ impl Text {
     }
 }
 
-/// A printed line.
+/// An answer, printed as one line.
 #[derive(Debug, Serialize)]
 struct Answer {
     cluster: Option<String>,
     endpoint: Option<SocketAddr>,
-    /// 16 hexadecimal digits; `None`: the choice is random, so no endpoint is named.
+    /// 16 hexadecimal digits. `None`: the endpoint would be chosen at random, so none is named.
     hash: Option<String>,
     set_cookie: Vec<String>,
     error: Option<String>,
-    /// `false`: there was no request to decide about.
+    /// `false`: the line was not a valid request, so nothing was decided.
     #[serde(skip)]
     decided: bool,
 }
@@ -168,7 +169,7 @@ impl Answer {
         Self { decided: false, ..Self::refused(error) }
     }
 
-    /// Flushed, so that a program may ask line by line.
+    /// Flushes, so that a program can ask line by line.
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
         serde_json::to_writer(&mut *out, self)?;
         out.write_all(b"\n")?;
@@ -180,16 +181,17 @@ struct Router<'c> {
     config: &'c Config,
     clusters: Clusters,
     node: IpAddr,
-    /// By name, for all requests that name none.
+    /// The name of the listener for all requests that name none.
     listener: Option<&'c str>,
 }
 
 impl<'c> Router<'c> {
-    /// Answers every line that is not blank, and returns how many of them were no requests.
+    /// Answers each line that is not blank. Returns how many of these lines were not valid
+    /// requests.
     fn answer_all(&self, mut lines: impl BufRead, out: &mut impl Write) -> io::Result<u64> {
         let mut bad = 0;
         let mut line = Vec::new();
-        // So that an answer is one write.
+        // Buffered, so that each answer is one write.
         let mut out = io::BufWriter::new(out);
         for number in 1_u64.. {
             line.clear();
@@ -214,7 +216,7 @@ impl<'c> Router<'c> {
     }
 
     /// # Errors
-    /// What is wrong with the request, if it is none that a server would look at.
+    /// Why the request is not valid: a server would not look at it.
     fn decide(&self, request: &Request) -> Result<Answer, String> {
         let local = request.local.as_deref().map(|text| address(text, None)).transpose()?;
         let listener = self.listener_of(request, local)?;
@@ -263,14 +265,14 @@ impl<'c> Router<'c> {
 
 impl Request {
     fn parse(line: &[u8]) -> Result<Self, String> {
-        // serde would take a list for the fields in their order.
+        // serde would also accept a JSON array with the fields in order.
         if !line.trim_ascii_start().starts_with(b"{") {
             return Err("not a JSON object".to_owned());
         }
         serde_json::from_slice(line).map_err(|error| error.to_string())
     }
 
-    /// The head as an HTTP/1 parser hands it over.
+    /// The head, as an HTTP/1 parser would return it.
     fn head(&self) -> Result<request::Parts, String> {
         let (mut head, ()) = http::Request::new(()).into_parts();
         head.version = Version::HTTP_11;
@@ -279,7 +281,7 @@ impl Request {
             Method::from_bytes(method.as_bytes()).map_err(|error| format!("method {method:?}: {error}"))?;
 
         let target = self.path.as_ref().map_or_else(|| Ok(b"/".to_vec()), Text::bytes)?;
-        // The `http` crate would cut a fragment off, the server refuses it.
+        // The `http` crate would cut the fragment off, but the server refuses the request.
         if target.contains(&b'#') {
             return Err("path: a request target has no fragment".to_owned());
         }
@@ -314,7 +316,7 @@ fn address(text: &str, default_port: Option<u16>) -> Result<SocketAddr, String> 
     text.parse().ok().or_else(bare).ok_or_else(|| format!("{text:?} is not IP:PORT"))
 }
 
-/// Where a client on this host reaches a listener.
+/// The address at which a client on this host reaches a listener.
 fn reachable(listener: SocketAddr) -> SocketAddr {
     let ip = match listener.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

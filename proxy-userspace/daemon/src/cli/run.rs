@@ -1,4 +1,4 @@
-//! `steer run`: from arguments to a running daemon.
+//! `steer run`: reads the arguments and the configuration, and runs the daemon.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,9 +16,10 @@ use crate::telemetry::log;
 
 /// Steer connections until told to stop
 ///
-/// SIGTERM and SIGINT finish the requests in flight and end relayed streams; a second one stops at once. Streams that the
-/// kernel carries go on: the next process of the instance takes them over, and `steer detach` ends them. SIGUSR2 starts
-/// the binary that is installed now, with the same arguments and --takeover.
+/// SIGTERM and SIGINT finish the requests in flight and end relayed streams; a second signal stops
+/// at once. Streams that the kernel carries go on: the next process of the instance takes them
+/// over, or `steer detach` ends them. SIGUSR2 starts the binary that is installed now, with the
+/// same arguments and --takeover.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("source").required(true).args(["config", "listen"]))]
 pub(super) struct Run {
@@ -38,7 +39,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "WHAT", requires = "listen")]
     hash: Option<HashSource>,
 
-    /// Where /metrics, /flows, /healthz and /readyz are served, or `off`; overrides the file
+    /// The address that serves /metrics, /flows, /healthz and /readyz, or `off`; overrides the file
     #[arg(long, value_name = "ADDR")]
     admin: Option<AdminAddress>,
 
@@ -46,12 +47,14 @@ pub(super) struct Run {
     #[arg(long, value_name = "MODE")]
     splice: Option<Mode>,
 
-    /// The name under which streams outlive this process, and another one takes them over; overrides the file
+    /// The name under which streams outlive this process, and under which another process takes
+    /// them over; overrides the file
     #[arg(long, value_name = "NAME")]
     instance: Option<Instance>,
 
-    /// Take over from the process of the instance that runs now: its listening sockets, and the streams that the kernel
-    /// carries. It ends when what is left to it has ended. If none runs, start as usual
+    /// Take over the listening sockets, and the streams that the kernel carries, from the running
+    /// process of the instance. That process ends when its other streams and connections have
+    /// ended. If no process of the instance runs, start as usual
     #[arg(long)]
     takeover: bool,
 
@@ -63,7 +66,8 @@ pub(super) struct Run {
     log_level: String,
 }
 
-/// EX_CONFIG of sysexits.h: systemd calls it CONFIG, and `RestartPreventExitStatus=` of the unit names it.
+/// EX_CONFIG of sysexits.h: systemd calls it CONFIG, and `RestartPreventExitStatus=` of the unit
+/// names it.
 const BAD_CONFIGURATION: u8 = 78;
 
 /// A [`SpliceMode`] as an argument.
@@ -82,7 +86,7 @@ impl ValueEnum for Mode {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         let help = match self.0 {
             SpliceMode::Auto => "The packet splice where possible, else the relay",
-            SpliceMode::Packet => "The same, but do not start where the packet splice is impossible",
+            SpliceMode::Packet => "As auto, but do not start where the packet splice is impossible",
             SpliceMode::Sockmap => "The socket splice where possible, else the relay",
             SpliceMode::Relay => "The relay: copy in userspace",
         };
@@ -134,7 +138,8 @@ impl Run {
         exit_code(daemon::run(config, self.takeover))
     }
 
-    /// The first line of the log: what runs, where, and with what. It comes before the configuration is read.
+    /// Logs the first line: which build runs, on which kernel, with which configuration. Called
+    /// before the configuration is read.
     fn introduce(&self) {
         let source = self.config.as_ref().map_or("command line".into(), |file| file.to_string_lossy());
         tracing::info!(

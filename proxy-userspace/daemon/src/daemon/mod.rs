@@ -1,4 +1,5 @@
-//! The life of the process: bind everything, serve, wait for a signal or a successor, stop in order.
+//! The life of the process: bind all addresses, serve, wait for a signal or a takeover, and stop in
+//! order.
 
 mod server;
 mod signals;
@@ -24,22 +25,24 @@ use crate::takeover::{ControlSocket, Request, Takeover};
 use crate::telemetry::Metrics;
 use crate::upstream::Clusters;
 
-/// How long requests in flight may take to finish after the first signal.
+/// How long the requests in flight may take to finish after the first signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is left of the tasks may take so long to end.
+/// How long the remaining tasks may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Runs until SIGTERM or SIGINT, or until another process has taken over and nothing is left. With `takes_over`, the
-/// instance's process that runs now is taken over from, if there is one. To be called before the process has opened any
-/// descriptor.
+/// Runs until a signal asks for a stop, or until another process has taken over and the last stream
+/// and connection have ended. With `takes_over`, takes over from the running process of the
+/// instance, if there is one. To be called before the process has opened any descriptor.
 ///
 /// # Errors
-/// A port cannot be bound, a runtime cannot start, the other process refuses; nothing has been served then.
+/// A port cannot be bound, a runtime cannot start, or the other process refuses. Then nothing was
+/// served.
 pub fn run(config: Config, takes_over: bool) -> anyhow::Result<()> {
     let inherited = InheritedSockets::new(systemd::listen_fds());
     raise_fd_limit();
-    // This thread accepts, answers operators and looks after spliced streams; the workers serve connections.
+    // This thread accepts, answers operators and looks after spliced streams; the workers serve
+    // connections.
     let runtime = threads::runtime()?;
     let workers = Threads::start(std::thread::available_parallelism().map_or(1, usize::from))?;
     let served = runtime.block_on(async {
@@ -54,11 +57,11 @@ pub fn run(config: Config, takes_over: bool) -> anyhow::Result<()> {
     served
 }
 
-/// A process that serves.
+/// The serving process.
 struct Daemon {
     server: Server,
     drain_timeout: Duration,
-    /// `None`: nobody can ask to take over.
+    /// `None`: no process can ask to take over.
     control: Option<ControlSocket>,
 }
 
@@ -75,7 +78,7 @@ async fn start(
             inherited.add(std::mem::take(&mut takeover.sockets));
         }
         None if takes_over => {
-            tracing::info!(instance = %config.instance, "nobody is there to be taken over from");
+            tracing::info!(instance = %config.instance, "no process of the instance runs: starting as usual");
         }
         None => {}
     }
@@ -100,7 +103,7 @@ async fn start(
     systemd::notify(State::Ready);
     let control = ControlSocket::open(&instance, was_taken);
     let warn = |error: &_| {
-        tracing::warn!(error = error as &dyn std::error::Error, "this process cannot be taken over from");
+        tracing::warn!(error = error as &dyn std::error::Error, "no process can take over from this one");
     };
     Ok(Daemon { server, drain_timeout, control: control.inspect_err(warn).ok() })
 }
@@ -120,7 +123,7 @@ impl Daemon {
         self.stop(signal, signals).await;
     }
 
-    /// Serves until that is to end.
+    /// Serves until a signal asks for a stop, or until another process has taken over.
     async fn wait(&mut self, signals: &mut Signals) -> ExitReason {
         let mut successor = Successor::none();
         loop {
@@ -128,13 +131,13 @@ impl Daemon {
                 event = signals.next() => match event {
                     Event::Stop(signal) => return ExitReason::Stop(signal),
                     Event::Upgrade if successor.is_running() => {
-                        tracing::warn!("ignoring SIGUSR2: a takeover is under way");
+                        tracing::warn!("ignoring SIGUSR2: a takeover is already under way");
                     }
                     Event::Upgrade => start_successor(&mut successor),
                 },
                 ended = successor.ended() => {
                     let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
-                    tracing::error!(how, "the process that was to take over has ended; this one goes on");
+                    tracing::error!(how, "the process that was started to take over has ended; this process goes on");
                     systemd::notify(State::Ready);
                 }
                 request = asked(&mut self.control) => tokio::select! {
@@ -145,13 +148,13 @@ impl Daemon {
         }
     }
 
-    /// Returns whether the process that asks has taken over.
+    /// Lets the process that asks take over; returns whether it has done so.
     async fn give(&mut self, request: Request) -> bool {
         let pid = request.pid();
         tracing::info!(pid, version = request.version, "another process takes over");
         if !self.server.can_give() {
             request
-                .refuse("spliced streams would end, since they have no pins (see its log): stop it first")
+                .refuse("spliced streams would end, since they have no pins (see its log): stop the old process first")
                 .await;
             return false;
         }
@@ -163,16 +166,17 @@ impl Daemon {
             }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
-                tracing::error!(pid, error, "it has not taken over; this process goes on");
+                tracing::error!(pid, error, "the other process has not taken over; this process goes on");
                 systemd::notify(State::Ready);
                 false
             }
         }
     }
 
-    /// Goes on with what the other process has not taken. A signal cuts that short.
+    /// Finishes the relayed streams and the HTTP connections, up to `drain_timeout`. A signal ends
+    /// the wait, and its name is returned.
     async fn drain(&mut self, signals: &mut Signals) -> Option<&'static str> {
-        // It is the other process' now.
+        // The file of the control socket belongs to the other process now.
         if let Some(control) = self.control.take() {
             control.leave();
         }
@@ -181,18 +185,18 @@ impl Daemon {
             streams,
             connections,
             drain_timeout = ?self.drain_timeout,
-            "was taken over: ends when these relayed streams and HTTP connections have"
+            "another process has taken over: this process ends when these relayed streams and HTTP connections have ended"
         );
         tokio::select! {
             () = self.server.nothing_left() => {
-                tracing::info!("nothing is left, the process ends");
+                tracing::info!("all streams and connections have ended: the process ends");
                 return None;
             }
             () = sleep(self.drain_timeout) => {}
             signal = signals.stop() => return Some(signal),
         }
         let (streams, connections) = (self.server.streams(), self.server.connections());
-        tracing::warn!(streams, connections, "drain_timeout is over: these are cut");
+        tracing::warn!(streams, connections, "drain_timeout is over: these streams and connections are cut");
         None
     }
 
@@ -201,7 +205,7 @@ impl Daemon {
         tracing::info!(
             signal,
             streams,
-            "stopping: no new connections, requests in flight finish, relayed streams end"
+            "stopping: refusing new connections, finishing the requests in flight, ending relayed streams"
         );
         self.server.stop();
         tokio::select! {
@@ -215,15 +219,15 @@ impl Daemon {
     }
 }
 
-/// Why a process does not serve any more.
+/// Why the process does not serve any more.
 enum ExitReason {
-    /// By the signal with this name.
+    /// The signal with this name asked for a stop.
     Stop(&'static str),
-    /// New connections, and the streams that the kernel carries, are another process'.
+    /// Another process has the listening sockets, and the streams that the kernel carries.
     TakenOver,
 }
 
-/// The next process that asks to take over.
+/// Waits for the next process that asks to take over.
 async fn asked(control: &mut Option<ControlSocket>) -> Request {
     match control {
         Some(control) => control.request().await,

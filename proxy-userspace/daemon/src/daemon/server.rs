@@ -1,4 +1,4 @@
-//! What serves: the listeners with their connections, the admin server, the streams.
+//! The server: the listeners with their connections, the admin server and the streams.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -40,7 +40,7 @@ pub(super) struct Server {
     splicer: Arc<Splicer>,
     ports: Option<SourcePorts>,
     listeners: Vec<Serving>,
-    /// One for each listener, until its last connection has ended.
+    /// One task for each listener. A task ends with the last connection of its listener.
     tasks: JoinSet<()>,
     admin_socket: Option<Arc<tokio::net::TcpListener>>,
     admin_server: JoinSet<()>,
@@ -48,16 +48,17 @@ pub(super) struct Server {
 
 struct Serving {
     listener: Listener,
-    /// `None` once nobody is accepted any more.
+    /// `None` once the listener does not accept any more.
     socket: Option<Arc<AsyncFd<TcpListener>>>,
     phase: watch::Sender<Phase>,
 }
 
 impl Server {
-    /// Takes over the streams that were there `before`, and serves.
+    /// Adopts the streams of the process `before`, and serves.
     ///
     /// # Errors
-    /// The streams cannot be had, or the configuration insists on a packet splice that cannot be had.
+    /// The streams cannot be adopted. Or the configuration requires the packet splice, and the
+    /// packet splice cannot start.
     pub(super) fn start(
         config: Config,
         clusters: Clusters,
@@ -73,13 +74,13 @@ impl Server {
         let mut admin_server = JoinSet::new();
         let serve_admin = || admin_socket.clone().map(|socket| Arc::clone(&admin).serve(socket));
         if !goes_on {
-            // To say that it lives, and is not ready.
+            // /healthz already answers, and /readyz says that the process is not ready.
             serve_admin().map(|serving| admin_server.spawn(serving));
         }
         let splicer = Arc::new(Splicer::start(Arc::clone(&metrics), Arc::clone(&streams), &config, before)?);
         let ports = if splicer.needs_source_ports() { source_ports(&config, &metrics)? } else { None };
         ports.iter().for_each(|ports| warn_of_neighbours(ports, &config.instance));
-        // From here on nothing may fail: what is dropped with the streams would end them.
+        // From here on no step may fail: dropping the adopted streams would end them.
         if splicer.needs_source_ports() {
             splicer.adopt(ports.as_ref(), &config, goes_on);
         }
@@ -158,12 +159,13 @@ impl Server {
         self.listeners.iter().map(|serving| open.with_label_values(&[&serving.listener.name]).get()).sum()
     }
 
-    /// Whether another process can take over.
+    /// Whether another process can take over from this one.
     pub(super) fn can_give(&self) -> bool {
         self.splicer.can_give_away()
     }
 
-    /// Lets another process take over, if it [can](Self::can_give).
+    /// Lets another process take over. To be called only if [`can_give`](Self::can_give) returns
+    /// true.
     ///
     /// # Errors
     /// The takeover failed, and this process serves as before.
@@ -174,7 +176,7 @@ impl Server {
         failpoint::reached("give_paused");
         match request.complete(lock.as_ref()).await {
             Ok(addresses) => {
-                // Now the instance is the other process' alone.
+                // From now on only the other process holds the lock.
                 drop(lock);
                 self.leave(&addresses);
                 Ok(())
@@ -185,7 +187,7 @@ impl Server {
                     (Ok(()), None) => {}
                     (Err(error), _) => tracing::error!(
                         %error,
-                        "cannot end the process that was to take over: streams are relayed until this one is started anew"
+                        "cannot end the process that should have taken over; new streams are relayed until this process is restarted"
                     ),
                 }
                 self.limit_mss();
@@ -195,14 +197,14 @@ impl Server {
         }
     }
 
-    /// Everything that listens.
+    /// The descriptors of all listening sockets.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let listeners = self.listeners.iter().filter_map(|serving| serving.socket.as_deref());
         let listeners = listeners.map(|socket| socket.get_ref().as_fd());
         listeners.chain(self.admin_socket.as_ref().map(|socket| socket.as_fd())).collect()
     }
 
-    /// Leaves new connections to another process, which accepts at these addresses.
+    /// Leaves new connections to another process, which accepts connections at these addresses.
     fn leave(&mut self, addresses: &[SocketAddr]) {
         self.tell(|address| Phase::Leaving { alone: !addresses.contains(&address) });
         self.close();
@@ -227,12 +229,12 @@ impl Server {
         }
     }
 
-    /// Returns when no request is in flight any more and no connection waits for one.
+    /// Returns when no request is in flight and no connection waits for a request.
     pub(super) async fn no_requests(&mut self) {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// The same, and no stream is left, either.
+    /// Returns when also no stream is left.
     pub(super) async fn nothing_left(&mut self) {
         self.no_requests().await;
         while self.streams() > 0 {
@@ -240,7 +242,8 @@ impl Server {
         }
     }
 
-    /// Leaves, or ends, the streams that need nothing of userspace: for the end of the process.
+    /// Called at the end of the process: leaves the streams that the kernel carries to the next
+    /// process, or ends them.
     pub(super) async fn end(&self) {
         self.splicer.stop().await;
     }
@@ -256,7 +259,7 @@ impl Server {
             };
             match http::limit_mss(socket, mss) {
                 Ok(()) => {
-                    tracing::debug!(listener = listener.name, mss, "largest segment that clients may send");
+                    tracing::debug!(listener = listener.name, mss, "limited the MSS of clients");
                 }
                 Err(error) => tracing::warn!(listener = listener.name, mss, %error, "cannot limit the MSS"),
             }
@@ -264,16 +267,17 @@ impl Server {
     }
 }
 
-/// Says which other Steers may use the same source ports. Where their endpoints are the same, too, each takes packets of the
-/// other one's connections for its own streams'.
+/// Warns of other instances that may use the same source ports. If two instances also have an
+/// endpoint in common, each takes packets of the other's connections for packets of its own
+/// streams.
 fn warn_of_neighbours(ports: &SourcePorts, own: &Instance) {
     match pinned::neighbours(own) {
         Ok(neighbours) => {
             for other in neighbours.iter().filter(|other| ports.may_meet(&other.reserved)) {
                 tracing::warn!(
                     other = other.name,
-                    "another Steer in this network namespace may use the same source ports: if it has endpoints in common \
-                     with this one, give each packet_splice.source_ports or source_addresses of its own"
+                    "another Steer in this network namespace may use the same source ports: if both have an endpoint in \
+                     common, give each its own packet_splice.source_ports or source_addresses"
                 );
             }
         }
@@ -284,7 +288,7 @@ fn warn_of_neighbours(ports: &SourcePorts, own: &Instance) {
     }
 }
 
-/// The ports of streams that the kernel is to carry; without any, streams are relayed.
+/// The source ports for the packet splice. `None`: there are none, and streams are relayed.
 fn source_ports(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<SourcePorts>> {
     let configured = config.packet_splice.source_ports.as_deref();
     match SourcePorts::start(configured, metrics) {

@@ -21,7 +21,7 @@ impl Signals {
         })
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
             _ = self.terminate.recv() => Event::Stop("SIGTERM"),
@@ -31,12 +31,14 @@ impl Signals {
         }
     }
 
-    /// The name of the next one that asks for an orderly stop.
+    /// Waits for the next signal that asks for an orderly stop, and returns its name.
     pub(super) async fn stop(&mut self) -> &'static str {
         loop {
             match self.next().await {
                 Event::Stop(signal) => return signal,
-                Event::Upgrade => tracing::warn!("ignoring SIGUSR2: a takeover is under way, or was"),
+                Event::Upgrade => {
+                    tracing::warn!("ignoring SIGUSR2: this process is in a takeover, or is stopping");
+                }
             }
         }
     }
@@ -44,8 +46,8 @@ impl Signals {
 
 /// What a signal asks for.
 pub(super) enum Event {
-    /// An orderly stop; by the signal with this name.
+    /// An orderly stop, asked for by the signal with this name.
     Stop(&'static str),
-    /// That a new process, of the binary that is installed now, takes over.
+    /// A takeover by a new process of the binary that is installed now.
     Upgrade,
 }

@@ -1,5 +1,5 @@
-//! Listening sockets: those that the process inherits, from another process or from the service manager, and those that
-//! the process binds itself.
+//! Listening sockets: inherited from another process or from the service manager, or bound by this
+//! process.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -9,7 +9,8 @@ use tokio::io::unix::AsyncFd;
 
 use crate::http;
 
-/// Sockets that another process or the service manager has passed to this one, by their addresses.
+/// Sockets that another process or the service manager has passed to this process, by their
+/// addresses.
 pub(super) struct InheritedSockets(Vec<(SocketAddr, TcpListener)>);
 
 impl InheritedSockets {
@@ -17,14 +18,14 @@ impl InheritedSockets {
         let with_address = |socket: TcpListener| match socket.local_addr() {
             Ok(address) => Some((address, socket)),
             Err(error) => {
-                tracing::warn!(%error, "a socket that was given has no address, and is closed");
+                tracing::warn!(%error, "an inherited socket has no address, and is closed");
                 None
             }
         };
         Self(sockets.into_iter().filter_map(with_address).collect())
     }
 
-    /// More of them, which come before those that there are.
+    /// Adds sockets, which are preferred to those that were passed before.
     pub(super) fn add(&mut self, sockets: Vec<TcpListener>) {
         let more = Self::new(sockets);
         self.0.splice(0..0, more.0);
@@ -35,14 +36,14 @@ impl InheritedSockets {
         Some(self.0.remove(position).1)
     }
 
-    /// Says which ones nobody has taken.
+    /// Warns of sockets that no listener has taken.
     pub(super) fn warn_of_unused(&self) {
         for (address, _) in &self.0 {
-            tracing::warn!(%address, "no listener of the configuration has this address: the socket that was given is closed");
+            tracing::warn!(%address, "no listener of the configuration has this address: the inherited socket is closed");
         }
     }
 
-    /// A socket that listens, but of which nobody accepts yet.
+    /// A listening socket, from which no connection is accepted yet.
     fn open(&mut self, what: &str, address: SocketAddr) -> anyhow::Result<AsyncFd<TcpListener>> {
         let given = self.take(address);
         let is_given = given.is_some();
@@ -53,7 +54,7 @@ impl InheritedSockets {
     }
 }
 
-/// All sockets that a configuration needs.
+/// All listening sockets that a configuration needs.
 pub(super) struct Sockets {
     /// In the order of the configuration.
     pub(super) listeners: Vec<AsyncFd<TcpListener>>,
@@ -61,7 +62,7 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Opens every one before any of them serves, so that a bad address stops the start.
+    /// Opens all sockets before the first connection is accepted, so a bad address stops the start.
     pub(super) fn open(config: &Config, inherited: &mut InheritedSockets) -> anyhow::Result<Self> {
         let listeners = config.listeners.iter();
         let open = |listener: &steer_policy::config::Listener| {
@@ -73,8 +74,8 @@ impl Sockets {
                 tracing::warn!(%address, "the admin listener has no access control and is not on loopback");
             }
             let socket = inherited.open("the admin listener", address);
-            let socket = socket.context("choose another with --admin, or --admin off")?.into_inner();
-            tokio::net::TcpListener::from_std(socket).context("cannot wait for operators")
+            let socket = socket.context("choose another address with --admin, or --admin off")?.into_inner();
+            tokio::net::TcpListener::from_std(socket).context("cannot watch the admin listener")
         });
         Ok(Self { listeners, admin: admin.transpose()? })
     }

@@ -1,4 +1,4 @@
-//! The process that this one starts to be taken over by: SIGUSR2.
+//! The successor: the process that this process starts after a SIGUSR2, to take over.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use crate::systemd;
 
-/// What the kernel appends to the path of a file that is not there any more.
+/// What the kernel appends to the path of a deleted file.
 const DELETED: &[u8] = b" (deleted)";
 
 /// A process that was started to take over.
@@ -23,10 +23,11 @@ impl Successor {
         Self(None)
     }
 
-    /// Starts the binary that lies where this process' did, with the same arguments and `--takeover`.
+    /// Starts the binary that is now at the path of this process' binary, with the same arguments
+    /// and `--takeover`.
     ///
     /// # Errors
-    /// There is none, or it cannot be run.
+    /// There is no binary at that path, or it cannot be run.
     pub(super) fn start(&mut self) -> io::Result<u32> {
         let mut command = Command::new(own_path()?);
         command.args(with_takeover(env::args_os().skip(1)));
@@ -39,12 +40,12 @@ impl Successor {
         Ok(pid)
     }
 
-    /// Whether there is one that was not [seen to end](Self::ended).
+    /// Whether a successor was started that [`ended`](Self::ended) has not yet reported.
     pub(super) fn is_running(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Returns when it has ended.
+    /// Returns when the successor has ended; never if there is none.
     pub(super) async fn ended(&mut self) -> io::Result<ExitStatus> {
         let Some(child) = &mut self.0 else { return std::future::pending().await };
         let ended = child.wait().await;
@@ -53,8 +54,8 @@ impl Successor {
     }
 }
 
-/// The path at which this process' binary was when it was started, not the file that it was: a package that was upgraded has
-/// put another one there.
+/// The path at which this process' binary was when the process started. After the upgrade of a
+/// package, another binary is at this path.
 fn own_path() -> io::Result<PathBuf> {
     let path = fs::read_link("/proc/self/exe")?.into_os_string();
     let path = path.as_bytes().strip_suffix(DELETED).unwrap_or(path.as_bytes());

@@ -8,16 +8,16 @@ use anyhow::Context as _;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 
-/// Threads that run the tasks of a runtime each.
+/// Threads, each with the tasks of its own runtime.
 pub(super) struct Threads {
     threads: Vec<Thread>,
 }
 
 struct Thread {
     runtime: Handle,
-    /// Dropped: the thread ends.
+    /// Dropping this ends the thread.
     stop: oneshot::Sender<()>,
-    /// Disconnected: the thread has ended.
+    /// When this is disconnected, the thread has ended.
     ended: Receiver<()>,
 }
 
@@ -36,7 +36,7 @@ impl Threads {
         self.threads.iter().map(|thread| thread.runtime.clone()).collect()
     }
 
-    /// Drops the tasks of all threads, and waits for that, but not for ever.
+    /// Drops the tasks of all threads, and waits until they are dropped, at most for `timeout`.
     pub(super) fn end(self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let stop = |Thread { stop, ended, .. }| {
@@ -45,8 +45,8 @@ impl Threads {
         };
         let stopping: Vec<_> = self.threads.into_iter().map(stop).collect();
         for ended in stopping {
-            // The thread sends nothing: its end closes the channel. A thread that takes longer is
-            // left alone.
+            // The thread sends nothing: its end closes the channel. A thread that takes longer than
+            // the timeout is not waited for.
             ended.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
         }
     }
@@ -60,7 +60,7 @@ impl Thread {
         let (ending, ended) = mpsc::channel::<()>();
         let run = move || {
             let _ending = ending;
-            // The sender is dropped, and sends nothing.
+            // Nothing is sent: dropping the sender ends the wait.
             runtime.block_on(stopped).ok();
             drop(runtime);
         };

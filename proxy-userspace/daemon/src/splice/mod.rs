@@ -1,5 +1,5 @@
-//! How an upgraded stream is carried once its 101 has been relayed. This module knows bytes and
-//! sockets, never HTTP; `http/` hands over a [`Session`] and does not learn which path takes it.
+//! Carries an upgraded stream after its 101 was relayed. This module knows bytes and sockets, never
+//! HTTP. `http/` hands over a [`Session`] and does not learn which path carries it.
 
 pub mod packet;
 mod pipe;
@@ -25,14 +25,16 @@ use crate::streams::ports::{Lease, SourcePorts};
 use crate::streams::{Path, Stream, StreamGuard, Streams};
 use crate::telemetry::Metrics;
 
-/// Two connected sockets whose bytes belong together, and what was already read from them. Closing them resets both
-/// connections, also at the end of the process: bytes may wait in either, and a FIN would claim that all data was
-/// delivered. (Closing silently does not mind.)
+/// Two connected sockets whose bytes belong together, and the bytes that were already read from
+/// them. Closing the sockets resets both connections, also at the end of the process: bytes may
+/// wait in either socket, and a FIN would claim that all data was delivered. (A silent close still
+/// sends neither a FIN nor a RST.)
 #[derive(Debug)]
 pub struct Session {
     pub downstream: TcpStream,
     pub upstream: TcpStream,
-    /// The source port of `upstream`, held while anything of the stream is left; `None`: the kernel chose it.
+    /// The source port of `upstream`, leased until nothing of the stream is left. `None`: the
+    /// kernel chose the port.
     pub source: Option<Lease>,
     /// Read from `downstream`, not yet written to `upstream`.
     pub to_upstream: Bytes,
@@ -40,37 +42,38 @@ pub struct Session {
     pub to_downstream: Bytes,
     /// Ends the stream when nothing has moved in either direction for this long.
     pub idle_timeout: Option<Duration>,
-    /// Registers the stream in `/flows`; dropping it is the end of the stream.
+    /// Lists the stream in `/flows`. Dropping the guard ends the stream.
     pub guard: StreamGuard,
 }
 
-/// A session that a path did not take, whole, for the relay.
+/// A session that a path gave back whole, for the relay.
 #[derive(Debug)]
 pub struct Refused {
     pub session: Session,
     pub reason: Reason,
 }
 
-/// Carries sessions: decides on the path, and falls back to the relay with a counted reason.
+/// Carries sessions: chooses the path, or falls back to the relay and counts the reason.
 #[derive(Debug)]
 pub struct Splicer {
     metrics: Arc<Metrics>,
     streams: Arc<Streams>,
     mode: SpliceMode,
     pipes: pipe::Pipes,
-    /// Or why it is not there. It goes when another process takes over.
+    /// The packet splice, or why there is none. A takeover by another process removes the packet
+    /// splice.
     packet: ArcSwap<Result<Arc<PacketSplice>, Reason>>,
     sock: Result<Arc<SockSplice>, Reason>,
 }
 
 impl Splicer {
-    /// Prepares what the configured mode may need. A splice that cannot be had is no error unless the mode insists on
-    /// it, since the relay carries everything; it is logged here, and counted for each stream. Must be called
-    /// inside a tokio runtime, and may block for some milliseconds.
+    /// Prepares what the configured mode may need. Without a splice the relay carries all streams:
+    /// the cause is logged here, and the reason is counted for each stream. Must be called inside a
+    /// tokio runtime, and may block for some milliseconds.
     ///
     /// # Errors
-    /// The mode is [`SpliceMode::Packet`], or there is a process to take streams over from that goes on, and there is no
-    /// packet splice; or the instance cannot be taken.
+    /// The packet splice cannot start, and either the mode is [`SpliceMode::Packet`] or the
+    /// predecessor is still running. Or the instance cannot be taken.
     pub fn start(
         metrics: Arc<Metrics>,
         streams: Arc<Streams>,
@@ -116,19 +119,19 @@ impl Splicer {
         Ok(splicer)
     }
 
-    /// Whether streams need source ports of their own, since the kernel may get to carry them.
+    /// Whether streams need leased source ports, because the packet splice may carry them.
     pub fn needs_source_ports(&self) -> bool {
         self.packet.load().is_ok()
     }
 
-    /// Carries a session until it has ended, or needs nothing of userspace any more. Dropping the future ends the stream
-    /// at once: both sockets are closed, and the flow counts as reset.
+    /// Carries a session until its stream has ended or needs userspace no more. Dropping the future
+    /// ends the stream at once: both sockets are closed, and the stream counts as reset.
     pub async fn carry(&self, session: Session) {
         let stream = Arc::clone(session.guard.stream());
         let carried = match self.mode {
             SpliceMode::Relay => return self.relay(session).await,
             SpliceMode::Auto | SpliceMode::Packet => match self.packet() {
-                // Boxed, so that a relayed stream's task does not keep room for it.
+                // Boxed, so that the task of a relayed stream does not keep room for this future.
                 Ok(packet) => {
                     Box::pin(until_asked(&stream, async move { packet.carry(session).await })).await
                 }
@@ -169,28 +172,30 @@ impl Splicer {
         relay::run(session, &self.pipes).await;
     }
 
-    /// Takes over the streams that an earlier process has left to the kernel, with their source ports; also those in their
-    /// hand-over, if that process `goes_on`.
+    /// Adopts the streams that an earlier process has left to the kernel, with their source ports.
+    /// If the earlier process `goes_on`, its streams in a hand-over are adopted, too.
     pub fn adopt(&self, ports: Option<&SourcePorts>, config: &Config, goes_on: bool) {
         if let Ok(packet) = self.packet() {
             packet.adopt(ports, config, goes_on);
         }
     }
 
-    /// Whether another process can take over while this one goes on: it could not if streams end with this one.
+    /// Whether another process can take over while this process goes on. No process can if the
+    /// packet splice ends its streams with this process.
     pub fn can_give_away(&self) -> bool {
         self.packet().map_or(true, |packet| packet.outlives())
     }
 
-    /// Leaves the streams that the kernel carries to another process, which needs the lock that is returned (if there is
-    /// one), while this one goes on with the others. From now on upgraded streams are relayed.
+    /// Gives the streams that the kernel carries to another process, while this process goes on
+    /// with all other streams. Returns the lock of the instance, if there is one: the other process
+    /// needs the lock. From now on upgraded streams are relayed.
     pub async fn give_away(&self) -> Option<File> {
         let packet = self.packet().ok()?;
         self.packet.store(Arc::new(Err(Reason::TakenOver)));
         packet.give_away().await
     }
 
-    /// Takes the streams back from a process that has ended before it could go on with them.
+    /// Takes the streams back from a process that ended before it went on with them.
     pub fn take_back(&self, lock: File, ports: Option<&SourcePorts>, config: &Config) {
         let (metrics, streams) = (Arc::clone(&self.metrics), Arc::clone(&self.streams));
         match PacketSplice::start(metrics, streams, config, Predecessor::Draining(lock)) {
@@ -208,7 +213,8 @@ impl Splicer {
         }
     }
 
-    /// Leaves, or ends, the streams that need nothing of userspace: for the end of the process.
+    /// Called at the end of the process: leaves the streams that the kernel carries to the next
+    /// process, or ends them.
     pub async fn stop(&self) {
         if let Ok(packet) = self.packet() {
             packet.stop().await;
@@ -216,7 +222,8 @@ impl Splicer {
     }
 }
 
-/// Carries a stream until somebody [asks](Stream::end) to end it: then the future is dropped, which resets both connections.
+/// Waits for `carried`. When [`Stream::end`] is called before, drops `carried`, which resets both
+/// connections.
 async fn until_asked(
     stream: &Stream,
     carried: impl Future<Output = Result<(), Box<Refused>>>,
@@ -228,7 +235,7 @@ async fn until_asked(
     }
 }
 
-/// What an operator can do about a reason of the packet splice that holds for more than one stream.
+/// What an operator can do about a reason of the packet splice that concerns more than one stream.
 const fn fix(reason: Reason) -> Option<&'static str> {
     Some(match reason {
         Reason::TimestampsDiffer => "give clients and endpoints the same net.ipv4.tcp_timestamps",
@@ -248,7 +255,9 @@ const fn fix(reason: Reason) -> Option<&'static str> {
         Reason::NotCarried => {
             "see docs/splice.md, `Odd packets`: a network in between changes the packets of this peer"
         }
-        Reason::Interface => "only Ethernet and loopback are spliced; splice: relay says that you know",
+        Reason::Interface => {
+            "only Ethernet and loopback are spliced; to hide this message, set splice: relay"
+        }
         _ => return None,
     })
 }

@@ -1,5 +1,6 @@
-//! Pipes for `splice(2)`: bytes go from socket to socket without being copied to userspace. Owns
-//! the pipes' descriptors and how many there may be; when to use one is the relay's business.
+//! Pipes for `splice(2)`: bytes go from socket to socket without a copy in userspace. This module
+//! owns the descriptors of the pipes, and limits their number. The relay decides when to use a
+//! pipe.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,19 +11,20 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many directions may be spliced at a time, in the whole process. Each pipe costs two
-/// descriptors and, while its reader stalls, up to [`SIZES`]`[0]` bytes; more bulk streams than
-/// that are copied.
+/// How many directions of the process may have a pipe at a time. Each pipe costs two descriptors
+/// and, while its reader stalls, up to [`SIZES`]`[0]` bytes. Bulk directions beyond that number are
+/// copied.
 pub(super) const MAX_PIPES: usize = 128;
 
-/// Capacities to ask for, in bytes. A user's pipes share `fs.pipe-user-pages-soft` (64 MiB by
-/// default), above which the kernel refuses to enlarge one (EPERM) without CAP_SYS_RESOURCE.
+/// Capacities to ask for, in bytes. All pipes of a user share `fs.pipe-user-pages-soft` (64 MiB by
+/// default). Above that limit, and without CAP_SYS_RESOURCE, the kernel refuses to enlarge a pipe
+/// (EPERM).
 const SIZES: [usize; 2] = [1 << 20, 1 << 18];
 
-/// Copying beats a pipe smaller than this (bytes), which is what is left above the soft limit.
+/// In bytes. Copying is faster than a smaller pipe, and pipes above the soft limit are smaller.
 const MIN_SIZE: usize = 1 << 16;
 
-/// Hands out pipes, and knows how many are out.
+/// Hands out pipes, up to a limit.
 #[derive(Debug)]
 pub(super) struct Pipes {
     permits: Arc<Semaphore>,
@@ -39,8 +41,8 @@ impl Pipes {
         }
     }
 
-    /// A new pipe, or `None` when there are enough, or no descriptors or memory for one: then the
-    /// caller copies.
+    /// A new pipe. `None`: all pipes are in use, or there is no descriptor or memory for another
+    /// one. Then the caller copies.
     pub(super) fn take(&self) -> Option<Pipe> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
@@ -60,7 +62,7 @@ impl Pipes {
     }
 }
 
-/// A pipe between two sockets; closed, and given back to [`Pipes`], when dropped.
+/// A pipe between two sockets. Dropping the pipe closes it, and [`Pipes`] may hand out another one.
 #[derive(Debug)]
 pub(super) struct Pipe {
     read: OwnedFd,
@@ -77,10 +79,11 @@ impl Pipe {
         self.held
     }
 
-    /// Takes what `from` has received, at most the pipe's capacity; 0 means its FIN.
+    /// Takes what `from` has received, at most the capacity of the pipe, and returns the number of
+    /// bytes; 0 means `from`'s FIN.
     ///
-    /// The pipe must be empty. So it has room, and `WouldBlock` can only mean that `from` has
-    /// nothing: `splice(2)` itself has one EAGAIN for both.
+    /// The pipe must be empty. An empty pipe has room, so `WouldBlock` can only mean that `from`
+    /// has nothing: `splice(2)` returns EAGAIN both for a full pipe and for an empty socket.
     pub(super) fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0, "a pipe is filled only when empty");
         self.held = from.try_io(Interest::READABLE, || {
@@ -89,17 +92,17 @@ impl Pipe {
         Ok(self.held)
     }
 
-    /// Gives `to` as much as its send buffer takes, and returns that number of bytes (at least 1).
+    /// Gives `to` as much as its send buffer takes, and returns the number of bytes (at least 1).
     ///
-    /// The pipe must hold something, so `WouldBlock` can only mean that `to` is full.
+    /// The pipe must not be empty. So `WouldBlock` can only mean that `to` is full.
     pub(super) fn drain(&mut self, to: &TcpStream) -> io::Result<usize> {
-        debug_assert_ne!(self.held, 0, "a pipe is drained only when it holds something");
+        debug_assert_ne!(self.held, 0, "a pipe is drained only when it is not empty");
         let moved =
             to.try_io(Interest::WRITABLE, || Ok(splice(&self.read, None, to, None, self.held, FLAGS)?))?;
         if moved == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        // The kernel moves at most the length it was given.
+        // The kernel moves at most as many bytes as it was asked to.
         self.held -= moved;
         Ok(moved)
     }
@@ -113,8 +116,8 @@ mod tests {
 
     use super::*;
 
-    /// What a descriptor of this process refers to; a pipe's name holds its inode number, which is
-    /// not used again.
+    /// What a descriptor of this process refers to. The name of a pipe has its inode number, which
+    /// the kernel does not use again.
     fn target(fd: impl std::fmt::Display) -> Option<std::path::PathBuf> {
         std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()
     }

@@ -1,4 +1,4 @@
-//! The two sides of a stream, and arrays with an element for each.
+//! The two sides of a stream, and arrays with one element for each side.
 
 use std::ops::{Index, IndexMut};
 
@@ -14,7 +14,7 @@ pub(super) enum Side {
 impl Side {
     pub(super) const BOTH: [Self; 2] = [Self::Downstream, Self::Upstream];
 
-    /// The side at which what comes from this one leaves.
+    /// The side to which the bytes from this side go.
     pub(super) const fn other(self) -> Self {
         match self {
             Self::Downstream => Self::Upstream,
@@ -22,7 +22,7 @@ impl Side {
         }
     }
 
-    /// The direction of what comes from this side.
+    /// The direction of the bytes from this side.
     pub(super) const fn direction(self) -> Direction {
         match self {
             Self::Downstream => Direction::ToUpstream,
@@ -31,7 +31,8 @@ impl Side {
     }
 }
 
-/// Arrays by side have downstream first, and so have those by direction: the element of a side is that of what comes from it.
+/// Arrays by side have downstream first. Arrays by direction have the direction from downstream
+/// first, so a side is also the index of the direction of its bytes.
 impl<T> Index<Side> for [T; 2] {
     type Output = T;
 

@@ -1,4 +1,4 @@
-//! The process that is taken over from.
+//! The old process of a takeover: another process takes over from it.
 
 use std::fs::{self, File};
 use std::io;
@@ -27,35 +27,40 @@ use super::wire::{Channel, MAX_DESCRIPTORS};
 use super::{ANSWER, Process, TakeoverError, WORK, path_of};
 
 const BACKLOG: i32 = 16;
-/// When there are no descriptors left, somebody must give one back first.
+/// How long to wait after an error of accept: the process may have no descriptor left, and must
+/// close one first.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// The control socket, at which other processes ask to take over; one at a time is let in.
+/// The control socket, at which other processes ask to take over. Only one process at a time may
+/// take over.
 #[derive(Debug)]
 pub struct ControlSocket {
     requests: mpsc::Receiver<Request>,
     path: PathBuf,
-    /// Of the socket's file, in whose place another process may have put its own.
+    /// The inode number of the socket's file. Another process may have put its own socket in the
+    /// place of the file.
     number: u64,
     is_left: bool,
     accepting: AbortHandle,
 }
 
-/// Another process wants to take over. Nothing has changed for this one yet.
+/// The request of another process to take over. This process still serves as before.
 #[derive(Debug)]
 pub struct Request {
     channel: Channel,
     process: Process,
-    /// Of its binary.
+    /// The version of the other process' binary.
     pub version: String,
     _only_one: OwnedSemaphorePermit,
 }
 
 impl ControlSocket {
-    /// Opens it. Must be called inside a tokio runtime.
+    /// Opens the control socket. `taken_over`: this process has just taken over, and replaces the
+    /// socket of the other process. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// The socket cannot be made, or another process has it that is none to be `taken over` from.
+    /// The socket cannot be made. Or another process listens at it, and this process has not taken
+    /// over.
     pub fn open(instance: &Instance, taken_over: bool) -> Result<Self, TakeoverError> {
         let path = path_of(instance);
         let socket = make_socket(&path, taken_over);
@@ -66,7 +71,7 @@ impl ControlSocket {
         Ok(Self { requests, path, number, is_left: false, accepting })
     }
 
-    /// The next request.
+    /// Waits for the next request.
     pub async fn request(&mut self) -> Request {
         match self.requests.recv().await {
             Some(request) => request,
@@ -74,7 +79,8 @@ impl ControlSocket {
         }
     }
 
-    /// Closes it; another process has opened one in its place, or is about to.
+    /// Closes the control socket and keeps its file: another process has put its own socket there,
+    /// or is about to.
     pub fn leave(mut self) {
         self.is_left = true;
     }
@@ -84,33 +90,34 @@ impl Drop for ControlSocket {
     fn drop(&mut self) {
         self.accepting.abort();
         if !self.is_left && fs::metadata(&self.path).is_ok_and(|there| there.ino() == self.number) {
-            // Another process may have removed the file in this moment.
+            // Another process may have just removed the file.
             fs::remove_file(&self.path).ok();
             if let Some(directory) = self.path.parent() {
-                // A directory that has other files stays.
+                // A directory with other files stays.
                 fs::remove_dir(directory).ok();
             }
         }
     }
 }
 
-/// A listening socket at `path`, in the place of one that nobody listens at any more; and the number of its file.
+/// Makes a listening socket at `path`. Returns the socket and the inode number of its file. Unless
+/// `taken_over`, fails if another process listens at `path`.
 fn make_socket(path: &Path, taken_over: bool) -> io::Result<(AsyncFd<OwnedFd>, u64)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let new = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
     if !taken_over && connect(&new()?, &SocketAddrUnix::new(path)?).is_ok() {
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
-            "another process of this instance listens there",
+            "another process of this instance listens at this socket",
         ));
     }
     if let Some(directory) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
         fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
     }
-    // Complete, and listening, before it gets its name.
+    // The socket listens and has its permissions before it gets its name.
     let unnamed = path.with_extension(format!("{}.new", std::process::id()));
-    // There is such a file only after a crash, of a process that had the same number.
+    // A file with this name is left only by a crashed process that had the same process id.
     fs::remove_file(&unnamed).ok();
     let socket = new()?;
     bind(&socket, &SocketAddrUnix::new(&unnamed)?)?;
@@ -129,26 +136,26 @@ async fn accept_all(socket: AsyncFd<OwnedFd>, requests: mpsc::Sender<Request>) {
         match socket.async_io(Interest::READABLE, accept).await.and_then(Channel::new) {
             Ok(channel) => drop(tokio::spawn(let_in(channel, Arc::clone(&only_one), requests.clone()))),
             Err(error) => {
-                tracing::warn!(%error, "cannot be asked to be taken over");
+                tracing::warn!(%error, "cannot accept requests to take over");
                 sleep(BACK_OFF).await;
             }
         }
     }
 }
 
-/// Hears what somebody wants, and lets in who may take over.
+/// Receives the first message of another process. Passes on its request, or refuses.
 async fn let_in(channel: Channel, only_one: Arc<Semaphore>, requests: mpsc::Sender<Request>) {
     let pid = channel.pid;
     let why = match examine(&channel, only_one).await {
         Ok((process, version, permit)) => {
             let request = Request { channel, process, version, _only_one: permit };
-            // Nobody asks any more when the process stops.
+            // This fails only when this process stops, and then does not matter.
             return drop(requests.send(request).await);
         }
         Err(why) => why,
     };
-    tracing::warn!(pid, why, "refused to be taken over");
-    // The other process may be gone.
+    tracing::warn!(pid, why, "refused a takeover");
+    // The other process may have ended.
     channel.send(&Message::Refused { why }, &[]).await.ok();
 }
 
@@ -183,23 +190,23 @@ async fn examine(
 }
 
 impl Request {
-    /// Who asks.
+    /// The process id of the process that asks to take over.
     pub fn pid(&self) -> i32 {
         self.channel.pid
     }
 
-    /// Tells it that it cannot take over, and why.
+    /// Tells the other process that it cannot take over, and why.
     pub async fn refuse(self, why: &str) {
         let why = why.to_owned();
-        tracing::warn!(pid = self.pid(), why, "refused to be taken over");
-        // The other process may be gone.
+        tracing::warn!(pid = self.pid(), why, "refused a takeover");
+        // The other process may have ended.
         self.channel.send(&Message::Refused { why }, &[]).await.ok();
     }
 
-    /// Gives it the listening sockets, and waits until it needs nothing but the streams.
+    /// Gives the listening sockets to the other process, and waits until it needs only the streams.
     ///
     /// # Errors
-    /// It has ended, or does not answer; this process goes on.
+    /// The other process has ended, or does not answer. This process goes on.
     pub async fn prepare(&self, sockets: &[BorrowedFd<'_>]) -> Result<(), TakeoverError> {
         let mut rest = sockets;
         loop {
@@ -216,10 +223,11 @@ impl Request {
         }
     }
 
-    /// Gives it the lock of the instance, and with it the streams, and waits until it accepts; returns at which addresses.
+    /// Gives the lock of the instance, and with the lock the streams, to the other process. Waits
+    /// until that process accepts connections, and returns the addresses at which it does.
     ///
     /// # Errors
-    /// It has ended, or does not answer. See [`Self::end`].
+    /// The other process has ended, or does not answer. See [`Self::end`].
     pub async fn complete(&self, lock: Option<&File>) -> Result<Vec<SocketAddr>, TakeoverError> {
         let lock: Vec<_> = lock.into_iter().map(|lock| lock.as_fd()).collect();
         self.channel.send(&Message::Yours, &lock).await?;
@@ -229,12 +237,13 @@ impl Request {
         }
     }
 
-    /// Makes sure that the other process has ended, so that it does not meddle with what this one takes back.
+    /// Makes sure that the other process has ended, so that it changes nothing that this process
+    /// takes back.
     ///
     /// # Errors
-    /// It cannot be told whether it has.
+    /// The other process may still be running.
     pub async fn end(self) -> io::Result<()> {
-        // To see the connection closed ends it, too, if it waits for something.
+        // The closed connection also ends the other process, if that process waits for a message.
         drop(self.channel);
         if self.process.ends().await {
             return Ok(());

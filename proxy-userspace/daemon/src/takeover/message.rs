@@ -5,31 +5,32 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// What this version speaks. [`Message::TakeOver`] and [`Message::Refused`] are the same in all.
+/// The protocol of this version. [`Message::TakeOver`] and [`Message::Refused`] are the same in all
+/// protocols.
 pub(super) const PROTOCOL: u32 = 1;
-/// How much of what is not understood an error repeats.
+/// An error quotes at most this many bytes of a message that cannot be decoded.
 pub(super) const MAX_REPEATED: usize = 200;
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Message {
-    /// New to old, first.
+    /// New to old: the first message.
     TakeOver {
         protocol: u32,
-        /// Of the binary, for the log.
+        /// The version of the binary, for the log.
         version: String,
-        /// The cookie of its network namespace.
+        /// The cookie of the new process' network namespace.
         netns: u64,
     },
-    /// Old to new, last.
+    /// Old to new: the last message.
     Refused { why: String },
-    /// Old to new, with listening sockets. `more`: another such message follows.
+    /// Old to new, with listening sockets. `more`: another message with sockets follows.
     Sockets { more: bool },
-    /// New to old: nothing is missing but the streams.
+    /// New to old: the new process needs only the streams.
     Prepared,
     /// Old to new, with the lock of the instance, if there is one.
     Yours,
-    /// New to old: it accepts, at these addresses.
+    /// New to old: the new process accepts connections at these addresses.
     Ready { addresses: Vec<SocketAddr> },
 }
 
@@ -39,7 +40,7 @@ impl Message {
     }
 
     /// # Errors
-    /// The beginning of what was said instead.
+    /// The beginning of the bytes, if they are no message.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(bytes)
             .map_err(|_| String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_REPEATED)]).into_owned())
@@ -50,10 +51,10 @@ impl Message {
 mod tests {
     use super::*;
 
-    /// What is said first, and what refuses, is to be understood by all versions.
+    /// All versions have to understand the first message and the refusal.
     #[test]
-    fn the_first_words_are_frozen() {
-        let first = br#"{"take_over":{"protocol":1,"version":"0.1.0","netns":7,"more":"is passed over"}}"#;
+    fn the_first_message_and_the_refusal_never_change() {
+        let first = br#"{"take_over":{"protocol":1,"version":"0.1.0","netns":7,"more":"is ignored"}}"#;
         let expected = Message::TakeOver { protocol: 1, version: "0.1.0".to_owned(), netns: 7 };
         assert_eq!(Message::decode(first).unwrap(), expected);
         let refused = Message::Refused { why: "so".to_owned() }.encode().unwrap();

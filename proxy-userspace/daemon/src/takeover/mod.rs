@@ -1,23 +1,23 @@
-//! A hot restart: one process takes over from another without a connection being refused or a request being lost. The
-//! sockets and the lock go over as file descriptors (SCM_RIGHTS). In reading order:
-//!
-//! `message` is what they say to each other · `wire` carries the messages over a socket · `give` is
-//! the part of the process that is taken over from · `take` is that of the other one.
+//! A hot restart: a new process takes over from an old one. No connection is refused and no request
+//! is lost. The sockets and the lock are passed as file descriptors (SCM_RIGHTS). The modules in
+//! reading order: `message` has the messages · `wire` carries the messages over a socket · `give`
+//! is the part of the old process · `take` is the part of the new process.
 //!
 //! ```text
 //! new                                      old
 //!  ├─ TakeOver (version, namespace) ─────▶ refuses, or
 //!  ◀───────────────────── Sockets (fds) ─┤
-//!  │ reads its rings, binds what is new    │ serves
-//!  ├─ Prepared ──────────────────────────▶ accepts nobody, ends its hand-overs, lets go of the maps
+//!  │ builds its rings, binds new addresses │ serves
+//!  ├─ Prepared ──────────────────────────▶ stops accepting, ends its hand-overs, gives up the maps
 //!  ◀────────────────── Yours (the lock) ─┤ connections wait in the backlog
 //!  │ loads programs, adopts the streams    │
 //!  ├─ Ready (addresses) ─────────────────▶ closes the lock, and each connection with its next response
 //!  │ accepts                               │ relays its streams until they end, or `drain_timeout`
 //! ```
 //!
-//! If the new process ends, or is late, before it is ready, the old one ends it, takes everything back and goes on. If the old
-//! one ends meanwhile, the new one goes on as after a crash.
+//! If the new process ends or is late before `Ready`, the old process ends the new one, takes
+//! everything back and goes on. If the old process ends meanwhile, the new process goes on as after
+//! a crash.
 
 mod give;
 mod message;
@@ -40,18 +40,19 @@ use tokio::time::timeout;
 pub use give::{ControlSocket, Request};
 pub use take::{Confirmation, Takeover};
 
-/// Where each instance has a directory for the sockets by which it is controlled.
+/// In this directory each instance has a directory for its control socket.
 const DIRECTORY: &str = "/run/steer";
 
-/// Until an answer that the other process has only to write.
+/// How long to wait for an answer for which the other process has no work to do.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Until the new process has built its rings and bound its sockets, and again until it has the streams.
+/// How long the new process may take to build its rings and bind its sockets, and again to take the
+/// streams.
 const WORK: Duration = Duration::from_secs(60);
 
-/// How long a process that has given up may take to say why and end, and one that was killed to be gone.
+/// How long the other process may take to end, by itself or after a SIGKILL.
 const END: Duration = Duration::from_secs(3);
 
-/// A takeover did not come about.
+/// Why a takeover failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
     #[error("cannot use {}", path.display())]
@@ -76,15 +77,16 @@ pub enum TakeoverError {
     },
 }
 
-/// The socket at which an instance's process is asked to be taken over.
+/// The path of the control socket of an instance.
 fn path_of(instance: &Instance) -> PathBuf {
     Path::new(DIRECTORY).join(instance.as_str()).join("takeover.sock")
 }
 
-/// Removes the socket that a process which died has left, with its directory. To be called by who has the instance's lock.
+/// Removes the control socket of a process that has died, and its directory. The caller must hold
+/// the lock of the instance.
 ///
 /// # Errors
-/// Something is in the way.
+/// A file cannot be removed.
 pub fn remove_left(instance: &Instance) -> io::Result<()> {
     match fs::remove_dir_all(Path::new(DIRECTORY).join(instance.as_str())) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -92,7 +94,7 @@ pub fn remove_left(instance: &Instance) -> io::Result<()> {
     }
 }
 
-/// The other process, to see its end.
+/// A handle to the other process, to wait for its end.
 #[derive(Debug)]
 struct Process(AsyncFd<OwnedFd>);
 
@@ -100,15 +102,16 @@ impl Process {
     /// Must be called inside a tokio runtime.
     fn open(pid: i32) -> io::Result<Self> {
         let pid = Pid::from_raw(pid).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, "it is in another namespace of processes")
+            io::Error::new(io::ErrorKind::NotFound, "the process is in another PID namespace")
         })?;
         let descriptor = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         ready::descriptor(descriptor, Interest::READABLE).map(Self)
     }
 
-    /// Whether it ends within a time in which one that dies is gone, with all that it had open.
+    /// Waits up to [`END`] for the process to end, and returns whether it did. A process that has
+    /// ended has closed all its descriptors.
     async fn ends(&self) -> bool {
-        // It is readable when it has ended.
+        // The descriptor becomes readable when the process ends.
         timeout(END, self.0.readable()).await.is_ok_and(|ready| ready.is_ok())
     }
 }

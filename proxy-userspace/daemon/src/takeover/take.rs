@@ -1,4 +1,4 @@
-//! The process that takes over.
+//! The new process of a takeover: it takes over from another process.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
@@ -14,28 +14,28 @@ use super::message::{Message, PROTOCOL};
 use super::wire::Channel;
 use super::{ANSWER, Process, TakeoverError, WORK, path_of};
 
-/// A takeover that has begun; the other process serves.
+/// A takeover that has begun. The other process still serves.
 #[derive(Debug)]
 pub struct Takeover {
     channel: Channel,
     process: Process,
-    /// The other process' listening sockets, those of its admin server among them.
+    /// The listening sockets of the other process, also that of its admin server.
     pub sockets: Vec<TcpListener>,
 }
 
-/// The last step of a takeover: the other process accepts nobody and has let go of the streams, and hears now that this one
-/// serves.
+/// The last step of a takeover. The other process has stopped accepting and has given up the
+/// streams. Now this process tells it that this process serves.
 #[derive(Debug)]
 pub struct Confirmation {
     channel: Channel,
 }
 
 impl Takeover {
-    /// Asks the process of an instance for its sockets. `None`: there is none that could be asked. Must be called inside a
-    /// tokio runtime.
+    /// Asks the process of an instance for its sockets. `None`: no process of the instance listens.
+    /// Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// It refuses, or does not answer.
+    /// The process refuses, or does not answer.
     pub async fn begin(instance: &Instance) -> Result<Option<Self>, TakeoverError> {
         let path = path_of(instance);
         let at_path = |error: Errno| TakeoverError::Socket { path: path.clone(), source: error.into() };
@@ -44,7 +44,7 @@ impl Takeover {
         let address = SocketAddrUnix::new(&path).map_err(at_path)?;
         match connect(&socket, &address) {
             Ok(()) => {}
-            // It has ended without taking the socket away.
+            // No process has the instance, or the last one has ended without removing its socket.
             Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
             Err(error) => return Err(at_path(error)),
         }
@@ -69,16 +69,17 @@ impl Takeover {
         Ok(Some(Self { channel, process, sockets }))
     }
 
-    /// Who serves until now.
+    /// The process id of the other process.
     pub fn pid(&self) -> i32 {
         self.channel.pid
     }
 
-    /// Waits until the other process accepts nobody any more and leaves the streams alone. Returns the lock of the instance,
-    /// if it has one. Should it have died, the lock is there to be taken.
+    /// Waits until the other process has stopped accepting and has given up the streams. Returns
+    /// the lock of the instance, if the other process has one. If the other process has died,
+    /// returns no lock: then the lock is free.
     ///
     /// # Errors
-    /// It does not answer, and may go on serving.
+    /// The other process does not answer, and may go on serving.
     pub async fn prepared(self) -> Result<(Confirmation, Option<File>), TakeoverError> {
         let Self { channel, process, .. } = self;
         let said = async {
@@ -89,12 +90,9 @@ impl Takeover {
         let lock = match said.await {
             Ok((Message::Yours, descriptors)) => descriptors.into_iter().next(),
             Ok((message, _)) => return Err(channel.unexpected(&message)),
-            // Only then is its lock free.
+            // The lock is free only after the process has ended.
             Err(TakeoverError::Ended { pid }) if process.ends().await => {
-                tracing::warn!(
-                    pid,
-                    "the other process has ended in the middle of the takeover; this one goes on"
-                );
+                tracing::warn!(pid, "the other process has ended during the takeover; this process goes on");
                 None
             }
             Err(error) => return Err(error),
@@ -105,18 +103,19 @@ impl Takeover {
 }
 
 impl Confirmation {
-    /// Says that this process accepts at these addresses. Whatever becomes of the other one, this one goes on.
+    /// Tells the other process that this process accepts connections at these addresses. This
+    /// process goes on even if the other process does not get the message.
     pub async fn ready(self, addresses: Vec<SocketAddr>) {
         let told = self.channel.send(&Message::Ready { addresses }, &[]).await;
         failpoint::reached("take_ready");
         match told {
             Ok(()) => tracing::info!(
                 pid = self.channel.pid,
-                "took over; the other process ends with what is left to it"
+                "took over; the other process ends when its last streams and connections have ended"
             ),
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "took over; the other process has not heard of it"
+                "took over; the other process could not be told"
             ),
         }
     }

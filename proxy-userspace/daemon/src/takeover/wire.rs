@@ -1,5 +1,5 @@
-//! How two processes, perhaps of different versions, talk to each other: each message one packet of a
-//! SOCK_SEQPACKET socket, JSON, with descriptors beside it.
+//! How two processes, perhaps of different versions, talk to each other. Each message is JSON in
+//! one packet of a SOCK_SEQPACKET socket, with descriptors beside the JSON.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -20,18 +20,18 @@ use tokio::time::timeout;
 use super::TakeoverError;
 use super::message::Message;
 
-/// Descriptors of one message; the kernel's limit is SCM_MAX_FD, 253.
+/// The most descriptors of one message. The kernel's limit is SCM_MAX_FD, 253.
 pub(super) const MAX_DESCRIPTORS: usize = 64;
-/// Room for the addresses of some thousand listeners.
+/// The longest message: the addresses of some thousand listeners fit.
 const MAX_BYTES: usize = 128 * 1024;
 
 /// One end of a connection.
 #[derive(Debug)]
 pub(super) struct Channel {
     socket: AsyncFd<OwnedFd>,
-    /// The process at the other end; 0 if it is in another namespace of processes.
+    /// The process id of the other end; 0 if the process is in another PID namespace.
     pub(super) pid: i32,
-    /// Its user.
+    /// The user id of the other end.
     pub(super) uid: u32,
 }
 
@@ -64,7 +64,7 @@ impl Channel {
         }
     }
 
-    /// The next message, which has to come within this time, and its descriptors.
+    /// Receives the next message and its descriptors. The message has to come `within` this time.
     pub(super) async fn receive(&self, within: Duration) -> Result<(Message, Vec<OwnedFd>), TakeoverError> {
         let receive = self.socket.async_io(Interest::READABLE, receive);
         let (bytes, descriptors) = match timeout(within, receive).await {
@@ -95,7 +95,7 @@ impl Channel {
     }
 }
 
-/// One packet; no bytes: the other end is closed.
+/// Receives one packet. A packet of no bytes: the other end is closed.
 fn receive(socket: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MAX_BYTES];
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];

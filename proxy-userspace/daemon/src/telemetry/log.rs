@@ -1,4 +1,4 @@
-//! Where log lines go: stderr, as text or as one JSON object each.
+//! Logging to stderr, as text or as one JSON object for each line.
 
 use std::io::IsTerminal;
 

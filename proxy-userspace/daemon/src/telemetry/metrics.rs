@@ -1,5 +1,6 @@
-//! Every metric of Steer, by name, in one place (but for what BPF programs count, which is [registered](Metrics::register)
-//! by who loads them). Labels are clusters, endpoints, listeners and closed enums; never a client.
+//! Every metric of Steer, by name. Only the metrics of what BPF programs count are elsewhere: the
+//! module that loads the programs [registers](Metrics::register) them. Labels are clusters,
+//! endpoints, listeners and closed enums; never a client.
 
 use std::sync::Arc;
 
@@ -79,7 +80,7 @@ impl Metrics {
             ),
             picks: counter(
                 "steer_endpoint_picks_total",
-                "Requests sent to an endpoint, by how it was chosen: hash, or random for want of a key.",
+                "Requests sent to an endpoint, by how it was chosen: hash, or random if the request had no key.",
                 &["cluster", "endpoint", "by"],
             ),
             ring_version: gauge(
@@ -89,7 +90,7 @@ impl Metrics {
             ),
             endpoints: gauge(
                 "steer_endpoints",
-                "Endpoints of the cluster; in_ring says whether requests can reach them.",
+                "Endpoints of the cluster; in_ring says whether they get requests.",
                 &["cluster", "in_ring"],
             ),
             upstream_connects: counter(
@@ -110,7 +111,7 @@ impl Metrics {
             ),
             streams_closed: counter(
                 "steer_streams_closed_total",
-                "Upgraded streams that ended, by how.",
+                "Upgraded streams that ended, by how they ended.",
                 &["cluster", "end"],
             ),
             stream_bytes: counter(
@@ -130,17 +131,17 @@ impl Metrics {
             ),
             packet_streams: gauge(
                 "steer_packet_streams",
-                "Records of the packet splice: used, and how many there are room for (limit).",
+                "Records of the packet splice: those in use (used), and the most that fit (limit).",
                 &["kind"],
             ),
             source_ports: gauge(
                 "steer_source_ports",
-                "Source ports for streams to the endpoint, over all source addresses: used, and all there are (limit).",
+                "Source ports for streams to the endpoint, over all source addresses: those in use (used), and all (limit).",
                 &["endpoint", "kind"],
             ),
             hand_overs: counter(
                 "steer_hand_overs_total",
-                "Streams handed to the packet splice: while they were quiet, while they were busy, or failed.",
+                "Streams handed to the packet splice, by how: quiet or busy streams, or failed or expired hand-overs.",
                 &["how"],
             ),
             hand_over_seconds: registered(
@@ -148,7 +149,7 @@ impl Metrics {
                 Histogram::with_opts(
                     HistogramOpts::new(
                         "steer_hand_over_duration_seconds",
-                        "From the decision for the packet splice to the end of the stream's sockets.",
+                        "From the decision for the packet splice until the stream's sockets are closed.",
                     )
                     .buckets(vec![
                         0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
@@ -160,11 +161,11 @@ impl Metrics {
                 Histogram::with_opts(
                     HistogramOpts::new(
                         "steer_splice_seconds",
-                        "From the relayed 101 to the moment from which the kernel alone carries the stream's packets.",
+                        "From the relayed 101 until the kernel alone carries the stream's packets.",
                     )
                     .buckets(vec![
-                        0.0001, 0.001, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05, 0.06, 0.08, 0.1,
-                        0.15, 0.25, 0.5, 1.0, 2.0,
+                        0.0001, 0.001, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05, 0.06,
+                        0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0,
                     ]),
                 ),
             ),
@@ -185,12 +186,12 @@ impl Metrics {
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     }
 
-    /// Adds what is counted elsewhere, when somebody asks.
+    /// Adds a collector, which is asked for its metrics at each scrape.
     pub fn register(&self, collector: Box<dyn prometheus::core::Collector>) -> prometheus::Result<()> {
         self.registry.register(collector)
     }
 
-    /// Takes out what was added so.
+    /// Removes a collector that [`register`](Self::register) has added.
     pub fn unregister(&self, collector: Box<dyn prometheus::core::Collector>) -> prometheus::Result<()> {
         self.registry.unregister(collector)
     }
@@ -198,8 +199,8 @@ impl Metrics {
     /// All metrics in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
-        // Encoding fails only for a metric family without a name or samples, which registration
-        // has refused, or when the writer fails, which a Vec does not.
+        // Encoding fails only for a metric family without a name or samples, which `register`
+        // refuses, or if the writer fails, but a Vec does not fail.
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "cannot encode the metrics");
         }
@@ -207,8 +208,8 @@ impl Metrics {
     }
 }
 
-/// Names, labels and help texts are constants above, so a failure here is a mistake in this file
-/// that any start shows.
+/// Names, labels and help texts are constants above. So a panic here is a mistake in this file, and
+/// every start shows it.
 fn registered<C>(registry: &Registry, collector: prometheus::Result<C>) -> C
 where
     C: prometheus::core::Collector + Clone + 'static,

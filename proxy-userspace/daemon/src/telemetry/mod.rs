@@ -1,4 +1,4 @@
-//! What Steer tells about itself: metrics and logs.
+//! Metrics and logs.
 
 pub mod log;
 mod metrics;

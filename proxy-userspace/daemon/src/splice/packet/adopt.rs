@@ -1,5 +1,6 @@
-//! Takes over what an earlier process has left in the kernel's maps. Its streams went on meanwhile; those whose hand-over
-//! it did not live to finish are reset, since what its sockets held is lost.
+//! Takes over the records that an earlier process has left in the kernel's maps. The streams went
+//! on meanwhile. A stream whose hand-over the earlier process did not finish is reset: the bytes in
+//! its sockets are lost.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,13 +17,13 @@ use super::table::SplicedStream;
 use crate::streams::ports::SourcePorts;
 use crate::streams::{StreamGuard, StreamInfo};
 
-/// Stands for a cluster that this configuration does not have.
+/// The name of a cluster that is not in this configuration.
 const UNKNOWN_CLUSTER: &str = "(unknown)";
 
-/// TCP's window scale is at most this (RFC 7323).
+/// The largest window scale of TCP (RFC 7323).
 const MAX_SCALE: u8 = 14;
 
-/// How much of what was found.
+/// The numbers of records that were found, by [`Fate`].
 #[derive(Debug, Default)]
 struct Counts {
     streams: u32,
@@ -34,17 +35,18 @@ struct Counts {
 /// What is to be done with a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// It goes on.
+    /// The stream goes on.
     Living,
-    /// Its peers are reset.
+    /// Both peers get a RST.
     Reset,
-    /// It is over, and its tuple lingers.
+    /// The stream is over, and its tuple lingers.
     Over,
-    /// There is nothing to be done for it.
+    /// The record is freed.
     Unusable,
 }
 
-/// `keys` is how many of its two keys lead to the record. `completes`: the earlier process completes its hand-overs.
+/// `keys`: how many of its two keys lead to the record. `completes`: the earlier process completes
+/// its hand-overs.
 fn fate(record: &Record, keys: usize, completes: bool) -> Fate {
     let is_possible = matches!(record.family, 4 | 6)
         && record.flows.iter().all(|flow| {
@@ -55,10 +57,10 @@ fn fate(record: &Record, keys: usize, completes: bool) -> Fate {
         });
     match (record.state, keys) {
         _ if !is_possible => Fate::Unusable,
-        // It was to be used again after a grace period.
+        // The record waited for a grace period, to be used again.
         (_, 0) => Fate::Unusable,
         (state::SPLICED, 2) => Fate::Living,
-        // Should that process die meanwhile, the program sees the sockets' resets.
+        // If the earlier process dies meanwhile, the program sees the RSTs of its sockets.
         (state::HAND_OVER, 2) if completes => Fate::Living,
         (state::SPLICED | state::HAND_OVER, _) => Fate::Reset,
         (state::FINISHED | state::RESET | state::DEAD, _) => Fate::Over,
@@ -66,8 +68,8 @@ fn fate(record: &Record, keys: usize, completes: bool) -> Fate {
     }
 }
 
-/// To be called once, before there are streams of this process. `completes`: the earlier process still lives, and
-/// completes its hand-overs.
+/// To be called once, before this process has streams. `completes`: the earlier process still runs,
+/// and completes its hand-overs.
 pub(super) fn adopt(
     splice: &PacketSplice,
     ports: Option<&SourcePorts>,
@@ -119,11 +121,11 @@ pub(super) fn adopt(
     tracing::info!(streams, reset, over, unusable, "took over the streams of an earlier process");
 }
 
-/// The flows whose keys lead to a record that says the same; other keys are taken out.
+/// Returns the flows whose key is also the key in their record. Removes all other keys.
 fn valid_keys(records: &RecordPool) -> HashSet<FlowRef> {
     let contents = records.kernel.records();
     let found = records.kernel.keys().unwrap_or_else(|error| {
-        tracing::error!(%error, "cannot read the flow maps: the streams in them are reset");
+        tracing::error!(%error, "cannot read the flow maps; their streams end");
         Vec::new()
     });
     let (mut valid, mut stray) = (HashSet::with_capacity(found.len()), 0_u32);
@@ -140,7 +142,7 @@ fn valid_keys(records: &RecordPool) -> HashSet<FlowRef> {
         }
     }
     if stray > 0 {
-        tracing::info!(keys = stray, "removed keys of streams that an earlier process did not begin");
+        tracing::info!(keys = stray, "removed keys that lead to no stream");
     }
     valid
 }
@@ -169,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_streams_go_on() {
+    fn only_spliced_streams_with_both_keys_go_on() {
         let record = |state| Record { state, family: 4, ..Record::zeroed() };
         let fate = |state, keys| fate(&record(state), keys, false);
         assert_eq!(fate(state::SPLICED, 2), Fate::Living);
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_not_believed() {
+    fn a_record_with_impossible_values_is_unusable() {
         let good = Record { state: state::SPLICED, family: 6, ..Record::zeroed() };
         let mut scaled = good;
         scaled.flows[1].fixed.window_left = 15;

@@ -1,4 +1,5 @@
-//! A session on its way to the kernel, up to the switch; until then it can be given back whole.
+//! A session on its way to the kernel, up to the switch. Until the switch, the session can be given
+//! back whole.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -24,16 +25,16 @@ use super::relayed::Relayed;
 use crate::splice::Refused;
 use crate::splice::side::Side;
 
-/// What the sockets offer until the switch. If it is more than the other peer takes, segments are under way at the switch that
-/// have to be repeated.
+/// The window, in bytes, that both sockets offer before the switch. If a window is larger than the
+/// other peer's, segments may be under way at the switch that have to be repeated.
 const WINDOW: u32 = 32 * 1024;
 
-/// How long to wait for both queues to be empty. Between two messages that is so, in bulk it never is.
+/// How long to wait for a quiet moment. Between two messages there is one, in bulk there is none.
 const PAUSE_WITHIN: Duration = Duration::from_millis(10);
-/// How long a stream in bulk may be held back, so that little is under way at the switch ...
+/// How long a bulk stream may be held back, so that little is under way at the switch.
 const REST_WITHIN: Duration = Duration::from_millis(250);
 const REST_LOOK: Duration = Duration::from_millis(1);
-/// ... which is so when a peer has sent nothing for this long and for a round trip.
+/// Little is under way when both peers have sent nothing for this long and for a round trip.
 const SILENCE: Duration = Duration::from_millis(4);
 
 pub(super) struct Approach<'a> {
@@ -43,7 +44,8 @@ pub(super) struct Approach<'a> {
 }
 
 impl<'a> Approach<'a> {
-    /// Decides whether the stream is spliced, and notes how far both connections have come.
+    /// Decides whether the stream is spliced, and notes the sequence numbers that both connections
+    /// have reached.
     pub(super) fn begin(splice: &'a PacketSplice, mut stream: Relayed) -> Result<Self, Box<Refused>> {
         let prepared = splice.records.gate.keep().and_then(|_kept| {
             let plan = plan(splice, &stream)?;
@@ -54,7 +56,7 @@ impl<'a> Approach<'a> {
             Err(reason) => return Err(Box::new(Refused { session: stream.into(), reason })),
         };
         for socket in &stream.lanes.sockets {
-            // With a larger window the peers may have to send more of it again after the hand-over.
+            // With a larger window, the peers may have to repeat more after the hand-over.
             repair::clamp_window(socket, WINDOW).ok();
         }
         failpoint::reached("begun");
@@ -66,22 +68,24 @@ impl<'a> Approach<'a> {
     fn refuse(self, reason: Reason) -> Box<Refused> {
         for socket in &self.stream.lanes.sockets {
             let room = SockRef::from(socket).recv_buffer_size().unwrap_or(usize::MAX);
-            // Refused, the small window stays until the kernel finds that the relay reads fast
-            // enough.
+            // If the kernel refuses, the small window stays until the kernel finds that the relay
+            // reads fast enough.
             repair::clamp_window(socket, u32::try_from(room).unwrap_or(u32::MAX)).ok();
         }
         Box::new(Refused { session: self.stream.into(), reason })
     }
 
-    /// Relays for some time, or until a peer finishes. `None` as in [`Self::rest`].
+    /// Relays for `time`, or until a peer finishes. `None`: a connection broke, and the stream is
+    /// over.
     pub(super) async fn relay_for(mut self, time: Duration) -> Option<Self> {
         self.stream = self.stream.relay(time, |_| false).await?;
         Some(self)
     }
 
-    /// Waits for a good moment for the switch: between two messages; or, in bulk, when the peers have stopped because
-    /// nobody reads. What is under way at the switch goes to the other peer, beyond what its window lets in, and
-    /// has to be repeated after a timeout. `None`: a connection broke, and the stream is over.
+    /// Waits for a good moment for the switch: between two messages or, in bulk, when the peers
+    /// have stopped because the relay does not read. Bytes that are under way at the switch go to
+    /// the other peer. If its window does not let them in, they have to be repeated after a
+    /// timeout. `None`: a connection broke, and the stream is over.
     pub(super) async fn rest(mut self) -> Option<Self> {
         self.stream = self.stream.relay(PAUSE_WITHIN, is_quiet).await?;
         if is_quiet(&self.stream) {
@@ -107,25 +111,25 @@ impl<'a> Approach<'a> {
         Some(self)
     }
 
-    /// How far each peer has got, as its socket tells.
+    /// One past the last byte that each socket has received.
     fn received(&self) -> [Option<u32>; 2] {
         Side::BOTH.map(|side| repair::rcv_nxt(&self.stream.lanes.sockets[side]).ok())
     }
 
-    /// Whether all that was read was written, sent and acknowledged.
+    /// Whether all bytes that were read are written, sent and acknowledged.
     fn owes_nothing(&self) -> bool {
         let empty = |socket| tcp_info::unacknowledged(socket).is_ok_and(|bytes| bytes == 0);
         let lanes = &self.stream.lanes;
         lanes.held.iter().all(Bytes::is_empty) && lanes.sockets.iter().all(empty)
     }
 
-    /// The longer one of the two connections'.
+    /// The longer one of the round-trip times of the two connections.
     fn round_trip(&self) -> Duration {
         let of = |socket| TcpInfo::of(socket).map_or(Duration::ZERO, |info| info.min_rtt());
         self.stream.lanes.sockets.iter().map(of).max().unwrap_or_default()
     }
 
-    /// Makes the kernel forward what arrives from now on.
+    /// Makes the kernel forward all packets that arrive from now on.
     pub(super) fn switch(self) -> Result<HandOver<'a>, Box<Refused>> {
         failpoint::reached("rested");
         let quiet = is_quiet(&self.stream);
@@ -139,8 +143,8 @@ impl<'a> Approach<'a> {
             failpoint::reached("installed");
             self.check_alive()?;
             self.mark(self.splice.records.kernel.mark()).inspect_err(|_| {
-                // One socket may have its mark already. If the mark stays, the stream is relayed
-                // all the same.
+                // One socket may have its mark already. With a mark that stays, the stream can
+                // still be relayed.
                 self.mark(0).ok();
             })?;
             Ok(record)
@@ -150,8 +154,8 @@ impl<'a> Approach<'a> {
             Err(reason) => return Err(self.refuse(reason)),
         };
         for socket in &self.stream.lanes.sockets {
-            // Answers to its probes would go to the other peer. If the socket refuses, some probes
-            // are needless.
+            // The answers to the socket's keepalive probes would go to the other peer. If the
+            // kernel refuses, some probes are needless.
             SockRef::from(socket).set_keepalive(false).ok();
         }
         failpoint::reached("marked");
@@ -168,19 +172,21 @@ impl<'a> Approach<'a> {
         Ok(HandOver { splice, lanes, watcher, source, guard, idle_timeout, carried: None })
     }
 
-    /// Whether both connections are there still; to be called after the keys are in the map. A client may have reset its
-    /// connection before and opened another one with the same port: the record must not forward the packets of the new
-    /// connection. (If the client does so later, the egress program sees the answer of the local stack.)
+    /// Checks that both connections still exist. To be called after the keys are in the map.
+    /// Before, a client may have reset its connection and opened another one with the same port:
+    /// the record must not forward the packets of the new connection. (If the client does so later,
+    /// the egress program sees the answer of the local stack.)
     fn check_alive(&self) -> Result<(), Reason> {
         let is_alive = |socket| TcpInfo::of(socket).is_ok_and(|info| !info.is_closed());
         if self.stream.lanes.sockets.iter().all(is_alive) { Ok(()) } else { Err(Reason::NotEstablished) }
     }
 
-    /// What the record says, taken at one moment at which nobody reads or writes.
+    /// The content of the record, taken at one moment: nothing is read or written meanwhile.
     fn content(&self, quiet: bool) -> Result<Record, Reason> {
         let (lanes, flow) = (&self.stream.lanes, self.stream.guard.stream());
         let has_fin = |side: Side| lanes.fin[side] == Fin::Read;
-        // Each byte that was read from a side, and only those, is or will be written to the other one.
+        // Exactly the bytes that are read from one side are written to the other side, now or
+        // later.
         let seq_delta = |from: Side, to: Side| {
             let read = lanes.read_end[from].wrapping_sub(has_fin(from).into());
             let written = lanes.write_end[to].wrapping_add(lanes.held[from].len() as u32);
@@ -206,7 +212,8 @@ impl<'a> Approach<'a> {
             flow.fixed.ack_delta = seq_delta(to, from).wrapping_neg();
             let unacknowledged = tcp_info::unacknowledged(socket).map_err(|_| Reason::StateUnreadable)?;
             let info = TcpInfo::of(socket).map_err(|_| Reason::StateUnreadable)?;
-            // What the other peer was offered counts too: by its own, or by the socket that has taken its data until now.
+            // Until now the local socket of the other peer has received that peer's data, so the
+            // window of that socket counts, too.
             let offered = SockRef::from(&lanes.sockets[to]).recv_buffer_size().unwrap_or(0);
             let offered = u32::try_from(offered).unwrap_or(u32::MAX);
             let scaled = |window: u32| u16::try_from(window >> info.send_scale()).unwrap_or(u16::MAX);
@@ -214,13 +221,13 @@ impl<'a> Approach<'a> {
             flow.fixed.received = received;
             flow.live = DirLive {
                 seq_end: received,
-                // Less than a window.
+                // At most a window, so the number fits 32 bits.
                 ack_end: lanes.write_end[from].wrapping_sub(unacknowledged as u32),
                 own_end: lanes.write_end[from],
                 fin_end: lanes.read_end[from],
                 bits: if has_fin(from) { bits::FIN_SEEN } else { 0 },
                 window: scaled(info.send_window()),
-                // 0 would be: not known.
+                // 0 would mean that the window is not known.
                 window_max: scaled(info.send_window().max(offered)).max(1),
                 last_payload_ns: now,
                 last_packet_ns: now,
@@ -230,14 +237,15 @@ impl<'a> Approach<'a> {
         Ok(content)
     }
 
-    /// The egress program looks after packets with this mark.
+    /// Marks both sockets: the egress program handles packets with this mark.
     fn mark(&self, mark: u32) -> Result<(), Reason> {
         let set = |socket| repair::set_mark(socket, mark).map_err(|_| Reason::RepairRefused);
         self.stream.lanes.sockets.iter().try_for_each(set)
     }
 }
 
-/// Nothing waits anywhere, except that what was sent may still have to be acknowledged.
+/// Whether no bytes wait to be read, written or sent. Bytes that were sent may still wait to be
+/// acknowledged.
 fn is_quiet(stream: &Relayed) -> bool {
     let lanes = &stream.lanes;
     let is_quiet = |side: Side| {
@@ -249,7 +257,8 @@ fn is_quiet(stream: &Relayed) -> bool {
     Side::BOTH.into_iter().all(is_quiet)
 }
 
-/// Asks once and for all whether and how a stream is spliced, and has the programs where its packets arrive.
+/// Decides, once for the stream, whether and how it is spliced. Attaches the programs to the
+/// interfaces on which its packets arrive.
 fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
     if stream.has_fin() {
         return Err(Reason::NotEstablished);
@@ -261,7 +270,7 @@ fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
     let options = if upstream.options.timestamps { TIMESTAMP_BYTES } else { 0 };
     let mss = |mss| u16::try_from(mss).unwrap_or(u16::MAX);
     source.note_endpoint_mss(mss(upstream.send_mss + options), mss(upstream.announced_mss));
-    // The socket itself does not tell of more than what it announces to the endpoint.
+    // The socket itself reports at most the MSS that it has announced to the endpoint.
     let endpoint_mss = source.endpoint_mss().map_or(0, u32::from);
     upstream.send_mss = upstream.send_mss.max(endpoint_mss.saturating_sub(options));
     let downstream = survey.leg(downstream)?;
@@ -279,14 +288,14 @@ fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
     Ok(plan)
 }
 
-/// How far a connection has come, in its own sequence numbers.
+/// The sequence numbers that a connection has reached, on its own wire.
 #[derive(Clone, Copy)]
 struct Position {
     read_end: u32,
     write_end: u32,
 }
 
-/// Those of both connections, of a moment at which nobody reads or writes.
+/// The positions of both connections at one moment: nothing is read or written meanwhile.
 fn positions(stream: &Relayed) -> Result<[Position; 2], Reason> {
     let of = |socket| {
         let write_end = repair::write_seq(socket).map_err(|_| Reason::RepairRefused)?;
@@ -297,7 +306,7 @@ fn positions(stream: &Relayed) -> Result<[Position; 2], Reason> {
     Ok([of(downstream)?, of(upstream)?])
 }
 
-/// The next whole number of seconds.
+/// Rounds up to whole seconds.
 fn whole_seconds(duration: Duration) -> u32 {
     let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
     u32::try_from(seconds).unwrap_or(u32::MAX)

@@ -1,4 +1,4 @@
-//! `steer_packet_total`: what the programs have counted, read when somebody asks.
+//! `steer_packet_total`: what the programs count, read at each scrape.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,8 @@ use super::owned_record::RecordPool;
 pub(super) struct Counters {
     records: Arc<RecordPool>,
     totals: IntCounterVec,
-    /// Two scrapes at once must not count anything twice.
+    /// The counts at the last scrape. Locked, since two scrapes at once must not count a packet
+    /// twice.
     before: Arc<Mutex<HashMap<Stat, u64>>>,
 }
 
@@ -42,7 +43,7 @@ impl Collector for Counters {
                     self.totals.with_label_values(&[stat.as_str()]).inc_by(now.saturating_sub(before));
                 }
             }
-            Err(error) => tracing::warn!(%error, "cannot read what the programs have counted"),
+            Err(error) => tracing::warn!(%error, "cannot read the counts of the programs"),
         }
         self.totals.collect()
     }

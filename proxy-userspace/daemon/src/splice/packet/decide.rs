@@ -1,4 +1,4 @@
-//! Whether a stream is spliced by packets, and how: pure, and asked once for each stream.
+//! Decides whether a stream is spliced by packets, and how. Pure; asked once for each stream.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,35 +10,37 @@ use steer_kernel::net::host::InterfaceKind;
 use steer_kernel::net::route::Hop;
 use steer_kernel::tcp::tcp_info::{TIMESTAMP_BYTES, TcpOptions};
 
-/// What holds for the whole host.
+/// Facts about the whole host.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Host {
-    /// A packet that is redirected to loopback's ingress finds its socket: by early demultiplexing, or
-    /// because loopback accepts local sources and routes 127.0.0.0/8.
+    /// Whether a packet that is redirected to loopback's ingress finds its socket: by early
+    /// demultiplexing, or because loopback accepts local sources and routes 127.0.0.0/8.
     pub(super) loopback_takes_redirected: bool,
 }
 
 /// One of the two connections.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Leg {
-    /// Canonical, as `local`.
+    /// Canonical, like `local`: an IPv4-mapped address is IPv4.
     pub(super) peer: SocketAddr,
     pub(super) local: SocketAddr,
     pub(super) options: TcpOptions,
-    /// Looked at only if the connection has timestamps.
+    /// Used only if the connection has timestamps.
     pub(super) timestamp_offset: Result<u32, Reason>,
-    /// The window that the peer offers, in bytes; 0: it is full, or (before Linux 5.4) the kernel does not tell.
+    /// The window that the peer offers, in bytes. 0: the window is full, or the kernel does not
+    /// tell (before Linux 5.4).
     pub(super) send_window: u32,
-    /// Window scales: the peer's, and the one that we have announced. 0 without scaling.
+    /// The window scale that the peer has announced; 0 without scaling.
     pub(super) send_scale: u8,
+    /// The window scale that Steer has announced; 0 without scaling.
     pub(super) receive_scale: u8,
-    /// What we have announced to the peer.
+    /// The MSS that Steer has announced to the peer.
     pub(super) announced_mss: u32,
-    /// The largest payload that goes to the peer in one segment, without options.
+    /// The largest payload that one segment to the peer may have, options not counted.
     pub(super) send_mss: u32,
-    /// Towards the peer, from `local`.
+    /// The hop from `local` towards the peer.
     pub(super) hop: Result<Hop, Reason>,
-    /// Of the hop's interface.
+    /// The kind of the hop's interface.
     pub(super) interface: InterfaceKind,
     /// Connection tracking may drop what a hand-over sends.
     pub(super) conntrack_in_the_way: bool,
@@ -51,12 +53,12 @@ pub(super) struct Plan {
     pub(super) flags: u32,
     /// 4 or 6.
     pub(super) family: u32,
-    /// By [`Direction`]; the sequence deltas are still zero.
+    /// By [`Direction`]. The deltas are zero: `approach` sets them.
     pub(super) flows: [DirFixed; 2],
     /// The interfaces that the peers' packets arrive on, in the same order.
     pub(super) arrive_on: [u32; 2],
-    /// By [`Direction`]: [`steer_kernel::tcp::repair::timestamp_offset`] of the connection that its packets leave on; not looked at
-    /// without timestamps.
+    /// By [`Direction`]: the [`timestamp_offset`](steer_kernel::tcp::repair::timestamp_offset) of
+    /// the connection on which the packets of the direction leave. Not used without timestamps.
     pub(super) ts_offsets: [u32; 2],
 }
 
@@ -70,7 +72,8 @@ enum Place {
     Own,
 }
 
-/// Says how a stream between `downstream` and `upstream` is spliced, or the first reason why not.
+/// Returns how a stream between `downstream` and `upstream` is spliced, or the first reason why it
+/// is not.
 pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Plan, Reason> {
     let legs = [downstream, upstream];
     if downstream.peer.is_ipv4() != upstream.peer.is_ipv4() {
@@ -81,7 +84,7 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
         return Err(Reason::Conntrack);
     }
     let flags = option_flags(legs)?;
-    // Both on loopback: whatever one may send, the other one's interface takes.
+    // If both peers are on loopback, the interface takes segments of any size.
     if outputs != [output::IN_PLACE; 2] && !(fits(downstream, upstream) && fits(upstream, downstream)) {
         return Err(Reason::Mss);
     }
@@ -111,7 +114,7 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
     })
 }
 
-/// [`output`] of the flows *from* each peer.
+/// The [`output`] of the flow *from* each peer.
 fn outputs(host: &Host, [downstream, upstream]: [&Leg; 2]) -> Result<[u8; 2], Reason> {
     use Place::{Loopback, Own, Remote};
     let outputs = match (place(downstream)?, place(upstream)?) {
@@ -136,7 +139,7 @@ fn place(leg: &Leg) -> Result<Place, Reason> {
     }
 }
 
-/// [`flags`] of what both connections have negotiated.
+/// The [`flags`] for the options that both connections have negotiated.
 fn option_flags([downstream, upstream]: [&Leg; 2]) -> Result<u32, Reason> {
     let (down, up) = (downstream.options, upstream.options);
     let mut flags = 0;
@@ -156,8 +159,8 @@ fn option_flags([downstream, upstream]: [&Leg; 2]) -> Result<u32, Reason> {
     Ok(flags)
 }
 
-/// Whether the windows of `from` can be told to the peer of `to`: rounded down to whole units of that connection's scale, at
-/// least two thirds are left of them.
+/// Whether the windows of `from` can be told to the peer of `to`. The windows are rounded down to
+/// whole units of that peer's connection, and at least two thirds of a window must be left.
 fn can_tell_window(from: &Leg, to: &Leg) -> bool {
     const UNITS: u32 = 2;
     let rounded = to.receive_scale > from.send_scale;
@@ -218,7 +221,7 @@ mod tests {
         assert_eq!((down.output, down.ifindex), (output::NEIGHBOUR, ETH0));
         assert_eq!((up.window_left, up.window_right), (7, 10));
         assert_eq!((down.window_left, down.window_right), (4, 9));
-        // The clock of the connection that the packets leave on.
+        // Each offset is that of the connection on which the packets leave.
         assert_eq!(plan.ts_offsets, [3000, 2000]);
         assert_eq!(up.to_source[0], u32::from_ne_bytes([198, 51, 100, 1]));
         assert_eq!(up.to_destination[0], u32::from_ne_bytes([198, 51, 100, 2]));
@@ -293,7 +296,7 @@ mod tests {
         };
         assert_eq!(outputs(client(), at_127()), Ok([output::LOOPBACK, output::NEIGHBOUR]));
         assert_eq!(outputs(at_own(), endpoint()), Ok([output::NEIGHBOUR, output::LOOPBACK]));
-        // The MSS of loopback is larger than what half a window lets through, and does not matter there.
+        // The MSS of loopback is larger than half a window, but does not matter on loopback.
         let large = || Leg { announced_mss: 65483, send_mss: 32741, ..at_127() };
         assert_eq!(outputs(large(), large()), Ok([output::IN_PLACE; 2]));
 

@@ -1,4 +1,4 @@
-//! The end of streams that a process has left, when no other process is to take them over.
+//! Ends the streams that a process has left, when no other process will take them over.
 
 use std::io;
 use std::thread;
@@ -10,13 +10,14 @@ use steer_kernel::tcp::raw::RawSender;
 use super::life::RESET_LINGER;
 use super::owned_record::{abort, abort_again};
 
-/// How many of an instance's streams live.
+/// The number of living streams of an instance.
 pub fn living(found: &Pinned) -> usize {
     all_living(found).len()
 }
 
-/// Ends the streams that live with a RST to both peers of each, and returns how many there were. Takes a second: the RSTs are
-/// repeated when what was under way has arrived, since a peer believes only one with the number that it expects.
+/// Ends the living streams with a RST to both peers of each, and returns their number. Takes a
+/// second: the RSTs are repeated after the packets under way have arrived, since a peer accepts a
+/// RST only with the exact number that it expects.
 ///
 /// # Errors
 /// CAP_NET_RAW is missing.

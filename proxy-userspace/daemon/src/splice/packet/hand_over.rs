@@ -1,16 +1,20 @@
-//! From two sockets to two entries in a map, without a pause and without a lost byte.
+//! Moves a stream from two sockets to two entries in a map, without a pause and without a lost
+//! byte.
 //!
-//! What makes it exact is that each byte that is read is written: the difference between the sequence numbers of the
-//! two connections, in each direction, is therefore constant, whatever is under way. It is taken when the stream
-//! begins. Later, at any moment, one store makes the kernel forward whatever arrives. Then
+//! Each byte that is read is written. So in each direction the difference between the sequence
+//! numbers of the two connections is constant, whatever is under way. `approach` takes this
+//! difference, and then one store makes the kernel forward all packets that arrive. After the
+//! store,
 //!
-//! - what had arrived before is still relayed, until nothing is left of it;
-//! - what the sockets had sent and the peers have not acknowledged stays the sockets' to repeat: the program gives
-//!   them copies of acknowledgements. It must know, before each write, how far those may go (`own_end`);
-//! - and the sockets may go only when no packet is on its way to them any more: after a grace period.
+//! - bytes that had arrived before are still relayed, until none are left;
+//! - the sockets still repeat the bytes that they have sent and the peers have not acknowledged.
+//!   The program gives the sockets copies of acknowledgements. Before each write, the program must
+//!   be told how far those copies may acknowledge (`own_end`);
+//! - the sockets are closed only when no packet is on its way to them any more: after a grace
+//!   period.
 //!
-//! Commonly the stream is quiet after its 101. Then nothing has to be relayed, no copies are made, and one grace period
-//! is enough.
+//! Most streams are quiet after the 101. For a quiet stream nothing has to be relayed, no copies
+//! are made, and one grace period is enough.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -35,19 +39,21 @@ use crate::streams::ports::Lease;
 use crate::streams::{Carrier, StreamGuard};
 use crate::streams::{End, Path};
 
-/// How often to check whether the sockets' bytes are acknowledged, which the kernel does not tell by itself: at
-/// first, and at most, the time being doubled while nothing happens.
+/// How often to check whether the sockets' bytes are acknowledged: the kernel does not report that
+/// by itself. The first interval is [`FIRST_LOOK`]. While nothing happens, the interval doubles, up
+/// to [`LAST_LOOK`].
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_millis(64);
-/// From then on peers are told what is acknowledged.
+/// From this interval on, Steer sends acknowledgements to the peers.
 const SLOW_LOOK: Duration = Duration::from_millis(16);
 
-/// How long a hand-over may go on in which nothing waits for a peer: nothing is left to be written or acknowledged, so what
-/// is missing is for this host alone to do, which takes milliseconds. A hand-over that does wait for a peer has no such
-/// limit, since a peer may stop reading for as long as it likes; but the peer must be there, see [`HandOver::look_after`].
+/// How long a hand-over may go on that does not wait for a peer. No byte is left to be written or
+/// acknowledged, so only this host has something to do, and needs milliseconds. A hand-over that
+/// waits for a peer has no time limit, since a peer may stop reading for any time. But the peer
+/// must answer probes: see [`HandOver::look_after`].
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
-/// A hand-over that did not end as it should.
+/// Why a hand-over failed.
 struct Failed {
     end: End,
     /// Its label in `steer_hand_overs_total`.
@@ -60,11 +66,12 @@ impl Failed {
     }
 }
 
-/// A session after the switch, as long as its sockets are there. Dropping it resets both connections.
+/// A session after the switch, while its sockets are open. Dropping it resets both connections.
 pub(super) struct HandOver<'a> {
     pub(super) splice: &'a PacketSplice,
-    /// Dropped before the sockets: as long as the keys are there, the egress program takes the sockets' RSTs for those of a
-    /// stack that does not know the stream, and the peers would hear of its end only when they send something.
+    /// Dropped before the sockets. While the keys are in the maps, the egress program takes the
+    /// RSTs of the sockets for RSTs of a local stack that does not know the stream. Then the peers
+    /// would learn of the end only when they send something.
     pub(super) watcher: Switched,
     pub(super) lanes: Lanes,
     pub(super) source: Option<Lease>,
@@ -103,13 +110,15 @@ impl Watcher for Switched {
 }
 
 impl HandOver<'_> {
-    /// Relays what the sockets still have, closes them, and leaves the stream to the table. Its 101 was relayed when it was
-    /// `opened`, and it was `decided` later to splice it.
+    /// Relays the bytes that the sockets still have, closes the sockets, and gives the stream to
+    /// the table. `opened`: when the 101 was relayed. `decided`: when Steer decided to splice the
+    /// stream.
     pub(super) async fn complete(mut self, opened: Instant, decided: Instant) {
         self.guard.set_path(Path::Packet);
         let drained = self.drain().await;
         let carried = self.carried();
-        // Less than they have received, if the stream ended so quickly that its peers repeated the rest past them.
+        // The sockets may have received more than was written: a stream may end so quickly that the
+        // peers repeated the rest after the switch.
         carried.begin_at(self.written(), self.guard.stream().relayed());
         let how = match (&drained, self.watcher.copies_acks.get()) {
             (Err(failed), _) => failed.how,
@@ -142,8 +151,8 @@ impl HandOver<'_> {
         failpoint::reached("kept");
     }
 
-    /// Returns when the sockets are not needed any more: all that they had is where it belongs, or the program has
-    /// seen the end of the stream.
+    /// Returns when the sockets are not needed any more: all their bytes are delivered, or the
+    /// program has seen the end of the stream.
     ///
     /// # Errors
     /// How the stream has to be ended.
@@ -151,7 +160,7 @@ impl HandOver<'_> {
         let mut grace = pin!(self.splice.grace.wait());
         let mut is_past = false;
         let mut life = Life::new();
-        // Since when nothing has waited for a peer.
+        // Since this time, the hand-over has not waited for a peer.
         let mut alone_since = Instant::now();
         let mut look = FIRST_LOOK;
         let mut last_moved_ns = clock::monotonic_ns();
@@ -207,8 +216,9 @@ impl HandOver<'_> {
         }
     }
 
-    /// Tells each peer that has sent something since `packets` was counted what is acknowledged: the other one may be unable
-    /// to ([`OwnedRecord::acknowledge`]), and if this one reads nothing until then, its window never opens.
+    /// Sends an [acknowledgement](OwnedRecord::acknowledge) to each peer that has sent packets
+    /// since `packets` was counted. The other peer may be unable to acknowledge. If this peer does
+    /// not read before it gets an acknowledgement, its window would never open.
     fn acknowledge(&self, packets: &mut [u64; 2]) {
         let record = self.watcher.record.snapshot();
         let received = received(&self.lanes);
@@ -220,8 +230,8 @@ impl HandOver<'_> {
         }
     }
 
-    /// Asks the sockets for what they have received and not told: what waits after an urgent byte, say. No packet comes
-    /// to them any more that could tell.
+    /// Asks the sockets for bytes that they have received and not announced, for example after an
+    /// urgent byte. No further packet reaches the sockets that could make them announce the bytes.
     fn ask_for_unread(&mut self) {
         for (side, unread) in Side::BOTH.into_iter().zip(&mut self.lanes.unread) {
             let rcv_nxt = repair::rcv_nxt(&self.lanes.sockets[side]);
@@ -229,17 +239,18 @@ impl HandOver<'_> {
         }
     }
 
-    /// Whether something has still to be taken, or acknowledged, by a peer.
+    /// Whether a peer still has to take or to acknowledge bytes.
     fn waits_for_a_peer(&self) -> bool {
         let waits = |side: Side| !self.lanes.held[side].is_empty() || !self.has_all_acknowledged(side);
         Side::BOTH.into_iter().any(waits)
     }
 
-    /// Asks peers that are silent whether they are there, as those of a spliced stream: the sockets' own keepalive is off.
-    /// (What they have sent they repeat, but a peer without a window they may ask every two minutes only.)
+    /// Probes silent peers, as for a spliced stream, since the keepalive of the sockets is off.
+    /// (The sockets repeat what they have sent. But they may probe a peer without a window only
+    /// every two minutes.)
     ///
     /// # Errors
-    /// One is not.
+    /// A peer does not answer.
     fn look_after(&self, life: &mut Life) -> Result<(), Failed> {
         let record = &self.watcher.record;
         let look = Look::of_hand_over(&record.snapshot());
@@ -247,32 +258,33 @@ impl HandOver<'_> {
             match life.next(clock::monotonic_ns(), &look, self.splice.table.limits(), 0) {
                 Step::Probe(direction) => record.probe(direction),
                 Step::Abort(end) => return Err(Failed::because_of_a_peer(end)),
-                // The record says that the stream has ended, which is found at the next look.
+                // If the stream has ended, `drain` finds that in the record at the next look.
                 Step::Wait { .. } | Step::Ended(_) | Step::ResetAgain | Step::Remove => return Ok(()),
             }
         }
     }
 
-    /// Whether the sockets have nothing left: to be read, to be written, to be acknowledged. True for good once no
-    /// packets are on their way to them.
+    /// Whether the sockets have no bytes left to be read, written or acknowledged. Once no packet
+    /// is on its way to the sockets, a true answer stays true.
     fn is_drained(&self) -> bool {
         let lanes = &self.lanes;
         Side::BOTH.into_iter().all(|side| {
             let socket = &lanes.sockets[side];
             lanes.held[side].is_empty()
-                // Also false if there is a FIN that was not read.
+                // Also false if a FIN was not read.
                 && repair::rcv_nxt(socket).is_ok_and(|rcv_nxt| rcv_nxt == lanes.read_end[side])
                 && self.has_all_acknowledged(side)
         })
     }
 
-    /// Whether the peer at `side` has acknowledged all that its socket was given.
+    /// Whether the peer at `side` has acknowledged all bytes that its socket was given.
     fn has_all_acknowledged(&self, side: Side) -> bool {
         tcp_info::unacknowledged(&self.lanes.sockets[side]).is_ok_and(|bytes| bytes == 0)
             || self.is_acknowledged(side)
     }
 
-    /// Whether the program has seen all that the socket was given acknowledged, though the socket may not have.
+    /// Whether the program has seen an acknowledgement of all bytes that the socket was given. The
+    /// socket itself may not have seen the acknowledgement.
     fn is_acknowledged(&self, side: Side) -> bool {
         let acknowledged = self.watcher.record.snapshot().flows[side].live.ack_end;
         acknowledged.wrapping_sub(self.lanes.write_end[side]).cast_signed() >= 0
@@ -286,7 +298,7 @@ impl HandOver<'_> {
         })
     }
 
-    /// After the grace period: what the sockets have received does not grow any more.
+    /// To be called after the grace period: the sockets receive nothing more.
     fn settle(&mut self) {
         let received = received(&self.lanes);
         for side in Side::BOTH {
@@ -296,8 +308,8 @@ impl HandOver<'_> {
         failpoint::reached("settled");
     }
 
-    /// The bytes that the kernel carries: all that comes after what the sockets have received, which does not grow after
-    /// the grace period.
+    /// The count of the bytes that the kernel carries: all bytes after those that the sockets have
+    /// received. After the grace period the sockets receive nothing more.
     fn carried(&mut self) -> Arc<Carried> {
         let carried = self.carried.get_or_insert_with(|| {
             let carried = Carried::new(&self.watcher.record, received(&self.lanes));
@@ -307,7 +319,8 @@ impl HandOver<'_> {
         Arc::clone(carried)
     }
 
-    /// One past what was written for each direction, in the numbers with which it arrived.
+    /// For each direction: one past the last byte that was written, in the sequence numbers with
+    /// which the bytes arrived.
     fn written(&self) -> [u32; 2] {
         let flows = self.watcher.record.snapshot().flows;
         Side::BOTH.map(|from| self.lanes.write_end[from.other()].wrapping_sub(flows[from].fixed.seq_delta))
@@ -322,7 +335,7 @@ impl HandOver<'_> {
 
 /// One past the last byte, or FIN, that each socket has received.
 fn received(lanes: &Lanes) -> [u32; 2] {
-    // What was read is what there was, should the kernel not tell.
+    // If the kernel does not tell, the bytes that were read count as all bytes.
     Side::BOTH.map(|side| repair::rcv_nxt(&lanes.sockets[side]).unwrap_or(lanes.read_end[side]))
 }
 

@@ -1,5 +1,5 @@
-//! A session in userspace, until the kernel has it: both directions copied by one task, which knows at each moment
-//! how far it has read and written each connection, in sequence numbers.
+//! A session in userspace, until the kernel has it. One task copies both directions. The task
+//! always knows the sequence numbers up to which it has read and written each connection.
 
 use std::net::Shutdown;
 
@@ -22,17 +22,17 @@ pub(super) enum Fin {
     Passed,
 }
 
-/// Told what is about to be given to a socket, before it is.
+/// Is told of each write before the write, and of each FIN that is read.
 pub(super) trait Watcher {
-    /// Whether FINs are passed on once they are read.
+    /// Whether a FIN that was read is passed on.
     const PASSES_FINS: bool;
-    /// The socket at `side` is given everything up to the sequence number `end`.
+    /// The socket at `side` is about to be given all bytes before the sequence number `end`.
     fn gives(&self, side: Side, end: u32);
     /// The FIN of the peer at `side` was read; `end` is the sequence number after it.
     fn read_fin(&self, side: Side, end: u32);
 }
 
-/// Before the switch nobody needs to know.
+/// For a session before the switch: nothing needs to be told.
 impl Watcher for () {
     const PASSES_FINS: bool = false;
 
@@ -44,19 +44,21 @@ impl Watcher for () {
 #[derive(Debug)]
 pub(super) struct Lanes {
     pub(super) sockets: [TcpStream; 2],
-    /// Read from a side, and not yet written to the other one.
+    /// Bytes that were read from a side and not yet written to the other side.
     pub(super) held: [Bytes; 2],
     pub(super) fin: [Fin; 2],
-    /// There may be something to read from a side that its readiness does not tell of (see [`relay::try_read`]).
+    /// Whether a side may have bytes to read that its readiness does not announce (see
+    /// [`relay::try_read`]).
     pub(super) unread: [bool; 2],
-    /// Of what a side's peer sends: one past the last byte, or FIN, that was read.
+    /// In the sequence numbers of a side's peer: one past the last byte, or FIN, that was read.
     pub(super) read_end: [u32; 2],
-    /// Of what a side's peer is sent: one past the last byte, or FIN, that its socket was given.
+    /// In the sequence numbers of a side's socket: one past the last byte, or FIN, that the socket
+    /// was given.
     pub(super) write_end: [u32; 2],
 }
 
 impl Lanes {
-    /// Copies what can be copied now; says whether that was anything.
+    /// Copies what can be copied now; returns whether anything was copied.
     pub(super) fn step<W: Watcher>(&mut self, stream: &Stream, watcher: &W) -> Result<bool, Broken> {
         let mut moved = false;
         for from in Side::BOTH {
@@ -69,7 +71,7 @@ impl Lanes {
         Ok(moved)
     }
 
-    /// Writes what is held, as far as the sockets take it, and reads nothing.
+    /// Writes as many of the held bytes as the sockets take, and reads nothing.
     pub(super) fn flush(&mut self, stream: &Stream, watcher: &impl Watcher) -> Result<(), Broken> {
         for from in Side::BOTH {
             if !self.held[from].is_empty() {
@@ -111,7 +113,8 @@ impl Lanes {
         })
     }
 
-    /// Writes what came from the side `from`, as far as the other one takes it.
+    /// Writes as many of the bytes from side `from` as the other side takes, and returns their
+    /// number.
     fn write(
         &mut self,
         from: Side,
@@ -149,9 +152,9 @@ impl Lanes {
     /// # Errors
     /// A connection has broken.
     pub(super) async fn wait(&self) -> Result<(), Broken> {
-        // A side that is read tells of its end by itself.
+        // A side that is being read reports its end through the read.
         let broken = |side: Side| async move {
-            // An error of the wait means a broken connection, too.
+            // If the wait fails, the connection is broken, too.
             self.sockets[side].ready(Interest::ERROR).await.ok();
             Err(Broken::From(error_of(self.sockets[side].take_error())))
         };
@@ -164,12 +167,13 @@ impl Lanes {
         }
     }
 
-    /// Whether the side `from` is read as soon as something comes.
+    /// Whether side `from` is read as soon as bytes arrive.
     fn reads(&self, from: Side) -> bool {
         self.held[from].is_empty() && self.fin[from] == Fin::NotSeen
     }
 
-    /// Returns when something from the side `from` may be readable, or what is held writable.
+    /// Returns when side `from` may be readable or, if bytes from it are held, when the other side
+    /// is writable.
     async fn copyable(&self, from: Side) -> Result<(), Broken> {
         if !self.held[from].is_empty() {
             self.sockets[from.other()].writable().await.map_err(Broken::To)

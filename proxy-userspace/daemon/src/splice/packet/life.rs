@@ -1,5 +1,6 @@
-//! The life of a stream once its sockets are gone (or useless, in a long hand-over), as a pure state machine: it is shown the stream's record
-//! now and then, and says what is to be done.
+//! The life of a stream after its sockets are closed, or during a long hand-over, as a pure state
+//! machine. The caller shows the stream's record to the state machine now and then, and takes the
+//! steps that it returns.
 
 use std::time::Duration;
 
@@ -8,33 +9,34 @@ use steer_policy::config;
 
 use crate::streams::End;
 
-/// A reset is repeated after this time, when what was under way has arrived and its number is exact; and after the same
-/// time again the tuple of a reset stream goes.
+/// A RST is repeated after this time: the packets that were under way have arrived by then, so its
+/// number is exact. After the same time again, the tuple of the stream is removed.
 pub(super) const RESET_LINGER: Duration = Duration::from_secs(1);
 
 /// Time limits of all streams.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) keepalive: config::Keepalive,
-    /// How long a finished stream's tuple stays, for late retransmissions.
+    /// How long the tuple of a finished stream stays, for late retransmissions.
     pub(super) linger: Duration,
 }
 
-/// What is looked at of a record. Nanoseconds of the clock of [`Life::next`].
+/// The part of a record that [`Life::next`] looks at, with times in nanoseconds of the same clock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Look {
     state: u32,
-    /// 0 = none.
+    /// 0: no timeout.
     idle_timeout: Duration,
-    /// The last payload in either direction.
+    /// When the last payload came, in either direction.
     last_payload_ns: u64,
-    /// By [`Direction`]: the last packet.
+    /// By [`Direction`]: when the last packet came.
     last_packet_ns: [u64; 2],
     /// Both FINs were acknowledged.
     finished: bool,
-    /// A packet came to the local stack, and the program has ended the stream.
+    /// A packet that could not be carried came to the local stack, so the program has ended the
+    /// stream.
     not_carried: bool,
-    /// Somebody wants it to end like this.
+    /// The end that was asked for, if any.
     asked: Option<End>,
 }
 
@@ -54,12 +56,13 @@ impl From<&Record> for Look {
 }
 
 impl Look {
-    /// Of a stream that somebody wants to end like this.
+    /// The same look, with the end that was asked for.
     pub(super) fn asked(self, asked: Option<End>) -> Self {
         Self { asked, ..self }
     }
 
-    /// Of a stream whose sockets are still there, and whose idle time they have a part in: it is left out.
+    /// The look at a stream that still has its sockets. The record does not know when the sockets
+    /// moved payload, so the idle timeout is left out.
     pub(super) fn of_hand_over(record: &Record) -> Self {
         Self { idle_timeout: Duration::ZERO, ..Self::from(record) }
     }
@@ -68,28 +71,29 @@ impl Look {
 /// What is to be done with a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Nothing before this time.
+    /// Do nothing before this time.
     Wait { until_ns: u64 },
-    /// The peer that this direction comes from is asked whether it is there.
+    /// Send a keepalive probe to the peer that this direction comes from.
     Probe(Direction),
-    /// It has ended; its tuple lingers.
+    /// The stream has ended, and its tuple lingers.
     Ended(End),
-    /// It is to be ended: both peers get a RST.
+    /// End the stream: send a RST to both peers.
     Abort(End),
-    /// Both peers get one more.
+    /// Send one more RST to both peers.
     ResetAgain,
-    /// Nothing of it is needed any more.
+    /// Remove the stream, its record and its keys.
     Remove,
 }
 
-/// What has to be remembered of a stream between two looks.
+/// The state of a stream between two looks.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Life {
-    /// Probes that were sent since the last packet, by [`Direction`]; and since when its silence is observed.
+    /// By [`Direction`], the probes that were sent since the last packet; and the time before which
+    /// silence does not count.
     Living { probes: [u32; 2], from_ns: u64 },
-    /// A reset is to be repeated then.
+    /// At this time the RSTs are repeated.
     Reset { again_ns: u64 },
-    /// To be removed then.
+    /// At this time the stream is removed.
     Over { at_ns: u64 },
 }
 
@@ -98,14 +102,15 @@ impl Life {
         Self::adopted(0)
     }
 
-    /// Of a stream that nobody has looked after before `now_ns`: its silence until then says nothing of its peers, since
-    /// they were not probed.
+    /// The state of a stream that no process has looked after before `now_ns`. Silence before that
+    /// time does not mean that a peer is gone, since the peers were not probed.
     pub(super) const fn adopted(now_ns: u64) -> Self {
         Self::Living { probes: [0; 2], from_ns: now_ns }
     }
 
-    /// The next step; to be asked again, with the same look, until there is nothing but to wait.
-    /// `spread` (0 to 255) staggers the probes of streams that fell silent together.
+    /// Returns the next step. To be called again with the same look, until the step is
+    /// [`Step::Wait`] or [`Step::Remove`]. `spread` (0 to 255) staggers the probes of streams that
+    /// fell silent together.
     pub(super) fn next(&mut self, now_ns: u64, look: &Look, limits: &Limits, spread: u8) -> Step {
         let (probes, from_ns) = match self {
             Self::Over { .. } | Self::Reset { .. } if is_nobodys(look.state) => return Step::Remove,
@@ -121,10 +126,12 @@ impl Life {
         match look.state {
             state::FINISHED => return self.over(now_ns, End::Finished, limits.linger),
             state::RESET if look.not_carried => return self.abort(now_ns, End::NotCarried),
-            // Its number may not be the one that the other peer expects, if something was under way to it.
+            // The peer's RST was forwarded. But if packets were under way to the other peer, the
+            // RST may not have had the number that the other peer expects.
             state::RESET => return self.abort(now_ns, End::Reset),
-            // Somebody has taken the tuple: the program does that to streams which are over only. Or the kernel has given the
-            // stream up, since this process was stopped for long.
+            // A new connection has taken the tuple, which the program allows only after a stream is
+            // over. Or the stream has expired in the kernel, since this process was stopped for
+            // long.
             found if is_nobodys(found) => {
                 let end = if look.finished { End::Finished } else { End::Reset };
                 return self.over(now_ns, end, Duration::ZERO);
@@ -149,7 +156,7 @@ impl Life {
             let last_packet_ns = look.last_packet_ns[direction as usize].max(from_ns);
             let silent = now_ns.saturating_sub(last_packet_ns);
             let first = time + interval / 256 * u64::from(spread);
-            // How many probes should have been sent by now, each an interval after the one before.
+            // The number of probes that should have been sent by now, one for each interval.
             let due = silent.checked_sub(first).map_or(0, |late| late / interval + 1);
             if due > u64::from(keepalive.probes) {
                 return self.abort(now_ns, End::Reset);
@@ -157,7 +164,7 @@ impl Life {
             if due == 0 {
                 *sent = 0;
             } else if due > u64::from(*sent) {
-                // After a pause of the process, one for all that were missed.
+                // After a pause of the process, one probe stands for all missed ones.
                 *sent = due as u32;
                 return Step::Probe(direction);
             }
@@ -201,7 +208,7 @@ mod tests {
         linger: Duration::from_secs(60),
     };
 
-    /// Last heard of at second 1000.
+    /// The last packets and the last payload came at second 1000.
     fn look(state: u32) -> Look {
         Look {
             state,
@@ -242,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_of_which_a_packet_was_not_carried_says_so_at_its_end() {
+    fn a_stream_with_a_packet_that_was_not_carried_ends_as_not_carried() {
         let mut life = Life::new();
         let look = Look { not_carried: true, ..look(state::RESET) };
         assert_eq!(next(&mut life, 1001, look), Step::Abort(End::NotCarried));
@@ -265,7 +272,7 @@ mod tests {
         let mut life = Life::new();
         assert_eq!(next(&mut life, 1001, look(state::FINISHED)), Step::Ended(End::Finished));
         assert_eq!(next(&mut life, 1002, look(state::DEAD)), Step::Remove);
-        // When the events before were lost:
+        // The same when the events before were lost:
         let ends = [(true, End::Finished), (false, End::Reset)];
         for (gone, (finished, end)) in [state::DEAD, state::OFF].into_iter().zip(ends) {
             let mut life = Life::new();
@@ -289,7 +296,7 @@ mod tests {
     #[test]
     fn a_silent_peer_is_probed_and_then_given_up() {
         let mut life = Life::new();
-        // The endpoint talks, the client is gone.
+        // The endpoint sends packets, the client is gone.
         let heard = |at| Look { last_packet_ns: [1000 * SECOND, at * SECOND], ..look(state::SPLICED) };
         assert_eq!(next(&mut life, 1059, heard(1059)), wait(1060));
         for (at, until) in [(1060, 1075), (1075, 1090), (1090, 1105), (1105, 1120)] {

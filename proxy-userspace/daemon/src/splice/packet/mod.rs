@@ -1,11 +1,19 @@
-//! The packet splice: the kernel forwards the packets of a stream between its two peers, and the proxy has neither
-//! sockets nor a task for it. In reading order:
+//! The packet splice: the kernel forwards the packets of a stream between its two peers. The proxy
+//! has neither sockets nor a task for the stream. The modules in reading order:
 //!
-//! `relayed` is a session before its hand-over (copied by `lanes`), which many streams never get to · `decide` says whether
-//! and how, from what `survey` found · `approach` prepares a session and switches it · `hand_over` is what happens until the
-//! sockets are closed · `record` is a stream's place in the kernel's maps, which are this process' by `gate` · `adopt` takes over those of an earlier process ·
-//! `table` holds the streams, `reap` looks after them, by the rules of `life`, `detach` ends those of a stopped process · `segments`
-//! are those that Steer sends in the name of a peer · `unfit` remembers peers whose packets cannot be carried.
+//! - `relayed`: a session before its hand-over, copied by `lanes`. Many streams end before their
+//!   hand-over.
+//! - `decide`: whether and how a stream is spliced, from what `survey` found.
+//! - `approach`: prepares a session and switches it.
+//! - `hand_over`: everything from the switch until the sockets are closed.
+//! - `owned_record`: the place of a stream in the kernel's maps. `gate` says whether this process
+//!   still owns the maps.
+//! - `adopt`: takes over the records of an earlier process.
+//! - `table`: holds the streams. `reap` looks after them, by the rules of `life`.
+//! - `detach`: ends the streams of a stopped process.
+//! - `segments`: the segments that Steer sends in the name of a peer.
+//! - `unfit`: remembers peers whose packets cannot be carried.
+//! - `counters`: the metrics of what the programs count.
 
 mod adopt;
 mod approach;
@@ -76,7 +84,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The reason of streams that are relayed because of it.
+    /// The fallback reason of the streams that are relayed because of this error.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Load(error) => error.reason(),
@@ -87,13 +95,14 @@ impl StartError {
         }
     }
 
-    /// Whether the process must not go on without the packet splice: it would be one too many, or leave streams alone.
+    /// Whether the process must not go on without the packet splice: either another process of the
+    /// instance runs, or nothing would look after streams that are left.
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::PassedLock(_) | Self::Owned(_) | Self::Foreign { .. })
     }
 }
 
-/// One for the process.
+/// The process has one.
 #[derive(Debug)]
 pub struct PacketSplice {
     metrics: Arc<Metrics>,
@@ -106,9 +115,9 @@ pub struct PacketSplice {
     after: Duration,
     /// See [`steer_policy::config::PacketSplice::hand_over_within`].
     within: Duration,
-    /// Sessions that are to be handed over, and those after the switch whose sockets are still there.
+    /// The number of sessions before the switch, and after the switch while their sockets are open.
     underway: AtomicUsize,
-    /// The latter.
+    /// The number of sessions after the switch while their sockets are open.
     handing_over: AtomicUsize,
     reaper: AbortHandle,
     counters: Option<Counters>,
@@ -119,17 +128,19 @@ pub struct PacketSplice {
 pub enum Predecessor {
     /// The process has ended, or there was none.
     Exited,
-    /// The process goes on with what it has sockets for, and has passed this lock (see [`PacketSplice::give_away`]).
+    /// The process goes on with the streams that it has sockets for, and has passed this lock (see
+    /// [`PacketSplice::give_away`]).
     Draining(File),
 }
 
-/// Hand-overs that run get so long to be complete before the process ends: a grace period or two, if the stream is quiet.
+/// How long running hand-overs may take before the process ends. A quiet stream needs one or two
+/// grace periods.
 const COMPLETE_WITHIN: Duration = Duration::from_millis(500);
 const COMPLETE_LOOK: Duration = Duration::from_millis(5);
 
 impl PacketSplice {
-    /// Loads the programs; they are attached to an interface when the first stream comes over it. Must be called inside
-    /// a tokio runtime, and blocks for some milliseconds.
+    /// Loads the programs. They are attached to an interface when the first stream uses it. Must be
+    /// called inside a tokio runtime, and blocks for some milliseconds.
     ///
     /// # Errors
     /// The kernel does not take the programs, or a capability or a descriptor is missing.
@@ -142,13 +153,13 @@ impl PacketSplice {
         let (kernel, events) = load(config, predecessor)?;
         let config = &config.packet_splice;
         if let Err(error) = kernel.set_limits(config.orphan_timeout, config.linger) {
-            tracing::warn!(%error, "without a process, streams whose peers vanished are kept");
+            tracing::warn!(%error, "while no process runs, the kernel keeps streams whose peers have vanished");
         }
         let max_streams = kernel.records().capacity();
         if max_streams != config.max_streams {
             tracing::warn!(
                 max_streams,
-                "packet_splice.max_streams stays that of the streams that were taken over"
+                "packet_splice.max_streams keeps the value of the earlier process, whose streams were taken over"
             );
         }
         let used = metrics.packet_streams.with_label_values(&["used"]);
@@ -162,7 +173,7 @@ impl PacketSplice {
             metrics.register(Box::new(counters.clone()))?;
             Ok(counters)
         });
-        let not_shown = |error: &_| tracing::warn!(%error, "what the programs count is not in /metrics");
+        let not_shown = |error: &_| tracing::warn!(%error, "the counts of the programs are not in /metrics");
         let counters = counters.inspect_err(not_shown).ok();
         let reaper = reap::run(Arc::clone(&table), Arc::clone(&records), Arc::clone(&grace), events);
         let reaper = tokio::spawn(reaper).abort_handle();
@@ -183,15 +194,16 @@ impl PacketSplice {
         }))
     }
 
-    /// Returns when the kernel has the stream, or when it is over. Dropping the future resets both connections.
+    /// Returns when the kernel has the stream, or when the stream is over. Dropping the future
+    /// resets both connections.
     ///
     /// # Errors
-    /// The session is given back whole, with the reason why it is not spliced.
+    /// The whole session, and the reason why it is not spliced.
     pub async fn carry(&self, session: Session) -> Result<(), Box<Refused>> {
         let opened = Instant::now();
         let _counted = Counted::new(&self.underway);
         let mut stream = Relayed::from(session);
-        // The timer's shortest time is a millisecond.
+        // A wait of zero would take a millisecond, the shortest time of the timer.
         if !self.after.is_zero() {
             match stream.relay(self.after, |_| false).await {
                 Some(still_there) => stream = still_there,
@@ -215,10 +227,11 @@ impl PacketSplice {
         Ok(())
     }
 
-    /// Takes over the streams that an earlier process has left; their source ports are of `source_ports`. To be called once, before
-    /// there are others.
+    /// Adopts the streams that an earlier process has left, and leases their source ports from
+    /// `source_ports`. To be called once, before this process has other streams. `goes_on`: the
+    /// earlier process still runs.
     pub fn adopt(&self, source_ports: Option<&SourcePorts>, config: &Config, goes_on: bool) {
-        // An earlier process completes its hand-overs in its own maps only.
+        // The earlier process completes its hand-overs only in the maps that it knows.
         let completes = goes_on && !self.records.kernel.are_new();
         adopt::adopt(self, source_ports, &config.clusters, completes);
         let reserved = source_ports.map_or(&[][..], SourcePorts::reserved);
@@ -226,13 +239,13 @@ impl PacketSplice {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(
                 error,
-                "the ports that were reserved are not given back when nothing uses them any more"
+                "the reserved source ports stay reserved when no stream uses them any more"
             );
         }
     }
 
-    /// Leaves the streams that the kernel carries to the next process; or, where that cannot be, ends them: both peers of
-    /// each get a RST.
+    /// Leaves the streams that the kernel carries to the next process. If no process can take them
+    /// over, ends them: both peers of each stream get a RST.
     pub async fn stop(&self) {
         // Hand-overs that take longer end with a reset.
         timeout(COMPLETE_WITHIN, none_left(&self.handing_over)).await.ok();
@@ -254,17 +267,20 @@ impl PacketSplice {
 }
 
 impl PacketSplice {
-    /// Leaves everything to another process, while this one goes on: sessions that are about to be handed over get half a
-    /// second for it, and are relayed then; hand-overs that take longer are completed, and the stream is the other
-    /// process' already. Returns the lock of the instance, to be given to it. To be called once, if the streams [can be
-    /// given](Self::outlives), and when nobody calls [`carry`](Self::carry) any more.
+    /// Leaves the maps and their streams to another process, while this process goes on. Sessions
+    /// before the switch get half a second to be handed over; after that they are relayed. This
+    /// process completes hand-overs that take longer, although their streams already belong to the
+    /// other process. Returns the lock of the instance, for the other process.
+    ///
+    /// To be called once, if [`outlives`](Self::outlives) returns true, and only after the last
+    /// call of [`carry`](Self::carry).
     pub async fn give_away(&self) -> Option<File> {
-        // Sessions that take longer are relayed.
+        // After this time, sessions before the switch are relayed.
         timeout(COMPLETE_WITHIN, none_left(&self.underway)).await.ok();
         self.records.gate.close().await;
         self.reaper.abort();
         if let Some(counters) = &self.counters {
-            // This fails only for a collector that is not registered.
+            // `unregister` fails only for a collector that is not registered.
             self.metrics.unregister(Box::new(counters.clone())).ok();
         }
         let streams = self.table.give_away();
@@ -272,7 +288,7 @@ impl PacketSplice {
         self.records.kernel.give_away()
     }
 
-    /// Whether another process can take the streams over.
+    /// Whether the streams outlive this process, so that another process can take them over.
     pub fn outlives(&self) -> bool {
         self.records.kernel.outlives()
     }
@@ -290,7 +306,7 @@ impl Drop for PacketSplice {
     }
 }
 
-/// Counts itself for as long as it lives.
+/// Is part of a count for as long as it lives.
 struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {
@@ -306,7 +322,8 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// The programs and maps; those of the instance's last process, if it has left streams.
+/// Loads the programs and maps. If the last process of the instance has left streams, uses its
+/// maps.
 fn load(config: &Config, predecessor: Predecessor) -> Result<(PacketKernel, FlowEvents), StartError> {
     let (instance, settings) = (&config.instance, &config.packet_splice);
     let (pins, no_pins) = match take(instance, predecessor)? {
@@ -320,7 +337,7 @@ fn load(config: &Config, predecessor: Predecessor) -> Result<(PacketKernel, Flow
             }
             error => error.into(),
         })?;
-    // Not of a splice that does not come about.
+    // Not logged if the load fails: then there are no spliced streams.
     if let Some(error) = no_pins {
         let error: &dyn std::error::Error = &error;
         tracing::warn!(error, "streams end with this process");
@@ -328,14 +345,15 @@ fn load(config: &Config, predecessor: Predecessor) -> Result<(PacketKernel, Flow
     Ok(loaded)
 }
 
-/// Leaves nothing in the kernel that would stay when the process ends.
+/// Removes everything from the kernel that would outlive the process.
 fn clear_up(kernel: &PacketKernel) -> Result<(), Box<dyn std::error::Error>> {
     ports::unreserve(&kernel.noted_reserved()?)?;
     kernel.unpin()?;
     Ok(())
 }
 
-/// The inner error: there can be no pins, for this reason, and streams end with the process.
+/// Takes the instance. The inner error: why there can be no pins. Without pins, streams end with
+/// the process.
 fn take(instance: &Instance, predecessor: Predecessor) -> Result<Result<Pins, PinsError>, StartError> {
     if let Predecessor::Draining(lock) = predecessor {
         return Pins::take_over(instance, lock).map(Ok).map_err(StartError::PassedLock);

@@ -1,5 +1,5 @@
-//! The owner of a record: a stream has its place in the kernel's maps, a record and the two keys that lead to it, for as long as its
-//! [`OwnedRecord`] lives.
+//! The owner of a record. As long as its [`OwnedRecord`] lives, a stream has its place in the
+//! kernel's maps: a record, and the two keys that lead to the record.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,24 +18,24 @@ use super::segments;
 use super::unfit::Unfit;
 use crate::streams::Carrier;
 
-/// The kernel's part, and the records that wait to be used again.
+/// What all records share: the kernel's maps, and the records that wait to be freed.
 #[derive(Debug)]
 pub(super) struct RecordPool {
     pub(super) kernel: PacketKernel,
     raw: RawSender,
     used: IntGauge,
-    /// Without keys, but perhaps still seen by a program on another CPU.
+    /// Records whose keys are removed. A program on another CPU may still use such a record.
     retired: Mutex<Vec<u32>>,
-    /// Records of streams that somebody wants to end.
+    /// Records of streams that were asked to end.
     asked: Mutex<Vec<u32>>,
     pub(super) changed: Notify,
-    /// Closed: another process has the maps now, and those who are left here leave them as they are.
+    /// Once this is closed, another process owns the maps, and this process does not change them.
     pub(super) gate: Gate,
     pub(super) unfit: Unfit,
 }
 
 impl RecordPool {
-    /// `used` is kept at the number of records in use.
+    /// Keeps the gauge `used` at the number of records in use.
     pub(super) fn new(kernel: PacketKernel, used: IntGauge) -> io::Result<Arc<Self>> {
         let raw = RawSender::new()?;
         Ok(Arc::new(Self {
@@ -50,12 +50,14 @@ impl RecordPool {
         }))
     }
 
-    /// Records that were given up; to be [freed](Self::free) after a grace period.
+    /// Takes the records that were retired. The caller [frees](Self::free) them after a grace
+    /// period.
     pub(super) fn take_retired(&self) -> Vec<u32> {
         std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Records whose streams somebody wants to end. By the time they are looked at they may have other streams.
+    /// Takes the records of streams that were asked to end. A record may have another stream by
+    /// now.
     pub(super) fn take_asked(&self) -> Vec<u32> {
         std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -71,7 +73,7 @@ impl RecordPool {
     }
 }
 
-/// One stream's record; dropping it takes the keys out and retires the record.
+/// The record of one stream. Dropping this removes the keys and retires the record.
 #[derive(Debug)]
 pub(super) struct OwnedRecord {
     records: Arc<RecordPool>,
@@ -80,7 +82,8 @@ pub(super) struct OwnedRecord {
 }
 
 impl OwnedRecord {
-    /// Writes the record and its keys. Packets pass it by until its [state](Self::activate) changes.
+    /// Writes the record and its keys. The programs ignore the record until it is
+    /// [activated](Self::activate).
     pub(super) fn install(records: &Arc<RecordPool>, content: Record) -> Result<Self, Reason> {
         let kernel = &records.kernel;
         let index = kernel.records().allocate().ok_or(Reason::MapFull)?;
@@ -97,7 +100,8 @@ impl OwnedRecord {
         Ok(record)
     }
 
-    /// The record of an earlier process's stream; it must be in use, and have no other owner.
+    /// The record of a stream of an earlier process. The record must be in use, and have no other
+    /// owner.
     pub(super) fn adopt(records: &Arc<RecordPool>, index: u32) -> Self {
         let generation = records.kernel.records().snapshot(index).generation;
         Self { records: Arc::clone(records), index, generation }
@@ -107,30 +111,36 @@ impl OwnedRecord {
         self.index
     }
 
-    /// Sets [`proxy_common::flow::DirFixed::ts_floor`] of each direction, whose packets leave on a connection with this
-    /// [`timestamp_offset`](steer_kernel::tcp::repair::timestamp_offset). To be called when the sockets are marked: nothing that
-    /// they have sent until this returns goes beyond the floor, and the egress program raises the floor to what they send until the
-    /// record is active. The floor is not further ahead of the clock than need be: what was sent just before it was set, and is
-    /// overtaken, is refused then as it would be without it.
+    /// Sets the [`ts_floor`](proxy_common::flow::DirFixed::ts_floor) of each direction. `offsets`:
+    /// for each direction, the [`timestamp_offset`](steer_kernel::tcp::repair::timestamp_offset) of
+    /// the connection on which its packets leave. To be called after the sockets are marked.
+    ///
+    /// No timestamp that the sockets have sent before this returns is above the floor. After that,
+    /// and until the record is active, the egress program raises the floor to the timestamps that
+    /// the sockets send. The floor is as little ahead of the clock as possible: a packet that was
+    /// sent just before, and is overtaken, is refused only if its receiver would refuse it without
+    /// a floor, too.
     pub(super) fn set_ts_floors(&self, offsets: [u32; 2]) {
         loop {
             let now = clock::monotonic_ms();
             for (direction, offset) in Direction::BOTH.into_iter().zip(offsets) {
-                // The offset may be one too low, and zero is no floor.
+                // The offset may be one too low. A floor of zero would mean no floor.
                 let floor = (now as u32).wrapping_add(offset).wrapping_add(1);
                 self.records.kernel.records().set_ts_floor(FlowRef::new(self.index, direction), floor.max(1));
             }
-            // Otherwise a later packet may have left that did not know of the floor.
+            // If the clock has moved on, a packet with a later timestamp may have left before the
+            // floor was set.
             if clock::monotonic_ms() == now {
                 return;
             }
         }
     }
 
-    /// From now on the kernel forwards the stream's packets, in both directions.
+    /// Makes the kernel forward the packets of the stream, in both directions, from now on.
     ///
     /// # Errors
-    /// The local stack has accepted another connection with the tuple, so the stream's downstream connection is gone.
+    /// The local stack has accepted another connection with the same tuple, so the downstream
+    /// connection of the stream is gone.
     pub(super) fn activate(&self) -> Result<(), Reason> {
         let activated = self.records.kernel.records().advance_state(self.index, state::OFF, state::HAND_OVER);
         activated.map_err(|_dead| Reason::NotEstablished)
@@ -144,7 +154,8 @@ impl OwnedRecord {
         self.records.kernel.records().snapshot(self.index)
     }
 
-    /// The sockets are done with, unless the program has gone further already.
+    /// Makes the stream SPLICED: its sockets are not needed any more. Does nothing if the program
+    /// has ended the stream already.
     pub(super) fn complete(&self) {
         self.records.kernel.records().advance_state(self.index, state::HAND_OVER, state::SPLICED).ok();
     }
@@ -153,7 +164,8 @@ impl OwnedRecord {
         self.records.kernel.records().add_flags(self.index, flags);
     }
 
-    /// See [`proxy_common::flow::DirLive::own_end`]; `from` is the direction from the peer that is given the bytes.
+    /// See [`proxy_common::flow::DirLive::own_end`]. `from`: the direction from the peer to which
+    /// the bytes go.
     pub(super) fn set_own_end(&self, from: Direction, end: u32) {
         self.records.kernel.records().set_own_end(FlowRef::new(self.index, from), end);
     }
@@ -167,17 +179,17 @@ impl OwnedRecord {
         self.records.kernel.records().note_fin(FlowRef::new(self.index, from), end);
     }
 
-    /// Takes a living stream for reset; its peers are not told.
+    /// Makes a living stream RESET, without a RST to its peers.
     pub(super) fn set_reset(&self) {
         set_reset(self.records.kernel.records(), self.index);
     }
 
-    /// Ends the stream, unless a new connection has its tuple: a RST for each peer.
+    /// Ends the stream with a RST to both peers, unless a new connection has its tuple.
     pub(super) fn abort(&self) {
         abort(self.records.kernel.records(), &self.records.raw, self.index);
     }
 
-    /// Remembers the peers of whom the program could not carry a packet.
+    /// Notes each peer that has sent a packet that the program could not carry.
     pub(super) fn note_unfit(&self) {
         let content = self.snapshot();
         for from in Direction::BOTH {
@@ -192,12 +204,13 @@ impl OwnedRecord {
         abort_again(self.records.kernel.records(), &self.records.raw, self.index);
     }
 
-    /// Asks the peer that `from` comes from whether it is there.
+    /// Sends a keepalive probe to the peer that `from` comes from.
     pub(super) fn probe(&self, from: Direction) {
         self.send(segments::probe(&self.snapshot(), from));
     }
 
-    /// Tells the peer that `from` comes from, whose socket has received everything up to `received`, what is acknowledged.
+    /// Sends an acknowledgement to the peer that `from` comes from. The local socket has received
+    /// all bytes of that peer before `received`.
     pub(super) fn acknowledge(&self, record: &Record, from: Direction, received: u32) {
         self.send(segments::acknowledgement(record, from, received));
     }
@@ -209,7 +222,7 @@ impl OwnedRecord {
 
 /// See [`OwnedRecord::abort`].
 pub(super) fn abort(records: &Records, raw: &RawSender, index: u32) {
-    // First, since the egress program lets no RST of this host through to the peers of a living stream.
+    // The state comes first: the egress program drops each RST of this host for a living stream.
     set_reset(records, index);
     if records.state(index) == state::DEAD {
         return;
@@ -220,8 +233,9 @@ pub(super) fn abort(records: &Records, raw: &RawSender, index: u32) {
     }
 }
 
-/// To be called some time after [`abort`], when what was under way has arrived, and the record knows of it: the same once more,
-/// with the numbers that are right now. A peer that goes on all the same is answered by the local stack from then on.
+/// Repeats [`abort`]. To be called when the packets that were under way have arrived: then the
+/// record has the numbers that the peers expect. From now on the local stack answers a peer that
+/// still sends packets.
 pub(super) fn abort_again(records: &Records, raw: &RawSender, index: u32) {
     records.add_flags(index, flags::GIVEN_UP);
     abort(records, raw, index);
@@ -229,7 +243,7 @@ pub(super) fn abort_again(records: &Records, raw: &RawSender, index: u32) {
 
 fn set_reset(records: &Records, index: u32) {
     for living in [state::HAND_OVER, state::SPLICED] {
-        // A stream that has ended already is in neither state, and stays as it is.
+        // A stream that has already ended is in neither state, so its state stays.
         records.advance_state(index, living, state::RESET).ok();
     }
 }
@@ -253,15 +267,15 @@ impl Drop for OwnedRecord {
     }
 }
 
-/// The payload that the kernel has forwarded for a stream.
+/// Counts the payload that the kernel has forwarded for a stream.
 #[derive(Debug)]
 pub(super) struct Carried {
     records: Arc<RecordPool>,
     index: u32,
-    /// By direction, in arrival space: one past what came, or will come, by way of the sockets. `None`: the record says
-    /// what came before, too.
+    /// By direction, in arrival space: one past the last byte that goes through the sockets.
+    /// `None`: the record alone has all bytes of the stream.
     begin: Option<[AtomicU32; 2]>,
-    /// Set before the record goes.
+    /// The final counts, set before the record is retired.
     ended: OnceLock<[u64; 2]>,
 }
 
@@ -271,14 +285,15 @@ impl Carried {
         Arc::new(Self { records, index, begin: Some(begin.map(AtomicU32::new)), ended: OnceLock::new() })
     }
 
-    /// All payload of a stream of an earlier process, which is what its record tells.
+    /// Counts all payload of a stream of an earlier process. The record has the whole count.
     pub(super) fn of_record(record: &OwnedRecord) -> Arc<Self> {
         let (records, index) = (Arc::clone(&record.records), record.index);
         Arc::new(Self { records, index, begin: None, ended: OnceLock::new() })
     }
 
-    /// The sockets are gone: `begin` is where they got to, `relayed` the payload that userspace has moved. From now on the
-    /// record alone tells the stream's bytes, too.
+    /// To be called when the sockets are not needed any more. `begin`: one past the last byte that
+    /// went through the sockets. `relayed`: the payload bytes that userspace has moved. From now on
+    /// the record alone, too, has all bytes of the stream.
     pub(super) fn begin_at(&self, begin: [u32; 2], relayed: [u64; 2]) {
         for (place, begin) in self.begin.iter().flatten().zip(begin) {
             place.store(begin, Ordering::Relaxed);
@@ -295,7 +310,8 @@ impl Carried {
         );
     }
 
-    /// A look at which no packet came in between, if there is one.
+    /// Reads both flows at a moment without packets in between, if there is such a moment in a few
+    /// looks.
     fn quiet_look(&self) -> [Flow; 2] {
         const LOOKS: usize = 16;
         let look = || self.records.kernel.records().snapshot(self.index).flows;
@@ -332,7 +348,8 @@ impl Carrier for Carried {
         self.ended.get().copied().unwrap_or_else(|| self.now())
     }
 
-    /// The reaper looks at the stream, if that is all that looks after it.
+    /// Makes the reaper look at the stream. During a hand-over, the task of the stream does that
+    /// itself.
     fn end_was_asked(&self) {
         self.records.asked.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
         self.records.changed.notify_one();
@@ -344,13 +361,14 @@ fn bytes_since(begin: u32, live: &DirLive) -> u64 {
     live.bytes.saturating_add_signed(uncounted(begin, live).into())
 }
 
-/// By how many bytes the program's own count differs from those after `begin`: it does by what came during the hand-over to the
-/// sockets, but tells how often the sequence numbers have wrapped. More are to be taken off than were counted if what
-/// went by the sockets last is still to be noticed by the program.
+/// How many bytes to add to the program's count, to get the bytes after `begin`. The two differ by
+/// the bytes that went through the sockets during the hand-over, but only the program's count knows
+/// how often the sequence numbers have wrapped. The result may take off more than the program has
+/// counted: the program may still have to see the last bytes that went through the sockets.
 fn uncounted(begin: u32, live: &DirLive) -> i32 {
     let has_fin = live.bits & bits::FIN_SEEN != 0 && live.seq_end == live.fin_end;
     let modulo = live.seq_end.wrapping_sub(begin).wrapping_sub(has_fin.into());
-    // The number nearest to the program's that has these lower bits.
+    // The number with these lower 32 bits that is nearest to the program's count.
     modulo.wrapping_sub(live.bytes as u32).cast_signed()
 }
 
@@ -364,10 +382,11 @@ mod tests {
     fn bytes_are_told_by_sequence_numbers_and_wraps_by_the_count() {
         let live = |seq_end, bytes| DirLive { seq_end, bytes, ..DirLive::zeroed() };
         assert_eq!(bytes_since(1000, &live(1500, 500)), 500);
-        // The program has counted 200 that had come to the socket; or has not seen all that had.
+        // The program has counted 200 bytes that went through the socket, or has not seen all of
+        // them.
         assert_eq!(bytes_since(1000, &live(1500, 700)), 500);
         assert_eq!(bytes_since(1000, &live(900, 0)), 0);
-        // But the hundred will be counted, and must not be twice.
+        // The program will still count these 100 bytes, which must not count twice.
         assert_eq!(uncounted(1000, &live(900, 0)), -100);
         assert_eq!(bytes_since(u32::MAX - 99, &live(400, 600)), 500);
         assert_eq!(bytes_since(1000, &live(1500, 500 + (3 << 32))), 500 + (3 << 32));
@@ -379,7 +398,7 @@ mod tests {
         let mut live =
             DirLive { seq_end: 1501, fin_end: 1501, bits: bits::FIN_SEEN, bytes: 500, ..DirLive::zeroed() };
         assert_eq!(bytes_since(1000, &live), 500);
-        // It came to the socket.
+        // The FIN came to the socket.
         live.bytes = 0;
         assert_eq!(bytes_since(1501, &live), 0);
     }

@@ -1,4 +1,4 @@
-//! The one task that looks after all streams without sockets.
+//! The reaper: one task that looks after all streams without sockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::owned_record::RecordPool;
 use super::table::Table;
 
-/// How often it is seen to what no event tells, or a lost one would have, and the kernel is told that somebody does.
+/// How often the reaper looks for changes without an event or with a lost event, and sends the
+/// heartbeat.
 const SWEEP: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(
@@ -27,7 +28,7 @@ pub(super) async fn run(
         let mut told = Vec::new();
         tokio::select! {
             read = events.read(|event| told.push(event)), if events_work => if let Err(error) = read {
-                tracing::error!(%error, "cannot read the packet splice's events; its ends are noticed later");
+                tracing::error!(%error, "cannot read the packet splice's events; ends of streams are noticed later");
                 events_work = false;
             },
             _ = sweeps.tick() => {
@@ -40,7 +41,7 @@ pub(super) async fn run(
             }
             () = records.changed.notified() => {}
         }
-        // A first FIN changes nothing yet.
+        // A FIN alone needs no step.
         for event in told.into_iter().filter(|event| event.kind != event::FIN) {
             table.examine(event.flow.record(), event.generation);
         }

@@ -1,4 +1,5 @@
-//! A session that userspace relays until it is handed over, and may have back.
+//! A session that userspace relays until the hand-over. Until the switch, the session can be given
+//! back to the relay.
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ impl From<Session> for Relayed {
             held: [to_upstream, to_downstream],
             fin: [Fin::NotSeen; 2],
             unread: [true; 2],
-            // Nobody asks before they are known.
+            // Without meaning until `Approach::begin` sets them.
             read_end: [0; 2],
             write_end: [0; 2],
         };
@@ -37,7 +38,7 @@ impl From<Session> for Relayed {
 }
 
 impl From<Relayed> for Session {
-    /// A FIN that was read can be read again.
+    /// A FIN that was read is not lost: the relay reads it again.
     fn from(relayed: Relayed) -> Self {
         let Relayed { lanes, source, guard, idle_timeout } = relayed;
         let Lanes { sockets: [downstream, upstream], held: [to_upstream, to_downstream], .. } = lanes;
@@ -46,8 +47,8 @@ impl From<Relayed> for Session {
 }
 
 impl Relayed {
-    /// Relays for some time, or until a peer has finished, or until it is `enough`. FINs are not passed on. `None`: a
-    /// connection broke, and the stream is over.
+    /// Relays for `time`, or until a peer has finished, or until `enough` returns true. FINs are
+    /// not passed on. `None`: a connection broke, and the stream is over.
     pub(super) async fn relay(mut self, time: Duration, enough: impl Fn(&Self) -> bool) -> Option<Self> {
         let until = Instant::now() + time;
         let relayed = timeout_at(until, async {
@@ -74,7 +75,7 @@ impl Relayed {
         self.lanes.fin != [Fin::NotSeen; 2]
     }
 
-    /// Ends the stream, one of whose connections broke.
+    /// Ends the stream after one of its connections broke.
     pub(super) fn break_off(self, error: &Broken) {
         let error: &dyn std::error::Error = error;
         tracing::debug!(stream = self.guard.stream().id, error, "stream broke before its hand-over");

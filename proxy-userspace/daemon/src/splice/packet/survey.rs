@@ -1,4 +1,5 @@
-//! Asks the kernel what [`decide`](super::decide) wants to know of a host and of a stream's two connections.
+//! Asks the kernel for the facts that [`decide`](super::decide) needs: about the host, and about
+//! the two connections of a stream.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use tokio::net::TcpStream;
 
 use super::decide::{Host, Leg};
 
-/// Settings of the host change, and are not worth asking for each stream.
+/// The settings of the host are read again after this time. They may change, but reading them for
+/// each stream costs too much.
 const HOST_AGE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -33,7 +35,7 @@ impl Survey {
         })
     }
 
-    /// What holds for the host, or did a moment ago.
+    /// The settings of the host, at most [`HOST_AGE`] old.
     pub(super) fn host(&self) -> Host {
         let mut known = self.host.lock().unwrap_or_else(PoisonError::into_inner);
         if known.0.elapsed() > HOST_AGE {

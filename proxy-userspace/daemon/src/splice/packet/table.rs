@@ -12,13 +12,14 @@ use crate::streams::End;
 use crate::streams::StreamGuard;
 use crate::streams::ports::Lease;
 
-/// Places that are looked at under one lock.
+/// How many places a sweep looks at under one lock.
 const BATCH: usize = 1024;
 
 /// What userspace keeps of a stream.
 #[derive(Debug)]
 pub(super) struct SplicedStream {
-    /// Dropped before the port is given back, so that no packet of the port's next connection meets it.
+    /// Dropped before the source port is given back, so that no packet of the port's next
+    /// connection finds the record.
     record: OwnedRecord,
     /// `None` once the stream has ended.
     open: Option<Open>,
@@ -50,7 +51,7 @@ impl SplicedStream {
         Self { record, open, life: Life::new(), _source: source }
     }
 
-    /// A stream of an earlier process; without `open` it is over.
+    /// A stream of an earlier process. Without `open`, the stream is over.
     pub(super) fn adopted(
         record: OwnedRecord,
         open: Option<(StreamGuard, Arc<Carried>)>,
@@ -62,7 +63,7 @@ impl SplicedStream {
         Self { record, open, life, _source: source }
     }
 
-    /// Takes what steps there are to be taken. What goes slowly is left for after the lock.
+    /// Takes all steps that are due. Slow work goes to `later`, to be done without the lock.
     fn look(&mut self, now_ns: u64, limits: &Limits, later: &mut Later) -> Keep {
         let asked = self.open.as_ref().and_then(|open| open.guard.stream().asked_end());
         let look = Look::from(&self.record.snapshot()).asked(asked);
@@ -84,14 +85,14 @@ impl SplicedStream {
         }
     }
 
-    /// Leaves it to another process, which has its record.
+    /// Leaves the stream to another process, which has its record.
     fn leave(mut self) {
         if let Some(open) = self.open.take() {
             open.guard.left();
         }
     }
 
-    /// Ends it, unless it has ended, with a RST to both peers.
+    /// Ends the stream with a RST to both peers, unless the stream has ended.
     fn abort(mut self) {
         if let Some(open) = self.open.take() {
             self.record.abort();
@@ -101,12 +102,12 @@ impl SplicedStream {
 }
 
 enum Keep {
-    /// It has to be looked at again then, or when there is an event.
+    /// The stream has to be looked at again at this time, or when an event comes.
     Until(u64),
     No,
 }
 
-/// What is finished when the table is unlocked: log lines, metrics, system calls.
+/// Work for which the table is not locked: log lines, metrics, system calls.
 #[derive(Default)]
 struct Later {
     ended: Vec<(Open, End)>,
@@ -119,7 +120,7 @@ impl Drop for Later {
     }
 }
 
-/// All streams.
+/// All streams that only the kernel carries.
 #[derive(Debug)]
 pub(super) struct Table {
     streams: Mutex<Places>,
@@ -127,18 +128,18 @@ pub(super) struct Table {
     limits: Limits,
 }
 
-/// By index of the record.
+/// The streams, by index of the record.
 #[derive(Debug, Default)]
 struct Places {
     places: Vec<Place>,
     count: usize,
-    /// No stream is taken over any more.
+    /// The table takes no more streams.
     are_closed: bool,
-    /// How many events were lost until the last sweep.
+    /// How many events were lost before the last sweep.
     lost_events: u64,
 }
 
-/// Small, since a sweep goes over all of them.
+/// Small, since a sweep looks at all places.
 #[derive(Debug, Default)]
 struct Place {
     look_at_ns: u64,
@@ -180,7 +181,7 @@ impl Table {
     }
 
     fn lock(&self) -> MutexGuard<'_, Places> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -188,7 +189,7 @@ impl Table {
         self.lock().count == 0
     }
 
-    /// Takes a stream over. Its events may have come already. With `ended`, it only lingers.
+    /// Adds a stream, whose events may have come already. With `ended`, the stream only lingers.
     pub(super) fn insert(&self, mut stream: SplicedStream, ended: Option<End>) {
         if let Some((open, end)) = stream.open.take_if(|_| ended.is_some()).zip(ended) {
             open.end(end);
@@ -205,7 +206,7 @@ impl Table {
         self.records.changed.notify_one();
     }
 
-    /// Looks at one stream, if it is still the one that is meant.
+    /// Looks at the stream of a record, if the record still has this generation.
     pub(super) fn examine(&self, record: u32, generation: u32) {
         let mut later = Later::default();
         let mut streams = self.lock();
@@ -217,7 +218,7 @@ impl Table {
         drop(streams);
     }
 
-    /// Looks at the streams of these records, whichever they are by now.
+    /// Looks at the streams that these records have now.
     pub(super) fn examine_records(&self, records: &[u32]) {
         let mut later = Later::default();
         let now_ns = clock::monotonic_ns();
@@ -229,7 +230,8 @@ impl Table {
         }
     }
 
-    /// Looks at all streams whose time has come; at every one if an event was lost, or may have been.
+    /// Looks at all streams whose time has come, or at every stream if an event was lost or may
+    /// have been lost.
     pub(super) async fn sweep(&self, events_work: bool) {
         let all = self.has_lost_events() || !events_work;
         let mut from = 0;
@@ -239,7 +241,7 @@ impl Table {
         }
     }
 
-    /// Whether there are such since the last time.
+    /// Whether events were lost since the last call.
     fn has_lost_events(&self) -> bool {
         match self.records.kernel.stat(Stat::EventLost) {
             Ok(lost) => mem::replace(&mut self.lock().lost_events, lost) != lost,
@@ -250,7 +252,8 @@ impl Table {
         }
     }
 
-    /// Returns whether there are more places after the batch that begins at `from`.
+    /// Looks at the batch of places that begins at `from`. Returns whether there are places after
+    /// it.
     fn sweep_batch(&self, from: usize, all: bool) -> bool {
         let mut later = Later::default();
         let now_ns = clock::monotonic_ns();
@@ -265,24 +268,26 @@ impl Table {
         from + BATCH < len
     }
 
-    /// Ends all streams, with a RST to both peers of each, and those that come later.
+    /// Ends all streams with a RST to both peers of each. Streams that are inserted later are
+    /// ended, too.
     pub(super) fn end_all(&self) {
         self.close().for_each(|stream| stream.abort());
     }
 
-    /// Leaves the streams to the kernel, and returns how many live; those that come later are ended.
+    /// Leaves the streams to the kernel, and returns how many live. Streams that are inserted later
+    /// are ended.
     pub(super) fn leave_all(&self) -> usize {
         let streams: Vec<_> = self.close().collect();
         let living = streams.iter().filter(|stream| stream.open.is_some()).count();
         if living > 0 {
-            // To drop a stream is to take its keys out.
+            // Dropping a stream would remove its keys.
             streams.into_iter().for_each(mem::forget);
         }
         living
     }
 
-    /// Leaves all streams, and those that come later, to the process that the maps were given to.
-    /// Returns how many live.
+    /// Leaves all streams, also those that are inserted later, to the process that the maps were
+    /// given to. Returns how many live.
     pub(super) fn give_away(&self) -> usize {
         let streams: Vec<_> = self.close().collect();
         let living = streams.iter().filter(|stream| stream.open.is_some()).count();

@@ -1,13 +1,14 @@
-//! Peers whose packets the programs could not carry. A stream ended by that; the next ones are relayed.
+//! Peers that have sent a packet that the programs could not carry. That packet ended a stream; the
+//! next streams of the peer are relayed.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A peer is tried again after this time: its network may have changed.
+/// After this time, streams of the peer are spliced again: its network may have changed.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
-/// More peers are not remembered: each of them loses one more stream.
+/// At most this many peers are remembered. Each further peer can lose one more stream.
 const MOST: usize = 4096;
 
 #[derive(Debug, Default)]
@@ -15,7 +16,7 @@ pub(super) struct Unfit(Mutex<HashMap<IpAddr, Instant>>);
 
 impl Unfit {
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Instant>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -59,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_again_when_the_first_are_forgotten() {
+    fn there_is_room_again_when_the_first_peers_are_forgotten() {
         let (unfit, now) = (Unfit::default(), Instant::now());
         let peer = |number: usize| IpAddr::from(Ipv4Addr::from(number as u32));
         (0..=MOST).for_each(|number| unfit.note_at(peer(number), now));

@@ -1,7 +1,7 @@
-//! The relay: userspace carries the bytes. It copies messages through a buffer that all streams of
-//! a thread share, so that an idle stream holds none, and moves bulk through a pipe with
-//! `splice(2)`. It knows two sockets and their [`Session`], and nothing of other paths, which use
-//! [`pump`] for single directions.
+//! The relay: userspace carries the bytes. The relay copies messages through a buffer that all
+//! streams of a thread share, so an idle stream holds no buffer. It moves bulk through a pipe with
+//! `splice(2)`. The relay knows a [`Session`] and its two sockets, but no other path. Other paths
+//! use [`pump`] for a single direction.
 
 use std::cell::RefCell;
 use std::io;
@@ -20,29 +20,29 @@ use super::Session;
 use super::pipe::{Pipe, Pipes};
 use crate::streams::End;
 
-/// Bytes that one read takes at most. Also bounds what a stream whose reader stalls keeps in
-/// userspace (in each direction): the part of one read that could not be written.
+/// One read takes at most this many bytes. So this also bounds what a direction with a stalled
+/// reader keeps in userspace: the part of one read that could not be written.
 pub(super) const SCRATCH_BYTES: usize = 64 * 1024;
 
-/// A direction is bulk after this many large reads in a row ...
+/// A direction becomes bulk after this many large reads in a row.
 const BULK_AFTER: u32 = 8;
-/// ... a large read being one of at least this many bytes: the sender is ahead of us.
+/// A large read has at least this many bytes: the sender is ahead of the relay.
 const LARGE_READ: usize = SCRATCH_BYTES / 2;
 
-/// A bulk direction is back to messages after this many small fills of its pipe in a row ...
+/// A bulk direction becomes one of messages after this many small fills of its pipe in a row ...
 const CALM_AFTER: u32 = 8;
-/// ... of less than this many bytes ...
+/// ... (a small fill has less than this many bytes) ...
 const SMALL_FILL: usize = 16 * 1024;
-/// ... or after silence for this long, with its pipe empty.
+/// ... or when its sender is silent for this long.
 const PIPE_LINGER: Duration = Duration::from_millis(100);
 
 thread_local! {
-    /// Borrowed for one read and the write that follows it, never over an await.
+    /// Borrowed for one read and the write after that read, never across an await.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice());
 }
 
-/// A direction cannot go on: the side that was read or written is gone, by RST, keepalive or
-/// retransmission timeout.
+/// A direction cannot go on: a RST, a keepalive timeout or a retransmission timeout has ended the
+/// connection that was read or written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
     #[error("cannot read")]
@@ -57,7 +57,7 @@ pub(super) async fn run(mut session: Session, pipes: &Pipes) {
     let last_moved = Activity::new();
     let (downstream, upstream, stream) = (&session.downstream, &session.upstream, session.guard.stream());
     for socket in [downstream, upstream] {
-        // What is written before the end is to arrive.
+        // Bytes that are written before the end must arrive.
         finish_on_close(socket);
     }
     let mut was_asked = false;
@@ -73,8 +73,8 @@ pub(super) async fn run(mut session: Session, pipes: &Pipes) {
             }),
         )
     };
-    // A side that resets must be noticed also while nobody reads or writes it, because its
-    // direction waits for the other side or is finished.
+    // A reset must be noticed also on a side that is neither read nor written: the direction from
+    // that side may wait for the other side, or be finished.
     let end = tokio::select! {
         biased;
         ended = both => match ended {
@@ -97,12 +97,13 @@ pub(super) async fn run(mut session: Session, pipes: &Pipes) {
         reset_on_close(downstream);
         reset_on_close(upstream);
     }
-    // The row of the stream goes last, so that a stream which is not listed holds nothing.
+    // The row of the stream goes last, so a stream that is not listed holds nothing.
     drop((session.downstream, session.upstream));
     session.guard.ended(end);
 }
 
-/// One direction of a stream: what was already read, then all until the FIN, then the FIN.
+/// Moves one direction of a stream: the bytes that were already read, then all bytes up to the FIN,
+/// then the FIN.
 async fn direction(
     from: &TcpStream,
     to: &TcpStream,
@@ -111,20 +112,21 @@ async fn direction(
     moved: impl Fn(u64),
 ) -> Result<(), Broken> {
     write_all(to, surplus, &moved).await?;
-    // It may share the memory of a whole read buffer.
+    // The surplus may keep the memory of a whole read buffer alive.
     *surplus = Bytes::new();
     pump(from, to, Some(pipes), moved).await?;
     socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write).map_err(Broken::To)
 }
 
-/// Moves bytes from `from` to `to`, in order, until `from`'s FIN; then all of them have been
-/// written. Shuts nothing down. `moved` is told each number of bytes written.
+/// Moves bytes from `from` to `to`, in order, until `from`'s FIN. Returns when all bytes before the
+/// FIN are written, and shuts nothing down. `moved` is called with the number of bytes after each
+/// write.
 ///
-/// With `pipes`, bulk goes through `splice(2)`. That must not be allowed for a socket that is, or
-/// was, in a sockmap: `splice(2)` does not see what the kernel has queued there.
+/// With `pipes`, bulk goes through `splice(2)`. Pass no pipes for a socket that is, or was, in a
+/// sockmap: `splice(2)` does not see the bytes that the kernel has queued there.
 ///
-/// While `to` does not take more, `from` is not read: at most [`SCRATCH_BYTES`], or one pipe, are
-/// held. Dropping the future loses what it holds.
+/// While `to` takes no more bytes, `from` is not read: at most [`SCRATCH_BYTES`], or one full pipe,
+/// are held. Dropping the future loses the held bytes.
 pub(super) async fn pump(
     from: &TcpStream,
     to: &TcpStream,
@@ -132,7 +134,7 @@ pub(super) async fn pump(
     moved: impl Fn(u64),
 ) -> Result<(), Broken> {
     let mut large_reads = 0;
-    // Whoever has read the socket before may have left something that its readiness does not tell of.
+    // An earlier reader of the socket may have left bytes that its readiness does not announce.
     let mut unread = true;
     loop {
         if !unread {
@@ -150,7 +152,7 @@ pub(super) async fn pump(
         }
         if large_reads >= BULK_AFTER {
             large_reads = 0;
-            // Boxed, so that streams which never get here do not carry its state.
+            // Boxed, so that streams without bulk do not keep room for this future.
             if let Some(pipe) = pipes.and_then(Pipes::take) {
                 Box::pin(pump_bulk(from, to, pipe, &moved)).await?;
                 unread = true;
@@ -159,7 +161,7 @@ pub(super) async fn pump(
     }
 }
 
-/// What one turn of copying did.
+/// The outcome of one turn of copying.
 enum Copied {
     Nothing,
     Fin,
@@ -173,7 +175,7 @@ enum Copied {
     },
 }
 
-/// Reads once and writes it at once, as far as `to` takes it.
+/// Reads once, and writes as many of the bytes as `to` takes at once.
 fn copy_once(
     from: &TcpStream,
     to: &TcpStream,
@@ -203,12 +205,12 @@ fn copy_once(
     })
 }
 
-/// Lends the buffer that all streams of the thread share.
+/// Lends `work` the buffer that all streams of the thread share.
 pub(super) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with_borrow_mut(|scratch| work(scratch))
 }
 
-/// Writes all of `bytes`, waiting as long as it takes.
+/// Writes all of `bytes`, and waits for `to` without a time limit.
 pub(super) async fn write_all(to: &TcpStream, mut bytes: &[u8], moved: impl Fn(u64)) -> Result<(), Broken> {
     while !bytes.is_empty() {
         to.writable().await.map_err(Broken::To)?;
@@ -224,9 +226,10 @@ pub(super) async fn write_all(to: &TcpStream, mut bytes: &[u8], moved: impl Fn(u
     Ok(())
 }
 
-/// Like [`pump`], by `splice(2)`, until the direction is not bulk any more; the pipe is empty then, and the socket is to
-/// be read. Whether the pipe is empty says which side to wait for: an empty one is only ever filled, and any other only
-/// ever drained, so the two cannot wait for each other.
+/// Like [`pump`], but with `splice(2)`, and only until the direction is not bulk any more. Then the
+/// pipe is empty, and the caller has to read the socket. The pipe decides which side to wait for:
+/// an empty pipe is only filled, any other pipe is only drained. So a fill and a drain cannot wait
+/// for each other.
 async fn pump_bulk(
     from: &TcpStream,
     to: &TcpStream,
@@ -241,7 +244,8 @@ async fn pump_bulk(
         }
         coop::consume_budget().await;
         match pipe.fill(from) {
-            // The FIN, or an urgent byte, which `splice(2)` does not pass, and a FIN after that: a read tells.
+            // Either the FIN, or an urgent byte, which `splice(2)` does not pass, with a FIN after
+            // the urgent byte. A read tells which.
             Ok(0) => break,
             Ok(filled) => small_fills = if filled < SMALL_FILL { small_fills + 1 } else { 0 },
             Err(error) if would_block(&error) => continue,
@@ -258,12 +262,12 @@ async fn pump_bulk(
     Ok(())
 }
 
-/// Reads what is there. A read that does not fill `buffer` has emptied the socket as a rule, so its readiness
-/// is forgotten: epoll is edge-triggered and tells of whatever comes after the read. That saves a
-/// second read, only to be told EAGAIN, for each message.
+/// Reads what the socket has. A read that does not fill `buffer` has normally emptied the socket,
+/// so the readiness of the socket is cleared: epoll is edge-triggered and reports bytes that come
+/// after the read. That saves a second read for each message, which would only return EAGAIN.
 ///
-/// `unread`: there may be something that readiness does not tell of, and the next read asks the socket itself. So it is
-/// after a read that stopped at an [urgent byte](receive).
+/// `unread`: the socket may have bytes that its readiness does not announce. Then the next read
+/// asks the socket itself. A read that stopped at an [urgent byte](receive) sets `unread`.
 pub(super) fn try_read(from: &TcpStream, buffer: &mut [u8], unread: &mut bool) -> io::Result<usize> {
     if std::mem::take(unread) {
         let got = receive::receive(from, buffer)?;
@@ -282,7 +286,8 @@ pub(super) fn try_read(from: &TcpStream, buffer: &mut [u8], unread: &mut bool) -
     Ok(got.bytes)
 }
 
-/// Writes what `to` takes, which is at least one byte; forgets readiness as [`try_read`] does.
+/// Writes as many bytes as `to` takes, at least one, and returns their number. Clears readiness as
+/// [`try_read`] does.
 pub(super) fn try_write(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     let mut written = 0;
     let result = to.try_io(Interest::WRITABLE, || {
@@ -310,7 +315,7 @@ impl Activity {
     }
 
     fn now(&self) {
-        // Half a million years fit.
+        // A `u64` holds half a million years.
         self.last.store(self.since.elapsed().as_micros() as u64, Ordering::Relaxed);
     }
 

@@ -16,10 +16,10 @@ use crate::streams::{StreamInfo, Streams};
 use crate::telemetry::Metrics;
 
 const MIB: usize = 1 << 20;
-/// Far above anything that passes; a test that gets there hangs.
+/// Far longer than any wait of a passing test. A test that waits this long hangs.
 const HANG: Duration = Duration::from_secs(60);
 
-/// A session being relayed, and both its peers.
+/// A session that is being relayed, and both its peers.
 struct Rig {
     client: TcpStream,
     backend: TcpStream,
@@ -63,7 +63,8 @@ impl Rig {
         Self { client, backend, relay, pipes, streams, metrics }
     }
 
-    /// Waits until the relay is done, and tells how the stream was counted.
+    /// Waits until the relay is done. Returns the end and the bytes that were counted for the
+    /// stream.
     async fn end(self) -> (End, [u64; 2]) {
         timeout(HANG, self.relay).await.expect("the relay ends").unwrap();
         assert!(self.streams.is_empty());
@@ -89,7 +90,7 @@ async fn connected() -> (TcpStream, TcpStream) {
     (near.unwrap(), far)
 }
 
-/// Bytes that depend on their position, so that a loss, a repetition or a swap shows.
+/// Bytes that depend on their position, so a lost, repeated or swapped byte is noticed.
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     SmallRng::seed_from_u64(seed).fill(&mut bytes[..]);
@@ -102,19 +103,19 @@ async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     bytes
 }
 
-/// Reads until the stream breaks; a FIN is not that.
+/// Reads until the connection is reset; a FIN makes the test fail.
 async fn expect_reset(stream: &mut TcpStream) {
     let mut bytes = Vec::new();
     let error = timeout(HANG, stream.read_to_end(&mut bytes)).await.expect("the reset arrives").unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }
 
-/// Waits for a reset without reading: the stall goes on.
+/// Waits for a reset without reading, so the stall goes on.
 async fn expect_error(stream: &TcpStream) {
     timeout(HANG, stream.ready(Interest::ERROR)).await.expect("the reset arrives").unwrap();
 }
 
-/// Writes until nothing has moved for half a second; tells how many bytes went out.
+/// Writes until nothing has moved for half a second; returns how many bytes were written.
 async fn write_until_stalled(stream: &mut TcpStream) -> usize {
     let chunk = [7; 64 * 1024];
     let mut sent = 0;
@@ -152,18 +153,19 @@ async fn backend_half_closes_first() {
 #[tokio::test]
 async fn surplus_goes_first() {
     let mut rig =
-        Rig::start(Options { to_upstream: b"early", to_downstream: b"behind the 101", ..Options::default() })
+        Rig::start(Options { to_upstream: b"early", to_downstream: b"after the 101", ..Options::default() })
             .await;
     rig.client.write_all(b", late").await.unwrap();
     rig.backend.write_all(b", later").await.unwrap();
     rig.client.shutdown().await.unwrap();
     rig.backend.shutdown().await.unwrap();
     assert_eq!(read_to_end(&mut rig.backend).await, b"early, late");
-    assert_eq!(read_to_end(&mut rig.client).await, b"behind the 101, later");
-    assert_eq!(rig.end().await, (End::Finished, [11, 21]));
+    assert_eq!(read_to_end(&mut rig.client).await, b"after the 101, later");
+    assert_eq!(rig.end().await, (End::Finished, [11, 20]));
 }
 
-/// Nothing comes after the urgent byte that could wake the relay; in bulk, `splice(2)` cannot pass it.
+/// After the last bytes nothing arrives that could wake the relay. In bulk, `splice(2)` cannot pass
+/// the urgent byte.
 #[tokio::test]
 async fn what_an_urgent_byte_holds_back_is_relayed() {
     for bulk in [0, 4 * MIB] {
@@ -181,7 +183,7 @@ async fn what_an_urgent_byte_holds_back_is_relayed() {
         };
         let mut got = vec![0; sent.len() + 4];
         let both = timeout(HANG, async { tokio::join!(backend.read_exact(&mut got), writes) }).await;
-        both.expect("all of it arrives").0.unwrap();
+        both.expect("all bytes arrive").0.unwrap();
         assert_eq!(got, [&sent[..], b"Xdef"].concat());
     }
 }
@@ -198,8 +200,8 @@ async fn reset_reaches_a_silent_peer() {
     }
 }
 
-/// The relay waits for one side to take bytes, and the other side has nothing more to be told: so
-/// nobody reads or writes the side that resets.
+/// The relay waits until one side takes bytes, and has nothing to write to the other side. So the
+/// relay neither reads nor writes the side that resets.
 #[tokio::test]
 async fn reset_is_seen_while_the_other_side_is_stalled() {
     for (from_client, pipes) in [(true, 0), (false, 0), (true, 2), (false, 2)] {
@@ -212,27 +214,27 @@ async fn reset_is_seen_while_the_other_side_is_stalled() {
         assert_eq!(read_to_end(sender).await, b"");
         write_until_stalled(sender).await;
         sender.set_zero_linger().unwrap();
-        // Replaces the sender by an unrelated socket, which drops it.
+        // This drops the sender: an unrelated socket takes its place.
         *sender = connected().await.0;
         expect_error(reader).await;
         assert_eq!(rig.end().await.0, End::Reset);
     }
 }
 
-/// The reader resets: the sender must learn it, full as its socket is.
+/// The reader resets. The sender must learn of the reset although its socket is full.
 #[tokio::test]
 async fn reset_by_a_stalled_reader() {
     for pipes in [0, 2] {
         let mut rig = Rig::start(Options { pipes, ..Options::default() }).await;
         write_until_stalled(&mut rig.client).await;
-        // Closing with unread bytes resets, without SO_LINGER.
+        // Closing a socket with unread bytes resets the connection, also without SO_LINGER.
         rig.backend = connected().await.0;
         expect_reset(&mut rig.client).await;
         assert_eq!(rig.end().await.0, End::Reset);
     }
 }
 
-/// After a FIN nobody reads that side any more.
+/// After its FIN the relay does not read that side any more.
 #[tokio::test]
 async fn reset_after_half_close() {
     let mut rig = Rig::start(Options::default()).await;
@@ -265,7 +267,7 @@ async fn idle_timeout_counts_from_the_last_byte() {
     let start = Instant::now();
     for round in 0..4 {
         sleep(limit / 2).await;
-        // Either direction counts.
+        // A byte in either direction counts.
         let (writer, reader) = match round % 2 {
             0 => (&mut rig.client, &mut rig.backend),
             _ => (&mut rig.backend, &mut rig.client),
@@ -285,7 +287,8 @@ fn largest_buffer(setting: &str) -> usize {
     text.split_whitespace().next_back().unwrap().parse().unwrap()
 }
 
-/// A stalled reader holds back the sender; what is in between is bounded, and arrives in the end.
+/// A stalled reader holds back the sender. The bytes on their way are bounded, and arrive in the
+/// end.
 #[tokio::test]
 async fn stalled_reader_holds_back_the_sender() {
     // Two connections, each with a buffer for sending and one for receiving.
@@ -293,7 +296,7 @@ async fn stalled_reader_holds_back_the_sender() {
     for (pipes, in_relay) in [(0, SCRATCH_BYTES), (2, MIB)] {
         let mut rig = Rig::start(Options { pipes, ..Options::default() }).await;
         let sent = write_until_stalled(&mut rig.client).await;
-        assert!(sent < sockets + in_relay, "{sent} bytes went nowhere");
+        assert!(sent < sockets + in_relay, "{sent} bytes are more than all buffers hold");
         rig.client.shutdown().await.unwrap();
         assert_eq!(read_to_end(&mut rig.backend).await.len(), sent);
         rig.backend.shutdown().await.unwrap();
@@ -326,7 +329,7 @@ async fn bulk_takes_pipes_and_gives_them_back() {
     assert!(up == sent && down == sent);
     assert_eq!(fewest_left, 0, "both directions were spliced");
 
-    // Silence gives the pipes back, and messages work as before.
+    // After silence the pipes are given back, and messages work as before.
     timeout(HANG, async {
         while rig.pipes.left() < 2 {
             sleep(PIPE_LINGER / 4).await;
@@ -367,7 +370,7 @@ async fn messages_after_bulk_give_the_pipe_back() {
     timeout(HANG, rig.relay).await.expect("the relay ends").unwrap();
 }
 
-/// One stream of [`streams_of_random_shape_arrive_whole`]: what both peers do.
+/// Both peers of one stream of [`streams_of_random_shape_arrive_whole`].
 async fn random_stream(seed: u64, pipes: usize) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut rig = Rig::start(Options { pipes, ..Options::default() }).await;
@@ -432,7 +435,7 @@ async fn streams_of_random_shape_arrive_whole() {
     }
 }
 
-/// What an idle stream costs in userspace, its two sockets' registrations aside.
+/// The memory of an idle stream in userspace, without the registrations of its two sockets.
 #[tokio::test]
 async fn idle_stream_is_small() {
     let (_client, downstream) = connected().await;

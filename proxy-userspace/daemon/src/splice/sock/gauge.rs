@@ -1,4 +1,4 @@
-//! `steer_sock_map_entries`: what the kernel's maps really hold, counted when somebody asks.
+//! `steer_sock_map_entries`: the entries in the kernel's maps, counted at each scrape.
 
 use std::sync::Arc;
 

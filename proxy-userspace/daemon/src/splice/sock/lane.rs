@@ -1,14 +1,15 @@
-//! One direction of a spliced session: how it is switched to the kernel, how its reader's falling
-//! behind takes it back, and when its end may be passed on.
+//! One direction of a spliced session: how the direction is switched to the kernel, how it is taken
+//! back when its reader lags, and when its FIN may be passed on.
 //!
-//! Why the switch loses and doubles nothing: userspace reads until nothing is there, and in whole
-//! segments; only then the socket gets its verdict program, and a kick makes that look at what has
-//! come in between. After that userspace does not read from the socket again.
+//! Why the switch neither loses nor doubles bytes: userspace reads whole segments until the socket
+//! is empty. Only then does the socket get its verdict program. A kick makes the program look at
+//! the segments that arrived in between. After that, userspace does not read from the socket again.
 //!
-//! Why taking back loses nothing: see [`steer_kernel::tcp::hold`]. It always concerns both directions. A
-//! socket has *one* queue, for what is redirected to it and for what the gate leaves to it, in
-//! order of arrival: were one direction left in the kernel, its gate would one day put segments
-//! after those of the stalled one, where they neither move nor count as received.
+//! Why taking back loses nothing: see [`steer_kernel::tcp::hold`]. Both directions are always taken
+//! back together, since a socket has *one* queue. The queue holds, in order of arrival, the
+//! segments that are redirected to the socket and those that the gate leaves to the socket. If one
+//! direction stayed in the kernel, its gate would one day put segments after those of the stalled
+//! direction. There the segments would neither move nor count as received.
 
 use std::io;
 use std::net::Shutdown;
@@ -30,36 +31,36 @@ use super::Shared;
 use super::watch::{GATE, HANG_UP, Signal, TAKE_BACK, WARN, Watch};
 use crate::streams::Stream;
 
-/// Payload bytes that a flow may move without userspace looking at its reader: the most that the
-/// kernel ever holds for it besides the sockets' own buffers. It takes a userspace that gets no CPU
-/// to come to that, and it should: bytes that meet a shut gate can get stuck (see above) until the
-/// other direction's reader moves.
+/// A flow may move this many payload bytes before userspace has looked at its reader. So the kernel
+/// holds at most this many bytes for the flow besides the sockets' own buffers. The credit is so
+/// large that a flow uses it up only if userspace gets no CPU: bytes that meet a shut gate can get
+/// stuck (see above) until the reader of the other direction moves.
 const CREDIT: u64 = 32 << 20;
-/// Userspace looks each time after this many.
+/// Userspace looks at the reader each time after this many bytes.
 const LOOK_AFTER: u64 = 512 << 10;
-/// A reader lags if more than this many bytes wait for room in its socket ...
+/// A reader lags if more than this many bytes wait for room in its socket, ...
 const LAGGING: u64 = 256 << 10;
-/// ... and still do after this long, or after this many more bytes.
+/// ... and still wait after this time, or after this many more bytes.
 const CATCH_UP: Duration = Duration::from_millis(8);
 const CATCH_UP_BYTES: u64 = 1 << 20;
 
-/// A sender who is still ahead of userspace after this many bytes is relayed.
+/// If userspace has read this many bytes and the socket is still not empty, the lane is relayed.
 const MAX_DRAIN: usize = 4 << 20;
 
-/// The send queue of a reader is empty, bytes for it are missing, and it stays so for this long:
-/// the kernel has lost them. It happens within microseconds as long as the kernel works.
+/// If the send queue of a socket stays empty for this long although redirected bytes are missing
+/// from it, the kernel has lost the bytes. A working kernel needs microseconds to move them.
 const LOST_AFTER: Duration = Duration::from_secs(5);
 
-/// One of a session's two sockets. Resets its connection when dropped, unless it was
-/// [closed in order](Self::close_in_order).
+/// One of the two sockets of a session. Dropping the socket resets its connection, unless
+/// [`close_in_order`](Self::close_in_order) was called.
 pub(super) struct Socket<'a> {
     pub(super) stream: std::net::TcpStream,
     pub(super) signal: Arc<Signal>,
     watch: &'a Watch,
     cookie: u64,
-    /// Bytes that were read from it before it was enrolled.
+    /// Bytes that were read from the socket before it was enrolled.
     read: u64,
-    /// It was shut down for writing.
+    /// The socket was shut down for writing.
     shut: AtomicBool,
 }
 
@@ -71,19 +72,21 @@ impl<'a> Socket<'a> {
         read: u64,
     ) -> io::Result<Self> {
         let signal = watch.add(cookie, &stream)?;
-        // From here on every way out, a dropped future included, may lose what the kernel holds.
+        // From here on every exit, also a dropped future, may lose bytes that the kernel holds.
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-        // The kernel sends each segment by itself; Nagle would make it wait for the one before.
+        // The kernel redirects each segment by itself. With Nagle's algorithm, a segment would wait
+        // for the acknowledgement of the one before.
         stream.set_nodelay(true)?;
         Ok(Self { stream, signal, watch, cookie, read, shut: AtomicBool::new(false) })
     }
 
-    /// What is in its send queue is still sent, and then the FIN.
+    /// On close, the socket still sends the bytes of its send queue, and then a FIN.
     pub(super) fn close_in_order(&self) {
         socket::finish_on_close(&self.stream);
     }
 
-    /// For what userspace has to do; in tokio's reactor as long as the value lives.
+    /// The socket for reads and writes by userspace. The socket is in tokio's reactor as long as
+    /// the returned value lives.
     fn in_tokio(&self) -> io::Result<tokio::net::TcpStream> {
         tokio::net::TcpStream::from_std(self.stream.try_clone()?)
     }
@@ -95,12 +98,12 @@ impl Drop for Socket<'_> {
     }
 }
 
-/// Where a lane was switched to the kernel.
+/// The byte counts at the moment when a lane was switched to the kernel.
 #[derive(Debug, Clone, Copy)]
 struct Base {
     /// Bytes that userspace had read from the source.
     read: u64,
-    /// Bytes that the target had been given.
+    /// Bytes that were put into the target's send queue.
     queued: u64,
 }
 
@@ -108,7 +111,7 @@ pub(super) struct Lane<'a> {
     session: &'a Shared<'a>,
     from: &'a Socket<'a>,
     to: &'a Socket<'a>,
-    /// Counts bytes that userspace has moved.
+    /// Adds bytes that userspace has moved to the counts of the stream.
     add: fn(&Stream, u64),
     base: OnceLock<Base>,
 }
@@ -123,11 +126,11 @@ impl<'a> Lane<'a> {
         Self { session, from, to, add, base: OnceLock::new() }
     }
 
-    /// Moves all there is, from the surplus to the FIN.
+    /// Moves the surplus, then all bytes up to the FIN, then the FIN.
     pub(super) async fn run(&self, surplus: Bytes) -> Result<(), Broken> {
         let (start, early) = (self.to_queued()?, surplus.len() as u64);
         self.send(&surplus).await?;
-        // It may share the memory of a whole read buffer.
+        // The surplus may keep the memory of a whole read buffer alive.
         drop(surplus);
         match self.switch().await? {
             Ok(base) => {
@@ -139,8 +142,8 @@ impl<'a> Lane<'a> {
                 self.relay().await?;
             }
         }
-        // A reset looks like a FIN when its error was already taken, as by the kernel's own sending
-        // to this socket. But only a FIN takes a place in the sequence.
+        // A reset looks like a FIN if its error was already taken, for example when the kernel
+        // itself sent to this socket. But only a FIN takes a sequence number.
         let given = self.to_queued()?.saturating_sub(start + early);
         let received = TcpInfo::of(&self.from.stream).map_err(Broken::From)?.received_with_fin();
         if received.saturating_sub(self.from.read) <= given {
@@ -154,7 +157,7 @@ impl<'a> Lane<'a> {
         tcp_info::queued(&self.to.stream).map_err(Broken::To)
     }
 
-    /// Whether bytes that have arrived were not given to the target.
+    /// Whether bytes have arrived that are not yet in the target's send queue.
     pub(super) fn is_behind(&self) -> bool {
         let given = |base: &Base| -> io::Result<bool> {
             let received = TcpInfo::of(&self.from.stream)?.received().saturating_sub(base.read);
@@ -163,7 +166,8 @@ impl<'a> Lane<'a> {
         self.base.get().is_some_and(|base| !given(base).unwrap_or(false))
     }
 
-    /// Switches the lane to the kernel, unless something speaks against it.
+    /// Switches the lane to the kernel. The inner error: the reason why the lane cannot be
+    /// switched.
     async fn switch(&self) -> Result<Result<Base, Reason>, Broken> {
         let mut drained = 0;
         loop {
@@ -189,8 +193,8 @@ impl<'a> Lane<'a> {
         Ok(Ok(base))
     }
 
-    /// Waits for the end of a lane that is in the kernel, or for its being taken back, and then for
-    /// its end.
+    /// Waits for the end of a lane that is in the kernel. If the lane is taken back, relays the
+    /// rest of it.
     async fn in_kernel(&self, base: Base) -> Result<(), Broken> {
         loop {
             let bits = self.from.signal.next().await;
@@ -201,9 +205,9 @@ impl<'a> Lane<'a> {
                 return self.relay_from_kernel(base).await;
             }
             if bits & HANG_UP != 0 {
-                // Told inside the kernel's handling of the last segment. Asking for the socket's
-                // counters waits for its end, and then the flow is as it will stay: all that has
-                // come was redirected, unless the gate is shut.
+                // The hang-up is reported while the kernel still handles the last segment. Reading
+                // the socket's counters waits until the kernel has handled it. After that the flow
+                // does not change any more: all bytes were redirected, unless the gate is shut.
                 TcpInfo::of(&self.from.stream).map_err(Broken::From)?;
                 let flow = self.flow()?;
                 if flow.gate != gate::OPEN {
@@ -217,7 +221,7 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Gives new credit, if the reader keeps up.
+    /// Gives new credit if the reader keeps up; returns whether it does.
     async fn renew_credit(&self, base: &Base) -> Result<bool, Broken> {
         let (start, first_look) = (Instant::now(), self.flow()?.bytes);
         loop {
@@ -238,7 +242,7 @@ impl<'a> Lane<'a> {
 
     async fn reader_is_behind(&self, base: Base) -> Result<(), Broken> {
         self.session.count(Reason::Gated);
-        // Both at once, see the module's text.
+        // Both directions together: see the text at the top of this file.
         self.to.signal.raise(TAKE_BACK);
         self.relay_from_kernel(base).await
     }
@@ -252,19 +256,21 @@ impl<'a> Lane<'a> {
         self.relay().await
     }
 
-    /// Switches the lane back to userspace. Returns what the kernel had received but not redirected.
+    /// Switches the lane back to userspace. Returns the bytes that the kernel had received but not
+    /// redirected.
     async fn take_back(&self, base: &Base) -> Result<Vec<u8>, Broken> {
         let mut parked = Vec::new();
         let mut pause = Pause::default();
         let hold = Hold::new(&self.from.stream).map_err(Broken::From)?;
         hold.settle().await.map_err(Broken::From)?;
         let redirected = self.flow()?.bytes;
-        // What the gate left to the socket is in a queue of the sockmap, and must be read while the
-        // program is still attached: without it, reading from there confuses TCP's own queue.
+        // The bytes that the gate left to the socket are in a queue of the sockmap. They must be
+        // read while the program is still attached: without the program, a read from that queue
+        // confuses TCP's own queue.
         loop {
             let from = TcpInfo::of(&self.from.stream).map_err(Broken::From)?;
-            // Closed, though no FIN was sent to it. `received` is one too small then, and the byte that
-            // is left would be read from the wrong queue later.
+            // The connection is closed although the proxy has sent no FIN on it. Then `received` is
+            // one too small, and the last byte would later be read from the wrong queue.
             if from.is_closed() && !self.from.shut.load(Ordering::Relaxed) {
                 return Err(Broken::From(io::ErrorKind::ConnectionReset.into()));
             }
@@ -272,7 +278,8 @@ impl<'a> Lane<'a> {
             if missing == 0 {
                 break;
             }
-            // "Nothing" and "end" only mean that it is on its way between two queues.
+            // Bytes are still missing, so "no bytes" and "end" only mean that they are on their way
+            // between two queues.
             if !read_parked(&self.from.stream, &mut parked, missing).map_err(Broken::From)? {
                 pause.rest().await;
             }
@@ -283,13 +290,14 @@ impl<'a> Lane<'a> {
             stream = self.session.guard.stream().id,
             redirected,
             parked = parked.len(),
-            "a direction is back in userspace"
+            "userspace has taken a direction back"
         );
         self.all_given(base, redirected).await?;
         Ok(parked)
     }
 
-    /// Waits until the target was given the first `bytes` of what the kernel has redirected.
+    /// Waits until the first `bytes` bytes that the kernel has redirected are in the target's send
+    /// queue.
     async fn all_given(&self, base: &Base, bytes: u64) -> Result<(), Broken> {
         let mut pause = Pause::default();
         let mut starving: Option<Instant> = None;
@@ -315,11 +323,11 @@ impl<'a> Lane<'a> {
         self.session.splice.maps.flow(self.from.cookie).map_err(Broken::From)
     }
 
-    /// Userspace moves the rest. It must not use `splice(2)`, see [`pump`].
+    /// Userspace moves the rest of the lane, without `splice(2)`: see [`pump`].
     async fn relay(&self) -> Result<(), Broken> {
         let (from, to) =
             (self.from.in_tokio().map_err(Broken::From)?, self.to.in_tokio().map_err(Broken::To)?);
-        // Boxed, so that streams which stay in the kernel do not carry its state.
+        // Boxed, so that streams that stay in the kernel do not keep room for this future.
         Box::pin(pump(&from, &to, None, |bytes| self.moved(bytes))).await
     }
 
@@ -332,7 +340,7 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    /// Sends what the target takes at once.
+    /// Sends as many bytes as the target takes at once, and returns their number.
     fn send_now(&self, bytes: &[u8]) -> Result<usize, Broken> {
         match SockRef::from(&self.to.stream).send(bytes) {
             Ok(sent) => {
@@ -344,7 +352,7 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Reads once and sends all of it.
+    /// Reads once, and sends all bytes of that read.
     async fn move_once(&self) -> Result<Moved, Broken> {
         let (moved, rest) = with_scratch(|scratch| {
             let read = match io::Read::read(&mut &self.from.stream, scratch) {
@@ -374,7 +382,7 @@ enum Moved {
     Bytes(usize),
 }
 
-/// Reads at most `missing` bytes more; tells whether there were any.
+/// Reads at most `missing` more bytes; returns whether there were any.
 fn read_parked(mut from: &std::net::TcpStream, parked: &mut Vec<u8>, missing: u64) -> io::Result<bool> {
     let old = parked.len();
     let room = usize::try_from(missing).map_or(SCRATCH_BYTES, |missing| missing.min(SCRATCH_BYTES));
@@ -388,8 +396,8 @@ fn read_parked(mut from: &std::net::TcpStream, parked: &mut Vec<u8>, missing: u6
     }
 }
 
-/// Rests between two looks at the kernel's counters: shortly at first, since most waits are for
-/// microseconds, and longer where a reader has stopped.
+/// Pauses between two looks at the kernel's counters. The first pauses are short, since most waits
+/// take microseconds; later pauses are longer, since the reader may have stopped.
 #[derive(Default)]
 struct Pause {
     taken: u32,

@@ -1,9 +1,9 @@
 //! The socket splice: the kernel moves payload between the two sockets of a session (sk_skb verdict
-//! program, sockmap), and userspace sees only the beginning, the end, and readers that fall behind.
+//! program, sockmap). Userspace sees only the beginning, the end, and readers that lag.
 //!
-//! The kernel part has no back-pressure of its own and bounds nothing, so a credit gate stands in
-//! front of it (`lane`): whoever gets ahead of its reader is taken back to userspace.
-//! Each direction is a `lane::Lane`; `watch` tells the lanes what happens to their sockets.
+//! The kernel has no back-pressure and no bound here. So each direction has a credit and a gate
+//! (`lane`): a session whose sender gets too far ahead of the reader goes back to userspace. Each
+//! direction is a `lane::Lane`; `watch` tells the lanes what happens to their sockets.
 
 mod gauge;
 mod lane;
@@ -55,7 +55,7 @@ impl StartError {
     }
 }
 
-/// One for the process. Dropping it takes the programs out of the kernel.
+/// The process has one. Dropping it takes the programs out of the kernel.
 #[derive(Debug)]
 pub struct SockSplice {
     maps: Arc<SockMaps>,
@@ -65,7 +65,7 @@ pub struct SockSplice {
 }
 
 impl SockSplice {
-    /// Loads the programs and tries them on loopback: blocks for some milliseconds, and for seconds
+    /// Loads the programs and tries them on loopback. Blocks for some milliseconds, or for seconds
     /// if the kernel misbehaves. Must be called inside a tokio runtime.
     pub fn start(metrics: Arc<Metrics>) -> Result<Arc<Self>, StartError> {
         let SockPrograms { maps, mut events } = loader::load_sock_splice()?;
@@ -92,13 +92,13 @@ impl SockSplice {
         Ok(Arc::new(Self { maps, watch, metrics, tasks: [sockets, ring] }))
     }
 
-    /// How many entries the maps hold; all 0 when no session is spliced.
+    /// The numbers of entries in the maps; all are 0 when no session is spliced.
     pub fn entries(&self) -> Entries {
         self.maps.entries()
     }
 
-    /// Carries a session to its end, or gives it back untouched. Dropping the future resets both
-    /// connections, since what the kernel still holds is lost with them.
+    /// Carries a session to its end, or gives the session back untouched. Dropping the future
+    /// resets both connections, since the bytes that the kernel still holds are lost.
     pub async fn carry(&self, session: Session) -> Result<(), Box<Refused>> {
         let enrolled = match Enrolled::new(self, &session) {
             Ok(enrolled) => enrolled,
@@ -108,7 +108,8 @@ impl SockSplice {
             session;
         guard.stream().set_carrier(Arc::clone(&enrolled.bytes) as Arc<dyn Carrier>);
         let surplus = [to_upstream, to_downstream];
-        // Out of tokio's reactor, which would wake up for every segment that the kernel moves.
+        // The sockets leave tokio's reactor, which would wake up for each segment that the kernel
+        // moves.
         let end = match (downstream.into_std(), upstream.into_std()) {
             (Ok(downstream), Ok(upstream)) => {
                 enrolled.run([downstream, upstream], surplus, &guard, idle_timeout).await
@@ -128,13 +129,13 @@ impl Drop for SockSplice {
     }
 }
 
-/// A session's entries in the maps; dropping it removes them.
+/// The entries of a session in the maps. Dropping this removes the entries.
 ///
 /// Arrays are indexed by [`Side`], as everywhere in `splice/`.
 struct Enrolled<'a> {
     splice: &'a SockSplice,
     cookies: [u64; 2],
-    /// Bytes that had been read from each socket before.
+    /// Bytes that were read from each socket before the sockets were enrolled.
     read: [u64; 2],
     bytes: Arc<Carried>,
 }
@@ -145,7 +146,8 @@ impl<'a> Enrolled<'a> {
         let streams = [&session.downstream, &session.upstream];
         let cookie = |stream| SockRef::from(stream).cookie().map_err(|_| Reason::StateUnreadable);
         let cookies = [cookie(streams[0])?, cookie(streams[1])?];
-        // Before the sockets are in a map, where the kernel does not tell any more.
+        // Asked before the sockets are in a map: for a socket in a map the kernel does not tell
+        // this number.
         let read = [tcp_info::bytes_read(streams[0])?, tcp_info::bytes_read(streams[1])?];
         let bytes = Arc::new(Carried { maps: Arc::clone(&splice.maps), cookies, ended: OnceLock::new() });
         let enrolled = Self { splice, cookies, read, bytes };
@@ -154,7 +156,8 @@ impl<'a> Enrolled<'a> {
             if let Err(error) = inserted {
                 let reason = error.reason();
                 tracing::debug!(error = &error as &dyn std::error::Error, "a session cannot be spliced");
-                // The relay may splice(2) from the sockets, so they have to be out of all maps.
+                // The relay may use splice(2) on the sockets, so the sockets must not be in any
+                // map.
                 cookies.into_iter().for_each(|cookie| splice.maps.remove_target(cookie));
                 return Err(reason);
             }
@@ -195,7 +198,8 @@ impl<'a> Enrolled<'a> {
             },
             () = quiet_for(&downstream, &upstream, idle_timeout) => End::IdleTimeout,
         };
-        // Closed in the ordinary way, a stream that lacks bytes would look whole.
+        // If bytes are missing, both connections must be reset: after a FIN the stream would look
+        // complete.
         if end == End::Finished || (end == End::IdleTimeout && !up.is_behind() && !down.is_behind()) {
             downstream.close_in_order();
             upstream.close_in_order();
@@ -211,11 +215,11 @@ impl Drop for Enrolled<'_> {
     }
 }
 
-/// What both lanes of a session share.
+/// State that both lanes of a session share.
 struct Shared<'a> {
     splice: &'a SockSplice,
     guard: &'a StreamGuard,
-    /// Lanes that the kernel carries, or has carried to their end.
+    /// The number of lanes that the kernel carries, or has carried to their end.
     in_kernel: AtomicUsize,
 }
 
@@ -242,11 +246,11 @@ impl Shared<'_> {
     }
 }
 
-/// Returns when neither side has sent anything for `limit`; never without a limit.
+/// Returns when neither side has sent anything for `limit`. Without a limit, never returns.
 async fn quiet_for(downstream: &Socket<'_>, upstream: &Socket<'_>, limit: Option<Duration>) {
     let Some(limit) = limit else { return std::future::pending().await };
     loop {
-        // A socket that cannot be asked is broken, which its signal tells.
+        // A socket that cannot be asked is broken, and its signal reports that.
         let quiet = [downstream, upstream]
             .into_iter()
             .filter_map(|socket| Some(TcpInfo::of(&socket.stream).ok()?.since_last_data()))
@@ -259,17 +263,17 @@ async fn quiet_for(downstream: &Socket<'_>, upstream: &Socket<'_>, limit: Option
     }
 }
 
-/// The bytes that the kernel has moved, read from its map when somebody asks.
+/// The bytes that the kernel has moved, read from the map on request.
 #[derive(Debug)]
 struct Carried {
     maps: Arc<SockMaps>,
     cookies: [u64; 2],
-    /// Set before the entries are removed.
+    /// The final numbers, set before the entries are removed.
     ended: OnceLock<[u64; 2]>,
 }
 
 impl Carried {
-    /// A guard that was never switched to the kernel has no entry.
+    /// A lane that was never switched to the kernel has no entry, and counts as 0 bytes.
     fn now(&self) -> [u64; 2] {
         self.cookies.map(|cookie| self.maps.flow(cookie).map_or(0, |flow| flow.bytes))
     }

@@ -1,5 +1,5 @@
-//! What happens to sockets that userspace does not read: hang-ups and resets (epoll), and the
-//! program's events (the ring), each passed on to the [`Signal`] of its socket.
+//! Watches sockets that userspace does not read. Hang-ups and resets (from epoll) and the events of
+//! the program (from the ring) are passed on to the [`Signal`] of their socket.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,10 +27,11 @@ pub(super) const GATE: u8 = 8;
 /// The session goes back to userspace.
 pub(super) const TAKE_BACK: u8 = 16;
 
-/// Not to wait.
+/// epoll does not wait.
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// What has happened to one socket and was not looked at yet. For one waiter of each kind.
+/// What has happened to one socket and was not handled yet. At most one task may wait in
+/// [`next`](Self::next), and one in [`broken`](Self::broken).
 #[derive(Debug, Default)]
 pub(super) struct Signal {
     bits: AtomicU8,
@@ -47,7 +48,7 @@ impl Signal {
         }
     }
 
-    /// Waits for anything but [`BROKEN`], and takes it.
+    /// Waits until a bit other than [`BROKEN`] is set, and takes all bits but [`BROKEN`].
     pub(super) async fn next(&self) -> u8 {
         loop {
             let bits = self.bits.fetch_and(BROKEN, Ordering::Acquire) & !BROKEN;
@@ -58,7 +59,7 @@ impl Signal {
         }
     }
 
-    /// Returns once the connection is gone, at each call.
+    /// Returns once the connection is gone; after that, each call returns at once.
     pub(super) async fn broken(&self) {
         while self.bits.load(Ordering::Acquire) & BROKEN == 0 {
             self.broken.notified().await;
@@ -69,7 +70,7 @@ impl Signal {
 #[derive(Debug)]
 pub(super) struct Watch {
     epoll: AsyncFd<OwnedFd>,
-    /// By socket cookie.
+    /// The key is the cookie of the socket.
     signals: Mutex<HashMap<u64, Arc<Signal>>>,
 }
 
@@ -80,12 +81,12 @@ impl Watch {
         Ok(Self { epoll, signals: Mutex::default() })
     }
 
-    /// Begins to watch a socket; what has happened to it already counts.
+    /// Begins to watch a socket. What happened to the socket before is reported, too.
     pub(super) fn add(&self, cookie: u64, socket: impl AsFd) -> io::Result<Arc<Signal>> {
         let signal = Arc::<Signal>::default();
         self.signals().insert(cookie, Arc::clone(&signal));
-        // Neither EPOLLIN nor EPOLLPRI: the kernel would wake userspace for each segment that it
-        // redirects. EPOLLHUP and EPOLLERR are implied.
+        // No EPOLLIN and no EPOLLPRI: with either of them, the kernel would wake userspace for each
+        // segment that it redirects. EPOLLHUP and EPOLLERR are implied.
         let flags = EventFlags::RDHUP | EventFlags::ET;
         if let Err(error) = epoll::add(&self.epoll, socket, EventData::new_u64(cookie), flags) {
             self.signals().remove(&cookie);
@@ -94,7 +95,7 @@ impl Watch {
         Ok(signal)
     }
 
-    /// Ends it; the socket must still be open.
+    /// Stops watching a socket, which must still be open.
     pub(super) fn remove(&self, cookie: u64, socket: impl AsFd) {
         self.signals().remove(&cookie);
         if let Err(error) = epoll::delete(&self.epoll, socket) {
@@ -106,11 +107,11 @@ impl Watch {
         match event.kind {
             event::WARN => self.raise(event.cookie, WARN),
             event::GATE => self.raise(event.cookie, GATE),
-            kind => tracing::error!(kind, "an unknown event of the socket splice"),
+            kind => tracing::error!(kind, "the socket splice has sent an unknown event"),
         }
     }
 
-    /// Passes on what epoll tells, until it is dropped.
+    /// Passes on what epoll reports, until the future is dropped.
     pub(super) async fn run(self: Arc<Self>) {
         loop {
             let Ok(mut ready) = self.epoll.readable().await else { return };
@@ -125,7 +126,7 @@ impl Watch {
         }
     }
 
-    /// Passes on what epoll has to tell now. Returns whether there may be more.
+    /// Passes on what epoll reports now. Returns whether epoll may have more.
     fn pass_on(&self) -> io::Result<bool> {
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 256];
         let got = match epoll::wait(&self.epoll, &mut events[..], Some(&AT_ONCE)) {
@@ -140,7 +141,7 @@ impl Watch {
         Ok(got == events.len())
     }
 
-    /// A socket that is not watched any more has nobody who cares.
+    /// Does nothing for a socket that is not watched any more.
     fn raise(&self, cookie: u64, bits: u8) {
         if let Some(signal) = self.signals().get(&cookie) {
             signal.raise(bits);
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hang_up_and_reset_are_told_apart_and_payload_is_not_told() {
+    async fn hang_up_and_reset_are_told_apart_and_payload_is_not_reported() {
         let watch = Arc::new(Watch::new().unwrap());
         let task = tokio::spawn(Arc::clone(&watch).run());
         let ((mut near, far), cookie) = (pair(), 7);
@@ -183,7 +184,7 @@ mod tests {
         socket2::SockRef::from(&near).set_linger(Some(Duration::ZERO)).unwrap();
         drop(near);
         timeout(Duration::from_secs(5), signal.broken()).await.unwrap();
-        // For ever.
+        // Each later call returns, too.
         timeout(Duration::from_secs(5), signal.broken()).await.unwrap();
         watch.remove(cookie, &far);
         watch.raise(cookie, WARN);

@@ -74,7 +74,7 @@ impl Filters {
     }
 }
 
-/// The note of an interface.
+/// The path of the note of an interface.
 pub(super) fn note_of(pins: &Path, ifindex: u32) -> PathBuf {
     pins.join(format!("{ifindex}-filters"))
 }

@@ -4,7 +4,7 @@ use bytemuck::Zeroable as _;
 use proxy_common::flow::Record;
 use proxy_common::layout::{BASIS, Entry, FIELDS, Field, Kind, RECORD};
 
-/// Records cannot be read.
+/// Why the records of another build cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     #[error("its maps are of a kind that this build does not know")]
@@ -17,7 +17,7 @@ pub enum Unreadable {
     Beyond,
 }
 
-/// Which bytes go where.
+/// Which bytes of a record of another build go where in a record of this build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Conversion {
     record_len: u32,
@@ -32,7 +32,7 @@ struct Piece {
 }
 
 impl Conversion {
-    /// Of the records that these entries describe.
+    /// The conversion of the records that these entries describe.
     pub(super) fn new(entries: &[Entry]) -> Result<Self, Unreadable> {
         let find = |name| entries.iter().find(|entry| entry.name == name);
         let record = find(RECORD).filter(|record| record.offset == BASIS).ok_or(Unreadable::Kind)?;
@@ -47,13 +47,13 @@ impl Conversion {
         Ok(Self { record_len: record.size, copies: joined(pieces) })
     }
 
-    /// Bytes of a record.
+    /// The size of a record of the other build, in bytes.
     pub(super) fn record_len(&self) -> u32 {
         self.record_len
     }
 
-    /// `record`, of [`record_len`](Self::record_len) bytes, as this build has it. Fields that the
-    /// record does not have become zero.
+    /// Converts `record`, which has [`record_len`](Self::record_len) bytes, to a record of this
+    /// build. Fields that `record` does not have become zero.
     pub(super) fn convert(&self, record: &[u8]) -> Record {
         let mut converted = Record::zeroed();
         let bytes = bytemuck::bytes_of_mut(&mut converted);
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    /// A record each byte of which is another one.
+    /// A record in which all bytes differ.
     fn record(len: usize) -> Vec<u8> {
         (0..len).map(|at| (at * 7 + at / 256) as u8).collect()
     }

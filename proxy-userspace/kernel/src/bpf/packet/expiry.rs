@@ -19,8 +19,8 @@ use crate::bpf::sock::maps::into_io;
 use crate::grace::wait_for_rcu_readers;
 use crate::tcp::clock::monotonic_ns;
 
-/// A process that has sent no heartbeat for this long is gone. This is many times as long as a busy
-/// machine keeps a process waiting.
+/// A process that has sent no heartbeat for this long counts as gone. A busy machine keeps a
+/// process waiting for a much shorter time.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 /// The smallest input for a test run of a program: an Ethernet header.
 const FRAME: [u8; 14] = [0; 14];
@@ -41,8 +41,8 @@ impl fmt::Debug for Heartbeat {
 }
 
 impl Heartbeat {
-    /// Sends the first heartbeat, to a map that may be an earlier process's. When this returns, the
-    /// timer examines no streams any more.
+    /// Sends the first heartbeat, to a map that an earlier process may have left. When this
+    /// returns, the timer examines no streams any more.
     pub(super) fn begin(map: Array<MapData, Expiry>) -> io::Result<Self> {
         let before = map.get(&0, 0).map_err(into_io)?;
         let is_new = before.heartbeat_ns == 0;
@@ -100,8 +100,8 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Loads the timer's program and starts the timer, which belonged to an earlier process's program
-/// until now.
+/// Loads the program of the timer, and starts the timer with this program. Until now the timer may
+/// have run the program of an earlier process.
 ///
 /// # Errors
 /// The kernel has no such timers: before Linux 5.15, or with PREEMPT_RT.
@@ -111,7 +111,7 @@ pub(super) fn start_timer(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     program.load().map_err(|error| loader::not_verified(name, error))?;
     let run = TestRunOptions { data_in: Some(&FRAME), ..TestRunOptions::new() };
     let result = program.test_run(run).map_err(|error| LoadError::refused(name, error))?;
-    // The timer holds the program now.
+    // From now on the timer keeps the program loaded.
     program.unload().map_err(|error| LoadError::refused(name, error))?;
     match result.return_value.cast_signed() {
         0 => Ok(()),

@@ -1,5 +1,5 @@
-//! Reads the connection records of a running Steer from another process, without its help: the
-//! kernel lists all maps to whoever may see them.
+//! Reads the connection records of a running Steer from another process, without the help of the
+//! running one: the kernel lists all maps to a process with CAP_SYS_ADMIN.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,10 +14,10 @@ use super::key::Ends;
 use super::mapped::MappedRecords;
 use crate::bpf::sock::maps::into_io;
 
-/// How often to read a record again that has changed while it was read.
+/// How many times to read a record that changes while it is being read.
 const LOOKS: usize = 4;
 
-/// The maps cannot be looked at.
+/// Why the maps cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
     #[error("the kernel does not list its BPF maps to this user; run as root (CAP_SYS_ADMIN)")]
@@ -35,9 +35,9 @@ pub enum InspectError {
 /// The records of one running Steer.
 #[derive(Debug)]
 pub struct Found {
-    /// The kernel's number of the map, as `bpftool map` tells it.
+    /// The kernel's id of the map, as in `bpftool map`.
     pub map: u32,
-    /// For how many streams there is room.
+    /// The number of streams for which there is room.
     pub limit: u32,
     /// Oldest first; `None` if this version cannot read the layout of the map.
     pub streams: Option<Vec<Stream>>,
@@ -48,9 +48,9 @@ pub struct Found {
 pub struct Stream {
     /// The peer of the downstream connection.
     pub client: SocketAddr,
-    /// Where the client connected to.
+    /// The address that the client connected to.
     pub listener: SocketAddr,
-    /// Where Steer connected from.
+    /// The address from which Steer connected to the endpoint.
     pub source: SocketAddr,
     /// The peer of the upstream connection.
     pub endpoint: SocketAddr,
@@ -61,16 +61,16 @@ pub struct Stream {
     /// `None`: there was no hash key and the endpoint was chosen at random.
     pub key_hash: Option<u64>,
     pub opened_unix_ms: u64,
-    /// Payload bytes by [`Direction`], with those that userspace had moved before.
+    /// Payload bytes by [`Direction`], with the bytes that userspace moved before the hand-over.
     pub bytes: [u64; 2],
-    /// Packets in the kernel's hands by [`Direction`].
+    /// Packets that the kernel has forwarded, by [`Direction`].
     pub packets: [u64; 2],
-    /// Since the last payload of either direction.
+    /// The time since the last payload in either direction.
     pub idle: Duration,
 }
 
-/// What every Steer on this host (in all its containers) splices by packets now, where `now_ns` is
-/// [`monotonic_ns`](crate::tcp::clock::monotonic_ns).
+/// The streams that each Steer on this host, also in containers, splices by packets now. `now_ns`
+/// is the time of [`monotonic_ns`](crate::tcp::clock::monotonic_ns).
 ///
 /// # Errors
 /// This needs CAP_SYS_ADMIN.
@@ -82,7 +82,7 @@ pub fn running(now_ns: u64) -> Result<Vec<Found>, InspectError> {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Err(InspectError::NoPermission);
             }
-            // The map has gone since it was listed.
+            // The map was removed after it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(InspectError::List(error)),
         };

@@ -36,12 +36,12 @@ pub enum Hook {
     Tcx,
     /// Filters of the qdisc clsact. They stay when the process is killed. The next process of the
     /// instance takes the filters over, or removes them if there are no pins. A qdisc that was made
-    /// for the filters is removed with them, unless somebody else uses the qdisc by then.
+    /// for the filters is removed with them, unless another program uses the qdisc by then.
     Clsact,
 }
 
 impl Hook {
-    /// Links where there are any.
+    /// Links where the kernel has them, else filters.
     pub fn of_this_kernel() -> Self {
         if failpoint::is_asked("attach filters") {
             return Self::Clsact;
@@ -52,7 +52,7 @@ impl Hook {
     }
 }
 
-/// An interface does not get the programs.
+/// Why an interface does not get the programs.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     #[error("there is no interface with index {ifindex}")]
@@ -101,7 +101,7 @@ struct Attached {
     filters: Option<Filters>,
 }
 
-/// Dropping it detaches the program, unless the link is pinned.
+/// An attached program. Dropping this detaches the program, unless the link is pinned.
 #[expect(dead_code, reason = "what is in it is held")]
 enum Attachment {
     Link(SchedClassifierLink),
@@ -109,8 +109,8 @@ enum Attachment {
 }
 
 impl Interfaces {
-    /// The links and filters that an earlier process of the instance has left, as `pins` tell, get
-    /// `programs` instead of their own.
+    /// Takes over the links and filters that, according to `pins`, an earlier process of the
+    /// instance has left. They get `programs` instead of their own programs.
     pub(super) fn new(
         programs: Programs,
         hook: Hook,
@@ -192,7 +192,7 @@ impl Attached {
                 .map_err(|source| AttachError::NotPinned { program, name: interface.to_owned(), source })
         };
         let pinned = pin(one, ingress).and_then(|one| Ok([one, pin(other, egress)?]));
-        // A single link would be in the way of the next attempt.
+        // A single link would make the next attempt fail.
         pinned.inspect_err(|_| self.remove_pins(ifindex))
     }
 
@@ -314,7 +314,7 @@ impl Attached {
     }
 }
 
-/// What is attached to an interface cannot be taken over.
+/// Why the programs on an interface cannot be taken over.
 #[derive(Debug, thiserror::Error)]
 enum AdoptError {
     #[error("the interface cannot be found")]

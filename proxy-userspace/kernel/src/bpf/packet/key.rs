@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use proxy_common::flow::{Direction, FlowKey4, FlowKey6, Record};
 
-/// A flow by the addresses of its packets.
+/// The map key of a flow: the addresses and ports of its packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FlowKey {
     V4(FlowKey4),
@@ -55,9 +55,9 @@ pub fn wire_address(address: IpAddr) -> [u32; 4] {
 /// The two ends of one of a record's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ends {
-    /// The proxy's.
+    /// The proxy's end.
     pub local: SocketAddr,
-    /// The client's or the endpoint's.
+    /// The end of the client or of the endpoint.
     pub peer: SocketAddr,
 }
 

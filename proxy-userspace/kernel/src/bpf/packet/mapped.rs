@@ -40,14 +40,14 @@ impl MappedRecords {
         self.count
     }
 
-    /// Where a record is.
+    /// The address of a record.
     pub(super) fn at(&self, index: u32) -> *mut u64 {
         assert!(index < self.count, "there is no record {index}");
         self.memory.as_mut_ptr().cast::<u64>().wrapping_add(index as usize * self.words)
     }
 
     /// Copies the first words of a record, as many as fit. Each counter is right by itself, but two
-    /// counters may be of slightly different moments.
+    /// counters may be from slightly different moments.
     pub(super) fn read(&self, index: u32, words: &mut [u64]) {
         let record = self.at(index);
         for (nth, word) in words.iter_mut().enumerate().take(self.words) {

@@ -13,6 +13,7 @@ mod mapped;
 mod migrate;
 mod orphans;
 pub mod pinned;
+mod place;
 mod programs;
 mod records;
 
@@ -45,7 +46,8 @@ use crate::capability::Capability;
 use expiry::Heartbeat;
 use interfaces::Interfaces;
 use migrate::Goal;
-use pinned::{PinnedError, Place};
+use pinned::PinnedError;
+use place::Place;
 use programs::Programs;
 
 /// All maps of the packet splice.
@@ -61,10 +63,10 @@ pub(super) const MAPS: [&str; 9] = [
     abi::MAP_LAYOUT,
 ];
 
-/// What the programs tell of flows.
+/// The events of flows that the programs report.
 pub type FlowEvents = Events<FlowEvent>;
 
-/// Why the packet splice is not in the kernel.
+/// Why the packet splice cannot be loaded into the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum PacketLoadError {
     #[error(transparent)]
@@ -83,7 +85,7 @@ impl PacketLoadError {
     }
 }
 
-/// A flow's key was not taken into its map.
+/// Why the key of a flow was not inserted into its map.
 #[derive(Debug, thiserror::Error)]
 pub enum InsertError {
     #[error("the flow map is full")]
@@ -154,7 +156,7 @@ impl PacketKernel {
         Self::load_for(Hook::of_this_kernel(), max_records, mark, pins)
     }
 
-    /// The same for a given kind of hook.
+    /// [`load`](Self::load) for a given kind of hook.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -170,16 +172,17 @@ impl PacketKernel {
         match Self::load_at(hook, max_records, mark, Some(place)) {
             Ok((kernel, events)) => Ok((Self { pins: Some(pins), ..kernel }, events)),
             Err(error) => {
-                if let Err(error) = pinned::remove_refused(&pins, is_new) {
+                if let Err(error) = place::remove_refused(&pins, is_new) {
                     let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, "what was pinned for the packet splice stays");
+                    tracing::warn!(error, "cannot remove the pins of the packet splice");
                 }
                 Err(error)
             }
         }
     }
 
-    /// The same, with maps and links pinned at `place`. The caller adds the pins to the result.
+    /// [`load`](Self::load) with maps and links pinned at `place`. The caller adds the pins to the
+    /// result.
     fn load_at(
         hook: Hook,
         max_records: u32,
@@ -217,7 +220,7 @@ impl PacketKernel {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(
                 error,
-                "streams whose peers vanish while no process lives stay until the next process starts"
+                "streams whose peers vanish while no process runs stay until the next process starts"
             );
         }
 
@@ -253,8 +256,8 @@ impl PacketKernel {
         ))
     }
 
-    /// Whether these maps are new. An earlier process, even if its streams are in these maps, can
-    /// do nothing for the streams any more.
+    /// Whether these maps are new. If they are, an earlier process cannot do anything for its
+    /// streams any more, even if the streams were moved to these maps.
     pub fn are_new(&self) -> bool {
         self.are_new
     }
@@ -276,7 +279,7 @@ impl PacketKernel {
         self.pins.as_ref().and_then(Pins::give_away)
     }
 
-    /// Removes the pins, so that nothing is left when this is dropped.
+    /// Removes the pins, so that dropping this leaves nothing in the kernel.
     ///
     /// # Errors
     /// The file system refuses.
@@ -303,7 +306,8 @@ impl PacketKernel {
         self.heartbeat.send()
     }
 
-    /// Notes, for whoever clears up, the ports that were added to the host's reserved ports.
+    /// Notes the ports that were added to the host's reserved ports, for the process or command
+    /// that gives them back.
     ///
     /// # Errors
     /// The kernel does not take it.
@@ -376,10 +380,10 @@ impl PacketKernel {
         Stat::ALL.iter().map(|stat| Ok((*stat, self.stat(*stat)?))).collect()
     }
 
-    /// One of [`stats`](Self::stats).
+    /// One of the [`stats`](Self::stats).
     ///
     /// # Errors
-    /// As there.
+    /// As for [`stats`](Self::stats).
     pub fn stat(&self, stat: Stat) -> io::Result<u64> {
         Ok(self.stats.get(&stat.number(), 0).map_err(into_io)?.iter().sum())
     }

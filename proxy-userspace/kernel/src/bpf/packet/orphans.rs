@@ -1,4 +1,4 @@
-//! Filters that nobody looks after any more.
+//! Filters of dead processes that no later process takes over.
 
 use std::io;
 
@@ -11,9 +11,9 @@ use crate::bpf::filters::{self, Filter};
 use crate::bpf::pins::{self, Pins};
 
 /// Filters of the programs in the caller's network namespace whose process has died, and to which
-/// no pins lead: what a crash leaves where there are no links and nothing could be pinned. Nobody
-/// looks after their streams, and new connections from the same source ports could not be
-/// established.
+/// no pins lead. A crash leaves such filters where there are no links and nothing could be pinned.
+/// No process looks after their streams, and new connections from the same source ports could not
+/// be established.
 #[derive(Debug)]
 pub struct Orphans(Vec<Filter>);
 
@@ -36,7 +36,7 @@ impl Orphans {
     /// CAP_NET_ADMIN is missing.
     pub fn remove(self) -> io::Result<()> {
         self.0.iter().try_for_each(|filter| match filter.detach() {
-            // The filter has gone with its interface, or somebody else has removed it.
+            // The filter was removed with its interface, or by another program.
             Err(error)
                 if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)) =>
             {
@@ -71,8 +71,8 @@ fn has_note_of(instance: &Instance, ifindex: u32) -> Result<bool, PinnedError> {
     Ok(look()? || look()?)
 }
 
-/// Removes what a crash has left before there are new streams. The old filters would take the
-/// packets of the new streams.
+/// Removes the filters that a crash has left. To be called before there are new streams: the old
+/// filters would take their packets.
 pub(super) fn remove_orphans() {
     let removed = Orphans::find().and_then(|orphans| {
         let interfaces = orphans.interfaces();
@@ -82,7 +82,7 @@ pub(super) fn remove_orphans() {
         Ok(0) => {}
         Ok(interfaces) => tracing::info!(
             interfaces,
-            "removed the filters of a process that has died; its streams end with a reset"
+            "removed the filters of a process that has died; its streams end with a RST"
         ),
         Err(error) => tracing::warn!(%error, "cannot remove the filters of a process that has died"),
     }

@@ -1,6 +1,6 @@
-//! What an instance has pinned: the maps by their names, in a directory named after the version of
-//! their layout, and beside them the links, or notes of interfaces that have filters (see
-//! `interfaces`).
+//! The pins of an instance. The maps are pinned by their names, in a directory named after the
+//! version of their layout. Beside the maps are the links, or the notes of interfaces that have
+//! filters (see `interfaces`).
 //!
 //! The directory gets its name only when everything in it is in place, so a directory with its name
 //! is complete. There are several directories only while streams move from one set of maps to
@@ -14,24 +14,21 @@ use std::path::{Path, PathBuf};
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData};
-use bytemuck::Zeroable as _;
 use proxy_common::abi;
 use proxy_common::about::About;
 use proxy_common::flow::{FlowRef, Record, state};
 use proxy_common::instance::Instance;
-use proxy_common::layout::{ENTRIES, Entry, LAYOUT, fingerprint};
+use proxy_common::layout::{Entry, LAYOUT, fingerprint};
 
 use super::convert::{Conversion, Unreadable};
 use super::interfaces;
 use super::mapped::MappedRecords;
-use super::migrate::{Goal, Migration};
 use super::records::Records;
 use crate::bpf::pins::{self, Pins, PinsError};
 use crate::bpf::sock::maps::into_io;
-use crate::failpoint;
 use crate::net::host;
 
-/// What is pinned cannot be used.
+/// Why pins cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PinnedError {
     #[error("`{found}` is of another version of Steer, this one has `{}`", version())]
@@ -40,7 +37,7 @@ pub enum PinnedError {
     OtherLayout(#[source] Option<Unreadable>),
     #[error("another build of Steer has left it; `steer run` of this one takes its streams over")]
     OtherBuild,
-    #[error("the process that was taking its streams over has died; `steer run` goes on with that")]
+    #[error("the process that was taking its streams over has died; `steer run` completes the takeover")]
     Interrupted,
     #[error("it belongs to another network namespace")]
     OtherNamespace,
@@ -63,13 +60,13 @@ pub enum PinnedError {
 }
 
 /// The name of the directory for the maps of this version.
-fn version() -> String {
+pub(super) fn version() -> String {
     format!("abi{}", abi::ABI_VERSION)
 }
 
 /// The end of the name of a directory whose maps no program uses yet, or any more. (The file system
 /// allows no dots.)
-const UNUSED: &str = "-unused";
+pub(super) const UNUSED: &str = "-unused";
 
 /// The directories of an instance whose maps are used, sorted.
 pub(super) fn used_directories(path: &Path) -> Result<Vec<PathBuf>, PinnedError> {
@@ -89,7 +86,7 @@ pub fn owner(instance: &Instance) -> String {
     }
 }
 
-/// Another instance, whose programs see the packets of the same network namespace.
+/// Another instance whose programs see the packets of this network namespace.
 pub struct Neighbour {
     /// As [`owner`] names it.
     pub name: String,
@@ -116,7 +113,7 @@ pub fn neighbours(own: &Instance) -> Result<Vec<Neighbour>, PinsError> {
     Ok(instances.iter().filter_map(neighbour).collect())
 }
 
-/// What was found of an instance.
+/// The maps that a process of an instance has left.
 pub struct Pinned {
     path: PathBuf,
     about: Array<MapData, About>,
@@ -124,10 +121,10 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// What the instance's last process has left; `None` if it has left nothing.
+    /// Finds the maps that the last process of the instance has left. `None`: it has left none.
     ///
     /// # Errors
-    /// Some or all of it has another form than this build of Steer uses.
+    /// Some or all maps have another form than this build of Steer uses.
     pub fn find(pins: &Pins) -> Result<Option<Self>, PinnedError> {
         let mut found = used_directories(pins.path())?
             .into_iter()
@@ -149,7 +146,7 @@ impl Pinned {
         noted_reserved(&self.about)
     }
 
-    /// How many interfaces have the programs.
+    /// The number of interfaces that have the programs.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -186,14 +183,14 @@ impl Pinned {
 #[derive(Debug)]
 pub(super) struct PinnedMaps {
     path: PathBuf,
-    about: About,
+    pub(super) about: About,
     map: MapData,
     memory: MappedRecords,
     conversion: Conversion,
 }
 
 impl PinnedMaps {
-    fn open(path: PathBuf) -> Result<Self, PinnedError> {
+    pub(super) fn open(path: PathBuf) -> Result<Self, PinnedError> {
         Self::open_described(&path).map_err(|error| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             match error {
@@ -228,16 +225,16 @@ impl PinnedMaps {
         &self.path
     }
 
-    fn is_own(&self) -> bool {
+    pub(super) fn is_own(&self) -> bool {
         self.about.layout == LAYOUT
     }
 
-    /// For how many streams there is room.
-    fn capacity(&self) -> u32 {
+    /// The number of streams for which there is room.
+    pub(super) fn capacity(&self) -> u32 {
         self.memory.count()
     }
 
-    /// A record, as this build has it.
+    /// A record, converted to the layout of this build.
     pub(super) fn record(&self, index: u32) -> Record {
         let mut words = vec![0_u64; (self.conversion.record_len() as usize).div_ceil(size_of::<u64>())];
         self.memory.read(index, &mut words);
@@ -251,11 +248,11 @@ impl PinnedMaps {
     }
 
     /// One more than the highest index of a record in use.
-    fn needed(&self) -> u32 {
+    pub(super) fn needed(&self) -> u32 {
         self.used().next_back().map_or(0, |(index, _)| index + 1)
     }
 
-    /// What is in a flow map.
+    /// All entries of a flow map.
     pub(super) fn keys<K: Pod>(&self, name: &'static str) -> Result<Vec<(K, FlowRef)>, PinnedError> {
         let read = || {
             let map = MapData::from_pin(self.path.join(name)).and_then(Map::from_map_data)?;
@@ -266,7 +263,7 @@ impl PinnedMaps {
 
     /// Removes all pins, except pins of links that have been moved.
     pub(super) fn remove(&self) -> io::Result<()> {
-        // Nobody may find an incomplete directory.
+        // No process may find an incomplete directory under its name.
         let mut unused = self.path.clone().into_os_string();
         unused.push(UNUSED);
         fs::rename(&self.path, &unused)?;
@@ -275,184 +272,18 @@ impl PinnedMaps {
 }
 
 impl PinnedError {
-    fn io(path: &Path, source: io::Error) -> Self {
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
 
-    fn damaged(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn damaged(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Damaged { what, source }
     }
 }
 
-/// Where a process that starts pins its maps and links.
-#[derive(Debug)]
-pub(super) struct Place {
-    /// Whose it is.
-    pub(super) instance: Instance,
-    /// Where the maps are, or will be.
-    pub(super) path: PathBuf,
-    /// How many streams the maps have room for, or will have.
-    pub(super) capacity: u32,
-    /// Whether the maps exist, with streams.
-    pub(super) adopts: bool,
-    /// What the instance's last process has noted, whether it has left streams or not.
-    before: About,
-    /// The streams that are in other maps.
-    migration: Option<Migration>,
-}
-
-impl Place {
-    /// Finds the streams of the instance's last process, or makes room for the streams of this
-    /// process: for `max_records` records, or for as many as the found streams need to keep their
-    /// indices.
-    pub(super) fn find(pins: &Pins, max_records: u32) -> Result<Self, PinnedError> {
-        remove_unused(pins)?;
-        let mut found = used_directories(pins.path())?
-            .into_iter()
-            .map(PinnedMaps::open)
-            .collect::<Result<Vec<_>, _>>()?;
-        let here = netns()?;
-        remove_abandoned(&mut found, here)?;
-        let before = found.iter().find(|maps| maps.about.netns == here);
-        let before = before.map_or_else(About::zeroed, |maps| maps.about);
-        let needed = found.iter().map(PinnedMaps::needed).max().unwrap_or(0);
-        if needed > 0 && found.iter().any(|maps| maps.about.netns != here) {
-            return Err(PinnedError::OtherNamespace);
-        }
-        if needed == 0 {
-            // The maps are made anew.
-            for maps in found.drain(..) {
-                maps.remove().map_err(|source| PinnedError::io(&maps.path, source))?;
-            }
-        }
-        let largest = found.iter().map(PinnedMaps::capacity).max().unwrap_or(0);
-        let capacity = if needed <= max_records { max_records } else { largest };
-        // The latest directory is the goal. If the last process has died while it was filling that
-        // directory, the rest is noted there later.
-        let is_interrupted = found.len() > 1;
-        let fits =
-            |maps: &PinnedMaps| maps.capacity() == capacity || is_interrupted && maps.capacity() >= needed;
-        let own = found.iter().rposition(|maps| maps.is_own() && fits(maps)).map(|index| found.remove(index));
-        let migration = (!found.is_empty()).then(|| Migration::new(found));
-        let adopts = own.is_some();
-        let (path, capacity) = match own {
-            Some(PinnedMaps { path, memory, .. }) => (path, memory.count()),
-            None => (fresh(pins)?, capacity),
-        };
-        Ok(Self { instance: pins.instance().clone(), path, capacity, adopts, before, migration })
-    }
-
-    /// Whether there is no stream, neither here nor in other maps.
-    pub(super) fn is_new(&self) -> bool {
-        !self.adopts && self.migration.is_none()
-    }
-
-    /// Copies the streams that are in other maps.
-    pub(super) fn fill(&mut self, goal: &Goal<'_>) -> Result<(), PinnedError> {
-        match &mut self.migration {
-            Some(migration) if !self.adopts => {
-                migration.copy(goal)?;
-                failpoint::reached("copied");
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Writes into `about` and `layout` what the maps are, and gives the directory its name. From
-    /// then on the directory counts, together with the links, which must get the new programs right
-    /// after this.
-    pub(super) fn complete(
-        &mut self,
-        about: &mut Array<MapData, About>,
-        layout: &mut Array<MapData, Entry>,
-        records: &Records,
-    ) -> Result<(), PinnedError> {
-        for (index, entry) in (0..).zip(ENTRIES) {
-            layout.set(index, entry, 0).map_err(into_io).map_err(PinnedError::damaged(abi::MAP_LAYOUT))?;
-        }
-        write(about, About { layout: LAYOUT, netns: netns()?, pid: std::process::id(), ..self.before })?;
-        if !self.adopts {
-            let path = free_name(&self.path);
-            fs::rename(&self.path, &path).map_err(|source| PinnedError::io(&path, source))?;
-            self.path = path;
-        }
-        if let Some(migration) = &mut self.migration {
-            failpoint::reached("named");
-            migration.move_links(&self.path)?;
-            migration.look_again(records);
-        }
-        Ok(())
-    }
-
-    /// Call this when all links have new programs: then only these maps are in use.
-    pub(super) fn settle(self, records: &Records) {
-        if let Some(mut migration) = self.migration {
-            failpoint::reached("switched");
-            migration.finish(records);
-        }
-    }
-}
-
-/// Removes directories of processes that died while they made or removed them.
-fn remove_unused(pins: &Pins) -> Result<(), PinnedError> {
-    let names = pins.versions().map_err(|source| PinnedError::io(pins.path(), source))?;
-    for name in names.iter().filter(|name| name.ends_with(UNUSED)) {
-        let path = pins.path().join(name);
-        fs::remove_dir_all(&path).map_err(|source| PinnedError::io(&path, source))?;
-    }
-    Ok(())
-}
-
-/// Removes the pins of a start that the kernel has refused: all pins if the place `is_new`,
-/// otherwise those that do not count yet.
-pub(super) fn remove_refused(pins: &Pins, is_new: bool) -> Result<(), PinnedError> {
-    if !is_new {
-        return remove_unused(pins);
-    }
-    let names = pins.versions().map_err(|source| PinnedError::io(pins.path(), source))?;
-    for name in names {
-        let path = pins.path().join(name);
-        fs::remove_dir_all(&path).map_err(|source| PinnedError::io(&path, source))?;
-    }
-    pins.leave().map_err(|source| PinnedError::io(pins.path(), source))
-}
-
-/// Removes the maps about a network namespace that is gone, together with the interfaces that had
-/// the programs.
-fn remove_abandoned(found: &mut Vec<PinnedMaps>, here: u64) -> Result<(), PinnedError> {
-    let mut kept = Vec::new();
-    for maps in found.drain(..) {
-        if maps.about.netns == here || is_attached(&maps.path)? {
-            kept.push(maps);
-            continue;
-        }
-        maps.remove().map_err(|source| PinnedError::io(&maps.path, source))?;
-        let streams = maps.used().count();
-        tracing::info!(streams, "removed what was left of a network namespace that is gone");
-    }
-    *found = kept;
-    Ok(())
-}
-
 /// Whether an interface still has the programs, by the links that are pinned in a directory.
-fn is_attached(path: &Path) -> Result<bool, PinnedError> {
+pub(super) fn is_attached(path: &Path) -> Result<bool, PinnedError> {
     interfaces::any_is_attached(path).map_err(|source| PinnedError::io(path, source))
-}
-
-/// Makes an empty directory that does not count yet.
-fn fresh(pins: &Pins) -> Result<PathBuf, PinnedError> {
-    let path = pins.path().join(version() + UNUSED);
-    fs::create_dir(&path).map_err(|source| PinnedError::io(&path, source))?;
-    Ok(path)
-}
-
-/// A free name beside `path`: the name of this version, or the name with the lowest free number
-/// appended.
-fn free_name(path: &Path) -> PathBuf {
-    let mut names = std::iter::once(version()).chain((2..).map(|number| format!("{}-{number}", version())));
-    let free = names.find_map(|name| Some(path.with_file_name(name)).filter(|path| !path.exists()));
-    free.expect("numbers do not end")
 }
 
 pub(super) fn netns() -> Result<u64, PinnedError> {
@@ -475,7 +306,7 @@ pub(super) fn read(about: &Array<MapData, About>) -> Result<About, PinnedError> 
     about.get(&0, 0).map_err(into_io).map_err(PinnedError::damaged(abi::MAP_ABOUT))
 }
 
-fn write(about: &mut Array<MapData, About>, value: About) -> Result<(), PinnedError> {
+pub(super) fn write(about: &mut Array<MapData, About>, value: About) -> Result<(), PinnedError> {
     about.set(0, value, 0).map_err(into_io).map_err(PinnedError::damaged(abi::MAP_ABOUT))
 }
 
@@ -498,7 +329,7 @@ pub(super) fn note_reserved(
     write(about, value)
 }
 
-/// Records of a map that a process has left, those that are not OFF being in use.
+/// The records of a map that a process has left. Records that are not OFF are in use.
 pub(super) fn used_records(map: &MapData) -> io::Result<Records> {
     let info = map.info().map_err(into_io)?;
     if info.value_size() as usize != size_of::<Record>() {

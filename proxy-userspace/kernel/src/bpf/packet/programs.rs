@@ -16,7 +16,7 @@ use crate::bpf::loader::{self, LoadError};
 use crate::bpf::pins;
 use crate::failpoint;
 
-/// The programs by name, with the place where each is attached.
+/// The names of the programs, with the place where each is attached.
 pub(super) const PROGRAMS: [(&str, TcAttachType); 2] =
     [(abi::PROG_PACKET_INGRESS, TcAttachType::Ingress), (abi::PROG_PACKET_EGRESS, TcAttachType::Egress)];
 
@@ -32,7 +32,7 @@ pub(super) struct Programs {
     earlier: Option<Earlier>,
 }
 
-/// The two of an earlier process, in the order of [`PROGRAMS`].
+/// The two programs of an earlier process, in the order of [`PROGRAMS`].
 pub(super) struct Earlier([SchedClassifier; 2]);
 
 impl Earlier {
@@ -70,7 +70,8 @@ impl Programs {
         Ok(None)
     }
 
-    /// Takes what [`load`](Self::load) has returned, and the object that was passed to it.
+    /// The programs of `ebpf`, or `earlier` programs. `earlier` is what [`load`](Self::load) has
+    /// returned for this `ebpf`.
     pub(super) fn new(ebpf: Ebpf, earlier: Option<Earlier>) -> Self {
         Self { ebpf, earlier }
     }
@@ -119,7 +120,7 @@ fn program_path(pins: &Path, build: u64, direction: TcAttachType) -> PathBuf {
     pins.join(format!("{PROGRAM}{build:016x}-{}", name_of(direction)))
 }
 
-/// The pins of other builds.
+/// Removes the pins of all programs.
 fn remove_programs(pins: &Path) -> io::Result<()> {
     let names = pins::names(pins)?;
     names
@@ -128,7 +129,7 @@ fn remove_programs(pins: &Path) -> io::Result<()> {
         .try_for_each(|name| fs::remove_file(pins.join(name)))
 }
 
-/// Where a program is attached, as pins say it.
+/// Where a program is attached, as in the names of pins.
 pub(super) const fn name_of(direction: TcAttachType) -> &'static str {
     if matches!(direction, TcAttachType::Ingress) { "ingress" } else { "egress" }
 }

@@ -35,7 +35,8 @@ impl Records {
         Ok(Self { memory, free: Mutex::new(free) })
     }
 
-    /// The same for an array that another process has used: records that are not OFF are in use.
+    /// Like [`map`](Self::map), for an array that another process has used: records that are not
+    /// OFF are in use.
     pub(super) fn map_used(map: BorrowedFd<'_>, capacity: u32) -> io::Result<Self> {
         let records = Self::map(map, capacity)?;
         records.find_used();
@@ -63,7 +64,7 @@ impl Records {
     pub fn free(&self, index: u32) {
         self.set_state(index, state::OFF);
         let mut free = self.free_list();
-        // A record that is twice in the queue would belong to two streams.
+        // A record that is in the queue twice would belong to two streams later.
         if std::mem::replace(&mut free.is_used[index as usize], false) {
             free.queue.push_back(index);
         } else {
@@ -210,7 +211,7 @@ impl Records {
     }
 }
 
-/// Where in its record a flow is.
+/// The offset of a flow in its record, in bytes.
 const fn offset_of_flow(flow: FlowRef) -> usize {
     offset_of!(Record, flows) + size_of::<Flow>() * flow.direction() as usize
 }
@@ -227,7 +228,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A file does for the map.
+    /// A file that takes the place of the map.
     fn file(capacity: u32) -> File {
         let file = tempfile::tempfile().unwrap();
         file.set_len(u64::from(capacity) * size_of::<Record>() as u64).unwrap();
