@@ -26,9 +26,10 @@ use crate::streams::{Path, Stream, StreamGuard, Streams};
 use crate::telemetry::Metrics;
 
 /// Two connected sockets whose bytes belong together, and the bytes that were already read from
-/// them. Closing the sockets resets both connections, also at the end of the process: bytes may
-/// wait in either socket, and a FIN would claim that all data was delivered. (A silent close still
-/// sends neither a FIN nor a RST.)
+/// them. Until a path carries the session, closing the sockets resets both connections, also at the
+/// end of the process: bytes may wait in either socket, and a FIN would claim that all data was
+/// delivered. (A silent close sends neither a FIN nor a RST. The relay takes the setting back: what
+/// it has written is to arrive also if the process ends.)
 #[derive(Debug)]
 pub struct Session {
     pub downstream: TcpStream,
