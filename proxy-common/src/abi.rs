@@ -8,28 +8,49 @@ const OWN_ABI_VERSION: u32 = 6;
 /// The sk_skb stream verdict program of the socket splice.
 pub const PROG_SOCK_SPLICE: &str = "sock_splice";
 
-/// The packet splice's programs for the TC hooks of an interface.
+/// The packet splice's program for the TC ingress hook of an interface. The program forwards the
+/// packets of streams, and lets all other packets pass.
 pub const PROG_PACKET_INGRESS: &str = "packet_ingress";
+/// The packet splice's program for the TC egress hook of an interface. The program looks after the
+/// packets that the local stack sends on the connections of a stream.
 pub const PROG_PACKET_EGRESS: &str = "packet_egress";
 /// The program that starts the packet splice's timer, to be run once with BPF_PROG_TEST_RUN. It
 /// returns 0, or the negative error number of the helper that failed.
 pub const PROG_PACKET_EXPIRE: &str = "packet_expire";
 
-/// Names of the maps as they stand in the object (the kernel keeps the first 15 bytes).
+// Names of the maps as they stand in the object. The kernel keeps the first 15 bytes of a name.
+// `proxy-ebpf/src/maps.rs` says who writes and who reads each map.
+
+/// The hash map from [`FlowKey4`](crate::flow::FlowKey4) to [`FlowRef`](crate::flow::FlowRef).
 pub const MAP_FLOWS4: &str = "STEER_FLOWS4";
+/// The hash map from [`FlowKey6`](crate::flow::FlowKey6) to [`FlowRef`](crate::flow::FlowRef).
 pub const MAP_FLOWS6: &str = "STEER_FLOWS6";
+/// The array of [`Record`](crate::flow::Record)s, one for each stream. Userspace maps the array
+/// into its memory.
 pub const MAP_CONNS: &str = "STEER_CONNS";
+/// The ring of [`FlowEvent`](crate::flow::FlowEvent)s, from the programs to userspace.
 pub const MAP_FLOW_EVENTS: &str = "STEER_EVENTS";
+/// The array of counters (`u64`). Each CPU has its own. The index is the number of a
+/// [`Stat`](crate::stat::Stat).
 pub const MAP_FLOW_STATS: &str = "STEER_STATS";
+/// The array with one [`About`](crate::about::About): whose packets the maps are about.
 pub const MAP_ABOUT: &str = "STEER_ABOUT";
+/// The array with one [`Expiry`](crate::expiry::Expiry): whether a process lives, and how long the
+/// kernel keeps streams without one.
 pub const MAP_AGEING: &str = "STEER_AGEING";
+/// The array with one value: the kernel's timer by which streams expire, and the number of the
+/// record that the timer examines next.
 pub const MAP_TIMER: &str = "STEER_TIMER";
+/// The array of [`Entry`](crate::layout::Entry): where each field of a record is, for a process of
+/// another build.
 pub const MAP_LAYOUT: &str = "STEER_LAYOUT";
 /// A global of the object: the mark (`SO_MARK`) of the proxy's own sockets during a hand-over. The
 /// mark plus one is that of copied acknowledgements.
 pub const GLOBAL_MARK: &str = "MARK";
 /// A global of the object: whether (1) the kernel has bpf_loop.
 pub const GLOBAL_HAS_LOOP: &str = "HAS_LOOP";
+/// The mark if the configuration names no other (`packet_splice.mark`). The next number is used as
+/// well, as [`GLOBAL_MARK`] says.
 pub const DEFAULT_MARK: u32 = 0x5b11_ce00;
 
 /// Streams that the packet splice has room for, unless userspace sets another size when it loads
@@ -38,10 +59,19 @@ pub const DEFAULT_MAX_RECORDS: u32 = 65_536;
 /// Bytes of the event ring; events may be lost, so it need not hold all that can be under way.
 pub const FLOW_EVENTS_BYTES: u32 = 1 << 20;
 
+// The maps of the socket splice. All but the ring have a socket cookie as the key.
+
+/// The socket map from the cookie of a source socket to the *peer* socket, into which the program
+/// redirects.
 pub const MAP_SOCK_TARGET: &str = "SOCK_TARGET";
+/// The socket map from a cookie to the socket itself. The program runs for what these sockets
+/// receive.
 pub const MAP_SOCK_SOURCE: &str = "SOCK_SOURCE";
+/// The hash map from the cookie of a source socket to [`SockFlow`](crate::sock::SockFlow).
 pub const MAP_SOCK_FLOW: &str = "SOCK_FLOW";
+/// The hash map from the cookie of a source socket to [`SockCredit`](crate::sock::SockCredit).
 pub const MAP_SOCK_CREDIT: &str = "SOCK_CREDIT";
+/// The ring of [`SockEvent`](crate::sock::SockEvent)s, from the program to userspace.
 pub const MAP_SOCK_EVENTS: &str = "SOCK_EVENTS";
 
 /// Entries in each socket map: one for each direction, hence two for each stream.

@@ -20,14 +20,17 @@ use crate::shared::{Word, shared};
 pub struct FlowRef(pub u32);
 
 impl FlowRef {
+    /// The flow of this direction in the record with this index. The index has at most 31 bits.
     pub const fn new(record: u32, direction: Direction) -> Self {
         Self(record << 1 | direction as u32)
     }
 
+    /// Index of the [`Record`] in the map `STEER_CONNS`.
     pub const fn record(self) -> u32 {
         self.0 >> 1
     }
 
+    /// Where the packets of this flow go.
     pub const fn direction(self) -> Direction {
         if self.0 & 1 == 0 { Direction::ToUpstream } else { Direction::ToDownstream }
     }
@@ -44,8 +47,10 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Both directions, each at its own index.
     pub const BOTH: [Self; 2] = [Self::ToUpstream, Self::ToDownstream];
 
+    /// The other direction of the same stream.
     pub const fn opposite(self) -> Self {
         match self {
             Self::ToUpstream => Self::ToDownstream,
@@ -140,11 +145,13 @@ shared! {
     /// One stream. Userspace sees the whole array through mmap and writes single fields of it,
     /// never a whole live record (that would undo what the program writes).
     pub struct Record, shared as SharedRecord align(64) {
+        /// Only in the other layout, for tests: a field that the usual layout does not have.
         #[cfg(feature = "other-layout")]
         pub other: [u64; 8],
         /// One of [`state`]. Userspace stores it with Release after everything else.
         pub state: u32,
-        /// [`flags`]. Written by userspace, as long as a process lives.
+        /// [`flags`]. Written by userspace. The program adds only the flags of a stream that it
+        /// ends: [`flags::GIVEN_UP`], and the flags that go with it.
         pub flags: u32,
         /// Grows with each use of the record, so that a late event is not taken for a new stream's.
         pub generation: u32,
@@ -160,6 +167,8 @@ shared! {
         /// sum wraps), gives the payload bytes of the stream. Until then: the bytes that userspace
         /// moved before the hand-over.
         pub relayed: [u64; 2],
+        /// 1: a hash chose the endpoint, and `key_hash` has that hash. 0: the request had no hash.
+        /// Written by userspace before the record is active.
         pub has_key: u32,
         /// 4 or 6.
         pub family: u32,
@@ -209,7 +218,9 @@ const fn swapped(ports: u32) -> u32 {
 shared! {
     /// One flow of a [`Record`]: how its packets are rewritten, and what was seen of them.
     pub struct Flow, shared as SharedFlow align(64) {
+        /// How the packets are rewritten. Nearly constant once the record is active.
         pub fixed: DirFixed,
+        /// What was seen of the packets. Changes with each packet.
         pub live: DirLive,
     }
 }
@@ -219,6 +230,7 @@ shared! {
     /// active; except `ts_shift` and, in HAND_OVER, `received`, nothing changes afterwards. So a
     /// copy of these fields on another machine, with its own `ifindex`, can carry the stream on.
     pub struct DirFixed, shared as SharedFixed {
+        /// Only in the other layout, for tests: a field that the usual layout does not have.
         #[cfg(feature = "other-layout")]
         pub other: [u64; 8],
         /// Wire; IPv4 in the first word, the rest zero. The proxy's address towards the next peer.
@@ -250,7 +262,10 @@ shared! {
         /// `window << left >> right`, at most 65,535: from the peer's scale to the one that the
         /// proxy announced on the outgoing connection. Each 0 to 14.
         pub window_left: u8,
+        /// The scale that the proxy announced on the outgoing connection (RFC 7323), 0 to 14: see
+        /// `window_left`.
         pub window_right: u8,
+        /// Padding, which nobody reads.
         pub _pad: u8,
         /// Arrival space: one past what the local socket of the arrival connection has received,
         /// and therefore acknowledged. In HAND_OVER nothing acknowledges less to this direction's
@@ -265,7 +280,12 @@ shared! {
     /// program writes, except `own_end` and, in HAND_OVER, `fin_end` and `bits` for FINs that the
     /// socket sees.
     pub struct DirLive, shared as SharedLive {
+        /// Packets that arrived while the record was active, whatever their numbers; later
+        /// fragments count, too. A FIN or RST with a wrong checksum does not count. A packet that
+        /// the kernel has made of several (GRO) counts once. The program adds without an atomic
+        /// operation: if two CPUs count at the same time, one packet may be missing.
         pub packets: u64,
+        /// Only in the other layout, for tests: a field that the usual layout does not have.
         #[cfg(feature = "other-layout")]
         pub other: [u64; 8],
         /// Payload bytes by advance of `seq_end`: retransmissions and forgeries do not count.
@@ -292,6 +312,7 @@ shared! {
         pub fin_end: u32,
         /// [`bits`].
         pub bits: u16,
+        /// Padding, which nobody reads.
         pub _pad: u16,
         /// The lower half of the kernel's jiffies when `last_packet_ns` was set, so that the clock
         /// is read only once in a jiffy.
@@ -316,10 +337,15 @@ pub mod bits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct FlowEvent {
+    /// The flow whose packet caused the event. If the local stack sent that packet: the flow that
+    /// the packet answers.
     pub flow: FlowRef,
+    /// [`Record::generation`] at the time of the event. Userspace ignores an event of an older
+    /// generation.
     pub generation: u32,
     /// One of [`event`].
     pub kind: u32,
+    /// Padding, which nobody reads.
     pub _pad: u32,
 }
 

@@ -16,8 +16,10 @@ macro_rules! labelled {
         }
 
         impl $type {
+            /// All variants in the order of their numbers, without gaps.
             pub const ALL: &'static [Self] = &[$(Self::$name),+];
 
+            /// The number of this variant, the same in every build.
             pub const fn number(self) -> u32 {
                 self as u32
             }

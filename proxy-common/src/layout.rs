@@ -35,11 +35,13 @@ pub struct Entry {
 pub struct Field {
     /// What code writes before `name`; empty, or ends with a dot.
     pub path: &'static str,
+    /// The name in the code, after `path`.
     pub name: &'static str,
     /// Bytes from the start of the record.
     pub offset: u32,
     /// Bytes.
     pub size: u32,
+    /// What a process does if the records of another build do not have this field.
     pub kind: Kind,
 }
 

@@ -15,6 +15,7 @@ pub struct SockFlow {
     pub bytes: u64,
     /// One of [`gate`]; once shut it stays shut.
     pub gate: u32,
+    /// Padding, which nobody reads.
     pub _pad: u32,
 }
 
@@ -33,9 +34,11 @@ pub struct SockCredit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct SockEvent {
+    /// Cookie of the socket that the flow is read from.
     pub cookie: u64,
     /// One of [`event`].
     pub kind: u32,
+    /// Padding, which nobody reads.
     pub _pad: u32,
 }
 
@@ -78,8 +81,13 @@ const _: () = {
 /// What the program does with one segment of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Redirect it; `warn`: and tell userspace, since this segment reaches the warning mark.
-    Redirect { total: u64, warn: bool },
+    /// Redirect the segment to the peer socket.
+    Redirect {
+        /// Value of [`SockFlow::bytes`] after this segment.
+        total: u64,
+        /// Tell userspace ([`event::WARN`]), since this segment reaches [`SockCredit::warn`].
+        warn: bool,
+    },
     /// The credit does not cover it: shut the gate.
     ShutGate,
     /// The gate is shut: leave it to the flow's own socket.

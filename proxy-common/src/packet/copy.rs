@@ -93,8 +93,15 @@ pub fn reset_seq(own: u32, arriving: &SharedFlow, forwarded: &SharedFlow) -> u32
 /// The fields of a packet of the local socket as it leaves. Wire order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fresh {
+    /// The socket's own number. But if the packet is a bare acknowledgement, and the socket has
+    /// sent all of its bytes: the number after the last byte that was forwarded to the peer, unless
+    /// that number is beyond the peer's window.
     pub seq: u32,
+    /// The socket's own acknowledgement, or the last one that was forwarded to the peer if that one
+    /// is later.
     pub ack: u32,
+    /// What the other peer offers, in the units of this connection, less the bytes that `ack` has
+    /// acknowledged and the other peer has not.
     pub window: u16,
     /// The TSval, if there are timestamps.
     pub ts_value: u32,

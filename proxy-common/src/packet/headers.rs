@@ -19,15 +19,20 @@ use crate::packet::checksum::Difference;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Ethernet {
+    /// MAC address of the receiver.
     pub destination: [u16; 3],
+    /// MAC address of the sender.
     pub source: [u16; 3],
+    /// EtherType of what follows: [`Self::IPV4`], [`Self::IPV6`], or another protocol.
     pub kind: u16,
 }
 
 impl Ethernet {
+    /// Bytes of the header: 14.
     pub const LEN: usize = size_of::<Self>();
-    /// Values of `kind`.
+    /// `kind` of IPv4: 0x0800 in wire order.
     pub const IPV4: u16 = EtherType::Ipv4 as u16;
+    /// `kind` of IPv6: 0x86dd in wire order.
     pub const IPV6: u16 = EtherType::Ipv6 as u16;
 }
 
@@ -35,15 +40,28 @@ impl Ethernet {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Ipv4 {
+    /// Version (upper four bits, 4), length of the header in words of four bytes (lower four bits).
+    /// 0x45 in a header without options.
     pub version_and_length: u8,
+    /// DSCP (upper six bits, RFC 2474) and ECN (lower two bits, RFC 3168).
     pub traffic_class: u8,
+    /// Bytes of the packet from this header on. 0: the length does not fit into the field, as in
+    /// BIG TCP.
     pub total_length: u16,
+    /// The same number in all fragments of one packet (RFC 791).
     pub identification: u16,
+    /// Three flags (the last one: more fragments follow), and the place of a fragment in units of
+    /// eight bytes (13 bits).
     pub fragment: u16,
+    /// How many hops the packet may still take. A forwarded packet leaves with [`HOP_LIMIT`].
     pub ttl: u8,
+    /// What follows the header: one of [`mod@protocol`], or another protocol.
     pub protocol: u8,
+    /// Internet checksum of this header (RFC 1071).
     pub check: u16,
+    /// Address of the sender.
     pub source: u32,
+    /// Address of the receiver.
     pub destination: u32,
 }
 
@@ -53,10 +71,16 @@ pub struct Ipv4 {
 pub struct Ipv6 {
     /// Version (4 bits), traffic class (8), flow label (20).
     pub version_class_label: u32,
+    /// Bytes after this header, extension headers included. 0: the length does not fit into the
+    /// field, as in BIG TCP.
     pub payload_length: u16,
+    /// What follows this header: one of [`mod@protocol`], an extension header, or another protocol.
     pub next_header: u8,
+    /// How many hops the packet may still take. A forwarded packet leaves with [`HOP_LIMIT`].
     pub hop_limit: u8,
+    /// Address of the sender.
     pub source: [u32; 4],
+    /// Address of the receiver.
     pub destination: [u32; 4],
 }
 
@@ -66,17 +90,25 @@ pub struct Ipv6 {
 pub struct Tcp {
     /// Source port first.
     pub ports: u32,
+    /// Sequence number of the first byte of payload; of a SYN, if the segment has one.
     pub seq: u32,
+    /// The sequence number that the sender expects next. Valid with [`tcp_flags::ACK`].
     pub ack: u32,
     /// Length of the header in its upper four bits, in words.
     pub offset: u8,
+    /// [`tcp_flags`].
     pub flags: u8,
+    /// How much more the sender can take: bytes, shifted right by the sender's window scale (RFC
+    /// 7323). Not shifted in a SYN.
     pub window: u16,
+    /// Internet checksum of the pseudo header, this header with its options, and the payload.
     pub check: u16,
+    /// Distance from `seq` to the end of urgent data, if there is any. Forwarded as it is.
     pub urgent: u16,
 }
 
 impl Tcp {
+    /// Bytes of the header without options: 20.
     pub const LEN: usize = size_of::<Self>();
     /// Where `check` stands.
     pub const CHECK: usize = offset_of!(Self, check);
@@ -90,12 +122,19 @@ impl Tcp {
 
 /// Bits of [`Tcp::flags`].
 pub mod tcp_flags {
+    /// The sender has no more data. A FIN takes one sequence number, after the payload.
     pub const FIN: u8 = 0x01;
+    /// Opens a connection. A SYN takes one sequence number, before the payload.
     pub const SYN: u8 = 0x02;
+    /// Ends the connection at once.
     pub const RST: u8 = 0x04;
+    /// The receiver should pass the data on to its application now.
     pub const PSH: u8 = 0x08;
+    /// [`Tcp::ack`](super::Tcp::ack) is valid.
     pub const ACK: u8 = 0x10;
+    /// The sender has received a mark of congestion (RFC 3168). In a SYN: the sender can use ECN.
     pub const ECE: u8 = 0x40;
+    /// The sender has slowed down, as ECE asks (RFC 3168). In a SYN, with ECE: an offer of ECN.
     pub const CWR: u8 = 0x80;
 }
 
@@ -103,8 +142,11 @@ pub mod tcp_flags {
 pub mod protocol {
     use super::IpProto;
 
+    /// ICMP for IPv4: 1 (RFC 792).
     pub const ICMP: u8 = IpProto::Icmp as u8;
+    /// TCP: 6 (RFC 9293).
     pub const TCP: u8 = IpProto::Tcp as u8;
+    /// ICMP for IPv6: 58 (RFC 4443).
     pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 }
 
@@ -158,6 +200,7 @@ pub trait Ip: Pod {
     const LEN: usize = size_of::<Self>();
     /// The protocol number of its control messages.
     const ICMP: u8;
+    /// The key of this version's flow map: [`FlowKey4`] or [`FlowKey6`].
     type Key: Copy;
 
     /// The protocol of what follows the IP header.

@@ -25,6 +25,7 @@ pub struct Translation {
     /// [`flags`] of the record: without [`flags::TIMESTAMPS`] or [`flags::SACK`] those options are
     /// overwritten.
     pub flags: u32,
+    /// How TSval and TSecr are translated.
     pub timestamps: Timestamps,
     /// Added to the edges of SACK blocks.
     pub ack_delta: u32,
@@ -38,6 +39,7 @@ impl Translation {
         Self { flags, timestamps, ack_delta: flow.fixed.ack_delta.get() }
     }
 
+    /// Whether any of these bits is set in `flags`.
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
@@ -52,6 +54,7 @@ impl Translation {
         self.flags = if only_looks { self.flags | Self::ONLY_LOOKS } else { self.flags & !Self::ONLY_LOOKS };
     }
 
+    /// Whether the options are only read. False until [`Self::set_only_looks`] says so.
     #[inline(always)]
     pub const fn only_looks(&self) -> bool {
         self.has(Self::ONLY_LOOKS)
@@ -76,12 +79,16 @@ impl Translation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct TimestampsOption {
+    /// [`Self::HEAD`], if timestamps stand here in the usual form.
     pub head: u32,
+    /// TSval: the sender's clock (RFC 7323).
     pub value: u32,
+    /// TSecr: a TSval that the sender has received. Valid with ACK.
     pub echo: u32,
 }
 
 impl TimestampsOption {
+    /// Bytes of the option with both NOPs: 12.
     pub const LEN: usize = size_of::<Self>();
     /// The value of `head`.
     pub const HEAD: u32 = u32::from_ne_bytes([kind::NOP, kind::NOP, kind::TIMESTAMPS, 10]);
@@ -106,7 +113,9 @@ impl TimestampsOption {
 pub struct SackHead(pub u32);
 
 impl SackHead {
+    /// Bytes of the word: 4.
     pub const LEN: usize = size_of::<Self>();
+    /// How many blocks fit into [`MAX_LEN`] bytes after this word.
     pub const MAX_BLOCKS: usize = 4;
 
     /// How many blocks follow: 1 to 4 if they fill the `len` bytes of options from here on, else 0.
@@ -119,15 +128,18 @@ impl SackHead {
     }
 }
 
-/// One SACK block, wire order.
+/// One SACK block (RFC 2018), wire order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct SackBlock {
+    /// The first sequence number that the receiver has.
     pub left: u32,
+    /// One past the last sequence number that the receiver has.
     pub right: u32,
 }
 
 impl SackBlock {
+    /// Bytes of a block: 8.
     pub const LEN: usize = size_of::<Self>();
 
     /// Moves both edges from one connection's numbers to the other's.

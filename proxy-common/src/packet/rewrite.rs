@@ -11,6 +11,7 @@ use crate::shared::Word;
 pub struct TcpChange {
     /// Without the options, which are not touched here.
     pub fields: Difference,
+    /// Whether ECE or CWR was cleared.
     pub ecn_stripped: bool,
 }
 

@@ -28,10 +28,13 @@ use crate::flow::SharedFixed;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Icmp {
+    /// Type of the message. ICMP and ICMPv6 have numbers of their own.
     pub kind: u8,
+    /// The cause, within the type.
     pub code: u8,
+    /// Internet checksum of the message, wire order; in ICMPv6 of a pseudo header as well.
     pub check: u16,
-    /// Depends on kind and code; the MTU, for one.
+    /// Depends on kind and code; the MTU, for one. Wire order.
     pub rest: u32,
 }
 
@@ -49,10 +52,14 @@ pub trait IcmpIp: Ip {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct IcmpError<I: IcmpIp> {
+    /// The IP header of the error itself: from the router or host that reports, to the proxy.
     pub ip: I,
+    /// The header of the message.
     pub icmp: Icmp,
+    /// The quoted IP header, as the packet left the proxy.
     pub quoted: I,
-    /// If the error does not quote the whole header, only ports and `seq` are.
+    /// The quoted TCP header. If the error does not quote the whole header, only ports and `seq`
+    /// are valid.
     pub tcp: Tcp,
 }
 

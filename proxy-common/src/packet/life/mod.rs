@@ -14,10 +14,13 @@ use crate::stat::Stat;
 /// segment arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
+    /// Number of the first byte of payload; of a SYN, if the segment has one.
     pub seq: u32,
+    /// The number that the sender expects next. Valid with [`tcp_flags::ACK`].
     pub ack: u32,
     /// Bytes of payload.
     pub payload: u32,
+    /// The window field of the header, not scaled.
     pub window: u16,
     /// Bits of [`tcp_flags`].
     pub flags: u8,

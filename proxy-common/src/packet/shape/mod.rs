@@ -29,6 +29,7 @@ const MAX_EXTENSIONS: usize = 5;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Extension {
+    /// What follows this extension header.
     pub next_header: u8,
     /// In units of eight bytes, without the first; reserved in a fragment header.
     pub length: u8,
@@ -40,6 +41,7 @@ pub struct Extension {
 }
 
 impl Extension {
+    /// Bytes of this type, and of a fragment header: 8.
     pub const LEN: usize = size_of::<Self>();
 
     #[inline(always)]
@@ -97,6 +99,7 @@ impl Piece {
 pub struct Shape {
     /// The headers or options that directly follow the IP header and can be removed.
     pub surplus: u32,
+    /// Where the fragment belongs, or [`Piece::WHOLE`].
     pub piece: Piece,
 }
 
@@ -271,8 +274,9 @@ fn shorter(length: u16, bytes: u32) -> u16 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct PieceKey {
-    /// IPv4 in the first word.
+    /// Address of the sender; IPv4 in the first word, and zeros.
     pub source: [u32; 4],
+    /// Address of the receiver; IPv4 in the first word, and zeros.
     pub destination: [u32; 4],
     /// [`Piece::id`].
     pub id: u32,
