@@ -32,7 +32,10 @@ const REST_WITHIN: Duration = Duration::from_secs(10);
 /// Descriptors that steer may hold at rest, whatever the number of streams.
 const DESCRIPTORS_AT_REST: usize = 100;
 /// Bytes that a further stream may cost in all: steer's memory at rest and its share of the maps.
-const BYTES_PER_STREAM: u64 = 937;
+/// The limit is the promise of docs/benchmarks.md, 1 KiB. On a busy machine runs of one binary differ
+/// by 45 bytes, with what hand-overs have left in the allocator's pages. (Sizes have exact limits in
+/// unit tests.)
+const BYTES_PER_STREAM: u64 = 1024;
 
 #[test]
 fn fifty_thousand_spliced_websockets_echo_and_cost_next_to_nothing() -> Result<()> {
