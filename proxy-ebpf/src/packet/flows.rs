@@ -24,7 +24,7 @@ impl Flows for Ipv4 {
     #[inline(always)]
     fn forget(key: &FlowKey4) {
         // Userspace has removed the key already.
-        let _ = STEER_FLOWS4.remove(key);
+        STEER_FLOWS4.remove(key).ok();
     }
 
     #[inline(always)]
@@ -42,7 +42,7 @@ impl Flows for Ipv6 {
 
     #[inline(always)]
     fn forget(key: &FlowKey6) {
-        let _ = STEER_FLOWS6.remove(key);
+        STEER_FLOWS6.remove(key).ok();
     }
 
     #[inline(always)]

@@ -139,7 +139,7 @@ fn first<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
     let offset = Ethernet::LEN + I::LEN + (surplus + I::PIECE_LEN) as usize;
     let Some(flow) = forwarded_flow::<I>(ctx, ip, offset).filter(|flow| takes_pieces(*flow)) else {
         // A packet of another flow may have had the same identification before.
-        let _ = STEER_PIECES.remove(key);
+        STEER_PIECES.remove(key).ok();
         return None;
     };
     let tcp: Tcp = ctx.load(offset).ok()?;
@@ -224,7 +224,7 @@ fn came_too_late(key: &PieceKey, flow: FlowRef, seq: u32) -> bool {
     let of_flow = PieceKey { source: [flow.0, 0, 0, 0], destination: [0; 4], id: 0 };
     // SAFETY: as above.
     let again = unsafe { STEER_PIECES.get(of_flow) }.is_some_and(|before| before.base == seq);
-    let _ = STEER_PIECES.insert(of_flow, FirstPiece { flow, base: seq, ..FirstPiece::not_yet() }, 0);
+    STEER_PIECES.insert(of_flow, FirstPiece { flow, base: seq, ..FirstPiece::not_yet() }, 0).ok();
     again
 }
 
@@ -237,7 +237,7 @@ fn later<I: Flows + ShapedIp>(ctx: &TcContext, ip: &I, surplus: u32, piece: &Pie
         unsafe { STEER_PIECES.get(key) }.copied().filter(|first| first.flow != FirstPiece::NOT_YET)
     else {
         count(Stat::FragmentEarly);
-        let _ = STEER_PIECES.insert(key, FirstPiece::not_yet(), 0);
+        STEER_PIECES.insert(key, FirstPiece::not_yet(), 0).ok();
         return None;
     };
     let record = RecordHandle::of(first.flow).filter(|record| record.generation() == first.generation)?;

@@ -1,5 +1,5 @@
 //! Consistent hashing that agrees bit for bit with Envoy 1.39: from a request head to a hash
-//! ([`hash_policy`]), from the endpoints of a cluster to those in use ([`membership`]), and from a
+//! ([`hash_policy`]), from the endpoints of a cluster to those in use ([`ring_members`]), and from a
 //! hash to one of them ([`ring`], [`maglev`]). Pure: no sockets, no clock, no shared state.
 //!
 //! The contract is checked by the daemon's `tests/vectors` against what a real Envoy did. The order
