@@ -1,7 +1,7 @@
 //! What the three parts of a downstream connection must agree on: the guard before hyper (which head
 //! may pass), the service (which request is in flight), and the connection's task (what to
-//! wait for, and how long). All three run in one task, so the lock is never contended. What follows from what is decided
-//! in [`Turns`].
+//! wait for, and how long). All three run in one task, so the lock is never contended. [`Turns`] has
+//! the rules; this file adds the lock, the clock and the wakers.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};

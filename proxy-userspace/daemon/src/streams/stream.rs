@@ -90,19 +90,20 @@ impl Stream {
         self.to_downstream.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The bytes that the carrier tells are added to those of userspace from now on. May be called once for a stream; later
-    /// calls are ignored.
+    /// From now on [`Self::bytes`] adds the carrier's bytes to those of userspace. Only the first call
+    /// has an effect.
     pub fn set_carrier(&self, carrier: Arc<dyn Carrier>) {
-        // An error says that there is one.
+        // An error says that the stream has a carrier already.
         self.carrier.set(carrier).ok();
     }
 
-    /// Asks whatever carries the stream to end it at once, with a RST to both peers, and to say that it ended like this.
-    /// Returns before that has happened. The first who asks decides how it ended.
+    /// Asks the task or the carrier of the stream to end the stream at once, with a RST to both peers. The
+    /// call returns before the stream has ended. The first call decides how the end is counted.
     pub fn end(&self, how: End) {
-        // It fails if somebody has asked already.
+        // The exchange fails if an earlier call has set the end.
         self.asked.compare_exchange(0, how as u8 + 1, Ordering::SeqCst, Ordering::SeqCst).ok();
-        // With that in `asked_end`: a carrier that is not seen here yet sees what was asked.
+        // Pairs with the fence in `asked_end`. Either this call sees a carrier that is being set, or
+        // the table sees `asked` when it takes the stream over.
         fence(Ordering::SeqCst);
         self.waker.wake();
         if let Some(carrier) = self.carrier.get() {
@@ -110,14 +111,14 @@ impl Stream {
         }
     }
 
-    /// How somebody wants the stream ended; `None`: nobody does.
+    /// The end that [`Self::end`] asked for, if there was a call.
     pub fn asked_end(&self) -> Option<End> {
         fence(Ordering::SeqCst);
         let position = usize::from(self.asked.load(Ordering::SeqCst)).checked_sub(1)?;
         End::VARIANTS.get(position).copied()
     }
 
-    /// Returns when somebody asks to end the stream. One task can wait for that.
+    /// Waits for a call of [`Self::end`]. Only one task may wait.
     pub async fn end_asked(&self) -> End {
         let _forget = Forget(&self.waker);
         poll_fn(|cx| {
@@ -125,7 +126,7 @@ impl Stream {
                 return Poll::Ready(end);
             }
             self.waker.register(cx.waker());
-            // It may have been asked before the waker was there.
+            // A call before the waker was registered has woken nobody.
             self.asked_end().map_or(Poll::Pending, Poll::Ready)
         })
         .await
@@ -201,8 +202,8 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Takes the waker back when the wait is over: a waker keeps the memory of its task, some KiB, and a
-/// spliced stream lives on without the task.
+/// Takes the waker back when the wait is over. A waker keeps the memory of its task (some KiB), and a
+/// spliced stream outlives the task.
 struct Forget<'a>(&'a AtomicWaker);
 
 impl Drop for Forget<'_> {

@@ -1,5 +1,5 @@
-//! Which endpoints a cluster has, and in which state: what a source names, what health checks found
-//! and what operators drain, joined. These three meet nowhere else.
+//! The endpoints of a cluster and the state of each. Three inputs are joined here and nowhere else: the
+//! endpoints that a source names, the results of health checks, and the endpoints that operators drain.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -13,12 +13,13 @@ pub(super) struct Membership {
     named: Vec<Endpoint>,
     /// What health checks found, where that is known.
     checked: HashMap<SocketAddr, Health>,
-    /// These get nothing new. An address stays here while it is not an endpoint: it may come back.
+    /// Endpoints that get no new request. An address stays here after its endpoint has left the cluster,
+    /// since the endpoint may come back.
     drained: HashSet<SocketAddr>,
 }
 
 impl Membership {
-    /// Replaces the endpoints. As in Envoy, a list that holds just the present endpoints in another order is no change.
+    /// Replaces the endpoints. As in Envoy, the present endpoints in another order are no change.
     pub(super) fn name(&mut self, endpoints: &[Endpoint]) {
         if holds_the_same(&self.named, endpoints) {
             return;
