@@ -69,7 +69,12 @@ pub async fn serve(
     mut phases: watch::Receiver<Phase>,
 ) {
     let Some(shared) = workers.first().map(|worker| Arc::clone(&worker.shared)) else { return };
-    let Some(mut listener) = shared.generation.load().listener(&name) else { return };
+    let Some(mut listener) = shared.generation.load().listener(&name) else {
+        return tracing::error!(
+            listener = name,
+            "the configuration does not have this listener; nothing is served"
+        );
+    };
     let metrics = &shared.metrics;
     let open = metrics.downstream_connections.with_label_values(&[&name]);
     let accepted_total = metrics.downstream_connections_total.with_label_values(&[&name]);
