@@ -113,6 +113,22 @@ impl NetNs {
         self.ip(&["link", "set", device, "gso_max_segs", "1"])
     }
 
+    /// Makes one processor receive all packets of a connection that arrive at `device` (receive
+    /// packet steering), as a network card does. A veth device by itself hands a packet to the
+    /// processor that sends it. So packets overtake each other when their sender's thread moves.
+    ///
+    /// The processor follows from a number of the sender's socket. The sockets of this namespace
+    /// keep their numbers from now on.
+    pub fn receive_in_order(&self, device: &str) -> Result<()> {
+        // A group of 32 bits may use at most 32 processors. That is enough.
+        let processors = thread::available_parallelism().map_or(1, usize::from).min(32);
+        let mask = u32::MAX >> (32 - processors);
+        let file = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
+        // `ip netns exec` mounts the /sys of the namespace.
+        ip(&["netns", "exec", &self.name, "sh", "-c", &format!("echo {mask:x} > {file}")])?;
+        self.sysctl("net.core.txrehash", "0")
+    }
+
     /// Keeps the namespace when the guard is dropped.
     pub fn keep(&mut self) {
         self.keep = true;
