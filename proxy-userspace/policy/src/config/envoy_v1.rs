@@ -284,19 +284,23 @@ fn route(field: &Field<'_>, clusters: &[&str], options: &HttpOptions) -> Option<
     let path = path_match(field, &map);
     let cluster =
         map.require("cluster", "\"sio\"").and_then(|name| listening::known_cluster(&name, clusters));
-    let timeout = map.get("timeout_ms").and_then(|field| field.unsigned(0..=u64::from(u32::MAX)));
+    let timeout_field = map.get("timeout_ms");
+    let timeout = timeout_field.as_ref().and_then(|field| field.unsigned(0..=u64::from(u32::MAX)));
     let websocket = map.boolean("use_websocket");
     let hash_policy = map.get("hash_policy").and_then(|field| hash_policy_object(&field));
     map.finish();
     let route = Route {
         path: path?,
         cluster: cluster?,
-        timeout: timeout.map_or(Some(native::DEFAULT_ROUTE_TIMEOUT), |ms| limit(Duration::from_millis(ms))),
+        timeout: timeout.map_or(Some(listening::ENVOY_ROUTE_TIMEOUT), |ms| limit(Duration::from_millis(ms))),
         idle_timeout: None,
         upgrade_websocket: websocket,
         hash_policy: hash_policy.into_iter().collect(),
     };
     listening::warn_if_not_sticky(field, &route, options);
+    if timeout_field.is_none() {
+        listening::warn_if_polls_end(field, &route, options, "\"timeout_ms\": 0");
+    }
     Some(route)
 }
 

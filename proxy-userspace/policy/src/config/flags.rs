@@ -22,7 +22,7 @@ pub fn from_flags(listen: SocketAddr, backends: &[SocketAddr], hash: HashSource)
     let route = Route {
         path: PathMatch::Prefix("/".to_owned()),
         cluster: NAME.to_owned(),
-        timeout: Some(native::DEFAULT_ROUTE_TIMEOUT),
+        timeout: None,
         idle_timeout: None,
         upgrade_websocket: Some(true),
         hash_policy: vec![HashPolicy { source: hash, terminal: false }],

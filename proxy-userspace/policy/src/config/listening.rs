@@ -2,9 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::reader::{Field, nearest};
 use super::{HashSource, HeaderSource, HttpOptions, PathMatch, Route};
+
+/// The time limit of a route of Envoy's formats that has none of its own.
+pub(super) const ENVOY_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Names of the clusters in file order, by which routes find them.
 pub(super) fn cluster_names<'t>(clusters: &[Field<'t>]) -> Vec<&'t str> {
@@ -162,6 +166,18 @@ pub(super) fn warn_if_not_sticky(field: &Field<'_>, route: &Route, options: &Htt
         {
             field.warn("hashes x-request-id, which is new for each request: nothing stays on its endpoint");
         }
+    }
+}
+
+/// Warns of a route that has Envoy's default time limit although long polls probably use it.
+/// `remedy` says what removes the limit.
+pub(super) fn warn_if_polls_end(field: &Field<'_>, route: &Route, options: &HttpOptions, remedy: &str) {
+    if route.upgrade_websocket.unwrap_or(options.upgrade_websocket) {
+        let limit = ENVOY_ROUTE_TIMEOUT.as_secs();
+        field.warn(format_args!(
+            "no timeout, so Envoy's default applies: a response that takes longer than {limit} s is a 504, \
+             but polls of socket.io wait for up to 25 s; set `{remedy}` on this route"
+        ));
     }
 }
 

@@ -182,7 +182,8 @@ pub struct Route {
     pub path: PathMatch,
     /// The name of one of [`Config::clusters`].
     pub cluster: String,
-    /// Until the response head has arrived; `None` = no limit. Default 15 s.
+    /// Until the response head has arrived; `None` = no limit. Steer's default is no limit, since
+    /// polls of socket.io wait for up to 25 s. Envoy's files keep Envoy's default of 15 s.
     pub timeout: Option<Duration>,
     /// Overrides [`HttpOptions::stream_idle_timeout`] where set; `Some(None)` = no limit.
     pub idle_timeout: Option<Option<Duration>>,

@@ -16,7 +16,6 @@ pub(super) const DEFAULT_PANIC_THRESHOLD: f64 = 50.0;
 /// The virtual host that `routes` directly under a listener stands for.
 pub(super) const ONLY_VIRTUAL_HOST: &str = "default";
 pub(super) const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(600);
-pub(super) const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     let map = root.map()?;
@@ -191,7 +190,7 @@ fn route(field: &Field<'_>, clusters: &[&str], options: &HttpOptions) -> Option<
     let path = map.get("match").and_then(|field| path_match(&field));
     let cluster = map.require("cluster", clusters.first().unwrap_or(&"NAME"));
     let cluster = cluster.and_then(|name| listening::known_cluster(&name, clusters));
-    let timeout = map.get("timeout").and_then(|field| field.limit()).unwrap_or(Some(DEFAULT_ROUTE_TIMEOUT));
+    let timeout = map.get("timeout").and_then(|field| field.limit()).unwrap_or_default();
     let idle_timeout = map.get("idle_timeout").and_then(|field| field.limit());
     let upgrade_websocket = map.get("upgrade_configs").map(|list| upgrades(&list));
     let hash_policy = map.get("hash_policy").map(|list| hash_policy::read(&list, true)).unwrap_or_default();

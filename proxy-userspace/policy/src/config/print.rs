@@ -141,8 +141,8 @@ impl Page {
             self.line(indent, format_args!("- match: {{ {kind}: {} }}", quote(path)));
             let indent = indent + 2;
             self.key(indent, "cluster", quote(&route.cluster));
-            if route.timeout != Some(native::DEFAULT_ROUTE_TIMEOUT) {
-                self.key(indent, "timeout", limit(route.timeout));
+            if let Some(timeout) = route.timeout {
+                self.key(indent, "timeout", duration(timeout));
             }
             if let Some(timeout) = route.idle_timeout {
                 self.key(indent, "idle_timeout", limit(timeout));

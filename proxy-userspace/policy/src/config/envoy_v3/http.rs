@@ -360,6 +360,9 @@ fn route(field: &Field<'_>, clusters: &[&str], options: &HttpOptions) -> Option<
     let mut route = route_action(&action, clusters)?;
     route.path = path?;
     listening::warn_if_not_sticky(field, &route, options);
+    if action.peek("timeout").is_none() {
+        listening::warn_if_polls_end(&action, &route, options, "timeout: 0s");
+    }
     Some(route)
 }
 
@@ -450,7 +453,7 @@ fn route_action(field: &Field<'_>, clusters: &[&str]) -> Option<Route> {
     Some(Route {
         path: PathMatch::Prefix(String::new()),
         cluster: cluster?,
-        timeout: timeout.unwrap_or(Some(native::DEFAULT_ROUTE_TIMEOUT)),
+        timeout: timeout.unwrap_or(Some(listening::ENVOY_ROUTE_TIMEOUT)),
         idle_timeout,
         upgrade_websocket,
         hash_policy,

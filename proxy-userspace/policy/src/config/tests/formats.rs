@@ -179,6 +179,69 @@ fn envoy_v3_source_addresses() {
     assert_eq!(addresses("source_address: { address: 0.0.0.0, port_value: 0 }"), "");
 }
 
+/// An Envoy example without its own `timeout`, in both formats.
+fn envoy_without_timeouts() -> [String; 2] {
+    let lines = |text: &str| {
+        let kept: Vec<_> = text.lines().filter(|line| !line.contains("timeout: 0s")).collect();
+        kept.join("\n")
+    };
+    [lines(ENVOY_V3), ENVOY_V1.replace("},\n                      \"timeout_ms\": 0", "}")]
+}
+
+fn first_timeout(config: &Config) -> Option<Duration> {
+    config.listeners[0].virtual_hosts[0].routes[0].timeout
+}
+
+#[test]
+fn only_the_formats_of_envoy_limit_the_time_of_a_response_by_default() {
+    let native = NATIVE.replace("    timeout: 5s\n", "");
+    assert_eq!(first_timeout(&config(&native)), None);
+    assert_eq!(first_timeout(&config(&NATIVE.replace("timeout: 5s", "timeout: 0s"))), None);
+    for text in envoy_without_timeouts() {
+        assert_eq!(first_timeout(&config(&text)), Some(Duration::from_secs(15)), "{text}");
+    }
+    for text in [ENVOY_V3, ENVOY_V1] {
+        assert_eq!(first_timeout(&config(text)), None);
+    }
+}
+
+#[test]
+fn the_default_time_limit_of_envoy_is_printed() {
+    for text in envoy_without_timeouts() {
+        let printed = to_yaml(&config(&text));
+        assert!(printed.contains("timeout: 15s"), "{printed}");
+        assert_eq!(first_timeout(&config(&printed)), Some(Duration::from_secs(15)));
+    }
+}
+
+#[test]
+fn the_default_time_limit_of_envoy_is_warned_about_where_websocket_is_allowed() {
+    let warnings = |text: &str| {
+        let texts = config(text).warnings.into_iter().map(|warning| warning.text);
+        texts.collect::<Vec<_>>().join("\n")
+    };
+    let [v3, v1] = envoy_without_timeouts();
+    for (text, route, remedy) in [
+        (&v3, "routes[0].route: no timeout", "`timeout: 0s`"),
+        (&v1, "routes[0]: no timeout", "`\"timeout_ms\": 0`"),
+    ] {
+        let found = warnings(text);
+        assert!(found.contains(route) && found.contains(remedy) && found.lines().count() == 1, "{found}");
+    }
+    let by_listener = v3
+        .replace("                  upgrade_configs:\n                  - upgrade_type: websocket\n", "")
+        .replace("codec_type: AUTO", "upgrade_configs: [{ upgrade_type: websocket }]");
+    assert!(warnings(&by_listener).contains("no timeout"), "{by_listener}");
+    for text in [
+        v3.replace("- upgrade_type: websocket", "- { upgrade_type: websocket, enabled: false }"),
+        v1.replace("\"use_websocket\": true", "\"use_websocket\": false"),
+        ENVOY_V3.replace("timeout: 0s", "timeout: 15s"),
+        NATIVE.replace("    timeout: 5s\n", ""),
+    ] {
+        assert_eq!(warnings(&text), "", "{text}");
+    }
+}
+
 #[test]
 fn the_packet_splice_is_read_with_ranges_in_order() {
     let settings = |text: &str| config(&format!("{NATIVE}packet_splice: {text}\n")).packet_splice;
@@ -287,13 +350,14 @@ fn what_is_lacking_is_warned_about_by_name() {
         ),
         (
             ENVOY_V3.replace("connect_timeout:", "health_checks: []\n    connect_timeout:"),
-            "31: static_resources.clusters[0].health_checks: not honoured",
+            "32: static_resources.clusters[0].health_checks: not honoured",
         ),
     ];
     for (text, want) in rows {
         assert!(warnings(&text).contains(want), "want {want}\nfound {}", warnings(&text));
     }
     assert_eq!(warnings(NATIVE), "");
+    assert_eq!(warnings(ENVOY_V1), "");
     assert_eq!(warnings(ENVOY_V3), "");
 }
 
