@@ -15,6 +15,7 @@ use strum::VariantArray as _;
 
 use super::connect::Connector;
 use super::membership::Membership;
+use super::unhashed::{Advice, Unhashed};
 use super::{By, NoHealthyEndpoint, Pick};
 use crate::telemetry::Metrics;
 
@@ -30,6 +31,7 @@ pub struct Cluster {
     members: Mutex<Membership>,
     picks: IntCounterVec,
     requests: Requests,
+    unhashed: Unhashed,
     gauges: Gauges,
 }
 
@@ -110,7 +112,7 @@ impl Snapshot {
 }
 
 impl Cluster {
-    pub(super) fn new(config: &config::Cluster, metrics: &Metrics) -> Self {
+    pub(super) fn new(config: &config::Cluster, advice: Advice, metrics: &Metrics) -> Self {
         let gauges = Gauges {
             ring_version: metrics.ring_version.with_label_values(&[&config.name]),
             in_ring: metrics.endpoints.with_label_values(&[config.name.as_str(), "true"]),
@@ -132,6 +134,7 @@ impl Cluster {
                 all: metrics.requests.clone(),
                 by_status: Box::new([const { OnceLock::new() }; 900]),
             },
+            unhashed: Unhashed::new(advice),
             gauges,
         };
         cluster.publish(&config.endpoints);
@@ -149,6 +152,7 @@ impl Cluster {
             By::Hash => slot.by_hash.inc(),
             By::Random => slot.by_random.inc(),
         }
+        self.unhashed.note(&self.name, by);
         Ok(Pick { endpoint: Arc::clone(&slot.endpoint), by })
     }
 
@@ -266,7 +270,7 @@ mod tests {
             healthy_panic_threshold: 50.0,
             source_addresses: Vec::new(),
         };
-        Cluster::new(&config, metrics)
+        Cluster::new(&config, Advice::default(), metrics)
     }
 
     fn picked(cluster: &Cluster, metrics: &Metrics, last: u8, by: By) -> u64 {

@@ -5,6 +5,7 @@ pub mod connect;
 mod membership;
 pub mod mss;
 pub mod pool;
+mod unhashed;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use thiserror::Error;
 use crate::telemetry::Metrics;
 
 pub use cluster::{Cluster, Snapshot, Table};
+use unhashed::Advice;
 
 /// The clusters of a configuration.
 #[derive(Debug)]
@@ -45,7 +47,10 @@ pub struct NoHealthyEndpoint;
 
 impl Clusters {
     pub fn new(config: &Config, metrics: &Metrics) -> Self {
-        let clusters = config.clusters.iter().map(|cluster| Arc::new(Cluster::new(cluster, metrics)));
+        let clusters = config.clusters.iter().map(|cluster| {
+            let advice = Advice::new(config, &cluster.name);
+            Arc::new(Cluster::new(cluster, advice, metrics))
+        });
         Self { by_name: clusters.map(|cluster| (Arc::clone(&cluster.name), cluster)).collect() }
     }
 
