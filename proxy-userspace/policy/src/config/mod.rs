@@ -129,6 +129,9 @@ pub struct HttpOptions {
     pub server_name: String,
     pub generate_request_id: bool,
     pub preserve_external_request_id: bool,
+    /// `true`: header names keep the letter case in which a peer wrote them. `false`: they are sent
+    /// in lower case.
+    pub preserve_case: bool,
     /// `false`: HTTP/1.0 is answered with 426.
     pub accept_http_10: bool,
     /// Whether routes that say nothing allow `Upgrade: websocket`.
@@ -157,6 +160,7 @@ impl Default for HttpOptions {
             server_name: "steer".to_owned(),
             generate_request_id: true,
             preserve_external_request_id: false,
+            preserve_case: false,
             accept_http_10: false,
             upgrade_websocket: false,
             max_request_headers_bytes: 60 * 1024,

@@ -125,6 +125,10 @@ fn http_options(map: &Map<'_>) -> HttpOptions {
             "preserve_external_request_id",
             default.preserve_external_request_id,
         ),
+        preserve_case: map
+            .get("header_key_format")
+            .and_then(|format| format.one_of_any_case(&[("lower_case", false), ("preserve_case", true)]))
+            .unwrap_or(default.preserve_case),
         accept_http_10: yes("accept_http_10", default.accept_http_10),
         upgrade_websocket: map.get("upgrade_configs").is_some_and(|list| upgrades(&list)),
         max_request_headers_bytes: max_request_headers_bytes(map),

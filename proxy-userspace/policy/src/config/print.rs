@@ -120,6 +120,9 @@ impl Page {
         self.differs("generate_request_id", &o.generate_request_id, &d.generate_request_id, yes);
         let (keep, keep_default) = (&o.preserve_external_request_id, &d.preserve_external_request_id);
         self.differs("preserve_external_request_id", keep, keep_default, yes);
+        self.differs("header_key_format", &o.preserve_case, &d.preserve_case, |preserve_case| {
+            if *preserve_case { "preserve_case" } else { "lower_case" }.to_owned()
+        });
         self.differs("accept_http_10", &o.accept_http_10, &d.accept_http_10, yes);
         self.differs("upgrade_configs", &o.upgrade_websocket, &d.upgrade_websocket, |yes| upgrades(*yes));
         let (size, size_default) = (&o.max_request_headers_bytes, &d.max_request_headers_bytes);

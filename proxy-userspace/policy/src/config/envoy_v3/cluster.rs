@@ -2,7 +2,9 @@
 
 use super::super::reader::{Field, Map};
 use super::super::{Cluster, Endpoint, LbPolicy, load_balancing, native};
-use super::{bind, socket_address, typed};
+use super::{bind, http1, socket_address, typed};
+
+const HTTP_PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// Whose name stands for an endpoint without `hostname`, if the cluster hashes by host name.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -244,16 +246,16 @@ fn protocol_options(map: &Map<'_>) {
         "not honoured: Steer has its own limits for connections",
     );
     if let Some(field) = map.get("http_protocol_options").and_then(|field| field.map()) {
-        http1(field);
+        http1::upstream(field);
     }
     let Some(map) = map.get("typed_extension_protocol_options").and_then(|field| field.map()) else { return };
-    if let Some(field) = map.get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
+    if let Some(field) = map.get(HTTP_PROTOCOL_OPTIONS)
         && let Some((_, map)) = typed(&field, &["HttpProtocolOptions"], "remove it")
     {
         map.warn(&["common_http_protocol_options"], "not honoured: Steer has its own limits for connections");
         if let Some(explicit) = map.get("explicit_http_config").and_then(|field| field.map()) {
             if let Some(options) = explicit.get("http_protocol_options").and_then(|field| field.map()) {
-                http1(options);
+                http1::upstream(options);
             }
             explicit.refuse(
                 &["http2_protocol_options", "http3_protocol_options"],
@@ -267,9 +269,13 @@ fn protocol_options(map: &Map<'_>) {
     map.finish();
 }
 
-/// Options of HTTP/1.1 towards endpoints: none, as yet.
-fn http1(map: Map<'_>) {
-    map.finish();
+/// Where the cluster asks for a format of header names; reports nothing.
+pub(super) fn header_key_format<'t>(field: &Field<'t>) -> Option<Field<'t>> {
+    let typed = || {
+        let extensions = field.peek("typed_extension_protocol_options")?;
+        extensions.peek(HTTP_PROTOCOL_OPTIONS)?.peek("explicit_http_config")?.peek("http_protocol_options")
+    };
+    field.peek("http_protocol_options").or_else(typed)?.peek("header_key_format")
 }
 
 fn load_assignment(field: &Field<'_>, balancing: &Balancing, discovery: Discovery) -> Option<Vec<Endpoint>> {

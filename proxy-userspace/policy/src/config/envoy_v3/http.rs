@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::super::reader::{Field, Map};
 use super::super::{HttpOptions, Listener, PathMatch, Route, VirtualHost, hash_policy, listening, native};
+use super::http1::{self, Downstream};
 use super::{socket_address, typed};
 
 const TLS: &str = "Steer does not terminate TLS";
@@ -170,13 +171,8 @@ fn http_options(map: &Map<'_>) -> HttpOptions {
         }
         common.finish();
     }
-    let http1 = map.get("http_protocol_options").and_then(|field| field.map());
-    let mut accept_http_10 = default.accept_http_10;
-    if let Some(http1) = http1 {
-        accept_http_10 = http1.boolean("accept_http_10").unwrap_or(accept_http_10);
-        http1.harmless(&["allow_absolute_url"]);
-        http1.finish();
-    }
+    let Downstream { accept_http_10, preserve_case } =
+        map.get("http_protocol_options").map(|field| http1::downstream(&field)).unwrap_or_default();
     HttpOptions {
         use_remote_address: yes("use_remote_address", default.use_remote_address),
         xff_num_trusted_hops: native::trusted_hops(map),
@@ -191,6 +187,7 @@ fn http_options(map: &Map<'_>) -> HttpOptions {
             "preserve_external_request_id",
             default.preserve_external_request_id,
         ),
+        preserve_case,
         accept_http_10,
         upgrade_websocket: map
             .get("upgrade_configs")

@@ -6,6 +6,7 @@
 mod bind;
 mod cluster;
 mod http;
+mod http1;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -60,13 +61,22 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     }
     listening::unique_listener_names(&items);
     let mut servers: Vec<_> = admin.iter().cloned().collect();
+    let preserve_case: Vec<_> = clusters.iter().filter_map(cluster::header_key_format).collect();
     let clusters = clusters.iter().filter_map(cluster::read).collect();
     let read = |(index, field)| {
         let listener = http::listener(field, index, &names)?;
         servers.push((field.peek("address")?, listener.address));
         Some(listener)
     };
-    let listeners = items.iter().enumerate().filter_map(read).collect();
+    let listeners: Vec<_> = items.iter().enumerate().filter_map(read).collect();
+    if !listeners.iter().any(|listener| listener.options.preserve_case) {
+        for field in preserve_case {
+            field.warn(
+                "has no effect: Steer keeps the case of header names, both ways, where the \
+                 connection manager's http_protocol_options ask for it",
+            );
+        }
+    }
     listening::unique_addresses(&servers);
     Some(Config::new(listeners, clusters, admin.map(|(_, address)| address)))
 }

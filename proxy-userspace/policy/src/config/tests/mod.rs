@@ -1,6 +1,7 @@
 //! Tests over whole files, from text to [`Config`](super::Config) or messages.
 
 mod formats;
+mod http1;
 mod malformed;
 mod mutated;
 
