@@ -1,6 +1,8 @@
 //! From a file to a [`Config`]: finds out which format it is, and reads it.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{Error, Read as _};
 use std::path::Path;
 
 use super::error::Problem;
@@ -45,11 +47,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
 /// [`load`], which also tells the format.
 pub fn read(path: &Path) -> Result<Loaded, LoadError> {
     let failed = |error| LoadError::Read { path: path.to_owned(), error };
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > MAX_BYTES {
-        return Err(failed(std::io::Error::other(format!("larger than {MAX_BYTES} bytes"))));
-    }
-    let bytes = std::fs::read(path).map_err(failed)?;
+    let bytes = read_bytes(path).map_err(failed)?;
     let file = path.display().to_string();
     match String::from_utf8(bytes) {
         Ok(text) => parse(&text, &file),
@@ -61,6 +59,23 @@ pub fn read(path: &Path) -> Result<Loaded, LoadError> {
             Err(LoadError::Invalid { file, problems: vec![problem] })
         }
     }
+}
+
+/// The bytes of a file, of which there may be [`MAX_BYTES`]. A pipe that has a name is refused,
+/// since a read of it may wait forever, and so is a device. Descriptors that the process was
+/// started with may be pipes: `/dev/stdin`, and what a shell's `<(...)` stands for.
+fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
+    let inherited =
+        ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|inherited| path.starts_with(inherited));
+    if !inherited && !std::fs::metadata(path)?.is_file() {
+        return Err(Error::other("not a regular file; give a file, or /dev/stdin"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(Error::other(format!("larger than {MAX_BYTES} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// Reads and checks a text; `file` is what messages call it.
@@ -109,5 +124,28 @@ fn recognise(root: &Field<'_>) -> Format {
         Format::EnvoyV1
     } else {
         Format::Native
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_and_folders_are_no_configuration() {
+        for path in ["/dev/zero", "/dev/null", "/proc"] {
+            let error = read(Path::new(path)).unwrap_err().to_string();
+            assert!(error.contains("not a regular file"), "{path}: {error}");
+        }
+        let error = read(Path::new("/nowhere/steer.yaml")).unwrap_err().to_string();
+        assert!(error.contains("No such file"), "{error}");
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_not_read_to_its_end() {
+        let zero = File::open("/dev/zero").unwrap();
+        let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&zero));
+        let error = read(Path::new(&path)).unwrap_err().to_string();
+        assert!(error.contains("larger than 67108864 bytes"), "{error}");
     }
 }
