@@ -1,54 +1,79 @@
-//! The framing of requests. The result does not depend on how the bytes are cut into pieces. An
-//! accepted head has one meaning.
+//! Requests and responses as bytes. The result does not depend on how the bytes are cut into pieces.
+//! An accepted head has one meaning, which a second parser shares, and what Steer writes of it is
+//! read again as the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use steer_policy::http1::framing::{Event, Framing, Limits};
-use steer_policy::http1::head::{self, BodyFraming, Head, Malformed};
+use steer_policy::http1::body::{BodyReader, BodyWriter, Piece};
+use steer_policy::http1::fields::{Fields, Spelling};
+use steer_policy::http1::malformed::Malformed;
+use steer_policy::http1::request::{BodyFraming, RequestHead};
+use steer_policy::http1::response::ResponseHead;
+use steer_policy::http1::scan::{HeadScan, Limits, Scanned};
 
 const HEADERS: usize = 8;
 const LIMITS: Limits = Limits { head_bytes: 512, headers: HEADERS };
 
-/// What the scanner reported. Pieces of a body that follow each other are joined.
+/// What was understood. Payload of one body is joined.
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
-    Head(Vec<u8>, Head),
-    Body(Vec<u8>),
+    Head(Vec<u8>),
+    Body { payload: Vec<u8>, trailers: Vec<u8>, whole: bool },
     Malformed(Malformed),
 }
 
-/// Gives the scanner `pieces` one after the other, as they would arrive.
-fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Seen> {
-    let mut framing = Framing::new(LIMITS);
+/// Reads requests from `pieces`, which arrive one after the other.
+fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Seen> {
+    let mut scan = HeadScan::new(LIMITS);
+    let mut body: Option<BodyReader> = None;
     let (mut seen, mut unread) = (Vec::new(), Vec::new());
     for piece in pieces {
         unread.extend_from_slice(piece);
         loop {
-            let len = match framing.next(&unread) {
-                Event::Incomplete => break,
-                Event::Malformed(why) => {
+            let Some(reader) = &mut body else {
+                match scan.next(&unread) {
+                    Scanned::Incomplete => break,
+                    Scanned::Blank(len) => drop(unread.drain(..len)),
+                    Scanned::Head(len) => {
+                        let bytes: Vec<u8> = unread.drain(..len).collect();
+                        match RequestHead::parse(&bytes) {
+                            Ok(head) => body = Some(BodyReader::new(head.body)),
+                            Err(why) => {
+                                seen.push(Seen::Malformed(why));
+                                return seen;
+                            }
+                        }
+                        seen.push(Seen::Head(bytes));
+                        seen.push(Seen::Body { payload: Vec::new(), trailers: Vec::new(), whole: false });
+                    }
+                    Scanned::Malformed(why) => {
+                        seen.push(Seen::Malformed(why));
+                        return seen;
+                    }
+                }
+                continue;
+            };
+            match reader.next(&unread) {
+                Err(why) => {
                     seen.push(Seen::Malformed(why));
                     return seen;
                 }
-                Event::Blank(len) | Event::Head { len, .. } | Event::Body(len)
-                    if !(1..=unread.len()).contains(&len) =>
-                {
-                    panic!("an event covers {len} of {} bytes", unread.len())
-                }
-                Event::Blank(len) => len,
-                Event::Head { len, head } => {
-                    seen.push(Seen::Head(unread[..len].to_vec(), head));
-                    len
-                }
-                Event::Body(len) => {
-                    match seen.last_mut() {
-                        Some(Seen::Body(body)) => body.extend_from_slice(&unread[..len]),
-                        _ => seen.push(Seen::Body(unread[..len].to_vec())),
+                Ok(piece) => {
+                    let end = piece.framing + piece.payload;
+                    let Some(Seen::Body { payload, trailers, whole }) = seen.last_mut() else {
+                        panic!("a body without a head")
+                    };
+                    payload.extend_from_slice(&unread[piece.framing..end]);
+                    unread.drain(..end);
+                    if reader.is_done() {
+                        *whole = true;
+                        reader.trailers().write(Spelling::Preserved, trailers);
+                        body = None;
+                    } else if piece == Piece::default() {
+                        break;
                     }
-                    len
                 }
-            };
-            unread.drain(..len);
+            }
         }
     }
     seen
@@ -69,25 +94,28 @@ fn cut(input: &[u8]) -> Option<Vec<&[u8]>> {
     Some(pieces)
 }
 
-/// hyper reads heads with httparse. If httparse accepts this head, both parsers have to find the
-/// same end and the same meaning.
-fn agrees_with_httparse(bytes: &[u8], head: &Head) {
+/// A whole parser of another crate finds the same end and the same lines, or refuses the head.
+fn agrees_with_httparse(bytes: &[u8], head: &RequestHead<'_>) {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(bytes) {
-        Ok(status) => assert_eq!(
-            status,
-            httparse::Status::Complete(bytes.len()),
-            "httparse finds another end of the head"
-        ),
+        Ok(status) => {
+            assert_eq!(
+                status,
+                httparse::Status::Complete(bytes.len()),
+                "httparse finds another end of the head"
+            );
+        }
         Err(_refused) => return,
     }
-    let is_http_11 = request.version == Some(1);
+    assert_eq!(request.method, Some(head.method));
+    assert_eq!(request.path.map(str::as_bytes), Some(&*head.target));
+    let lines: Vec<_> = request.headers.iter().map(|line| (line.name.as_bytes(), line.value)).collect();
+    let own: Vec<_> = head.fields.iter().map(|field| (field.name, &*field.value)).collect();
+    assert_eq!(own, lines, "(Steer, httparse)");
     let values = |name: &str| -> Vec<String> {
         let named = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
-        named
-            .map(|header| String::from_utf8_lossy(header.value).trim_matches([' ', '\t']).to_owned())
-            .collect()
+        named.map(|header| String::from_utf8_lossy(header.value).into_owned()).collect()
     };
     let body = match (&values("content-length")[..], &values("transfer-encoding")[..]) {
         ([], []) => BodyFraming::None,
@@ -96,52 +124,66 @@ fn agrees_with_httparse(bytes: &[u8], head: &Head) {
             Ok(length) => BodyFraming::Length(length),
             Err(error) => panic!("accepted the length {length:?}: {error}"),
         },
-        ([], [encoding]) if is_http_11 && encoding.eq_ignore_ascii_case("chunked") => BodyFraming::Chunked,
+        ([], [encoding]) if request.version == Some(1) && encoding.eq_ignore_ascii_case("chunked") => {
+            BodyFraming::Chunked
+        }
         both => panic!("accepted {both:?}"),
     };
-    assert_eq!(head.body, body, "(framing, httparse)");
+    assert_eq!(head.body, body, "(Steer, httparse)");
     assert!(values("host").len() <= 1, "accepted two hosts");
-    let connection = values("connection").join(",").to_ascii_lowercase();
-    let asks = connection.split(',').any(|token| token.trim_matches([' ', '\t']) == "upgrade");
-    let to_websocket =
-        matches!(&values("upgrade")[..], [protocol] if protocol.eq_ignore_ascii_case("websocket"));
-    assert_eq!(head.upgrade, is_http_11 && asks && to_websocket, "(framing, httparse) upgrade");
 }
 
-/// A body is never longer than its head says. It is shorter only if the input ends within the body.
-fn bodies_are_as_announced(seen: &[Seen]) {
-    for (index, item) in seen.iter().enumerate() {
-        let Seen::Head(bytes, head) = item else { continue };
-        let body = match seen.get(index + 1) {
-            Some(Seen::Body(body)) => body.len() as u64,
-            _ => 0,
-        };
-        let is_last = seen.len() <= index + 1 + usize::from(body > 0);
-        match head.body {
-            BodyFraming::Length(length) if !head.upgrade => {
-                assert!(body == length || body < length && is_last, "{body} of {length} bytes");
-            }
-            BodyFraming::Chunked if !head.upgrade => {}
-            _ => assert_eq!(body, 0, "a body after {bytes:?}"),
-        }
+/// What is written of a head is a head, with the same lines.
+fn is_read_again(head: &RequestHead<'_>) {
+    let mut out = Vec::new();
+    head.write(Spelling::Preserved, &mut out);
+    let limits = Limits { head_bytes: 2 * LIMITS.head_bytes, headers: HEADERS };
+    assert_eq!(HeadScan::new(limits).next(&out), Scanned::Head(out.len()), "what is written is one head");
+    let again = RequestHead::parse(&out).expect("what is written is a head");
+    assert_eq!((again.method, &again.target, &again.fields), (head.method, &head.target, &head.fields));
+}
+
+/// What is written of a chunked body is read as the same payload, and nothing is left.
+fn body_is_read_again(payload: &[u8]) {
+    let mut out = Vec::new();
+    BodyWriter::Chunked.write(payload, &mut out);
+    BodyWriter::Chunked.finish(&Fields::default(), Spelling::LowerCase, &mut out);
+    let (mut reader, mut rest, mut again) = (BodyReader::new(BodyFraming::Chunked), &out[..], Vec::new());
+    while !reader.is_done() {
+        let piece = reader.next(rest).expect("what is written is a chunked body");
+        assert_ne!(piece, Piece::default(), "what is written is whole");
+        again.extend_from_slice(&rest[piece.framing..][..piece.payload]);
+        rest = &rest[piece.framing + piece.payload..];
     }
+    assert_eq!((&again[..], rest), (payload, &b""[..]));
+}
+
+/// A response head is found at the same place however much follows, and its body has one framing.
+fn response(bytes: &[u8]) {
+    let Ok(Some((len, head))) = ResponseHead::parse(bytes) else { return };
+    assert_eq!(ResponseHead::parse(&bytes[..len]), Ok(Some((len, head.clone()))));
+    for end in 0..len {
+        assert!(!matches!(ResponseHead::parse(&bytes[..end]), Ok(Some(_))), "a shorter head at {end}");
+    }
+    let _framing = (head.body(false), head.body(true), head.keeps_alive());
 }
 
 fuzz_target!(|input: &[u8]| {
     let Some(pieces) = cut(input) else { return };
     let bytes = pieces.concat();
-    let seen = scan([&bytes[..]]);
-    assert_eq!(scan(pieces), seen, "(in pieces, in one)");
-    assert_eq!(scan(bytes.chunks(1)), seen, "(byte by byte, in one)");
-    bodies_are_as_announced(&seen);
+    let seen = read([&bytes[..]]);
+    assert_eq!(read(pieces), seen, "(in pieces, in one)");
+    assert_eq!(read(bytes.chunks(1)), seen, "(byte by byte, in one)");
     for item in &seen {
-        let Seen::Head(bytes, head) = item else { continue };
-        agrees_with_httparse(bytes, head);
-        let bare = head::check(&head::without_body_headers(bytes));
-        assert_eq!(
-            bare,
-            Ok(Head { body: BodyFraming::None, ..*head }),
-            "the head without the headers about its body"
-        );
+        match item {
+            Seen::Head(bytes) => {
+                let head = RequestHead::parse(bytes).expect("the head was read before");
+                agrees_with_httparse(bytes, &head);
+                is_read_again(&head);
+            }
+            Seen::Body { payload, .. } => body_is_read_again(payload),
+            Seen::Malformed(_) => {}
+        }
     }
+    response(&bytes);
 });

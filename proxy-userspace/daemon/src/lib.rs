@@ -1,5 +1,6 @@
 //! Steer's daemon. The modules in reading order:
 //!
+//! - `io`: a connection's socket and what was read from it.
 //! - `upstream`: the clusters in their current state.
 //! - `http`: how a request is served.
 //! - `streams`: the live streams.
@@ -12,6 +13,7 @@
 //! [`steer_kernel`].
 #![forbid(unsafe_code)]
 
+pub mod io;
 pub mod upstream;
 
 pub mod http;

@@ -7,11 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use http::HeaderValue;
 use http::header::HOST;
-use http::{HeaderName, HeaderValue, Method, Uri, Version, request};
 use serde::{Deserialize, Serialize};
 use steer_kernel::net::node;
 use steer_policy::config::{self, Config, Listener};
+use steer_policy::http1::malformed::Malformed;
+use steer_policy::http1::request::RequestHead;
+use steer_policy::http1::scan::{HeadScan, Limits, Scanned};
 use steer_policy::routing::{self, Connection, Refusal};
 
 use crate::telemetry::Metrics;
@@ -227,7 +230,12 @@ impl<'c> Router<'c> {
             node: self.node,
             interface_index: node::interface_index,
         };
-        let mut head = request.head()?;
+        let (bytes, lines) = request.head()?;
+        let mut head = match parse(&bytes, lines) {
+            Ok(head) => head,
+            Err(Malformed::RepeatedHost) => return Ok(Answer::refused(error_of(Refusal::MissingHost))),
+            Err(why) => return Err(why.to_string()),
+        };
         let routed = match routing::route(listener, &connection, &mut head) {
             Ok(routed) => routed,
             Err(refusal) => return Ok(Answer::refused(error_of(refusal))),
@@ -272,20 +280,12 @@ impl Request {
         serde_json::from_slice(line).map_err(|error| error.to_string())
     }
 
-    /// The head, as an HTTP/1 parser would return it.
-    fn head(&self) -> Result<request::Parts, String> {
-        let (mut head, ()) = http::Request::new(()).into_parts();
-        head.version = Version::HTTP_11;
-        let method = self.method.as_deref().unwrap_or("GET");
-        head.method =
-            Method::from_bytes(method.as_bytes()).map_err(|error| format!("method {method:?}: {error}"))?;
-
-        let target = self.path.as_ref().map_or_else(|| Ok(b"/".to_vec()), Text::bytes)?;
-        // The `http` crate would cut the fragment off, but the server refuses the request.
-        if target.contains(&b'#') {
-            return Err("path: a request target has no fragment".to_owned());
-        }
-        head.uri = Uri::try_from(target).map_err(|error| format!("path: {error}"))?;
+    /// The head, as a client would send it, and the number of its lines.
+    fn head(&self) -> Result<(Vec<u8>, usize), String> {
+        let mut head = self.method.as_deref().unwrap_or("GET").as_bytes().to_vec();
+        head.push(b' ');
+        head.extend(self.path.as_ref().map_or_else(|| Ok(b"/".to_vec()), Text::bytes)?);
+        head.extend_from_slice(b" HTTP/1.1\r\n");
 
         let mut lines = Vec::with_capacity(self.headers.len() + 1);
         let given = self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(HOST.as_str()));
@@ -297,14 +297,27 @@ impl Request {
         for (name, value) in &self.headers {
             lines.push((name, value.bytes()?));
         }
-        for (name, value) in lines {
-            let wrong = |error: &dyn std::fmt::Display| format!("header {name:?}: {error}");
-            let value =
-                HeaderValue::from_bytes(routing::trim_blanks(&value)).map_err(|error| wrong(&error))?;
-            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| wrong(&error))?;
-            head.headers.try_append(&name, value).map_err(|error| wrong(&error))?;
+        for (name, value) in &lines {
+            head.extend_from_slice(name.as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(value);
+            head.extend_from_slice(b"\r\n");
         }
-        Ok(head)
+        head.extend_from_slice(b"\r\n");
+        Ok((head, lines.len() + 2))
+    }
+}
+
+/// Reads a head that was put together of `lines` lines.
+fn parse(bytes: &[u8], lines: usize) -> Result<RequestHead<'_>, Malformed> {
+    let limits = Limits { head_bytes: usize::MAX, headers: usize::MAX };
+    match HeadScan::new(limits).next(bytes) {
+        Scanned::Head(len) if len == bytes.len() && memchr::memchr_iter(b'\n', bytes).count() == lines => {
+            RequestHead::parse(bytes)
+        }
+        Scanned::Malformed(why) => Err(why),
+        // There is a line break within what is to be one line.
+        Scanned::Head(_) | Scanned::Blank(_) | Scanned::Incomplete => Err(Malformed::HeaderLine),
     }
 }
 
@@ -329,6 +342,7 @@ fn reachable(listener: SocketAddr) -> SocketAddr {
 fn error_of(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::MissingHost => "not exactly one host",
+        Refusal::BadHost => "bad host",
         Refusal::BadTarget => "bad request target",
         Refusal::BadConnection => "bad connection header",
         Refusal::Http10 => "http/1.0 not accepted",

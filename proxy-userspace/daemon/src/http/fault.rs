@@ -1,16 +1,18 @@
 //! Everything that can go wrong with a request, and what the client is told: one table.
 
-use std::error::Error as StdError;
+use std::time::SystemTime;
 
-use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
-use http::{HeaderValue, Response, StatusCode};
-use http_body_util::Full;
-use steer_policy::http1::head::Malformed;
+use http::{HeaderValue, StatusCode};
+use steer_policy::http1::Version;
+use steer_policy::http1::fields::{Fields, Spelling};
+use steer_policy::http1::malformed::Malformed;
+use steer_policy::http1::name::Known;
+use steer_policy::http1::response::ResponseHead;
 use steer_policy::routing::Refusal;
 use strum::IntoStaticStr;
 use thiserror::Error;
 
+use super::reply::Asked;
 use crate::upstream::connect::ConnectError;
 
 /// Why Steer answers a request itself, or breaks off a response. The text is the answer's body.
@@ -85,7 +87,7 @@ impl Fault {
     }
 
     /// Whether the connection cannot be used for another request.
-    fn closes(self) -> bool {
+    pub(super) fn closes(self) -> bool {
         match self {
             Self::Refused(refusal) => refusal != Refusal::NoRoute,
             Self::Malformed(_)
@@ -105,38 +107,29 @@ impl Fault {
         }
     }
 
-    pub(super) fn response(self, server: HeaderValue) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::new(Bytes::from(format!("{self}\n"))));
-        *response.status_mut() = self.status();
-        let headers = response.headers_mut();
-        headers.insert(SERVER, server);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if self.closes() {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    /// Writes the answer. `last`: the connection ends with it.
+    pub(super) fn write(self, asked: &Asked, server: &HeaderValue, last: bool, out: &mut Vec<u8>) {
+        let status = self.status();
+        let body = format!("{self}\n");
+        let mut head = ResponseHead {
+            status: status.as_u16(),
+            reason: status.canonical_reason().unwrap_or_default(),
+            version: Version::Http11,
+            fields: Fields::default(),
+        };
+        head.fields.append(Known::Server, server.as_bytes());
+        head.fields.append(Known::ContentType, &b"text/plain; charset=utf-8"[..]);
+        head.fields.append(Known::ContentLength, body.len().to_string().into_bytes());
+        head.fields.append(Known::Date, httpdate::fmt_http_date(SystemTime::now()).into_bytes());
+        if last {
+            head.fields.append(Known::Connection, &b"close"[..]);
+        } else if asked.version == Version::Http10 {
+            head.fields.append(Known::Connection, &b"keep-alive"[..]);
         }
-        response
-    }
-
-    /// What an error of the pool or of hyper's client stands for.
-    pub(super) fn of_upstream(error: &(dyn StdError + 'static)) -> Self {
-        let mut cause = Some(error);
-        while let Some(error) = cause {
-            if let Some(error) = error.downcast_ref::<ConnectError>() {
-                return error.into();
-            }
-            if let Some(error) = error.downcast_ref::<hyper::Error>() {
-                return if error.is_parse() {
-                    Self::EndpointProtocol
-                } else if error.is_user() {
-                    // The request's body ended with an error.
-                    Self::ClientGone
-                } else {
-                    Self::EndpointClosed
-                };
-            }
-            cause = error.source();
+        head.write(asked.version, Spelling::LowerCase, out);
+        if !asked.is_head() {
+            out.extend_from_slice(body.as_bytes());
         }
-        Self::EndpointClosed
     }
 }
 
@@ -153,6 +146,12 @@ impl From<&ConnectError> for Fault {
 impl From<Refusal> for Fault {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+impl From<Malformed> for Fault {
+    fn from(why: Malformed) -> Self {
+        Self::Malformed(why)
     }
 }
 

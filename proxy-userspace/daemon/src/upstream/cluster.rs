@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
-use http::StatusCode;
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use steer_policy::affinity::Member;
 use steer_policy::affinity::maglev::Maglev;
@@ -157,10 +156,11 @@ impl Cluster {
     }
 
     /// A request that was routed here has been answered.
-    pub fn count_request(&self, status: StatusCode) {
+    /// `status` is between 100 and 999.
+    pub fn count_request(&self, status: u16) {
         let Requests { all, by_status } = &self.requests;
-        let counter = || all.with_label_values(&[&*self.name, status.as_str()]);
-        by_status[usize::from(status.as_u16()) - 100].get_or_init(counter).inc();
+        let counter = || all.with_label_values(&[&*self.name, &status.to_string()]);
+        by_status[usize::from(status) - 100].get_or_init(counter).inc();
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {

@@ -4,24 +4,23 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use http::header::COOKIE;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 use xxhash_rust::xxh64::Xxh64;
 
 use super::address::AddressText;
 use crate::config::CookiePolicy;
+use crate::http1::fields::Fields;
+use crate::http1::name::Known;
 
 /// The value of the first cookie called `name` over all `cookie` lines; a pair of quotes around it
 /// is removed.
-pub(super) fn value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
-    headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|&byte| byte == b';')).find_map(
-        |part| {
-            let start = part.iter().position(|&byte| byte != b' ')?;
-            let part = &part[start..];
-            let equals = memchr::memchr(b'=', part)?;
-            (&part[..equals] == name.as_bytes()).then(|| unquoted(&part[equals + 1..]))
-        },
-    )
+pub(super) fn value<'f>(fields: &'f Fields<'_>, name: &str) -> Option<&'f [u8]> {
+    fields.all(Known::Cookie).flat_map(|line| line.split(|&byte| byte == b';')).find_map(|part| {
+        let start = part.iter().position(|&byte| byte != b' ')?;
+        let part = &part[start..];
+        let equals = memchr::memchr(b'=', part)?;
+        (&part[..equals] == name.as_bytes()).then(|| unquoted(&part[equals + 1..]))
+    })
 }
 
 fn unquoted(value: &[u8]) -> &[u8] {
@@ -72,11 +71,11 @@ mod tests {
     use super::*;
 
     fn find(lines: &[&'static str]) -> Option<String> {
-        let mut headers = HeaderMap::new();
+        let mut fields = Fields::default();
         for line in lines {
-            headers.append(COOKIE, HeaderValue::from_static(line));
+            fields.append(Known::Cookie, line.as_bytes());
         }
-        value(&headers, "sid").map(|value| String::from_utf8(value.to_vec()).unwrap())
+        value(&fields, "sid").map(|value| String::from_utf8(value.to_vec()).unwrap())
     }
 
     #[test]

@@ -3,20 +3,23 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use http::header::{self, HeaderName};
-use http::{HeaderValue, request};
+use http::HeaderValue;
+use http::header::HeaderName;
 use xxhash_rust::xxh64::{Xxh64, xxh64 as seeded_xxh64};
 
 use super::address::{AddressText, HostAddress};
 use super::{cookie, rewrite, xxh64};
 use crate::config::{CookiePolicy, HashPolicy, HashSource, HeaderSource, RegexRewrite};
+use crate::http1::fields::{joined, with_commas};
+use crate::http1::name::Known;
+use crate::http1::request::RequestHead;
 
 /// What the policies look at.
 #[derive(Debug, Clone, Copy)]
-pub struct Request<'a> {
+pub struct Request<'a, 'b> {
     /// The head, with forwarded headers and without hop-by-hop headers; the target is in origin
     /// form.
-    pub head: &'a request::Parts,
+    pub head: &'a RequestHead<'b>,
     /// `:scheme`
     pub scheme: &'a str,
     /// The trusted client address.
@@ -36,7 +39,7 @@ pub struct Outcome {
 
 /// Evaluates the policies in order. Each hash is combined with the result of the policies before,
 /// so the same policies in another order give another result.
-pub fn evaluate(policies: &[HashPolicy], request: &Request<'_>) -> Outcome {
+pub fn evaluate(policies: &[HashPolicy], request: &Request<'_, '_>) -> Outcome {
     let mut outcome = Outcome::default();
     for policy in policies {
         if let Some(new) = hash_of(&policy.source, request, &mut outcome.set_cookies) {
@@ -50,26 +53,30 @@ pub fn evaluate(policies: &[HashPolicy], request: &Request<'_>) -> Outcome {
     outcome
 }
 
-fn hash_of(source: &HashSource, request: &Request<'_>, made: &mut Vec<HeaderValue>) -> Option<u64> {
+fn hash_of(source: &HashSource, request: &Request<'_, '_>, made: &mut Vec<HeaderValue>) -> Option<u64> {
     match source {
         HashSource::Header { name, rewrite } => hash_of_header(name, rewrite.as_ref(), request),
         HashSource::Cookie(policy) => hash_of_cookie(policy, request, made),
         HashSource::SourceIp => Some(xxh64(AddressText::of_host(request.client).as_bytes())),
         HashSource::QueryParameter { name } => {
-            query_parameter(request.head.uri.query()?, name).map(|value| xxh64(value.as_bytes()))
+            query_parameter(request.head.query()?, name.as_bytes()).map(xxh64)
         }
     }
 }
 
-fn hash_of_header(name: &HeaderSource, rewrite: Option<&RegexRewrite>, request: &Request<'_>) -> Option<u64> {
+fn hash_of_header(
+    name: &HeaderSource,
+    rewrite: Option<&RegexRewrite>,
+    request: &Request<'_, '_>,
+) -> Option<u64> {
     let head = request.head;
     let value = match name {
-        HeaderSource::Path => head.uri.path_and_query()?.as_str().as_bytes(),
-        HeaderSource::Method => head.method.as_str().as_bytes(),
+        HeaderSource::Path => &head.target,
+        HeaderSource::Method => head.method.as_bytes(),
         HeaderSource::Scheme => request.scheme.as_bytes(),
-        HeaderSource::Authority => head.headers.get(header::HOST)?.as_bytes(),
+        HeaderSource::Authority => head.fields.get(Known::Host)?,
         HeaderSource::Name(name) => {
-            let mut lines = head.headers.get_all(name).iter().map(HeaderValue::as_bytes);
+            let mut lines = head.fields.named(name.as_str());
             let first = lines.next()?;
             match lines.next() {
                 None => first,
@@ -110,19 +117,6 @@ fn rewritten<'a>(rewrite: Option<&RegexRewrite>, value: &'a [u8]) -> Cow<'a, [u8
     rewrite.map_or(Cow::Borrowed(value), |rule| rewrite::replace_all(rule, value))
 }
 
-/// The lines of one header joined to one value as Envoy does it: with commas between them, but none
-/// beside an empty line.
-pub fn joined<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    with_commas(lines).flatten().copied().collect()
-}
-
-fn with_commas<'a>(lines: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
-    lines
-        .filter(|line| !line.is_empty())
-        .enumerate()
-        .flat_map(|(position, line)| [if position == 0 { &b""[..] } else { b"," }, line])
-}
-
 /// Headers of which Envoy 1.39 keeps one value; found by observing Envoy.
 fn is_joined(name: &HeaderName) -> bool {
     matches!(
@@ -159,8 +153,12 @@ fn is_joined(name: &HeaderName) -> bool {
     )
 }
 
-fn hash_of_cookie(policy: &CookiePolicy, request: &Request<'_>, made: &mut Vec<HeaderValue>) -> Option<u64> {
-    let present = cookie::value(&request.head.headers, &policy.name).filter(|value| !value.is_empty());
+fn hash_of_cookie(
+    policy: &CookiePolicy,
+    request: &Request<'_, '_>,
+    made: &mut Vec<HeaderValue>,
+) -> Option<u64> {
+    let present = cookie::value(&request.head.fields, &policy.name).filter(|value| !value.is_empty());
     if let Some(value) = present {
         return Some(xxh64(value));
     }
@@ -171,9 +169,11 @@ fn hash_of_cookie(policy: &CookiePolicy, request: &Request<'_>, made: &mut Vec<H
 }
 
 /// The raw value of the first parameter with exactly that name; `k` alone has the value "".
-fn query_parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
-    query.split('&').find_map(|parameter| {
-        let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+fn query_parameter<'q>(query: &'q [u8], name: &[u8]) -> Option<&'q [u8]> {
+    query.split(|&byte| byte == b'&').find_map(|parameter| {
+        let equals = memchr::memchr(b'=', parameter);
+        let (key, value) =
+            equals.map_or((parameter, &b""[..]), |at| (&parameter[..at], &parameter[at + 1..]));
         (key == name).then_some(value)
     })
 }
@@ -184,15 +184,14 @@ mod tests {
 
     use super::*;
 
-    fn head(target: &str, lines: &[(&str, &str)]) -> request::Parts {
-        let mut builder = http::Request::get(target);
-        for (name, value) in lines {
-            builder = builder.header(*name, *value);
-        }
-        builder.body(()).unwrap().into_parts().0
+    /// A head that lives as long as the test process.
+    fn head<'a>(target: &str, lines: &[(&str, &str)]) -> RequestHead<'a> {
+        let lines: String = lines.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head = format!("GET {target} HTTP/1.1\r\n{lines}\r\n");
+        RequestHead::parse(head.leak().as_bytes()).unwrap()
     }
 
-    fn run(policies: &[HashPolicy], head: &request::Parts) -> Outcome {
+    fn run(policies: &[HashPolicy], head: &RequestHead<'_>) -> Outcome {
         let request = Request {
             head,
             scheme: "http",
@@ -279,7 +278,7 @@ mod tests {
     #[test]
     fn pseudo_headers() {
         let mut head = head("//x?y=1", &[("host", "Foo:81")]);
-        head.method = http::Method::DELETE;
+        head.method = "DELETE";
         for (name, value) in [
             (HeaderSource::Path, "//x?y=1"),
             (HeaderSource::Authority, "Foo:81"),

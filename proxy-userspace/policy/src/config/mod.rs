@@ -136,6 +136,8 @@ pub struct HttpOptions {
     pub accept_http_10: bool,
     /// Whether routes that say nothing allow `Upgrade: websocket`.
     pub upgrade_websocket: bool,
+    /// Header names go on as their sender spelt them, not in lower case.
+    pub preserve_case: bool,
     /// A longer request head is answered with 431.
     pub max_request_headers_bytes: usize,
     /// More request header lines are answered with 431.
@@ -163,6 +165,7 @@ impl Default for HttpOptions {
             preserve_case: false,
             accept_http_10: false,
             upgrade_websocket: false,
+            preserve_case: false,
             max_request_headers_bytes: 60 * 1024,
             max_request_headers_count: 100,
             request_headers_timeout: Some(Duration::from_secs(10)),

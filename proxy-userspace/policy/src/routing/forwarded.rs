@@ -3,65 +3,50 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use http::HeaderMap;
-use http::header::{HeaderName, HeaderValue, VIA};
-
 use super::Connection;
 use crate::affinity::address::{AddressText, HostAddress};
-use crate::affinity::hash_policy::joined;
 use crate::config::HttpOptions;
-
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+use crate::http1::fields::Fields;
+use crate::http1::name::Known;
+use crate::http1::trim_blanks;
 
 /// Edits the headers as the listener's options say. Returns the trusted client address.
-pub(super) fn apply(options: &HttpOptions, connection: &Connection, headers: &mut HeaderMap) -> HostAddress {
-    join_lines(headers, X_FORWARDED_FOR);
+pub(super) fn apply<'c: 'b, 'b>(
+    options: &'c HttpOptions,
+    connection: &Connection,
+    fields: &mut Fields<'b>,
+) -> HostAddress {
+    fields.join_lines(Known::XForwardedFor);
     let peer = HostAddress::from(connection.remote);
-    let client = trusted_client(options, connection, headers.get(X_FORWARDED_FOR));
+    let client = trusted_client(options, connection, fields.get(Known::XForwardedFor));
     let edge = options.use_remote_address;
 
     if edge && !options.skip_xff_append {
-        append_peer(headers, peer, connection.node);
+        append_peer(fields, peer, connection.node);
     }
-    if (edge && options.xff_num_trusted_hops == 0) || !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    if (edge && options.xff_num_trusted_hops == 0) || !fields.contains(Known::XForwardedProto) {
+        fields.set(Known::XForwardedProto, &b"http"[..]);
     }
     if let Some(via) = &options.via {
-        append_via(headers, via);
+        append_via(fields, via);
     }
     if edge {
-        headers.insert(X_ENVOY_EXTERNAL_ADDRESS, address_value(client));
+        fields.set(Known::XEnvoyExternalAddress, address_text(client));
     }
     let replace = edge && !options.preserve_external_request_id;
-    if options.generate_request_id && (replace || !headers.contains_key(X_REQUEST_ID)) {
-        headers.insert(X_REQUEST_ID, request_id());
+    if options.generate_request_id && (replace || !fields.contains(Known::XRequestId)) {
+        fields.set(Known::XRequestId, request_id().to_vec());
     }
     client
 }
 
 /// `:scheme`: what x-forwarded-proto says if that is a scheme of HTTP, else that of the listener.
-pub(super) fn scheme(headers: &HeaderMap) -> &str {
-    headers
-        .get(X_FORWARDED_PROTO)
-        .and_then(|value| value.to_str().ok())
+pub(super) fn scheme<'f>(fields: &'f Fields<'_>) -> &'f str {
+    fields
+        .get(Known::XForwardedProto)
+        .and_then(|value| std::str::from_utf8(value).ok())
         .filter(|proto| proto.eq_ignore_ascii_case("http") || proto.eq_ignore_ascii_case("https"))
         .unwrap_or("http")
-}
-
-/// Joins several lines to one, as Envoy does, so that an endpoint that reads only one line sees all
-/// values.
-pub(super) fn join_lines(headers: &mut HeaderMap, name: HeaderName) {
-    if headers.get_all(&name).iter().nth(1).is_none() {
-        return;
-    }
-    let value = joined(headers.get_all(&name).iter().map(HeaderValue::as_bytes));
-    // Parts of valid values make a valid value.
-    if let Ok(value) = HeaderValue::from_bytes(&value) {
-        headers.insert(name, value);
-    }
 }
 
 /// The client's address according to the x-forwarded-for entries that trusted proxies have added;
@@ -69,7 +54,7 @@ pub(super) fn join_lines(headers: &mut HeaderMap, name: HeaderName) {
 fn trusted_client(
     options: &HttpOptions,
     connection: &Connection,
-    forwarded_for: Option<&HeaderValue>,
+    forwarded_for: Option<&[u8]>,
 ) -> HostAddress {
     let peer = HostAddress::from(connection.remote);
     // The peer has added the right-most element, about its own peer. At the edge, the address of
@@ -84,17 +69,9 @@ fn trusted_client(
         hops
     };
     forwarded_for
-        .and_then(|value| value.as_bytes().rsplit(|&byte| byte == b',').nth(skip))
+        .and_then(|value| value.rsplit(|&byte| byte == b',').nth(skip))
         .and_then(|element| parse_address(trim_blanks(element), connection.interface_index))
         .unwrap_or(peer)
-}
-
-/// A field value without the blanks around it (RFC 9112, 5.1).
-pub fn trim_blanks(mut bytes: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = bytes {
-        bytes = rest;
-    }
-    bytes
 }
 
 /// A bare address; an IPv6 one may have a scope, by number or (for link-local ones) by interface.
@@ -117,42 +94,24 @@ fn parse_scope(ip: Ipv6Addr, scope: &str, interface_index: fn(&str) -> Option<u3
     if scope.bytes().all(|byte| byte.is_ascii_digit()) { scope.parse().ok() } else { None }
 }
 
-fn append_peer(headers: &mut HeaderMap, peer: HostAddress, node: IpAddr) {
+fn append_peer(fields: &mut Fields<'_>, peer: HostAddress, node: IpAddr) {
     // Exactly these two addresses. Other addresses of 127.0.0.0/8 are used as they are.
     let on_loopback = peer.ip == Ipv4Addr::LOCALHOST || peer.ip == Ipv6Addr::LOCALHOST;
-    let address = address_value(if on_loopback { node.into() } else { peer });
-    append(headers, X_FORWARDED_FOR, b",", &address);
+    let address = address_text(if on_loopback { node.into() } else { peer });
+    fields.append_to(Known::XForwardedFor, b",", address);
 }
 
-pub(super) fn append_via(headers: &mut HeaderMap, via: &str) {
-    // The configuration has been checked for this.
-    let Ok(via) = HeaderValue::from_str(via) else { return };
-    join_lines(headers, VIA);
-    append(headers, VIA, b", ", &via);
+pub(super) fn append_via<'b>(fields: &mut Fields<'b>, via: &'b str) {
+    fields.join_lines(Known::Via);
+    fields.append_to(Known::Via, b", ", via.as_bytes());
 }
 
-/// Appends to the one line of a header; an empty or absent one becomes just the value.
-fn append(headers: &mut HeaderMap, name: HeaderName, separator: &[u8], value: &HeaderValue) {
-    let appended = match headers.get(&name) {
-        Some(old) if !old.is_empty() => {
-            HeaderValue::from_bytes(&[old.as_bytes(), separator, value.as_bytes()].concat())
-        }
-        _ => Ok(value.clone()),
-    };
-    // Parts of valid values make a valid value.
-    if let Ok(appended) = appended {
-        headers.insert(name, appended);
-    }
-}
-
-fn address_value(address: HostAddress) -> HeaderValue {
-    let text = AddressText::of_host(address);
-    // The text of an address is ASCII without control characters.
-    HeaderValue::from_bytes(text.as_bytes()).unwrap_or_else(|_| HeaderValue::from_static(""))
+fn address_text(address: HostAddress) -> Vec<u8> {
+    AddressText::of_host(address).as_bytes().to_vec()
 }
 
 /// A random UUID (RFC 9562, version 4).
-fn request_id() -> HeaderValue {
+fn request_id() -> [u8; 36] {
     let random: u128 = rand::random();
     let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
     let mut text = [b'-'; 36];
@@ -161,7 +120,7 @@ fn request_id() -> HeaderValue {
         let nibble = (bits >> (124 - 4 * index)) & 0xf;
         *digit = b"0123456789abcdef"[nibble as usize];
     }
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    text
 }
 
 #[cfg(test)]
@@ -214,7 +173,7 @@ mod tests {
     #[test]
     fn request_ids_are_uuids() {
         let id = request_id();
-        let text = id.to_str().unwrap();
+        let text = std::str::from_utf8(&id).unwrap();
         assert_eq!(text.len(), 36);
         for (position, byte) in text.bytes().enumerate() {
             match position {

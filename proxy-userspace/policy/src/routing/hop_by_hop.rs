@@ -1,145 +1,150 @@
 //! Headers that end here: those of the downstream connection, and those that only Envoy's own
 //! side may set.
 
-use http::HeaderMap;
-use http::header::{CONNECTION, EXPECT, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use super::Refusal;
+use crate::http1::fields::Fields;
+use crate::http1::name::Known;
 
-use super::{Refusal, forwarded, upgrade};
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
-/// Headers of a connection itself. Many heads have none of these headers, and comparing each name
-/// of the head is cheaper than looking up each of these.
-const OWN: [HeaderName; 5] = [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
+/// Headers of a connection itself.
+const OWN: [Known; 5] =
+    [Known::Connection, Known::TransferEncoding, Known::Upgrade, Known::KeepAlive, Known::ProxyConnection];
 
 /// Envoy removes these headers from every client's requests, since they control Envoy itself or
 /// claim to come from Envoy. (Envoy documentation, "HTTP header sanitizing".)
-const SANITISED: [HeaderName; 16] = [
-    HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
-    HeaderName::from_static("x-envoy-force-trace"),
-    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
-    HeaderName::from_static("x-envoy-internal"),
-    HeaderName::from_static("x-envoy-ip-tags"),
-    HeaderName::from_static("x-envoy-max-retries"),
-    HeaderName::from_static("x-envoy-original-url"),
-    HeaderName::from_static("x-envoy-retriable-header-names"),
-    HeaderName::from_static("x-envoy-retriable-status-codes"),
-    HeaderName::from_static("x-envoy-retry-grpc-on"),
-    HeaderName::from_static("x-envoy-retry-on"),
-    HeaderName::from_static("x-envoy-upstream-alt-stat-name"),
-    HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
-    HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
-    HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
-    HeaderName::from_static("x-forwarded-client-cert"),
+const SANITISED: [&str; 16] = [
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-force-trace",
+    "x-envoy-hedge-on-per-try-timeout",
+    "x-envoy-internal",
+    "x-envoy-ip-tags",
+    "x-envoy-max-retries",
+    "x-envoy-original-url",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-retry-on",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-forwarded-client-cert",
 ];
 
 /// These headers are removed at the edge (`use_remote_address`) too.
-const SANITISED_AT_EDGE: [HeaderName; 3] = [
-    HeaderName::from_static("x-envoy-decorator-operation"),
-    HeaderName::from_static("x-envoy-downstream-service-cluster"),
-    HeaderName::from_static("x-envoy-downstream-service-node"),
+const SANITISED_AT_EDGE: [&str; 3] =
+    ["x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node"];
+
+/// Trailer lines that a recipient may take for part of the head (RFC 9110, 6.5.1), and those that say
+/// where a request comes from.
+const NOT_IN_TRAILERS: [Known; 20] = [
+    Known::Connection,
+    Known::ContentLength,
+    Known::ContentType,
+    Known::Cookie,
+    Known::Date,
+    Known::Expect,
+    Known::Host,
+    Known::Http2Settings,
+    Known::KeepAlive,
+    Known::ProxyConnection,
+    Known::SetCookie,
+    Known::Te,
+    Known::Trailer,
+    Known::TransferEncoding,
+    Known::Upgrade,
+    Known::Via,
+    Known::XForwardedFor,
+    Known::XForwardedHost,
+    Known::XForwardedProto,
+    Known::XRequestId,
 ];
 
 /// An upgrade keeps `connection`, in one line, with what it names, `upgrade` and `te`.
-pub(super) fn strip_request(headers: &mut HeaderMap, upgrade: bool, edge: bool) -> Result<(), Refusal> {
-    strip_sanitised(headers, edge);
-    if !headers.keys().any(|name| OWN.contains(name) || [TE, EXPECT].contains(name)) {
-        return Ok(());
-    }
+pub(super) fn strip_request(fields: &mut Fields<'_>, upgrade: bool, edge: bool) -> Result<(), Refusal> {
+    strip_sanitised(fields, edge);
     if upgrade {
-        forwarded::join_lines(headers, CONNECTION);
+        fields.join_lines(Known::Connection);
     } else {
-        strip_nominated(headers)?;
-        headers.remove(CONNECTION);
-        headers.remove(UPGRADE);
-        strip_te(headers);
+        strip_nominated(fields)?;
+        fields.remove_any(&[Known::Connection, Known::Upgrade]);
+        strip_te(fields);
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    // The body is framed anew.
-    headers.remove(TRANSFER_ENCODING);
-    // The server answers this header itself: it sends the 100 when the body is read.
-    if headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        headers.remove(EXPECT);
+    // Transfer-Encoding: the body is framed anew.
+    fields.remove_any(&[Known::KeepAlive, Known::ProxyConnection, Known::TransferEncoding]);
+    // Steer answers this header itself, when the body is read.
+    if fields.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")) {
+        fields.remove(Known::Expect);
     }
     Ok(())
 }
 
 /// A response that does not itself belong to an upgrade.
-pub(super) fn strip_response(headers: &mut HeaderMap) {
-    if !headers.keys().any(|name| OWN.contains(name)) {
+pub(super) fn strip_response(fields: &mut Fields<'_>) {
+    if !fields.contains_any(&OWN) {
         return;
     }
-    if !upgrade::offered(headers) {
-        for name in nominated(headers) {
-            headers.remove(name);
-        }
-        headers.remove(CONNECTION);
-        headers.remove(UPGRADE);
+    if !upgrade_offered(fields) {
+        let nominated = nominated(fields);
+        fields.retain_names(|name| !nominated.iter().any(|gone| gone.eq_ignore_ascii_case(name)));
+        fields.remove_any(&[Known::Connection, Known::Upgrade]);
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(TRANSFER_ENCODING);
+    fields.remove_any(&[Known::KeepAlive, Known::ProxyConnection, Known::TransferEncoding]);
+}
+
+/// Removes the trailer lines that belong into a head, as in both directions a recipient may merge
+/// them into it.
+pub fn strip_trailers(fields: &mut Fields<'_>) {
+    fields.remove_any(&NOT_IN_TRAILERS);
+    strip_sanitised(fields, true);
+}
+
+/// Whether a response's head belongs to another protocol: a 101, or an offer such as 426's.
+fn upgrade_offered(fields: &Fields<'_>) -> bool {
+    fields.contains(Known::Upgrade) && fields.has_token(Known::Connection, b"upgrade")
 }
 
 /// Removes the headers that `connection` names (RFC 9110, 7.6.1), but lets no client hide the ones
 /// that say where it comes from.
-fn strip_nominated(headers: &mut HeaderMap) -> Result<(), Refusal> {
-    for name in nominated(headers) {
-        match name.as_str() {
-            "host" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" => {
-                return Err(Refusal::BadConnection);
-            }
-            // The value decides how much of the header may stay.
-            "te" => {}
-            _ => {
-                headers.remove(name);
-            }
-        }
+fn strip_nominated(fields: &mut Fields<'_>) -> Result<(), Refusal> {
+    const HIDDEN: [Known; 4] =
+        [Known::Host, Known::XForwardedFor, Known::XForwardedHost, Known::XForwardedProto];
+    let nominated = nominated(fields);
+    if nominated.is_empty() {
+        return Ok(());
     }
+    if nominated.iter().any(|name| Known::of(name).is_some_and(|known| HIDDEN.contains(&known))) {
+        return Err(Refusal::BadConnection);
+    }
+    // The value of `te` decides how much of the header may stay.
+    let stays =
+        |name: &[u8]| Known::Te.is(name) || !nominated.iter().any(|gone| gone.eq_ignore_ascii_case(name));
+    fields.retain_names(stays);
     Ok(())
 }
 
 /// What `connection` names, apart from its own tokens; usually nothing.
-fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
-    upgrade::tokens(headers)
-        .filter(|token| {
-            ![&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|own| token.eq_ignore_ascii_case(own))
-        })
-        .filter_map(|token| HeaderName::from_bytes(token).ok())
-        .collect()
+fn nominated(fields: &Fields<'_>) -> Vec<Vec<u8>> {
+    let own = |token: &&[u8]| {
+        ![&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|own| token.eq_ignore_ascii_case(own))
+    };
+    fields.tokens(Known::Connection).filter(own).map(<[u8]>::to_vec).collect()
 }
 
 /// Only `trailers` means anything beyond this hop.
-fn strip_te(headers: &mut HeaderMap) {
-    let trailers = headers
-        .get_all(TE)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
-        .any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"));
-    if trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
+fn strip_te(fields: &mut Fields<'_>) {
+    if fields.has_token(Known::Te, b"trailers") {
+        fields.set(Known::Te, &b"trailers"[..]);
     } else {
-        headers.remove(TE);
+        fields.remove(Known::Te);
     }
 }
 
-fn strip_sanitised(headers: &mut HeaderMap, edge: bool) {
-    // Most requests have none of these headers, and comparing each name of the head is cheaper than
-    // looking up each of these.
-    let suspect = |name: &HeaderName| {
-        name.as_str().starts_with("x-envoy-") || name.as_str() == "x-forwarded-client-cert"
-    };
-    if !headers.keys().any(suspect) {
-        return;
-    }
-    for name in SANITISED {
-        headers.remove(name);
-    }
-    if edge {
-        for name in SANITISED_AT_EDGE {
-            headers.remove(name);
-        }
-    }
+fn strip_sanitised(fields: &mut Fields<'_>, edge: bool) {
+    let suspect =
+        |name: &[u8]| name.len() >= 16 && matches!(name, [b'x' | b'X', b'-', b'e' | b'E' | b'f' | b'F', ..]);
+    let names =
+        |list: &[&str], name: &[u8]| list.iter().any(|gone| gone.as_bytes().eq_ignore_ascii_case(name));
+    fields.retain_names(|name| {
+        !suspect(name) || !(names(&SANITISED, name) || edge && names(&SANITISED_AT_EDGE, name))
+    });
 }

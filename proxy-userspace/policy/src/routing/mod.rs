@@ -10,15 +10,17 @@ mod virtual_host;
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::{HeaderValue, StatusCode, Version, request};
+use http::{HeaderValue, StatusCode};
 use strum::{IntoStaticStr, VariantArray};
 use thiserror::Error;
 
-pub use forwarded::trim_blanks;
+pub use hop_by_hop::strip_trailers;
 pub use response::forward_response;
 
 use crate::affinity::hash_policy::{self, Outcome};
 use crate::config::{Listener, Route};
+use crate::http1::Version;
+use crate::http1::request::RequestHead;
 use upgrade::Upgrade;
 
 /// The downstream connection that a request came on.
@@ -54,12 +56,17 @@ pub enum Refusal {
     /// RFC 9112, 3.2: exactly one is needed.
     #[error("the request does not have exactly one Host header")]
     MissingHost,
+    /// RFC 9112, 3.2.
+    #[error("the Host header is not a host and an optional port")]
+    BadHost,
     #[error("the request target is not a path")]
     BadTarget,
     /// Otherwise a client could hide where it comes from, or what it asks for.
     #[error("the Connection header names a header that must reach the endpoint")]
     BadConnection,
-    #[error("HTTP/1.0 is not accepted here")]
+    #[error(
+        "HTTP/1.0 is not accepted here: send HTTP/1.1 (nginx: proxy_http_version 1.1), or set accept_http_10"
+    )]
     #[strum(serialize = "http_10")]
     Http10,
     #[error("no virtual host or route matches")]
@@ -71,7 +78,9 @@ pub enum Refusal {
 impl Refusal {
     pub fn status(self) -> StatusCode {
         match self {
-            Self::MissingHost | Self::BadTarget | Self::BadConnection => StatusCode::BAD_REQUEST,
+            Self::MissingHost | Self::BadHost | Self::BadTarget | Self::BadConnection => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Http10 => StatusCode::UPGRADE_REQUIRED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::UpgradeNotAllowed => StatusCode::FORBIDDEN,
@@ -84,27 +93,25 @@ impl Refusal {
 /// `upgrade`). After a refusal the head is of no further use.
 ///
 /// The order is Envoy's: hash policies see the head as the endpoint will.
-pub fn route<'c>(
+pub fn route<'c: 'b, 'b>(
     listener: &'c Listener,
     connection: &Connection,
-    head: &mut request::Parts,
+    head: &mut RequestHead<'b>,
 ) -> Result<Routed<'c>, Refusal> {
     let options = &listener.options;
-    if head.version < Version::HTTP_11 && !options.accept_http_10 {
+    if head.version < Version::Http11 && !options.accept_http_10 {
         return Err(Refusal::Http10);
     }
     target::normalise(head)?;
-    let upgrade = upgrade::requested(&mut head.headers);
-    hop_by_hop::strip_request(&mut head.headers, upgrade != Upgrade::None, options.use_remote_address)?;
-    let client = forwarded::apply(options, connection, &mut head.headers);
+    let upgrade = upgrade::requested(&mut head.fields);
+    hop_by_hop::strip_request(&mut head.fields, upgrade == Upgrade::WebSocket, options.use_remote_address)?;
+    let client = forwarded::apply(options, connection, &mut head.fields);
 
     let route = virtual_host::find_route(&listener.virtual_hosts, head);
     // Envoy asks this first: a refused upgrade is 403 even where no route matches.
     let websocket = route.and_then(|route| route.upgrade_websocket).unwrap_or(options.upgrade_websocket);
-    match upgrade {
-        Upgrade::None => {}
-        Upgrade::WebSocket if websocket => {}
-        Upgrade::WebSocket | Upgrade::Other => return Err(Refusal::UpgradeNotAllowed),
+    if upgrade == Upgrade::WebSocket && !websocket {
+        return Err(Refusal::UpgradeNotAllowed);
     }
     let route = route.ok_or(Refusal::NoRoute)?;
 
@@ -112,7 +119,7 @@ pub fn route<'c>(
         &route.hash_policy,
         &hash_policy::Request {
             head,
-            scheme: forwarded::scheme(&head.headers),
+            scheme: forwarded::scheme(&head.fields),
             client,
             remote: connection.remote,
             local: connection.local,

@@ -1,17 +1,16 @@
 //! Which route a request takes.
 
-use http::header::HOST;
-use http::request;
-
 use crate::config::{PathMatch, Route, VirtualHost};
+use crate::http1::name::Known;
+use crate::http1::request::RequestHead;
 
 /// The first route that matches in the virtual host that matches best.
-pub(super) fn find_route<'c>(virtual_hosts: &'c [VirtualHost], head: &request::Parts) -> Option<&'c Route> {
-    let host = head.headers.get(HOST)?.as_bytes();
-    let path = head.uri.path();
+pub(super) fn find_route<'c>(virtual_hosts: &'c [VirtualHost], head: &RequestHead<'_>) -> Option<&'c Route> {
+    let host = head.fields.get(Known::Host)?;
+    let path = head.path();
     best_match(virtual_hosts, host)?.routes.iter().find(|route| match &route.path {
-        PathMatch::Prefix(prefix) => path.starts_with(prefix.as_str()),
-        PathMatch::Exact(exact) => path == exact,
+        PathMatch::Prefix(prefix) => path.starts_with(prefix.as_bytes()),
+        PathMatch::Exact(exact) => path == exact.as_bytes(),
     })
 }
 
