@@ -245,6 +245,15 @@ impl Client {
         in_time("a head", self.try_head()).await.expect("the connection ended before a head")
     }
 
+    /// Reads up to and including `end`.
+    pub(crate) async fn until(&mut self, end: &str) -> String {
+        let mut read = Vec::new();
+        while !read.ends_with(end.as_bytes()) {
+            read.extend(self.exactly(1).await);
+        }
+        String::from_utf8(read).unwrap()
+    }
+
     pub(crate) async fn exactly(&mut self, len: usize) -> Vec<u8> {
         in_time("bytes", async {
             while self.read.len() < len {

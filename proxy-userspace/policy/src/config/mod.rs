@@ -136,8 +136,6 @@ pub struct HttpOptions {
     pub accept_http_10: bool,
     /// Whether routes that say nothing allow `Upgrade: websocket`.
     pub upgrade_websocket: bool,
-    /// Header names go on as their sender spelt them, not in lower case.
-    pub preserve_case: bool,
     /// A longer request head is answered with 431.
     pub max_request_headers_bytes: usize,
     /// More request header lines are answered with 431.
@@ -162,7 +160,6 @@ impl Default for HttpOptions {
             server_name: "steer".to_owned(),
             generate_request_id: true,
             preserve_external_request_id: false,
-            preserve_case: false,
             accept_http_10: false,
             upgrade_websocket: false,
             preserve_case: false,

@@ -115,7 +115,6 @@ fn http_options(map: &Map<'_>) -> HttpOptions {
     let yes = |name, default| map.boolean(name).unwrap_or(default);
     let text = |name| map.get(name).and_then(|field| field.header_text()).map(str::to_owned);
     HttpOptions {
-        preserve_case: false,
         use_remote_address: yes("use_remote_address", default.use_remote_address),
         xff_num_trusted_hops: trusted_hops(map),
         skip_xff_append: yes("skip_xff_append", default.skip_xff_append),

@@ -174,7 +174,6 @@ fn http_options(map: &Map<'_>) -> HttpOptions {
     let Downstream { accept_http_10, preserve_case } =
         map.get("http_protocol_options").map(|field| http1::downstream(&field)).unwrap_or_default();
     HttpOptions {
-        preserve_case: false,
         use_remote_address: yes("use_remote_address", default.use_remote_address),
         xff_num_trusted_hops: native::trusted_hops(map),
         skip_xff_append: yes("skip_xff_append", default.skip_xff_append),
