@@ -185,7 +185,8 @@ async fn header_names_can_keep_the_spelling_of_their_sender() {
     for preserve_case in [false, true] {
         let backend = Backend::start(|mut client| async move {
             let head = client.head().await;
-            let response = format!("HTTP/1.1 200 OK\r\nETag: x\r\nContent-Length: {}\r\n\r\n{head}", head.len());
+            let response =
+                format!("HTTP/1.1 200 OK\r\nETag: x\r\nContent-Length: {}\r\n\r\n{head}", head.len());
             client.send(response).await;
         })
         .await;
