@@ -230,7 +230,8 @@ fn timestamp_offsets_are_those_on_the_wire() {
     for _ in 0..20 {
         let mut connection = Connection::new(&link, Link::PROXY[0]);
         connection.of_near();
-        let offset = repair::timestamp_offset(&connection.near).unwrap();
+        let offset =
+            repair::timestamp_offset(&connection.near, &TcpInfo::of(&connection.near).unwrap()).unwrap();
         let before = clock::monotonic_ms() as u32;
         connection.near.write_all(b"now").unwrap();
         let after = clock::monotonic_ms() as u32;
@@ -251,7 +252,8 @@ fn microsecond_timestamps_are_refused() {
     let connection = Connection::new(&link, Link::PROXY[0]);
     assert!(!TcpInfo::of(&connection.near).unwrap().has_microsecond_timestamps());
     set_odd_timestamp(&connection.near);
-    let refused = repair::timestamp_offset(&connection.near).unwrap_err();
+    let refused =
+        repair::timestamp_offset(&connection.near, &TcpInfo::of(&connection.near).unwrap()).unwrap_err();
     assert_eq!(refused.as_str(), "microsecond_timestamps");
 }
 

@@ -5,26 +5,32 @@
 //! drop`) would drop these acknowledgements. There is no harm if the connection is not tracked
 //! (`notrack` in both directions) or `net.netfilter.nf_conntrack_tcp_be_liberal` is on.
 
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple,
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage};
 
-use super::host;
 use super::netlink::Netlink;
+use super::pool::Pool;
+use super::sysctl::Sysctl;
 
 /// Asks about connections of the network namespace in which it was made. Needs CAP_NET_ADMIN.
-pub struct Conntrack(Mutex<Option<Netlink<NetfilterMessage>>>);
-
-impl fmt::Debug for Conntrack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Conntrack")
-    }
+/// Threads that ask at the same time have sockets of their own; all of these threads must be in
+/// that namespace.
+#[derive(Debug)]
+pub struct Conntrack {
+    /// The number of tracked connections. Missing if the module is not loaded; 0 as long as no rule
+    /// has started tracking in this namespace.
+    entries: Sysctl,
+    /// Whether segments outside of the windows count as valid.
+    is_liberal: Sysctl,
+    netlink: Pool<Netlink<NetfilterMessage>>,
+    /// The kernel has no module that could answer.
+    nobody_answers: AtomicBool,
 }
 
 impl Default for Conntrack {
@@ -37,30 +43,41 @@ impl Conntrack {
     /// Never fails. If the kernel cannot be asked, [`is_in_the_way`](Self::is_in_the_way) makes a
     /// careful guess.
     pub fn new() -> Self {
-        // If the protocol is missing, this kernel has no netfilter, or none that can be asked.
-        Self(Mutex::new(Netlink::netfilter().ok()))
+        let netlink = Netlink::netfilter();
+        Self {
+            entries: Sysctl::new("netfilter/nf_conntrack_count"),
+            is_liberal: Sysctl::new("netfilter/nf_conntrack_tcp_be_liberal"),
+            // If the protocol is missing, this kernel has no netfilter, or none that can be asked.
+            nobody_answers: AtomicBool::new(netlink.is_err()),
+            netlink: netlink.map(Pool::of).unwrap_or_default(),
+        }
     }
 
     /// Whether the connection between these addresses should not be handed over. If the kernel
     /// cannot be asked about one connection (nf_conntrack_netlink is missing), the answer is yes as
     /// soon as the kernel tracks any connection. An entry in a zone of its own (`ct zone set`) is
     /// not seen.
+    ///
+    /// Nothing is remembered, since a firewall may start tracking at any time. As long as nothing
+    /// is tracked, the answer costs one system call.
     pub fn is_in_the_way(&self, peer: SocketAddr, local: SocketAddr) -> bool {
-        let Some(entries) = host::tracked_connections() else { return false };
-        entries > 0 && !host::conntrack_is_liberal() && self.tracks(peer, local).unwrap_or(true)
+        let is_positive = |setting: &Sysctl| setting.number().is_some_and(|number| number > 0);
+        is_positive(&self.entries)
+            && !is_positive(&self.is_liberal)
+            && self.tracks(peer, local).unwrap_or(true)
     }
 
     fn tracks(&self, peer: SocketAddr, local: SocketAddr) -> io::Result<bool> {
-        // The handle keeps nothing between two requests that a panic could leave half done.
-        let mut netlink = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = netlink.as_mut().ok_or(io::ErrorKind::Unsupported)?.ask(request(peer, local));
-        match answer {
+        if self.nobody_answers.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        match self.netlink.with(Netlink::netfilter, |netlink| netlink.ask(request(peer, local)))? {
             Ok(_) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => {
                 if error.raw_os_error() == Some(libc::EINVAL) {
                     // The module is missing. The kernel would look for it at each request.
-                    *netlink = None;
+                    self.nobody_answers.store(true, Ordering::Relaxed);
                 }
                 Err(error)
             }

@@ -98,17 +98,6 @@ pub(crate) fn ask_interface(
     Ok(Interface { name, kind, mtu })
 }
 
-/// The number of tracked connections. `None` if the module is not loaded; 0 as long as no rule has
-/// started tracking in this namespace.
-pub(crate) fn tracked_connections() -> Option<u64> {
-    sysctl("netfilter/nf_conntrack_count")?.parse().ok()
-}
-
-/// Whether connection tracking takes segments outside of the windows for valid.
-pub(crate) fn conntrack_is_liberal() -> bool {
-    is_on("netfilter/nf_conntrack_tcp_be_liberal")
-}
-
 /// Whether a segment that arrives finds its socket, and by it a route, before the routing tables
 /// are asked (`net.ipv4.ip_early_demux` and `tcp_early_demux`). `false` also if that cannot be
 /// read.
@@ -189,7 +178,7 @@ fn sysctl(setting: &str) -> Option<String> {
     fs::read_to_string(path(setting)).ok().map(|value| value.trim().to_owned())
 }
 
-fn path(setting: &str) -> String {
+pub(crate) fn path(setting: &str) -> String {
     format!("{SYSCTL}/{setting}")
 }
 

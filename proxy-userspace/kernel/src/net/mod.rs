@@ -5,7 +5,11 @@ pub mod conntrack;
 pub mod host;
 pub(crate) mod netlink;
 pub mod node;
+mod pool;
+pub(crate) mod remembered;
 pub mod route;
+mod sysctl;
+pub mod way;
 
 use std::net::SocketAddr;
 

@@ -127,6 +127,10 @@ impl NetworkChanges {
     pub(crate) fn new() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         let groups = Self::GROUPS.iter().fold(0, |groups, group| groups | 1 << (group - 1));
+        // One report is as good as many: the kernel reports a full buffer, too. So a socket that
+        // nobody reads for a long time holds a few KiB only. The kernel raises this number to its
+        // minimum.
+        socket.set_rx_buf_sz::<libc::c_int>(1)?;
         socket.bind(&SocketAddr::new(0, groups))?;
         Ok(Self(socket))
     }

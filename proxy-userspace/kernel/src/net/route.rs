@@ -1,10 +1,7 @@
 //! Where the kernel would send a packet (RTM_GETROUTE).
 
-use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
@@ -13,7 +10,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use proxy_common::reason::Reason;
 
 use super::host::{self, Interface};
-use super::netlink::{Netlink, NetworkChanges};
+use super::netlink::Netlink;
+use super::pool::Pool;
+use super::remembered::Remembered;
 
 /// The first hop of the way to a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,30 +42,31 @@ pub enum RouteError {
     LinkLocal { destination: IpAddr },
     #[error("cannot ask the kernel for a route")]
     Unknown(#[source] io::Error),
+    #[error("cannot ask the kernel for the interface of a route")]
+    Interface(#[source] io::Error),
 }
 
 impl RouteError {
     /// The reason of streams that are relayed because of it.
     pub fn reason(&self) -> Reason {
-        Reason::NoRoute
+        match self {
+            Self::NoRoute { .. } | Self::LinkLocal { .. } | Self::Unknown(_) => Reason::NoRoute,
+            Self::Interface(_) => Reason::Interface,
+        }
     }
 }
 
 /// Asks the routing tables of the network namespace in which it was made. Answers take a few
-/// microseconds and never wait for the network.
-pub struct Routes(Mutex<Netlink<RouteNetlinkMessage>>);
-
-impl fmt::Debug for Routes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Routes")
-    }
-}
+/// microseconds and never wait for the network. Threads that ask at the same time have sockets of
+/// their own; all of these threads must be in that namespace.
+#[derive(Debug)]
+pub struct Routes(Pool<Netlink<RouteNetlinkMessage>>);
 
 impl Routes {
     /// # Errors
     /// The process may not have another descriptor.
     pub fn new() -> io::Result<Self> {
-        Netlink::route().map(|netlink| Self(Mutex::new(netlink)))
+        Netlink::route().map(|netlink| Self(Pool::of(netlink)))
     }
 
     /// The way from `source`, an address of this host or the unspecified one, to `destination`.
@@ -82,8 +82,7 @@ impl Routes {
             return Err(RouteError::LinkLocal { destination });
         }
         let request = RouteNetlinkMessage::GetRoute(request(source, destination));
-        let answer = self.netlink().ask(request);
-        match answer {
+        match self.with_netlink(|netlink| netlink.ask(request)) {
             Ok(RouteNetlinkMessage::NewRoute(route)) => {
                 hop(&route, source).ok_or(RouteError::NoRoute { destination, source: None })
             }
@@ -103,29 +102,21 @@ impl Routes {
     /// # Errors
     /// `ENODEV` if there is no such interface.
     pub fn interface(&self, ifindex: u32) -> io::Result<Interface> {
-        host::ask_interface(&mut self.netlink(), ifindex)
+        self.with_netlink(|netlink| host::ask_interface(netlink, ifindex))
     }
 
-    fn netlink(&self) -> MutexGuard<'_, Netlink<RouteNetlinkMessage>> {
-        // The handle keeps nothing between two requests that a panic could leave half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn with_netlink<R>(
+        &self,
+        ask: impl FnOnce(&mut Netlink<RouteNetlinkMessage>) -> io::Result<R>,
+    ) -> io::Result<R> {
+        self.0.with(Netlink::route, ask)?
     }
 }
 
 /// The addresses that the kernel would connect from, as long as nothing has changed in the network
 /// namespace in which it was made.
 #[derive(Debug)]
-pub struct Sources(Mutex<KnownSources>);
-
-/// More destinations than clusters have endpoints; beyond that, all are asked for anew.
-const REMEMBERED: usize = 4096;
-
-#[derive(Debug)]
-struct KnownSources {
-    /// `None`: changes cannot be noticed, so nothing is remembered.
-    changes: Option<NetworkChanges>,
-    by_destination: HashMap<IpAddr, IpAddr>,
-}
+pub struct Sources(Remembered<IpAddr, IpAddr>);
 
 impl Default for Sources {
     fn default() -> Self {
@@ -136,7 +127,7 @@ impl Default for Sources {
 impl Sources {
     /// Never fails. Without a descriptor, [`towards`](Self::towards) asks the kernel each time.
     pub fn new() -> Self {
-        Self(Mutex::new(KnownSources { changes: NetworkChanges::new().ok(), by_destination: HashMap::new() }))
+        Self(Remembered::new())
     }
 
     /// The address that the kernel would connect from. Answers are remembered.
@@ -144,20 +135,7 @@ impl Sources {
     /// # Errors
     /// There is no route.
     pub fn towards(&self, destination: IpAddr) -> io::Result<IpAddr> {
-        // After a panic, each remembered answer is still right, or forgotten at the next change.
-        let known = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.changes.as_mut().is_none_or(NetworkChanges::any) {
-            known.by_destination.clear();
-        }
-        if let Some(source) = known.by_destination.get(&destination) {
-            return Ok(*source);
-        }
-        let source = source_towards(destination)?;
-        if known.by_destination.len() >= REMEMBERED {
-            known.by_destination.clear();
-        }
-        known.by_destination.insert(destination, source);
-        Ok(source)
+        self.0.with(|known| known.get(destination, |destination| source_towards(*destination)))
     }
 }
 

@@ -94,14 +94,13 @@ pub fn read_position(socket: impl AsFd) -> Result<ReadPosition, Reason> {
 
 /// What the socket adds to [`clock::monotonic_ms`] to make a TSval. Exact before Linux 6.7; since
 /// then it may be one too low (the kernel clears the lowest bit of its answer), which PAWS
-/// tolerates.
+/// tolerates. `info` is of the same socket.
 ///
 /// # Errors
 /// The connection's timestamps are in microseconds.
-pub fn timestamp_offset(socket: impl AsFd) -> Result<u32, Reason> {
+pub fn timestamp_offset(socket: impl AsFd, info: &TcpInfo) -> Result<u32, Reason> {
     const LOOKS: usize = 64;
     let socket = socket.as_fd();
-    let info = TcpInfo::of(socket).map_err(|_| Reason::StateUnreadable)?;
     if info.has_microsecond_timestamps() {
         return Err(Reason::MicrosecondTimestamps);
     }

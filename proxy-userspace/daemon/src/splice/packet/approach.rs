@@ -264,27 +264,26 @@ fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
         return Err(Reason::NotEstablished);
     }
     let survey = &splice.survey;
-    let [downstream, upstream] = &stream.lanes.sockets;
     let source = stream.source.as_ref().ok_or(Reason::NoSourcePort)?;
-    let mut upstream = survey.leg(upstream)?;
+    let [downstream, mut upstream] = survey.legs(&stream.lanes.sockets)?;
     let options = if upstream.options.timestamps { TIMESTAMP_BYTES } else { 0 };
     let mss = |mss| u16::try_from(mss).unwrap_or(u16::MAX);
     source.note_endpoint_mss(mss(upstream.send_mss + options), mss(upstream.announced_mss));
     // The socket itself reports at most the MSS that it has announced to the endpoint.
     let endpoint_mss = source.endpoint_mss().map_or(0, u32::from);
     upstream.send_mss = upstream.send_mss.max(endpoint_mss.saturating_sub(options));
-    let downstream = survey.leg(downstream)?;
     if [&downstream, &upstream].into_iter().any(|leg| splice.records.unfit.has(leg.peer.ip())) {
         return Err(Reason::NotCarried);
     }
     let plan = decide(&survey.host(), &downstream, &upstream)?;
-    for ifindex in plan.arrive_on {
-        splice.records.kernel.attach(ifindex).map_err(|error| {
-            let reason = error.reason();
-            tracing::debug!(ifindex, error = &error as &dyn std::error::Error, "cannot attach the programs");
-            reason
-        })?;
-    }
+    splice.records.kernel.attach_all(&plan.arrive_on).map_err(|error| {
+        tracing::debug!(
+            interfaces = ?plan.arrive_on,
+            error = &error as &dyn std::error::Error,
+            "cannot attach the programs"
+        );
+        error.reason()
+    })?;
     Ok(plan)
 }
 

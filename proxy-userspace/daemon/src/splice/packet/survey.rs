@@ -1,14 +1,16 @@
 //! Asks the kernel for the facts that [`decide`](super::decide) needs: about the host, and about
 //! the two connections of a stream.
 
-use std::sync::{Mutex, PoisonError};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use proxy_common::reason::Reason;
 use steer_kernel::net::canonical;
 use steer_kernel::net::conntrack::Conntrack;
-use steer_kernel::net::host::{self, InterfaceKind};
-use steer_kernel::net::route::Routes;
+use steer_kernel::net::host;
+use steer_kernel::net::route::RouteError;
+use steer_kernel::net::way::{Way, Ways};
 use steer_kernel::tcp::repair;
 use steer_kernel::tcp::tcp_info::TcpInfo;
 use tokio::net::TcpStream;
@@ -21,54 +23,76 @@ const HOST_AGE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Survey {
-    routes: Routes,
+    ways: Ways,
     conntrack: Conntrack,
-    host: Mutex<(Instant, Host)>,
+    host: ArcSwap<(Instant, Host)>,
 }
 
 impl Survey {
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
-            routes: Routes::new()?,
+            ways: Ways::new()?,
             conntrack: Conntrack::new(),
-            host: Mutex::new((Instant::now(), ask_host())),
+            host: ArcSwap::from_pointee((Instant::now(), ask_host())),
         })
     }
 
     /// The settings of the host, at most [`HOST_AGE`] old.
     pub(super) fn host(&self) -> Host {
-        let mut known = self.host.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.0.elapsed() > HOST_AGE {
-            *known = (Instant::now(), ask_host());
+        let (asked, host) = **self.host.load();
+        if asked.elapsed() <= HOST_AGE {
+            return host;
         }
-        known.1
+        // Two workers may read the settings at the same time. The answers are equally good.
+        let host = ask_host();
+        self.host.store((Instant::now(), host).into());
+        host
     }
 
-    pub(super) fn leg(&self, socket: &TcpStream) -> Result<Leg, Reason> {
-        let unreadable = |_| Reason::StateUnreadable;
+    /// The facts about the two connections of a stream.
+    pub(super) fn legs(&self, sockets: &[TcpStream; 2]) -> Result<[Leg; 2], Reason> {
+        let [downstream, upstream] = sockets;
+        let [down, up] = [ends(downstream)?, ends(upstream)?];
+        let [down_way, up_way] = self.ways.of([down, up].map(|(peer, local)| (local.ip(), peer.ip())));
+        Ok([self.leg(downstream, down, down_way)?, self.leg(upstream, up, up_way)?])
+    }
+
+    fn leg(
+        &self,
+        socket: &TcpStream,
+        (peer, local): (SocketAddr, SocketAddr),
+        way: Result<Way, RouteError>,
+    ) -> Result<Leg, Reason> {
         let info = TcpInfo::of(socket).map_err(unreadable)?;
         if !info.is_established() {
             return Err(Reason::NotEstablished);
         }
-        let peer = canonical(socket.peer_addr().map_err(unreadable)?);
-        let local = canonical(socket.local_addr().map_err(unreadable)?);
-        let hop = self.routes.lookup(local.ip(), peer.ip()).map_err(|error| error.reason());
-        let interface = hop.as_ref().ok().and_then(|hop| self.routes.interface(hop.ifindex).ok());
         Ok(Leg {
             peer,
             local,
             options: info.options(),
-            timestamp_offset: repair::timestamp_offset(socket),
+            timestamp_offset: repair::timestamp_offset(socket, &info),
             send_window: info.send_window(),
             send_scale: info.send_scale(),
             receive_scale: info.receive_scale(),
             announced_mss: info.announced_mss(),
             send_mss: info.send_mss(),
-            hop,
-            interface: interface.map_or(InterfaceKind::Other, |interface| interface.kind),
+            way: way.map_err(|error| error.reason()),
             conntrack_in_the_way: self.conntrack.is_in_the_way(peer, local),
         })
     }
+}
+
+/// The peer's address, and the local one.
+fn ends(socket: &TcpStream) -> Result<(SocketAddr, SocketAddr), Reason> {
+    // A connection that was reset does not have a peer any more.
+    let peer = socket.peer_addr().map_err(|_| Reason::NotEstablished)?;
+    let local = socket.local_addr().map_err(unreadable)?;
+    Ok((canonical(peer), canonical(local)))
+}
+
+fn unreadable(_: std::io::Error) -> Reason {
+    Reason::StateUnreadable
 }
 
 fn ask_host() -> Host {

@@ -27,6 +27,7 @@ use crate::bpf::refusal;
 use crate::failpoint;
 use crate::net::host::{self, InterfaceKind};
 use crate::net::netlink::LinkMonitor;
+use crate::net::remembered::Remembered;
 
 /// How programs are attached to an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +88,11 @@ impl AttachError {
 /// The programs, and the interfaces that they are attached to.
 pub(super) struct Interfaces {
     hook: Hook,
+    /// The interfaces that are attached, by index. Once an interface is gone, another one may get
+    /// its index. The kernel reports that the first one has gone before the second one can exist,
+    /// so no stream takes the second one for attached.
+    known: Remembered<u32, ()>,
+    /// Locked for interfaces that are not known, hence once after each change of the network.
     attached: Mutex<Attached>,
 }
 
@@ -123,11 +129,19 @@ impl Interfaces {
             filters.map_err(|error| LoadError::refused("a socket that marks its filters", error))?;
         let mut attached = Attached { programs, monitor, links: HashMap::new(), pins, filters };
         attached.adopt().map_err(|error| LoadError::refused("what is pinned of interfaces", error))?;
-        Ok(Self { hook, attached: Mutex::new(attached) })
+        Ok(Self { hook, known: Remembered::new(), attached: Mutex::new(attached) })
     }
 
-    /// See [`super::PacketKernel::attach`].
-    pub(super) fn attach(&self, ifindex: u32) -> Result<(), AttachError> {
+    /// See [`super::PacketKernel::attach_all`].
+    pub(super) fn attach(&self, interfaces: &[u32]) -> Result<(), AttachError> {
+        self.known.with(|known| {
+            interfaces
+                .iter()
+                .try_for_each(|ifindex| known.get(*ifindex, |ifindex| self.attach_unknown(*ifindex)))
+        })
+    }
+
+    fn attach_unknown(&self, ifindex: u32) -> Result<(), AttachError> {
         // The set changes in one step, after everything that can fail.
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         attached.forget_removed(self.hook).map_err(AttachError::Unknown)?;

@@ -340,7 +340,16 @@ impl PacketKernel {
     /// # Errors
     /// The interface is neither Ethernet nor loopback, is gone, or the kernel refuses.
     pub fn attach(&self, ifindex: u32) -> Result<(), AttachError> {
-        self.interfaces.attach(ifindex)
+        self.attach_all(&[ifindex])
+    }
+
+    /// [`attach`](Self::attach) for several interfaces. Costs one system call if the programs are
+    /// attached to all of them already. Threads that call this have to be in one network namespace.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach), for the first interface that is refused.
+    pub fn attach_all(&self, interfaces: &[u32]) -> Result<(), AttachError> {
+        self.interfaces.attach(interfaces)
     }
 
     /// From now on, packets with this key belong to the flow. The state of the flow's record
