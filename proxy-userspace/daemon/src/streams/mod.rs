@@ -1,6 +1,7 @@
 //! The live streams: which there are (`registry`), what is known of each (`stream`), how one is shown (`row`), and the
 //! source ports that they have (`ports`). What carries a stream is not known here.
 
+mod counts;
 pub mod ports;
 mod registry;
 mod row;

@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use prometheus::{IntCounterVec, IntGaugeVec};
 use proxy_common::reason::Reason;
 use slab::Slab;
 
+use super::counts::{Counts, Families};
 use super::{Carrier, End, Path, Stream, StreamInfo};
 use crate::telemetry::Metrics;
 
@@ -17,11 +17,7 @@ use crate::telemetry::Metrics;
 #[derive(Debug)]
 pub struct Streams {
     table: Mutex<Table>,
-    alive: IntGaugeVec,
-    opened: IntCounterVec,
-    adopted: IntCounterVec,
-    closed: IntCounterVec,
-    bytes: IntCounterVec,
+    metrics: Families,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +25,8 @@ struct Table {
     streams: Slab<Arc<Stream>>,
     /// Positions in `streams`.
     by_endpoint: HashMap<SocketAddr, HashSet<u32>>,
+    /// Of each cluster that has had a stream.
+    counts: HashMap<Arc<str>, Arc<Counts>>,
     next_id: u64,
 }
 
@@ -46,20 +44,13 @@ impl Table {
 
 impl Streams {
     pub fn new(metrics: &Metrics) -> Arc<Self> {
-        Arc::new(Self {
-            table: Mutex::default(),
-            alive: metrics.streams.clone(),
-            opened: metrics.streams_opened.clone(),
-            adopted: metrics.streams_adopted.clone(),
-            closed: metrics.streams_closed.clone(),
-            bytes: metrics.stream_bytes.clone(),
-        })
+        Arc::new(Self { table: Mutex::default(), metrics: Families::new(metrics) })
     }
 
     /// Registers a stream, on the relay path until [`StreamGuard::set_path`] says otherwise.
     pub fn open(self: &Arc<Self>, info: StreamInfo) -> StreamGuard {
         let guard = self.register(info, SystemTime::now(), Path::Relay);
-        self.opened.with_label_values(&[&*guard.stream.info.cluster]).inc();
+        guard.counts.opened.inc();
         guard
     }
 
@@ -76,21 +67,24 @@ impl Streams {
             published.store(bytes, Ordering::Relaxed);
         }
         guard.stream.set_carrier(carrier);
-        self.adopted.with_label_values(&[&*guard.stream.info.cluster]).inc();
+        guard.counts.adopted.inc();
         guard
     }
 
     fn register(self: &Arc<Self>, info: StreamInfo, opened_at: SystemTime, path: Path) -> StreamGuard {
         let mut table = self.lock();
         table.next_id += 1;
+        let new_cluster = || Arc::new(self.metrics.of_cluster(&info.cluster));
+        let counts = table.counts.entry(Arc::clone(&info.cluster)).or_insert_with(new_cluster);
+        let counts = Arc::clone(counts);
         let stream = Arc::new(Stream::new(table.next_id, info, opened_at, path));
         // A stream has descriptors when it begins, so there are not so many.
         let position =
             u32::try_from(table.streams.insert(Arc::clone(&stream))).expect("fewer than 2^32 streams");
         table.by_endpoint.entry(stream.info.endpoint).or_default().insert(position);
         drop(table);
-        self.alive.with_label_values(&[&*stream.info.cluster, path.into_str()]).inc();
-        StreamGuard { streams: Arc::clone(self), stream, position, end: Some(End::Reset) }
+        counts.alive(path).inc();
+        StreamGuard { streams: Arc::clone(self), stream, counts, position, end: Some(End::Reset) }
     }
 
     pub fn len(&self) -> usize {
@@ -118,18 +112,11 @@ impl Streams {
 
     /// Brings `steer_stream_bytes_total` up to date with the live streams; called before a scrape.
     pub fn publish_bytes(&self) {
+        let counts = self.lock().counts.clone();
         for stream in self.snapshot() {
-            self.publish(&stream);
-        }
-    }
-
-    fn publish(&self, stream: &Stream) {
-        let now = stream.bytes();
-        for (index, direction) in ["to_upstream", "to_downstream"].into_iter().enumerate() {
-            // fetch_max, so that two scrapes at once count no byte twice.
-            let before = stream.published[index].fetch_max(now[index], Ordering::Relaxed);
-            let new = now[index].saturating_sub(before);
-            self.bytes.with_label_values(&[&*stream.info.cluster, direction]).inc_by(new);
+            if let Some(counts) = counts.get(&stream.info.cluster) {
+                counts.publish_bytes(&stream);
+            }
         }
     }
 
@@ -149,6 +136,8 @@ fn oldest_first(mut streams: Vec<Arc<Stream>>) -> Vec<Arc<Stream>> {
 pub struct StreamGuard {
     streams: Arc<Streams>,
     stream: Arc<Stream>,
+    /// The metrics of its cluster. (Not in `Stream`, which has no room for more.)
+    counts: Arc<Counts>,
     /// In the table.
     position: u32,
     /// `None`: it goes on without this process.
@@ -162,10 +151,8 @@ impl StreamGuard {
 
     pub fn set_path(&self, path: Path) {
         let old = self.stream.set_path(path);
-        let gauge =
-            |path: Path| self.streams.alive.with_label_values(&[&*self.stream.info.cluster, path.into_str()]);
-        gauge(old).dec();
-        gauge(path).inc();
+        self.counts.alive(old).dec();
+        self.counts.alive(path).inc();
     }
 
     /// Says why the stream is not on a better path.
@@ -187,22 +174,22 @@ impl StreamGuard {
 impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.streams.lock().remove(self.position);
-        let (cluster, path) = (&*self.stream.info.cluster, self.stream.path().into_str());
-        self.streams.publish(&self.stream);
+        let path = self.stream.path();
+        self.counts.publish_bytes(&self.stream);
         let [to_upstream, to_downstream] = self.stream.bytes();
-        self.streams.alive.with_label_values(&[cluster, path]).dec();
+        self.counts.alive(path).dec();
         let end = match self.end {
             None => return,
             Some(End::Reset) => self.stream.asked_end().unwrap_or(End::Reset),
             Some(end) => end,
         };
-        self.streams.closed.with_label_values(&[cluster, end.into_str()]).inc();
+        self.counts.closed(end).inc();
         tracing::info!(
             stream = self.stream.id,
             client = %self.stream.info.client,
-            cluster,
+            cluster = &*self.stream.info.cluster,
             endpoint = %self.stream.info.endpoint,
-            path,
+            path = path.into_str(),
             reason = self.stream.reason().map(Reason::as_str),
             end = end.into_str(),
             seconds = self.stream.age().as_secs_f64(),

@@ -21,9 +21,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use proxy_common::flow::{flags, state};
 use steer_kernel::failpoint;
 use steer_kernel::tcp::{clock, repair, tcp_info};
+use strum::{IntoStaticStr, VariantArray};
 use tokio::net::TcpStream;
 use tokio::task::coop;
 use tokio::time::{Instant, timeout};
@@ -38,6 +40,7 @@ use crate::splice::side::Side;
 use crate::streams::ports::Lease;
 use crate::streams::{Carrier, StreamGuard};
 use crate::streams::{End, Path};
+use crate::telemetry::Metrics;
 
 /// How often to check whether the sockets' bytes are acknowledged: the kernel does not report that
 /// by itself. The first interval is [`FIRST_LOOK`]. While nothing happens, the interval doubles, up
@@ -53,16 +56,40 @@ const SLOW_LOOK: Duration = Duration::from_millis(16);
 /// must answer probes: see [`HandOver::look_after`].
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
+/// How a hand-over went: the label of `steer_hand_overs_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+enum How {
+    Quiet,
+    Busy,
+    Failed,
+    Expired,
+}
+
+/// The counters of `steer_hand_overs_total`.
+#[derive(Debug)]
+pub(super) struct HandOvers(Vec<IntCounter>);
+
+impl HandOvers {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        let counter = |how: &How| metrics.hand_overs.with_label_values(&[how.into_str()]);
+        Self(How::VARIANTS.iter().map(counter).collect())
+    }
+
+    fn of(&self, how: How) -> &IntCounter {
+        &self.0[how as usize]
+    }
+}
+
 /// Why a hand-over failed.
 struct Failed {
     end: End,
-    /// Its label in `steer_hand_overs_total`.
-    how: &'static str,
+    how: How,
 }
 
 impl Failed {
     fn because_of_a_peer(end: End) -> Self {
-        Self { end, how: "failed" }
+        Self { end, how: How::Failed }
     }
 }
 
@@ -122,8 +149,8 @@ impl HandOver<'_> {
         carried.begin_at(self.written(), self.guard.stream().relayed());
         let how = match (&drained, self.watcher.copies_acks.get()) {
             (Err(failed), _) => failed.how,
-            (Ok(()), false) => "quiet",
-            (Ok(()), true) => "busy",
+            (Ok(()), false) => How::Quiet,
+            (Ok(()), true) => How::Busy,
         };
         let metrics = &self.splice.metrics;
         let record = self.watcher.record;
@@ -132,7 +159,7 @@ impl HandOver<'_> {
             record.complete();
             failpoint::reached("spliced");
             metrics.splice_seconds.observe(opened.elapsed().as_secs_f64());
-            if how == "busy" {
+            if how == How::Busy {
                 // Copies of acknowledgements may still be on their way to the sockets.
                 self.splice.grace.wait().await;
             }
@@ -143,7 +170,7 @@ impl HandOver<'_> {
             close(socket);
             failpoint::reached("closing");
         }
-        metrics.hand_overs.with_label_values(&[how]).inc();
+        self.splice.hand_overs.of(how).inc();
         metrics.hand_over_seconds.observe(decided.elapsed().as_secs_f64());
         let stream = SplicedStream::new(record, self.guard, carried, self.source);
         failpoint::reached("closed");
@@ -198,7 +225,7 @@ impl HandOver<'_> {
                     stream = self.guard.stream().id,
                     "a hand-over did not end within {FINISH_WITHIN:?}; both peers get a RST: please report this"
                 );
-                return Err(Failed { end: End::Reset, how: "expired" });
+                return Err(Failed { end: End::Reset, how: How::Expired });
             }
             if look >= LAST_LOOK {
                 self.look_after(&mut life)?;

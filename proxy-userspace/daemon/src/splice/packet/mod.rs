@@ -49,6 +49,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::approach::Approach;
 use self::counters::Counters;
+use self::hand_over::HandOvers;
 use self::life::Limits;
 use self::owned_record::RecordPool;
 use self::relayed::Relayed;
@@ -106,6 +107,7 @@ impl StartError {
 #[derive(Debug)]
 pub struct PacketSplice {
     metrics: Arc<Metrics>,
+    hand_overs: HandOvers,
     streams: Arc<Streams>,
     records: Arc<RecordPool>,
     table: Arc<Table>,
@@ -179,6 +181,7 @@ impl PacketSplice {
         let reaper = tokio::spawn(reaper).abort_handle();
         tracing::info!(max_streams, "packet splice ready");
         Ok(Arc::new(Self {
+            hand_overs: HandOvers::new(&metrics),
             metrics,
             streams,
             records,

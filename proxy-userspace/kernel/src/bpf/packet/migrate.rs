@@ -20,6 +20,7 @@
 //! them any more, since it does not see the acknowledgements. The first packet that the new program
 //! sees corrects that. Only the count of bytes may then lack whole multiples of 4 GiB.
 
+use std::hash::Hash;
 use std::io;
 use std::path::Path;
 use std::time::Instant;
@@ -28,9 +29,10 @@ use proxy_common::abi;
 use proxy_common::flow::{FlowKey4, FlowKey6, FlowRef, Record, state};
 
 use super::catch_up::{catch_up, correct_counts, expect_leaps, expect_no_leaps};
+use super::flow_map::FlowMap;
 use super::pinned::{PinnedError, PinnedMaps};
 use super::records::Records;
-use super::{FlowMap, InsertError, expiry, interfaces};
+use super::{InsertError, expiry, interfaces};
 use crate::grace;
 
 /// Streams on their way from old maps.
@@ -150,7 +152,7 @@ fn packets(record: &Record) -> [u64; 2] {
     record.flows.map(|flow| flow.live.packets)
 }
 
-fn insert_all<K: aya::Pod>(
+fn insert_all<K: aya::Pod + Hash>(
     keys: &[(K, FlowRef)],
     to: &FlowMap<K>,
     what: &'static str,

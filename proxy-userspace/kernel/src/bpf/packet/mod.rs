@@ -6,6 +6,7 @@ mod clsact;
 pub mod cluster;
 mod convert;
 mod expiry;
+mod flow_map;
 pub mod inspect;
 mod interfaces;
 mod key;
@@ -22,11 +23,11 @@ use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
-use aya::{EbpfLoader, Pod};
+use aya::EbpfLoader;
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
 use proxy_common::abi;
 use proxy_common::about::About;
 use proxy_common::flow::{FlowEvent, FlowKey4, FlowKey6, FlowRef};
@@ -41,9 +42,10 @@ pub use records::Records;
 use super::events::Events;
 use super::loader::{self, LoadError};
 use super::pins::{Pins, PinsError};
-use crate::bpf::sock::maps::{self, BPF_NOEXIST, into_io};
+use crate::bpf::sock::maps::{self, into_io};
 use crate::capability::Capability;
 use expiry::Heartbeat;
+use flow_map::FlowMap;
 use interfaces::Interfaces;
 use migrate::Goal;
 use pinned::PinnedError;
@@ -400,45 +402,6 @@ impl PacketKernel {
     /// The mark that the sockets of a hand-over get.
     pub fn mark(&self) -> u32 {
         self.mark
-    }
-}
-
-/// A map from tuples to flows. Only userspace inserts, so while the lock is held no key can appear,
-/// but the program may remove one.
-struct FlowMap<K>(Mutex<HashMap<MapData, K, FlowRef>>);
-
-impl<K: Pod> FlowMap<K> {
-    fn new(map: Map, name: &'static str) -> Result<Self, LoadError> {
-        loader::typed(map, name).map(|map| Self(Mutex::new(map)))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<MapData, K, FlowRef>> {
-        // The handle holds a descriptor and nothing that a panic could leave half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn insert(&self, key: &K, flow: FlowRef) -> Result<(), InsertError> {
-        self.lock().insert(key, flow, BPF_NOEXIST).map_err(InsertError::from_map)
-    }
-
-    fn all(&self, key: impl Fn(K) -> FlowKey) -> io::Result<Vec<(FlowKey, FlowRef)>> {
-        let entries = self.lock();
-        let entries = entries.iter().map(|entry| entry.map(|(raw, flow)| (key(raw), flow)).map_err(into_io));
-        entries.collect()
-    }
-
-    fn remove(&self, key: &K, flow: FlowRef) -> io::Result<()> {
-        let mut map = self.lock();
-        let removed = match map.get(key, 0) {
-            Ok(found) if found == flow => map.remove(key),
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        };
-        match removed.map_err(into_io) {
-            // The program has removed the key already.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            other => other,
-        }
     }
 }
 
