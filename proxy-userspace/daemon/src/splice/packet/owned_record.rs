@@ -67,6 +67,10 @@ impl RecordPool {
         self.show_used();
     }
 
+    pub(super) fn send(&self, segments: impl IntoIterator<Item = Segment>) {
+        segments.into_iter().for_each(|segment| send(&self.raw, segment));
+    }
+
     /// Brings the gauge up to date.
     pub(super) fn show_used(&self) {
         self.used.set(self.kernel.records().used().into());
@@ -186,7 +190,12 @@ impl OwnedRecord {
 
     /// Ends the stream with a RST to both peers, unless a new connection has its tuple.
     pub(super) fn abort(&self) {
-        abort(self.records.kernel.records(), &self.records.raw, self.index);
+        self.records.send(self.begin_abort());
+    }
+
+    /// [`abort`](Self::abort) for a caller that sends the RSTs.
+    pub(super) fn begin_abort(&self) -> Vec<Segment> {
+        begin_abort(self.records.kernel.records(), self.index)
     }
 
     /// Notes each peer that has sent a packet that the program could not carry.
@@ -199,46 +208,53 @@ impl OwnedRecord {
         }
     }
 
-    /// See [`abort_again`].
-    pub(super) fn abort_again(&self) {
-        abort_again(self.records.kernel.records(), &self.records.raw, self.index);
+    /// See [`abort_again`]. The caller sends the RSTs.
+    pub(super) fn begin_abort_again(&self) -> Vec<Segment> {
+        begin_abort_again(self.records.kernel.records(), self.index)
     }
 
     /// Sends a keepalive probe to the peer that `from` comes from.
     pub(super) fn probe(&self, from: Direction) {
-        self.send(segments::probe(&self.snapshot(), from));
+        self.records.send([self.probe_segment(from)]);
+    }
+
+    /// [`probe`](Self::probe) for a caller that sends the segment.
+    pub(super) fn probe_segment(&self, from: Direction) -> Segment {
+        segments::probe(&self.snapshot(), from)
     }
 
     /// Sends an acknowledgement to the peer that `from` comes from. The local socket has received
     /// all bytes of that peer before `received`.
     pub(super) fn acknowledge(&self, record: &Record, from: Direction, received: u32) {
-        self.send(segments::acknowledgement(record, from, received));
-    }
-
-    fn send(&self, segment: Segment) {
-        send(&self.records.raw, segment);
+        self.records.send([segments::acknowledgement(record, from, received)]);
     }
 }
 
 /// See [`OwnedRecord::abort`].
 pub(super) fn abort(records: &Records, raw: &RawSender, index: u32) {
+    begin_abort(records, index).into_iter().for_each(|segment| send(raw, segment));
+}
+
+fn begin_abort(records: &Records, index: u32) -> Vec<Segment> {
     // The state comes first: the egress program drops each RST of this host for a living stream.
     set_reset(records, index);
     if records.state(index) == state::DEAD {
-        return;
+        return Vec::new();
     }
     let record = records.snapshot(index);
-    for segment in Direction::BOTH.into_iter().flat_map(|from| segments::resets(&record, from)) {
-        send(raw, segment);
-    }
+    Direction::BOTH.into_iter().flat_map(|from| segments::resets(&record, from)).collect()
 }
 
 /// Repeats [`abort`]. To be called when the packets that were under way have arrived: then the
 /// record has the numbers that the peers expect. From now on the local stack answers a peer that
 /// still sends packets.
 pub(super) fn abort_again(records: &Records, raw: &RawSender, index: u32) {
+    begin_abort_again(records, index).into_iter().for_each(|segment| send(raw, segment));
+}
+
+fn begin_abort_again(records: &Records, index: u32) -> Vec<Segment> {
     records.add_flags(index, flags::GIVEN_UP);
-    abort(records, raw, index);
+    begin_abort(records, index)
 }
 
 fn set_reset(records: &Records, index: u32) {

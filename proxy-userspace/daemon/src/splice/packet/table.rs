@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proxy_common::stat::Stat;
 use steer_kernel::tcp::clock;
+use steer_kernel::tcp::raw::Segment;
 
 use super::life::{Life, Limits, Look, Step};
 use super::owned_record::{Carried, OwnedRecord, RecordPool};
@@ -64,22 +65,22 @@ impl SplicedStream {
     }
 
     /// Takes all steps that are due. Slow work goes to `later`, to be done without the lock.
-    fn look(&mut self, now_ns: u64, limits: &Limits, later: &mut Later) -> Keep {
+    fn look(&mut self, now_ns: u64, limits: &Limits, later: &mut Later<'_>) -> Keep {
         let asked = self.open.as_ref().and_then(|open| open.guard.stream().asked_end());
         let look = Look::from(&self.record.snapshot()).asked(asked);
         loop {
             match self.life.next(now_ns, &look, limits, self.record.index() as u8) {
                 Step::Wait { until_ns } => return Keep::Until(until_ns),
-                Step::Probe(direction) => self.record.probe(direction),
+                Step::Probe(direction) => later.segments.push(self.record.probe_segment(direction)),
                 Step::Ended(end) => later.ended.extend(self.open.take().map(|open| (open, end))),
                 Step::Abort(end) => {
                     if end == End::NotCarried {
                         self.record.note_unfit();
                     }
-                    self.record.abort();
+                    later.segments.extend(self.record.begin_abort());
                     later.ended.extend(self.open.take().map(|open| (open, end)));
                 }
-                Step::ResetAgain => self.record.abort_again(),
+                Step::ResetAgain => later.segments.extend(self.record.begin_abort_again()),
                 Step::Remove => return Keep::No,
             }
         }
@@ -107,15 +108,25 @@ enum Keep {
     No,
 }
 
-/// Work for which the table is not locked: log lines, metrics, system calls.
-#[derive(Default)]
-struct Later {
+/// Work for which the table is not locked: log lines, metrics, system calls. Dropping this does the
+/// work, so it is made before the table is locked.
+struct Later<'a> {
+    records: &'a RecordPool,
+    segments: Vec<Segment>,
     ended: Vec<(Open, End)>,
     removed: Vec<SplicedStream>,
 }
 
-impl Drop for Later {
+impl<'a> Later<'a> {
+    fn new(records: &'a RecordPool) -> Self {
+        Self { records, segments: Vec::new(), ended: Vec::new(), removed: Vec::new() }
+    }
+}
+
+impl Drop for Later<'_> {
     fn drop(&mut self) {
+        // Segments are sent before the keys of `removed` streams go.
+        self.records.send(self.segments.drain(..));
         self.ended.drain(..).for_each(|(open, end)| open.end(end));
     }
 }
@@ -158,7 +169,7 @@ impl Places {
     }
 
     /// Looks at the stream of a place, if there is one.
-    fn look(&mut self, index: usize, now_ns: u64, limits: &Limits, later: &mut Later) {
+    fn look(&mut self, index: usize, now_ns: u64, limits: &Limits, later: &mut Later<'_>) {
         let place = &mut self.places[index];
         let Some(stream) = &mut place.stream else { return };
         match stream.look(now_ns, limits, later) {
@@ -208,7 +219,7 @@ impl Table {
 
     /// Looks at the stream of a record, if the record still has this generation.
     pub(super) fn examine(&self, record: u32, generation: u32) {
-        let mut later = Later::default();
+        let mut later = Later::new(&self.records);
         let mut streams = self.lock();
         let index = record as usize;
         let stream = streams.places.get(index).and_then(|place| place.stream.as_ref());
@@ -220,7 +231,7 @@ impl Table {
 
     /// Looks at the streams that these records have now.
     pub(super) fn examine_records(&self, records: &[u32]) {
-        let mut later = Later::default();
+        let mut later = Later::new(&self.records);
         let now_ns = clock::monotonic_ns();
         let mut streams = self.lock();
         for &record in records {
@@ -255,7 +266,7 @@ impl Table {
     /// Looks at the batch of places that begins at `from`. Returns whether there are places after
     /// it.
     fn sweep_batch(&self, from: usize, all: bool) -> bool {
-        let mut later = Later::default();
+        let mut later = Later::new(&self.records);
         let now_ns = clock::monotonic_ns();
         let mut streams = self.lock();
         let len = streams.places.len();
