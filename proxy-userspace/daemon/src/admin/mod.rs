@@ -48,11 +48,18 @@ impl Admin {
 
     /// Serves until the task is dropped.
     pub async fn serve(self: Arc<Self>, socket: Arc<TcpListener>) {
+        let mut failing = false;
         loop {
             match socket.accept().await {
-                Ok((stream, _peer)) => drop(tokio::spawn(Arc::clone(&self).connection(stream))),
+                Ok((stream, _peer)) => {
+                    failing = false;
+                    drop(tokio::spawn(Arc::clone(&self).connection(stream)));
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept an admin connection");
+                    // Said once: without a free descriptor, all tries fail until one is given back.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "cannot accept an admin connection");
+                    }
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 }
             }

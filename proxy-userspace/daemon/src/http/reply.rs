@@ -69,6 +69,13 @@ impl Asked {
     pub(super) fn is_head(&self) -> bool {
         self.is_head
     }
+
+    /// An upgrade that is not accepted ends its connection, since bytes of the stream may have been sent
+    /// ahead; unless the answer offers an upgrade and the next request can only be the next head.
+    fn declines(&self, head: &ResponseHead<'_>) -> bool {
+        let offers_upgrade = head.fields.contains(Known::Upgrade);
+        self.upgrade && head.status != 101 && (!offers_upgrade || self.has_body)
+    }
 }
 
 /// A response, as it goes to the client.
@@ -141,14 +148,5 @@ impl Reply {
         head.write(asked.version, spelling, &mut out);
         let writer = if chunked { BodyWriter::Chunked } else { BodyWriter::Bare };
         Ok(Self { status, head: out, body, writer, framed, last, keeps_alive })
-    }
-}
-
-impl Asked {
-    /// An upgrade that is not accepted ends its connection, since bytes of the stream may have been sent
-    /// ahead; unless the answer offers an upgrade and the next request can only be the next head.
-    fn declines(&self, head: &ResponseHead<'_>) -> bool {
-        let offers_upgrade = head.fields.contains(Known::Upgrade);
-        self.upgrade && head.status != 101 && (!offers_upgrade || self.has_body)
     }
 }

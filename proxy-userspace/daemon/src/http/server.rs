@@ -70,7 +70,8 @@ pub(super) async fn run(
     let session = Box::pin(serve_http(listener, shared, client, remote, phases)).await;
     drop(speaking);
     if let Some(session) = session {
-        splicer.carry(session).await;
+        // Boxed for the same reason: a connection that waits for a request has no stream.
+        Box::pin(splicer.carry(session)).await;
     }
 }
 

@@ -25,7 +25,6 @@ pub enum Known {
     Upgrade,
     Via,
     XEnvoyExternalAddress,
-    XForwardedClientCert,
     XForwardedFor,
     XForwardedHost,
     XForwardedProto,
@@ -56,7 +55,6 @@ impl Known {
             15 => &[Self::XForwardedFor],
             16 => &[Self::ProxyConnection, Self::XForwardedHost],
             17 => &[Self::TransferEncoding, Self::XForwardedProto],
-            23 => &[Self::XForwardedClientCert],
             24 => &[Self::XEnvoyExternalAddress],
             _ => &[],
         }

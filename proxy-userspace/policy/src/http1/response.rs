@@ -1,6 +1,10 @@
 //! An endpoint's response head. It is read as robustly as its one meaning allows; what could have two
 //! is an error.
 
+use std::mem::MaybeUninit;
+
+use httparse::{ParserConfig, Status};
+
 use super::fields::{Fields, Spelling};
 use super::name::Known;
 use super::request::BodyFraming;
@@ -30,11 +34,11 @@ impl<'b> ResponseHead<'b> {
     /// # Errors
     /// No further byte makes this a response.
     pub fn parse(bytes: &'b [u8]) -> Result<Option<(usize, Self)>, NotHttp> {
-        let mut lines = [httparse::EMPTY_HEADER; MAX_LINES];
-        let mut parsed = httparse::Response::new(&mut lines);
-        let httparse::Status::Complete(len) = parsed.parse(bytes).map_err(|_error| NotHttp)? else {
-            return Ok(None);
-        };
+        let mut lines = [const { MaybeUninit::uninit() }; MAX_LINES];
+        let mut parsed = httparse::Response::new(&mut []);
+        let result =
+            ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut lines);
+        let Status::Complete(len) = result.map_err(|_error| NotHttp)? else { return Ok(None) };
         let status = parsed.code.filter(|code| (100..=999).contains(code)).ok_or(NotHttp)?;
         let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
         let mut fields = Fields::default();

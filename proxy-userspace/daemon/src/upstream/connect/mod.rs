@@ -24,9 +24,6 @@ use super::mss::{self, ClientTcp};
 use crate::streams::ports::{Lease, SourcePorts};
 use crate::telemetry::Metrics;
 
-/// hyper's buffer for a connection to an endpoint; a response head that is longer is an error.
-pub const MAX_BUFFER: usize = 64 * 1024;
-
 /// Of windows (RFC 7323).
 const MAX_SCALE: u8 = 14;
 
