@@ -94,6 +94,10 @@ fn cut(input: &[u8]) -> Option<Vec<&[u8]>> {
     Some(pieces)
 }
 
+fn lines<'h>(head: &'h RequestHead<'_>) -> Vec<(&'h [u8], &'h [u8])> {
+    head.fields.iter().map(|field| (field.name, &*field.value)).collect()
+}
+
 /// A whole parser of another crate finds the same end and the same lines, or refuses the head.
 fn agrees_with_httparse(bytes: &[u8], head: &RequestHead<'_>) {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
@@ -110,9 +114,8 @@ fn agrees_with_httparse(bytes: &[u8], head: &RequestHead<'_>) {
     }
     assert_eq!(request.method, Some(head.method));
     assert_eq!(request.path.map(str::as_bytes), Some(&*head.target));
-    let lines: Vec<_> = request.headers.iter().map(|line| (line.name.as_bytes(), line.value)).collect();
-    let own: Vec<_> = head.fields.iter().map(|field| (field.name, &*field.value)).collect();
-    assert_eq!(own, lines, "(Steer, httparse)");
+    let theirs: Vec<_> = request.headers.iter().map(|line| (line.name.as_bytes(), line.value)).collect();
+    assert_eq!(lines(head), theirs, "(Steer, httparse)");
     let values = |name: &str| -> Vec<String> {
         let named = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
         named.map(|header| String::from_utf8_lossy(header.value).into_owned()).collect()
@@ -140,7 +143,8 @@ fn is_read_again(head: &RequestHead<'_>) {
     let limits = Limits { head_bytes: 2 * LIMITS.head_bytes, headers: HEADERS };
     assert_eq!(HeadScan::new(limits).next(&out), Scanned::Head(out.len()), "what is written is one head");
     let again = RequestHead::parse(&out).expect("what is written is a head");
-    assert_eq!((again.method, &again.target, &again.fields), (head.method, &head.target, &head.fields));
+    assert_eq!((again.method, &again.target), (head.method, &head.target));
+    assert_eq!(lines(&again), lines(head));
 }
 
 /// What is written of a chunked body is read as the same payload, and nothing is left.

@@ -163,8 +163,8 @@ async fn targets_go_on_byte_for_byte() {
         b"/?q=<b>",
         b"/<b>",
         b"/a`b",
-        b"/caf\xe9",
-        "/caf\u{e9}".as_bytes(),
+        b"/\xe9",
+        "/\u{e9}".as_bytes(),
         b"/a\"b?c|d^e\\f",
         b"//a/./../b;c%2F%zz",
     ];
