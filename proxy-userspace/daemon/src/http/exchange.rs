@@ -39,7 +39,7 @@ pub(super) enum Next {
     Request,
     /// A close that loses nothing of the response.
     Close,
-    /// A close without ceremony: the client has gone.
+    /// A plain close: the client has gone.
     Drop,
     /// A reset, since the response would look complete, or nobody reads it.
     Reset,
@@ -192,12 +192,11 @@ impl<'l> Exchange<'l> {
             match self.reply(downstream, &mut upstream, chosen).await {
                 Ok(reply) if reply.status == 101 => return Err(Fault::UnaskedSwitch),
                 Ok(reply) => {
-                    let next = self.respond(downstream, &mut upstream, reply).await?;
-                    if let (next, true) = next {
+                    let (next, reusable) = self.respond(downstream, &mut upstream, reply).await?;
+                    if reusable {
                         shared.pool.put(key, upstream);
-                        return Ok(next);
                     }
-                    return Ok(next.0);
+                    return Ok(next);
                 }
                 // An idle connection that the endpoint has closed just now.
                 Err(Fault::EndpointClosed)
@@ -233,7 +232,7 @@ impl<'l> Exchange<'l> {
         let reply = self.reply(downstream, &mut upstream, chosen).await?;
         if reply.status != 101 {
             // The connection has the source port until here.
-            return self.respond(downstream, &mut upstream, reply).await.map(|(next, _kept)| next);
+            return self.respond(downstream, &mut upstream, reply).await.map(|(next, _reusable)| next);
         }
         let guard = shared.streams.open(StreamInfo {
             client: downstream.connection.remote,

@@ -216,15 +216,13 @@ mod tests {
     fn the_parts_of_a_head_are_found_and_written() {
         let head = b"GET /a?b=1?2 HTTP/1.1\r\nHost:t\r\nX-\xc3\xa9: 1\r\n\r\n";
         assert_eq!(RequestHead::parse(head), Err(Malformed::HeaderLine));
-        let head =
-            b"GET /\xe9?b=1?2 HTTP/1.0\r\nHost:t\r\nX-A:  \xe9\t\r\nConnection: Keep-Alive\r\n\r\n";
+        let head = b"GET /\xe9?b=1?2 HTTP/1.0\r\nHost:t\r\nX-A:  \xe9\t\r\nConnection: Keep-Alive\r\n\r\n";
         let head = RequestHead::parse(head).unwrap();
         assert_eq!((head.path(), head.query()), (&b"/\xe9"[..], Some(&b"b=1?2"[..])));
         assert_eq!((head.version, head.keep_alive, head.is_idempotent()), (Version::Http10, true, true));
         let mut out = Vec::new();
         head.write(Spelling::LowerCase, &mut out);
-        let expected =
-            b"GET /\xe9?b=1?2 HTTP/1.1\r\nhost: t\r\nx-a: \xe9\r\nconnection: Keep-Alive\r\n\r\n";
+        let expected = b"GET /\xe9?b=1?2 HTTP/1.1\r\nhost: t\r\nx-a: \xe9\r\nconnection: Keep-Alive\r\n\r\n";
         assert_eq!(out, expected);
     }
 

@@ -179,7 +179,8 @@ impl<'n> Subject<'n> {
                 Running::Peer(peer(command(&programs.envoy, &args))?)
             }
             (_, Some(splice)) => {
-                let (binary, args) = (&programs.steer, ["--splice", splice]);
+                // The line about the end of each stream is an access log, which no peer writes here.
+                let (binary, args) = (&programs.steer, ["--splice", splice, "--log-level", "warn"]);
                 let netns = Some(&lane.netns);
                 Running::Steer(Steer::start_at(binary, &directory, &config, netns, &args, Orphan::Dies)?)
             }
