@@ -1,13 +1,13 @@
-//! Values that one thread at a time may use, such as sockets for requests.
+//! A value that one thread at a time may use, such as a socket for requests.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The values that no thread uses now. The lock is held only to take a value out and to put it
+/// The value that no thread uses now. The lock is held only to take the value out and to put it
 /// back, never during a system call. So threads that ask the kernel at the same time do not wait
-/// for each other: each has a value of its own. There are never more values than threads that have
-/// asked at the same time.
-pub(crate) struct Pool<T>(Mutex<Vec<T>>);
+/// for each other: a thread that finds no value makes one. One value is kept, so that a process at
+/// rest holds the same number of descriptors whatever has happened before.
+pub(crate) struct Pool<T>(Mutex<Option<T>>);
 
 impl<T> fmt::Debug for Pool<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -23,7 +23,7 @@ impl<T> Default for Pool<T> {
 
 impl<T> Pool<T> {
     pub(crate) fn of(first: T) -> Self {
-        Self(Mutex::new(vec![first]))
+        Self(Mutex::new(Some(first)))
     }
 
     /// Calls `work` with a value that no other thread has. `make` makes one if there is none. If
@@ -36,18 +36,18 @@ impl<T> Pool<T> {
         make: impl FnOnce() -> Result<T, E>,
         work: impl FnOnce(&mut T) -> R,
     ) -> Result<R, E> {
-        // The value that was used last comes first, since it remembers most.
-        let idle = self.lock().pop();
+        let idle = self.lock().take();
         let mut value = match idle {
             Some(value) => value,
             None => make()?,
         };
         let result = work(&mut value);
-        self.lock().push(value);
+        // The other value, if there is one, is dropped after the lock.
+        let _other = self.lock().replace(value);
         Ok(result)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
+    fn lock(&self) -> MutexGuard<'_, Option<T>> {
         // Nothing panics while the lock is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
