@@ -193,7 +193,7 @@ impl Downstream {
         self.timer.has_passed(cx, waits.deadline()).then(|| waits.fault())
     }
 
-    /// Waits for `future` unless the request ends before for a reason of its own.
+    /// Waits for `future`, unless the client goes or the request's time is up.
     pub(super) async fn unless_over<F: Future>(
         &mut self,
         waits: &Waits,

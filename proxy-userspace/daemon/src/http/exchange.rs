@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use steer_kernel::tcp::socket::reset_on_close;
@@ -231,7 +231,7 @@ impl<'l> Exchange<'l> {
         let mut upstream = Io::new(socket);
         let reply = self.reply(downstream, &mut upstream, chosen).await?;
         if reply.status != 101 {
-            // The connection has the source port until here.
+            // `source` is dropped after `upstream`, which has the port.
             return self.respond(downstream, &mut upstream, reply).await.map(|(next, _reusable)| next);
         }
         let guard = shared.streams.open(StreamInfo {
@@ -252,7 +252,7 @@ impl<'l> Exchange<'l> {
         Ok(Next::Stream(Box::new(Switched { upstream, source, idle_timeout, guard })))
     }
 
-    /// A client that asks before it sends its body is told to go on.
+    /// Tells a client to go on that waits before its body (RFC 9110, 10.1.1).
     async fn tell_to_continue(&mut self, downstream: &mut Downstream) -> Result<(), Fault> {
         if !std::mem::take(&mut self.asked.expects_continue) || self.upload.is_read() {
             return Ok(());
@@ -282,8 +282,8 @@ impl<'l> Exchange<'l> {
         }
     }
 
-    /// The length of the response head that has arrived, and what the client gets of it: nothing of an
-    /// interim one.
+    /// The length of the response head that has arrived, and the head that the client gets. The client
+    /// gets nothing of an interim response.
     fn read_reply(
         &self,
         downstream: &Downstream,
@@ -320,7 +320,7 @@ impl<'l> Exchange<'l> {
     /// Moves the request on, and looks whether the client is still there.
     fn poll_upload(
         &mut self,
-        cx: &mut std::task::Context<'_>,
+        cx: &mut Context<'_>,
         downstream: &mut Downstream,
         upstream: &mut Io,
     ) -> Result<(), Fault> {

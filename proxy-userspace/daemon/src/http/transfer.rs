@@ -67,7 +67,7 @@ impl Transfer {
         self
     }
 
-    /// Whether the recipient has said that it reads trailer lines.
+    /// Says whether trailer lines may follow the body.
     pub(super) fn with_trailers(mut self, trailers: bool) -> Self {
         self.trailers = trailers;
         self
@@ -109,10 +109,10 @@ impl Transfer {
         self.written == 0 && !self.advanced
     }
 
-    /// Takes what the sender has sent already. Returns whether that was something.
+    /// Takes the bytes that the sender has sent already. Returns whether there were any, or the end.
     ///
     /// # Errors
-    /// The framing of the body is broken within.
+    /// What has been sent is not the framing of a body.
     pub(super) fn take(&mut self, from: &mut Io) -> Result<bool, Malformed> {
         let mut some = false;
         loop {
@@ -139,8 +139,7 @@ impl Transfer {
         true
     }
 
-    /// Reads what is left of the body as far as it has been sent, to no end. Returns whether that was
-    /// all.
+    /// Reads and drops what has been sent of the body. Returns whether the body ends there.
     pub(super) fn discard(&mut self, from: &mut Io) -> bool {
         self.take(from).is_ok() && self.complete
     }

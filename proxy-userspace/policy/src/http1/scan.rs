@@ -111,7 +111,7 @@ mod tests {
         (heads, None)
     }
 
-    /// The first thing in `bytes`, found line by line: slow, and plain.
+    /// The same, read byte by byte: slow, and plain.
     fn plain(bytes: &[u8]) -> (Vec<Vec<u8>>, Option<Malformed>) {
         let (mut heads, mut head, mut line, mut lines) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for (at, &byte) in bytes.iter().enumerate() {

@@ -1,6 +1,8 @@
 //! Headers that end here: those of the downstream connection, and those that only Envoy's own
 //! side may set.
 
+use strum::VariantArray as _;
+
 use super::Refusal;
 use crate::http1::fields::Fields;
 use crate::http1::name::Known;
@@ -34,31 +36,6 @@ const SANITISED: [&str; 16] = [
 const SANITISED_AT_EDGE: [&str; 3] =
     ["x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node"];
 
-/// Trailer lines that a recipient may take for part of the head (RFC 9110, 6.5.1), and those that say
-/// where a request comes from.
-const NOT_IN_TRAILERS: [Known; 20] = [
-    Known::Connection,
-    Known::ContentLength,
-    Known::ContentType,
-    Known::Cookie,
-    Known::Date,
-    Known::Expect,
-    Known::Host,
-    Known::Http2Settings,
-    Known::KeepAlive,
-    Known::ProxyConnection,
-    Known::SetCookie,
-    Known::Te,
-    Known::Trailer,
-    Known::TransferEncoding,
-    Known::Upgrade,
-    Known::Via,
-    Known::XForwardedFor,
-    Known::XForwardedHost,
-    Known::XForwardedProto,
-    Known::XRequestId,
-];
-
 /// An upgrade keeps `connection`, in one line, with what it names, `upgrade` and `te`.
 pub(super) fn strip_request(fields: &mut Fields<'_>, upgrade: bool, edge: bool) -> Result<(), Refusal> {
     strip_sanitised(fields, edge);
@@ -91,10 +68,10 @@ pub(super) fn strip_response(fields: &mut Fields<'_>) {
     fields.remove_any(&[Known::KeepAlive, Known::ProxyConnection, Known::TransferEncoding]);
 }
 
-/// Removes the trailer lines that belong into a head, as in both directions a recipient may merge
-/// them into it.
+/// Removes the trailer lines with a name that decisions depend on: all of these names belong into a
+/// head, and a recipient may merge trailer lines into the head (RFC 9110, 6.5.1).
 pub fn strip_trailers(fields: &mut Fields<'_>) {
-    fields.remove_any(&NOT_IN_TRAILERS);
+    fields.remove_any(Known::VARIANTS);
     strip_sanitised(fields, true);
 }
 
