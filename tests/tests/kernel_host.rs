@@ -7,8 +7,8 @@ use std::process::Command;
 
 use steer_kernel::net::conntrack::Conntrack;
 use steer_kernel::net::host::{self, InterfaceKind, LOOPBACK_IFINDEX};
+use steer_kernel::net::next_hop::NextHops;
 use steer_kernel::net::route::{RouteError, Routes};
-use steer_kernel::net::way::Ways;
 use steer_tests::netns::NetNs;
 use steer_tests::require;
 
@@ -97,9 +97,10 @@ fn a_remembered_way_is_forgotten_before_a_change_of_the_network_is_done() {
     }
     let [here, _there] = network();
     let links = ["one", "two"].map(|interface| index_of(&here, interface));
-    let ways = here.run(|| Ways::new().unwrap()).unwrap();
-    let towards =
-        |from: &str, to: &str| ways.of([(address(from), address(to))]).map(|way| way.map(|way| way.ifindex));
+    let next_hops = here.run(|| NextHops::new().unwrap()).unwrap();
+    let towards = |from: &str, to: &str| {
+        next_hops.of([(address(from), address(to))]).map(|next_hop| next_hop.map(|next_hop| next_hop.ifindex))
+    };
     for _ in 0..10 {
         for (gateways, source, network, destination) in [
             (["10.73.1.2", "10.73.2.2"], "10.73.1.1", "10.74.0.0/24", "10.74.0.5"),
@@ -108,16 +109,16 @@ fn a_remembered_way_is_forgotten_before_a_change_of_the_network_is_done() {
             for (gateway, link) in gateways.into_iter().zip(links) {
                 here.ip(&["route", "replace", network, "via", gateway]).unwrap();
                 for _ in 0..2 {
-                    let [way] = towards(source, destination);
-                    assert_eq!(way.unwrap(), link, "{destination} via {gateway}");
+                    let [next_hop] = towards(source, destination);
+                    assert_eq!(next_hop.unwrap(), link, "{destination} via {gateway}");
                 }
             }
         }
     }
     here.ip(&["rule", "add", "to", "10.74.0.0/24", "unreachable"]).unwrap();
     assert!(matches!(towards("10.73.1.1", "10.74.0.5"), [Err(RouteError::NoRoute { .. })]));
-    let [way] = towards("fd73:1::1", "fd74::5");
-    assert_eq!(way.unwrap(), links[1]);
+    let [next_hop] = towards("fd73:1::1", "fd74::5");
+    assert_eq!(next_hop.unwrap(), links[1]);
     here.ip(&["link", "set", "two", "down"]).unwrap();
     assert!(matches!(towards("fd73:1::1", "fd74::5"), [Err(RouteError::NoRoute { .. })]));
 }

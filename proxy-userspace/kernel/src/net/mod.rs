@@ -4,12 +4,12 @@
 pub mod conntrack;
 pub mod host;
 pub(crate) mod netlink;
+pub mod next_hop;
 pub mod node;
 mod pool;
 pub(crate) mod remembered;
 pub mod route;
 mod sysctl;
-pub mod way;
 
 use std::net::SocketAddr;
 

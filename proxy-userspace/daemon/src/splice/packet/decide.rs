@@ -7,7 +7,7 @@ use proxy_common::flow::{DirFixed, Direction, flags, output};
 use proxy_common::reason::Reason;
 use steer_kernel::bpf::packet::{wire_address, wire_ports};
 use steer_kernel::net::host::InterfaceKind;
-use steer_kernel::net::way::Way;
+use steer_kernel::net::next_hop::NextHop;
 use steer_kernel::tcp::tcp_info::{TIMESTAMP_BYTES, TcpOptions};
 
 /// Facts about the whole host.
@@ -38,8 +38,8 @@ pub(super) struct Leg {
     pub(super) announced_mss: u32,
     /// The largest payload that one segment to the peer may have, options not counted.
     pub(super) send_mss: u32,
-    /// The way from `local` to the peer.
-    pub(super) way: Result<Way, Reason>,
+    /// The next hop from `local` towards the peer.
+    pub(super) next_hop: Result<NextHop, Reason>,
     /// Connection tracking may drop what a hand-over sends.
     pub(super) conntrack_in_the_way: bool,
 }
@@ -89,14 +89,14 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
     if !(can_tell_window(downstream, upstream) && can_tell_window(upstream, downstream)) {
         return Err(Reason::Window);
     }
-    let ways = [downstream.way?, upstream.way?];
+    let next_hops = [downstream.next_hop?, upstream.next_hop?];
     let flow = |direction: Direction| {
         let (from, to) = (direction as usize, direction.opposite() as usize);
         DirFixed {
             to_source: wire_address(legs[to].local.ip()),
             to_destination: wire_address(legs[to].peer.ip()),
             to_ports: wire_ports(legs[to].local.port(), legs[to].peer.port()),
-            ifindex: ways[to].ifindex,
+            ifindex: next_hops[to].ifindex,
             output: outputs[from],
             window_left: legs[from].send_scale,
             window_right: legs[to].receive_scale,
@@ -107,7 +107,7 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
         flags,
         family: if downstream.peer.is_ipv4() { 4 } else { 6 },
         flows: Direction::BOTH.map(flow),
-        arrive_on: [ways[0].ifindex, ways[1].ifindex],
+        arrive_on: [next_hops[0].ifindex, next_hops[1].ifindex],
         ts_offsets: [upstream, downstream].map(|leg| leg.timestamp_offset.unwrap_or(0)),
     })
 }
@@ -128,8 +128,8 @@ fn outputs(host: &Host, [downstream, upstream]: [&Leg; 2]) -> Result<[u8; 2], Re
 }
 
 fn place(leg: &Leg) -> Result<Place, Reason> {
-    let way = leg.way?;
-    match (way.local, way.interface, leg.peer.ip()) {
+    let next_hop = leg.next_hop?;
+    match (next_hop.local, next_hop.interface, leg.peer.ip()) {
         (false, InterfaceKind::Ethernet, _) => Ok(Place::Remote),
         (false, InterfaceKind::Loopback | InterfaceKind::Other, _) => Err(Reason::Interface),
         (true, _, IpAddr::V4(ip)) if ip.is_loopback() => Ok(Place::Loopback),
@@ -194,7 +194,7 @@ mod tests {
             receive_scale: 9,
             announced_mss: 1460,
             send_mss: 1448,
-            way: Ok(Way { ifindex, interface, local: ifindex == LO }),
+            next_hop: Ok(NextHop { ifindex, interface, local: ifindex == LO }),
             conntrack_in_the_way: false,
         }
     }
@@ -249,11 +249,11 @@ mod tests {
         type Change = fn(&mut Host, &mut Leg, &mut Leg);
         let cases: &[(Change, Reason)] = &[
             (|_, _, up| *up = leg("[2001:db8::2]:3000", "[2001:db8::1]:20000", ETH1), Reason::FamiliesDiffer),
-            (|_, _, up| up.way = Err(Reason::NoRoute), Reason::NoRoute),
+            (|_, _, up| up.next_hop = Err(Reason::NoRoute), Reason::NoRoute),
             (
                 |_, down, _| {
                     let interface = InterfaceKind::Other;
-                    down.way = Ok(Way { ifindex: ETH0, interface, local: false });
+                    down.next_hop = Ok(NextHop { ifindex: ETH0, interface, local: false });
                 },
                 Reason::Interface,
             ),

@@ -9,8 +9,8 @@ use proxy_common::reason::Reason;
 use steer_kernel::net::canonical;
 use steer_kernel::net::conntrack::Conntrack;
 use steer_kernel::net::host;
+use steer_kernel::net::next_hop::{NextHop, NextHops};
 use steer_kernel::net::route::RouteError;
-use steer_kernel::net::way::{Way, Ways};
 use steer_kernel::tcp::repair;
 use steer_kernel::tcp::tcp_info::TcpInfo;
 use tokio::net::TcpStream;
@@ -23,7 +23,7 @@ const HOST_AGE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Survey {
-    ways: Ways,
+    next_hops: NextHops,
     conntrack: Conntrack,
     host: ArcSwap<(Instant, Host)>,
 }
@@ -31,7 +31,7 @@ pub(super) struct Survey {
 impl Survey {
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
-            ways: Ways::new()?,
+            next_hops: NextHops::new()?,
             conntrack: Conntrack::new(),
             host: ArcSwap::from_pointee((Instant::now(), ask_host())),
         })
@@ -53,15 +53,15 @@ impl Survey {
     pub(super) fn legs(&self, sockets: &[TcpStream; 2]) -> Result<[Leg; 2], Reason> {
         let [downstream, upstream] = sockets;
         let [down, up] = [ends(downstream)?, ends(upstream)?];
-        let [down_way, up_way] = self.ways.of([down, up].map(|(peer, local)| (local.ip(), peer.ip())));
-        Ok([self.leg(downstream, down, down_way)?, self.leg(upstream, up, up_way)?])
+        let [down_hop, up_hop] = self.next_hops.of([down, up].map(|(peer, local)| (local.ip(), peer.ip())));
+        Ok([self.leg(downstream, down, down_hop)?, self.leg(upstream, up, up_hop)?])
     }
 
     fn leg(
         &self,
         socket: &TcpStream,
         (peer, local): (SocketAddr, SocketAddr),
-        way: Result<Way, RouteError>,
+        next_hop: Result<NextHop, RouteError>,
     ) -> Result<Leg, Reason> {
         let info = TcpInfo::of(socket).map_err(unreadable)?;
         if !info.is_established() {
@@ -77,7 +77,7 @@ impl Survey {
             receive_scale: info.receive_scale(),
             announced_mss: info.announced_mss(),
             send_mss: info.send_mss(),
-            way: way.map_err(|error| error.reason()),
+            next_hop: next_hop.map_err(|error| error.reason()),
             conntrack_in_the_way: self.conntrack.is_in_the_way(peer, local),
         })
     }
