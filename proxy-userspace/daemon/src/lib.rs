@@ -1,6 +1,6 @@
 //! Steer's daemon. The modules in reading order:
 //!
-//! - `io`: a connection's socket and what was read from it.
+//! - `io`: a connection's socket and what was read from it. `turn`: how long a task may go on.
 //! - `upstream`: the clusters in their current state.
 //! - `http`: how a request is served.
 //! - `streams`: the live streams.
@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod io;
+mod turn;
 pub mod upstream;
 
 pub mod http;

@@ -10,6 +10,7 @@ use steer_policy::http1::request::BodyFraming;
 use steer_policy::routing;
 
 use crate::io::Io;
+use crate::turn::TURN_BYTES;
 
 /// One message on its way. At most one read of the body is held.
 #[derive(Debug)]
@@ -153,10 +154,14 @@ impl Transfer {
         moved: &mut bool,
     ) -> Poll<Result<(), Cut>> {
         self.starved = false;
+        let mut turn = 0;
         loop {
             while self.written < self.out.len() {
                 match ready!(to.poll_write(cx, &self.out[self.written..])) {
-                    Ok(len) => self.written += len,
+                    Ok(len) => {
+                        self.written += len;
+                        turn += len;
+                    }
                     Err(error) => return Poll::Ready(Err(Cut::Recipient(error))),
                 }
                 *moved = true;
@@ -166,6 +171,10 @@ impl Transfer {
             }
             if let Some(cut) = self.cut.take() {
                 return Poll::Ready(Err(cut));
+            }
+            if turn >= TURN_BYTES {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             self.advanced |= self.written > 0;
             self.out.clear();

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use crate::splice::relay::{self, Broken};
 use crate::splice::side::Side;
 use crate::streams::Stream;
+use crate::turn::Turn;
 
 /// What became of a FIN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,7 @@ pub(super) struct Lanes {
     /// In the sequence numbers of a side's socket: one past the last byte, or FIN, that the socket
     /// was given.
     pub(super) write_end: [u32; 2],
+    pub(super) turn: Turn,
 }
 
 impl Lanes {
@@ -130,6 +132,7 @@ impl Lanes {
             Err(error) => return Err(Broken::To(error)),
         };
         self.write_end[to] = self.write_end[to].wrapping_add(written as u32);
+        self.turn.moved(written);
         match from {
             Side::Downstream => stream.add_to_upstream(written as u64),
             Side::Upstream => stream.add_to_downstream(written as u64),

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use tokio::task::coop;
 use tokio::time::{Instant, timeout_at};
 
 use super::lanes::{Fin, Lanes};
@@ -12,6 +11,7 @@ use crate::splice::relay::Broken;
 use crate::streams::End;
 use crate::streams::StreamGuard;
 use crate::streams::ports::Lease;
+use crate::turn::Turn;
 
 pub(super) struct Relayed {
     pub(super) lanes: Lanes,
@@ -32,6 +32,7 @@ impl From<Session> for Relayed {
             // Without meaning until `Approach::begin` sets them.
             read_end: [0; 2],
             write_end: [0; 2],
+            turn: Turn::default(),
         };
         Self { lanes, source, guard, idle_timeout }
     }
@@ -54,7 +55,7 @@ impl Relayed {
         let relayed = timeout_at(until, async {
             while !self.has_fin() && !enough(&self) {
                 if self.lanes.step(self.guard.stream(), &())? {
-                    coop::consume_budget().await;
+                    self.lanes.turn.go_on().await;
                 } else {
                     self.lanes.wait().await?;
                 }

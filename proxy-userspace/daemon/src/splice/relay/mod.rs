@@ -13,12 +13,12 @@ use steer_kernel::tcp::receive::{self, Received};
 use steer_kernel::tcp::socket::{finish_on_close, reset_on_close};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::task::coop;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Session;
 use super::pipe::{Pipe, Pipes};
 use crate::streams::End;
+use crate::turn::Turn;
 
 /// One read takes at most this many bytes. So this also bounds what a direction with a stalled
 /// reader keeps in userspace: the part of one read that could not be written.
@@ -136,16 +136,21 @@ pub(super) async fn pump(
     let mut large_reads = 0;
     // An earlier reader of the socket may have left bytes that its readiness does not announce.
     let mut unread = true;
+    let mut turn = Turn::default();
     loop {
         if !unread {
             from.readable().await.map_err(Broken::From)?;
         }
-        coop::consume_budget().await;
+        turn.go_on().await;
         match copy_once(from, to, &mut unread, &moved)? {
             Copied::Nothing => continue,
             Copied::Fin => return Ok(()),
-            Copied::All { read } => large_reads = if read >= LARGE_READ { large_reads + 1 } else { 0 },
+            Copied::All { read } => {
+                turn.moved(read);
+                large_reads = if read >= LARGE_READ { large_reads + 1 } else { 0 };
+            }
             Copied::Part { read, rest } => {
+                turn.moved(read);
                 large_reads = if read >= LARGE_READ { large_reads + 1 } else { 0 };
                 write_all(to, &rest, &moved).await?;
             }
@@ -237,17 +242,21 @@ async fn pump_bulk(
     moved: impl Fn(u64),
 ) -> Result<(), Broken> {
     let mut small_fills = 0;
+    let mut turn = Turn::default();
     while small_fills < CALM_AFTER {
         match timeout(PIPE_LINGER, from.readable()).await {
             Ok(ready) => ready.map_err(Broken::From)?,
             Err(_elapsed) => break,
         }
-        coop::consume_budget().await;
+        turn.go_on().await;
         match pipe.fill(from) {
             // Either the FIN, or an urgent byte, which `splice(2)` does not pass, with a FIN after
             // the urgent byte. A read tells which.
             Ok(0) => break,
-            Ok(filled) => small_fills = if filled < SMALL_FILL { small_fills + 1 } else { 0 },
+            Ok(filled) => {
+                turn.moved(filled);
+                small_fills = if filled < SMALL_FILL { small_fills + 1 } else { 0 };
+            }
             Err(error) if would_block(&error) => continue,
             Err(error) => return Err(Broken::From(error)),
         }
