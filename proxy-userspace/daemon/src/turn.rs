@@ -7,8 +7,9 @@ use tokio::task::{coop, yield_now};
 /// this much takes some ten microseconds on an idle machine, and milliseconds on a busy one.
 pub(crate) const TURN_BYTES: usize = 64 * 1024;
 
-/// What a task has moved in its present turn. The budget of tokio counts operations. An operation
-/// on a stream may move a mebibyte, so a turn of 128 operations could take a tenth of a second.
+/// What a task has moved in its present turn. The budget of tokio counts operations, and an
+/// operation on a stream may move 256 KiB. So a turn of 128 operations could take a tenth of a
+/// second.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
     moved: usize,

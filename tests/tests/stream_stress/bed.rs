@@ -16,7 +16,7 @@ use steer_tests::steer::{Steer, binary};
 use steer_tests::topology::Topology;
 
 use crate::backend::Backend;
-use crate::footprint::Footprint;
+use crate::footprint::{Footprint, ThreadTime};
 use crate::load::{self, Load, Outcome};
 use crate::plan::Kind;
 use crate::{ensure_none, runtime};
@@ -132,6 +132,7 @@ impl<'t> Bed<'t> {
     pub(crate) fn round(&self, family: Family, load: Load) -> Result<Round> {
         let Load { kind, streams, .. } = load;
         let before = Counters::of(&self.steer)?;
+        let time_before = ThreadTime::of(self.steer.pid())?;
         let started = Instant::now();
         let (outcome, paths) = thread::scope(|scope| {
             let running = scope.spawn(|| {
@@ -150,6 +151,7 @@ impl<'t> Bed<'t> {
             let outcome = running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             anyhow::Ok((outcome, paths))
         })?;
+        let slowdown = ThreadTime::of(self.steer.pid())?.slowdown_since(time_before);
         let sent = outcome.bytes_to_upstream + outcome.bytes_to_downstream;
         println!(
             "{}, {family:?}, {kind:?}: {streams} streams, {} MB, {:?}, longest gap {:?}, paths seen {paths:?}",
@@ -168,7 +170,7 @@ impl<'t> Bed<'t> {
             let bytes = [outcome.bytes_to_upstream as f64, outcome.bytes_to_downstream as f64];
             anyhow::ensure!(counted.bytes == bytes, "{bytes:?} bytes were carried: {counted:?}");
         }
-        Ok(Round { outcome, paths, counted })
+        Ok(Round { outcome, paths, counted, slowdown })
     }
 
     /// Prints what Steer has counted for the paths.
@@ -259,6 +261,8 @@ pub(crate) struct Round {
     pub(crate) outcome: Outcome,
     pub(crate) paths: BTreeMap<String, u64>,
     pub(crate) counted: Counters,
+    /// How many times longer Steer took than on processors of its own.
+    pub(crate) slowdown: f64,
 }
 
 /// What Steer has counted for streams.

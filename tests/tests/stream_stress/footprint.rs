@@ -1,6 +1,7 @@
 //! What a process and the host hold, from /proc.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -16,6 +17,37 @@ impl Footprint {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).context("reading a status")?;
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).context("listing descriptors")?.count();
         Ok(Self { descriptors, resident_bytes: field(&status, "VmRSS:")? })
+    }
+}
+
+/// The time of a process's threads, together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ThreadTime {
+    running: Duration,
+    /// Ready to run, while all processors ran others.
+    waiting: Duration,
+}
+
+impl ThreadTime {
+    /// Reads /proc/PID/task/*/schedstat (Documentation/scheduler/sched-stats.rst).
+    pub(crate) fn of(pid: u32) -> Result<Self> {
+        let mut time = Self { running: Duration::ZERO, waiting: Duration::ZERO };
+        for task in fs::read_dir(format!("/proc/{pid}/task")).context("listing threads")? {
+            // The thread may have ended meanwhile.
+            let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+            let mut fields = text.split_whitespace().map(|ns| ns.parse().map(Duration::from_nanos));
+            time.running += fields.next().context("no time of running")??;
+            time.waiting += fields.next().context("no time of waiting")??;
+        }
+        Ok(time)
+    }
+
+    /// How many times longer the process's work has taken since `before` than on processors of its
+    /// own.
+    pub(crate) fn slowdown_since(self, before: Self) -> f64 {
+        let running = self.running.saturating_sub(before.running).as_secs_f64();
+        let waiting = self.waiting.saturating_sub(before.waiting).as_secs_f64();
+        if running > 0.0 { 1.0 + waiting / running } else { 1.0 }
     }
 }
 

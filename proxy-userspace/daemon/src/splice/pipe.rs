@@ -24,6 +24,11 @@ const SIZES: [usize; 2] = [1 << 20, 1 << 18];
 /// In bytes. Copying is faster than a smaller pipe, and pipes above the soft limit are smaller.
 const MIN_SIZE: usize = 1 << 16;
 
+/// One fill takes at most this many bytes, so that a stream does not keep its thread for long. (A
+/// page of a pipe holds at most one segment. So a pipe is larger, to take this much in segments of
+/// 1,460 bytes.)
+const MAX_FILL: usize = 1 << 18;
+
 /// Hands out pipes, up to a limit.
 #[derive(Debug)]
 pub(super) struct Pipes {
@@ -79,15 +84,15 @@ impl Pipe {
         self.held
     }
 
-    /// Takes what `from` has received, at most the capacity of the pipe, and returns the number of
-    /// bytes; 0 means `from`'s FIN.
+    /// Takes what `from` has received, at most [`MAX_FILL`] and the capacity of the pipe, and returns
+    /// the number of bytes; 0 means `from`'s FIN.
     ///
     /// The pipe must be empty. An empty pipe has room, so `WouldBlock` can only mean that `from`
     /// has nothing: `splice(2)` returns EAGAIN both for a full pipe and for an empty socket.
     pub(super) fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0, "a pipe is filled only when empty");
         self.held = from.try_io(Interest::READABLE, || {
-            Ok(splice(from, None, &self.write, None, self.capacity, FLAGS)?)
+            Ok(splice(from, None, &self.write, None, self.capacity.min(MAX_FILL), FLAGS)?)
         })?;
         Ok(self.held)
     }
