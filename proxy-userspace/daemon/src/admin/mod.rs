@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::splice::coverage;
 use crate::streams::Streams;
 use crate::telemetry::Metrics;
 
@@ -30,10 +31,11 @@ const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 const INDEX: &str = "\
-/healthz  200 while the process lives
-/readyz   200 while the process accepts new connections, else 503
-/metrics  Prometheus text format
-/flows    the live upgraded streams, a JSON array, oldest first
+/healthz        200 while the process lives
+/readyz         200 while the process accepts new connections, else 503
+/metrics        Prometheus text format
+/flows          the live upgraded streams, a JSON array, oldest first
+/flows/summary  how many of them the kernel carries, and why not the others: a JSON array, by cluster
 ";
 
 impl Admin {
@@ -93,20 +95,24 @@ impl Admin {
             "/readyz" => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n"),
             "/metrics" => {
                 self.streams.publish_bytes();
+                coverage::publish(&self.streams, &self.metrics);
                 page(StatusCode::OK, METRICS, self.metrics.render())
             }
-            "/flows" => self.flows(),
+            "/flows" => {
+                let rows: Vec<_> = self.streams.snapshot().iter().map(|stream| stream.row()).collect();
+                json(&rows)
+            }
+            "/flows/summary" => json(&coverage::survey(&self.streams)),
             _ => page(StatusCode::NOT_FOUND, TEXT, format!("no such page; the pages are:\n{INDEX}")),
         }
     }
+}
 
-    fn flows(&self) -> Response<Full<Bytes>> {
-        let rows: Vec<_> = self.streams.snapshot().iter().map(|stream| stream.row()).collect();
-        match serde_json::to_vec(&rows) {
-            Ok(json) => page(StatusCode::OK, JSON, json),
-            Err(error) => {
-                page(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("cannot write the flows: {error}\n"))
-            }
+fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(value) {
+        Ok(json) => page(StatusCode::OK, JSON, json),
+        Err(error) => {
+            page(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("cannot write this page: {error}\n"))
         }
     }
 }

@@ -2,6 +2,7 @@
 //! daemon is in.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -13,29 +14,39 @@ use steer_kernel::bpf::packet::inspect::{self, Found, Stream};
 use steer_kernel::tcp::clock;
 use steer_policy::config;
 
+use super::coverage;
+use super::table::table;
 use crate::streams::{self, Row};
 
 /// Show the streams that the kernel carries, from its maps (needs root)
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Print a JSON array with one object for each Steer instead of tables
+    /// Print a JSON array instead of tables: one object for each Steer or, of a summary, for each
+    /// cluster
     #[arg(long)]
     json: bool,
+    /// Show how many streams the kernel carries, and why not the others. Asks a running Steer
+    #[arg(long)]
+    summary: bool,
+    /// The admin listener of that Steer [default: the one of the configuration, or 127.0.0.1:9901]
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "summary")]
+    admin: Option<SocketAddr>,
     /// The configuration, to show clusters by their names
     #[arg(short, long, value_name = "FILE", env = "STEER_CONFIG")]
     config: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let clusters = match &args.config {
-        None => Clusters::default(),
-        Some(file) => {
-            let config = config::load(file)?;
-            Clusters(
-                config.clusters.into_iter().map(|cluster| (name_hash(&cluster.name), cluster.name)).collect(),
-            )
-        }
-    };
+    let config = args.config.as_ref().map(|file| config::load(file)).transpose()?;
+    if args.summary {
+        let configured = config.and_then(|config| config.admin);
+        return coverage::run(args.admin.or(configured).unwrap_or(config::DEFAULT_ADMIN), args.json);
+    }
+    let clusters = config.map_or_else(Clusters::default, |config| {
+        Clusters(
+            config.clusters.into_iter().map(|cluster| (name_hash(&cluster.name), cluster.name)).collect(),
+        )
+    });
     let found = inspect::running(clock::monotonic_ns()).context("cannot look into the kernel")?;
     let now = SystemTime::now();
     if args.json {
@@ -63,7 +74,7 @@ fn report(found: &[Found], clusters: &Clusters, now: SystemTime) -> String {
         match streams {
             Some(streams) => {
                 text += &format!("map {map}: {} of {limit} streams\n", streams.len());
-                text += &table(streams, clusters, now);
+                text += &table_of(streams, clusters, now);
             }
             None => {
                 text += &format!("map {map}: of another version of Steer; use its own `steer flows`\n");
@@ -77,7 +88,7 @@ fn report(found: &[Found], clusters: &Clusters, now: SystemTime) -> String {
              admin listener\n"
         }
         _ => {
-            "next: `steer flows --json` has every field; relayed streams are in /flows of the admin listener\n"
+            "next: `steer flows --json` has every field; `steer flows --summary` counts relayed streams, too\n"
         }
     };
     text
@@ -86,23 +97,14 @@ fn report(found: &[Found], clusters: &Clusters, now: SystemTime) -> String {
 const HEADINGS: [&str; 8] =
     ["CLIENT", "ENDPOINT", "CLUSTER", "STATE", "AGE", "TO UPSTREAM", "TO DOWNSTREAM", "IDLE"];
 
-/// A table with columns as narrow as possible. Empty if there are no streams.
-fn table(streams: &[Stream], clusters: &Clusters, now: SystemTime) -> String {
+/// Empty if there are no streams.
+fn table_of(streams: &[Stream], clusters: &Clusters, now: SystemTime) -> String {
     if streams.is_empty() {
         return String::new();
     }
-    let rows: Vec<_> = streams.iter().map(|stream| row(stream, clusters, now)).collect();
-    let heading = HEADINGS.map(str::to_owned);
-    let all = || std::iter::once(&heading).chain(&rows);
-    let widths: [usize; 8] =
-        std::array::from_fn(|column| all().map(|row| row[column].len()).max().unwrap_or(0));
-    let mut text = String::new();
-    for row in all() {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        text += cells.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
-    }
-    text
+    let mut rows = vec![HEADINGS.map(str::to_owned)];
+    rows.extend(streams.iter().map(|stream| row(stream, clusters, now)));
+    table(&rows)
 }
 
 fn row(stream: &Stream, clusters: &Clusters, now: SystemTime) -> [String; 8] {
@@ -229,7 +231,7 @@ CLIENT           ENDPOINT       CLUSTER  STATE    AGE    TO UPSTREAM  TO DOWNSTR
 192.0.2.1:50000  10.0.0.1:3000  sio      spliced  1h01m  999 B        5.0 MiB        1m01s
 map 9: 0 of 4 streams
 map 11: of another version of Steer; use its own `steer flows`
-next: `steer flows --json` has every field; relayed streams are in /flows of the admin listener
+next: `steer flows --json` has every field; `steer flows --summary` counts relayed streams, too
 ";
         assert_eq!(text(&found, &clusters), expected);
         assert!(text(&found, &Clusters::default()).contains(&format!("{:016x}", name_hash("sio"))));

@@ -5,11 +5,13 @@
 
 mod check;
 mod cleanup;
+mod coverage;
 mod detach;
 mod flows;
 mod import;
 mod route;
 mod run;
+mod table;
 
 use std::process::ExitCode;
 

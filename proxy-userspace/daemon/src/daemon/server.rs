@@ -20,8 +20,8 @@ use tokio::time::sleep;
 use super::sockets::Sockets;
 use crate::admin::Admin;
 use crate::http::{self, Generation, Phase, Shared, Worker};
-use crate::splice::Splicer;
 use crate::splice::packet::Predecessor;
+use crate::splice::{Splicer, coverage};
 use crate::streams::Streams;
 use crate::streams::ports::SourcePorts;
 use crate::takeover::{Request, TakeoverError};
@@ -43,6 +43,7 @@ pub(super) struct Server {
     /// One task for each listener. A task ends with the last connection of its listener.
     tasks: JoinSet<()>,
     admin_socket: Option<Arc<tokio::net::TcpListener>>,
+    /// Also writes what the log says from time to time.
     admin_server: JoinSet<()>,
 }
 
@@ -101,6 +102,7 @@ impl Server {
             admin_server,
         };
         server.listen(sockets.listeners, &Arc::new(clusters), runtimes);
+        server.admin_server.spawn(coverage::log_hourly(Arc::clone(&server.streams)));
         server.admin.set_ready(true);
         Ok(server)
     }

@@ -1,6 +1,7 @@
 //! Carries an upgraded stream after its 101 was relayed. This module knows bytes and sockets, never
 //! HTTP. `http/` hands over a [`Session`] and does not learn which path carries it.
 
+pub mod coverage;
 pub mod packet;
 mod pipe;
 mod relay;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 #[derive(Debug)]
@@ -26,6 +26,7 @@ pub struct Metrics {
     pub streams_closed: IntCounterVec,
     pub stream_bytes: IntCounterVec,
     pub splice_fallbacks: IntCounterVec,
+    pub splice_coverage: GaugeVec,
     pub sock_gated: IntCounterVec,
     pub packet_streams: IntGaugeVec,
     pub source_ports: IntGaugeVec,
@@ -123,6 +124,16 @@ impl Metrics {
                 "steer_splice_fallback_total",
                 "Streams (socket splice: also single directions) that are relayed instead of spliced, by reason.",
                 &["reason"],
+            ),
+            splice_coverage: registered(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "steer_splice_coverage_ratio",
+                        "Share of the streams older than a second that the kernel carries, 0 to 1.",
+                    ),
+                    &["cluster"],
+                ),
             ),
             sock_gated: counter(
                 "steer_sock_splice_gated_total",

@@ -32,6 +32,7 @@ use regex::bytes::Regex;
 pub use error::{LoadError, Problem};
 pub use flags::from_flags;
 pub use load::{Format, Loaded, load, parse, read};
+pub use native::DEFAULT_ADMIN;
 pub use packet_splice::{Keepalive, MSS, PacketSplice};
 pub use print::to_yaml;
 

@@ -10,7 +10,7 @@ use super::{
     hash_policy, instance, listening, load_balancing, packet_splice,
 };
 
-pub(super) const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+pub const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 pub(super) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const DEFAULT_PANIC_THRESHOLD: f64 = 50.0;
 /// The virtual host that `routes` directly under a listener stands for.
