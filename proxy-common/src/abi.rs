@@ -3,7 +3,7 @@
 /// Version of every map layout in this crate; raised by any change to a shared type.
 pub const ABI_VERSION: u32 =
     if cfg!(feature = "other-layout") { OWN_ABI_VERSION + 1000 } else { OWN_ABI_VERSION };
-const OWN_ABI_VERSION: u32 = 6;
+const OWN_ABI_VERSION: u32 = 7;
 
 /// The sk_skb stream verdict program of the socket splice.
 pub const PROG_SOCK_SPLICE: &str = "sock_splice";
@@ -45,13 +45,23 @@ pub const MAP_TIMER: &str = "STEER_TIMER";
 /// another build.
 pub const MAP_LAYOUT: &str = "STEER_LAYOUT";
 /// A global of the object: the mark (`SO_MARK`) of the proxy's own sockets during a hand-over. The
-/// mark plus one is that of copied acknowledgements.
+/// mark plus one is that of copied acknowledgements. The mark plus two ([`syn_mark`]) is that of
+/// sockets whose SYN is to leave without timestamps.
 pub const GLOBAL_MARK: &str = "MARK";
 /// A global of the object: whether (1) the kernel has bpf_loop.
 pub const GLOBAL_HAS_LOOP: &str = "HAS_LOOP";
-/// The mark if the configuration names no other (`packet_splice.mark`). The next number is used as
-/// well, as [`GLOBAL_MARK`] says.
+/// The mark if the configuration names no other (`packet_splice.mark`). The next two numbers are
+/// used as well, as [`GLOBAL_MARK`] says.
 pub const DEFAULT_MARK: u32 = 0x5b11_ce00;
+/// The largest mark that a configuration may name: no mark is 0.
+pub const MAX_MARK: u32 = u32::MAX - 2;
+
+/// The mark of a socket whose SYN the egress program is to send without timestamps. `mark`: that of
+/// hand-overs.
+#[inline(always)]
+pub const fn syn_mark(mark: u32) -> u32 {
+    mark.wrapping_add(2)
+}
 
 /// Streams that the packet splice has room for, unless userspace sets another size when it loads
 /// the maps (`STEER_CONNS` has so many entries, the flow maps twice as many).

@@ -70,6 +70,8 @@ labelled! {
         /// Not a packet but a stream that was given up: a packet of it came to the local stack,
         /// which cannot carry it.
         GivenUp = 26, "given_up";
+        /// A SYN of the proxy left without timestamps, since the client has none.
+        SynPlain = 27, "syn_plain";
     }
 }
 

@@ -11,6 +11,7 @@ pub mod options;
 pub mod rewrite;
 pub mod seq;
 pub mod shape;
+pub mod syn;
 
 #[cfg(test)]
 mod paws;

@@ -9,14 +9,14 @@ use crate::packet::seq;
 /// Bytes of options that a header has room for.
 pub const MAX_LEN: usize = 40;
 
-mod kind {
-    pub(super) const END: u8 = 0;
-    pub(super) const NOP: u8 = 1;
-    pub(super) const MSS: u8 = 2;
-    pub(super) const WINDOW_SCALE: u8 = 3;
-    pub(super) const SACK_PERMITTED: u8 = 4;
-    pub(super) const SACK: u8 = 5;
-    pub(super) const TIMESTAMPS: u8 = 8;
+pub(super) mod kind {
+    pub(in crate::packet) const END: u8 = 0;
+    pub(in crate::packet) const NOP: u8 = 1;
+    pub(in crate::packet) const MSS: u8 = 2;
+    pub(in crate::packet) const WINDOW_SCALE: u8 = 3;
+    pub(in crate::packet) const SACK_PERMITTED: u8 = 4;
+    pub(in crate::packet) const SACK: u8 = 5;
+    pub(in crate::packet) const TIMESTAMPS: u8 = 8;
 }
 
 /// How the options of one packet are translated.

@@ -90,6 +90,12 @@ pub(super) fn own_mark() -> u32 {
     unsafe { (&raw const MARK).read_volatile() }
 }
 
+/// The mark of the proxy's own sockets whose SYN is to leave without timestamps.
+#[inline(always)]
+pub(super) fn syn_mark() -> u32 {
+    proxy_common::abi::syn_mark(own_mark())
+}
+
 /// Corrects the sum that the receiving device may have made over the packet, for a change that no
 /// checksum in the packet compensates.
 #[inline(always)]

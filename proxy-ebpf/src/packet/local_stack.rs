@@ -8,11 +8,13 @@ use proxy_common::packet::headers::{Ethernet, Tcp, tcp_flags};
 use proxy_common::packet::life;
 use proxy_common::packet::options::TimestampsOption;
 use proxy_common::packet::rewrite::Timestamps;
+use proxy_common::packet::syn::may_offer_timestamps;
 use proxy_common::stat::Stat;
 
 use crate::packet::access::{self, read, tcp_offset};
 use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::stats::{count, report};
+use crate::packet::syn;
 use crate::packet::verdict::Verdict;
 
 /// The verdict on a packet of the local stack.
@@ -20,7 +22,11 @@ use crate::packet::verdict::Verdict;
 pub(super) fn packet<I: Flows>(ctx: &TcContext) -> Verdict {
     let Some(tcp) = read::<Tcp>(ctx, tcp_offset::<I>()) else { return Verdict::Pass };
     let is_reset = tcp.flags & tcp_flags::RST != 0;
-    let is_own = access::mark(ctx) == access::own_mark();
+    let mark = access::mark(ctx);
+    if mark == access::syn_mark() && may_offer_timestamps(&tcp) {
+        return syn::without_timestamps::<I>(ctx);
+    }
+    let is_own = mark == access::own_mark();
     let accepts = life::accepts_a_connection(tcp.flags);
     if !is_reset && !is_own && !accepts {
         return Verdict::Pass;

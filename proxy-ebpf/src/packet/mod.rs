@@ -11,6 +11,7 @@ mod local_stack;
 mod odd;
 mod options;
 mod stats;
+mod syn;
 mod verdict;
 mod verify;
 

@@ -28,6 +28,8 @@ pub(super) enum Verdict {
     Copy,
     /// A packet of a socket in its hand-over, brought up to date.
     Freshened,
+    /// A SYN of the proxy, from which the timestamps were taken.
+    SynPlain,
     /// A RST of the local stack that ends its stream, since a packet of the peer was not carried.
     GivenUp,
     /// Forwarded to the other peer, by its interface.
@@ -68,6 +70,7 @@ impl Verdict {
             Self::IcmpPassed => (PASS, Stat::IcmpPassed),
             Self::Copy => (PASS, Stat::CopyPassed),
             Self::Freshened => (PASS, Stat::Freshened),
+            Self::SynPlain => (PASS, Stat::SynPlain),
             Self::GivenUp => (PASS, Stat::GivenUp),
             Self::Spliced => (REDIRECT, Stat::Spliced),
             Self::SplicedInPlace => (PASS, Stat::Spliced),

@@ -15,4 +15,5 @@ mod pieces;
 mod plausible;
 mod random;
 mod support;
+mod syn;
 mod table;

@@ -5,7 +5,7 @@ use proxy_common::flow::{Direction, flags, state};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
-use crate::support::lab::{Hook, Input, Verdict, in_namespace};
+use crate::support::lab::{COPY_MARK, Hook, Input, MARK, SYN_MARK, Verdict, in_namespace};
 use crate::support::packet::{Packet, options};
 use crate::support::session::{Family, Session};
 
@@ -109,8 +109,7 @@ fn any_frame_is_survived() {
             lab.clear();
             lab.open(&session);
             for hook in [Hook::Ingress, Hook::Egress] {
-                let mark =
-                    [0, crate::support::lab::MARK, crate::support::lab::COPY_MARK][random.random_range(0..3)];
+                let mark = [0, MARK, COPY_MARK, SYN_MARK][random.random_range(0..4)];
                 let input = Input { frame: frame.clone(), mark, ..Input::default() };
                 let before = lab.stats();
                 let output = lab.run(hook, &input);

@@ -78,8 +78,11 @@ instance: {instance}
         let downstream = tokio(listener.get_ref().accept().unwrap().0);
         let endpoint = self.endpoint.local_addr().unwrap();
         let client_tcp = ClientTcp::of(&downstream);
-        let Connected { socket: upstream, source } =
-            self.connector.connect_stream(endpoint, client_tcp, Some(&self.ports)).await.unwrap();
+        let Connected { socket: upstream, source } = self
+            .connector
+            .connect_stream(endpoint, client_tcp, Some(&self.ports), &|_, _| None)
+            .await
+            .unwrap();
         let backend = tokio(self.endpoint.accept().unwrap().0);
         let guard = self.streams.open(StreamInfo {
             client: client.local_addr().unwrap(),

@@ -60,15 +60,6 @@ fn endpoints_with_jumbo_frames_are_spliced() {
 }
 
 #[test]
-fn timestamps_on_one_side_only_are_relayed() {
-    at_once([0, 1], |side| {
-        expect(Some("timestamps_differ"), |topology| {
-            ends(topology)[side].sysctl("net.ipv4.tcp_timestamps", "0").unwrap();
-        });
-    });
-}
-
-#[test]
 fn other_options_may_differ() {
     at_once([0, 1], |side| {
         for option in ["net.ipv4.tcp_sack", "net.ipv4.tcp_window_scaling"] {

@@ -25,5 +25,6 @@ mod reuse;
 mod shapes;
 mod silence;
 mod stream;
+mod timestamps;
 mod urgent;
 mod windows;

@@ -23,12 +23,14 @@ enum Options {
     ClientWithoutScaling,
     EndpointWithoutScaling,
     ClientAsksForEcn,
-    /// Cannot be spliced: the two connections have to agree on timestamps.
+    /// Steer makes the endpoint agree.
     ClientWithoutTimestamps,
+    /// Cannot be spliced: the two connections have to agree on timestamps.
+    EndpointWithoutTimestamps,
 }
 
 impl Options {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Default,
         Self::ClientWithoutSack,
         Self::EndpointWithoutSack,
@@ -37,6 +39,7 @@ impl Options {
         Self::EndpointWithoutScaling,
         Self::ClientAsksForEcn,
         Self::ClientWithoutTimestamps,
+        Self::EndpointWithoutTimestamps,
     ];
 
     /// Settings at the client and at the endpoint.
@@ -50,11 +53,12 @@ impl Options {
             Self::EndpointWithoutScaling => (&[], &["tcp_window_scaling=0"]),
             Self::ClientAsksForEcn => (&["tcp_ecn=1"], &[]),
             Self::ClientWithoutTimestamps => (&["tcp_timestamps=0"], &[]),
+            Self::EndpointWithoutTimestamps => (&[], &["tcp_timestamps=0"]),
         }
     }
 
     fn is_spliced(self) -> bool {
-        self != Self::ClientWithoutTimestamps
+        self != Self::EndpointWithoutTimestamps
     }
 
     fn apply(self, topology: &Topology) -> Result<()> {

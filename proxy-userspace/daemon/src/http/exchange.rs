@@ -221,10 +221,12 @@ impl<'l> Exchange<'l> {
     /// An upgrade, on a connection of its own, since after the 101 that connection is the stream.
     async fn switch(&mut self, downstream: &mut Downstream, chosen: &Chosen<'l>) -> Result<Next, Fault> {
         let shared = Arc::clone(&downstream.shared);
+        let without_timestamps = |source, endpoint| shared.splicer.mark_without_timestamps(source, endpoint);
         let connecting = chosen.cluster.connector.connect_stream(
             chosen.endpoint,
             downstream.client_tcp,
             shared.ports.as_ref(),
+            &without_timestamps,
         );
         let connected = downstream.unless_over(&self.waits, connecting).await?;
         let Connected { socket, source } = connected.map_err(|error| Fault::from(&error))?;

@@ -10,6 +10,7 @@ pub mod sock;
 
 use std::fs::File;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,6 +127,12 @@ impl Splicer {
         self.packet.load().is_ok()
     }
 
+    /// The `SO_MARK` with which a socket connects from `source` to `endpoint` without TCP timestamps:
+    /// see [`PacketSplice::mark_without_timestamps`].
+    pub fn mark_without_timestamps(&self, source: IpAddr, endpoint: IpAddr) -> Option<u32> {
+        self.packet.load().as_ref().as_ref().ok()?.mark_without_timestamps(source, endpoint)
+    }
+
     /// Carries a session until its stream has ended or needs userspace no more. Dropping the future
     /// ends the stream at once: both sockets are closed, and the stream counts as reset.
     pub async fn carry(&self, session: Session) {
@@ -240,7 +247,9 @@ async fn until_asked(
 /// What an operator can do about a reason of the packet splice that concerns more than one stream.
 const fn fix(reason: Reason) -> Option<&'static str> {
     Some(match reason {
-        Reason::TimestampsDiffer => "give clients and endpoints the same net.ipv4.tcp_timestamps",
+        Reason::TimestampsDiffer => {
+            "give endpoints net.ipv4.tcp_timestamps=1, and let packet_splice.agree_at_handshake be true"
+        }
         Reason::Mss => "set packet_splice.mss to what the endpoints accept, so that clients send no more",
         Reason::FamiliesDiffer => "give the cluster endpoints of the clients' address family",
         Reason::Conntrack => {

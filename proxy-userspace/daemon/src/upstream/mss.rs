@@ -25,13 +25,20 @@ pub struct ClientTcp {
     pub told: u16,
     /// The scale of its windows, 0 to 14; 0 without scaling.
     pub window_scale: u8,
+    /// Whether its segments have timestamps (RFC 7323).
+    pub timestamps: bool,
 }
 
 impl ClientTcp {
     /// Of the connection of a client; `None`: it has ended.
     pub fn of(client: impl AsFd) -> Option<Self> {
         let info = &TcpInfo::of(client).ok()?;
-        Some(Self { accepts: accepted_by_peer(info), told: announced(info), window_scale: info.send_scale() })
+        Some(Self {
+            accepts: accepted_by_peer(info),
+            told: announced(info),
+            window_scale: info.send_scale(),
+            timestamps: info.options().timestamps,
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use proxy_common::abi::{DEFAULT_MARK, DEFAULT_MAX_RECORDS};
+use proxy_common::abi::{DEFAULT_MARK, DEFAULT_MAX_RECORDS, MAX_MARK};
 use rangemap::RangeInclusiveSet;
 
 use super::Endpoint;
@@ -30,12 +30,15 @@ pub struct PacketSplice {
     /// When no process lives, the kernel gives up a stream that was silent in both directions for
     /// this long; at least `MIN_ORPHAN_TIMEOUT`. `None`: never.
     pub orphan_timeout: Option<Duration>,
-    /// `SO_MARK` of a stream's sockets during its hand-over. The next number is used as well, so it
-    /// is neither 0 nor `u32::MAX`.
+    /// `SO_MARK` of a stream's sockets during its hand-over. The next two numbers are used as well,
+    /// and none is 0.
     pub mark: u32,
     /// At most this is announced as MSS to clients; 88 to 32767. `None`: what fits the routes to
     /// endpoints.
     pub mss: Option<u16>,
+    /// If a client has no TCP timestamps, the connection to its endpoint does without, too, so that
+    /// the stream can be spliced.
+    pub agree_at_handshake: bool,
 }
 
 /// When a silent peer of a spliced stream is probed. None of it is 0.
@@ -67,6 +70,7 @@ impl Default for PacketSplice {
             orphan_timeout: Some(Duration::from_secs(3 * 3600)),
             mark: DEFAULT_MARK,
             mss: None,
+            agree_at_handshake: true,
         }
     }
 }
@@ -104,6 +108,7 @@ pub(super) fn read(field: &Field<'_>) -> Option<PacketSplice> {
         mark: map.get("mark").and_then(|mark| self::mark(&mark)).unwrap_or(default.mark),
         mss: number("mss", (*MSS.start()).into()..=(*MSS.end()).into())
             .and_then(|mss| u16::try_from(mss).ok()),
+        agree_at_handshake: map.boolean("agree_at_handshake").unwrap_or(default.agree_at_handshake),
     };
     map.finish();
     Some(read)
@@ -152,11 +157,11 @@ fn mark(field: &Field<'_>) -> Option<u32> {
         Some(digits) => u32::from_str_radix(digits, 16),
         None => text.parse(),
     };
-    let number = number.ok().filter(|mark| (1..u32::MAX).contains(mark));
+    let number = number.ok().filter(|mark| (1..=MAX_MARK).contains(mark));
     if number.is_none() {
         field.error(
-            "must be a number from 0x1 to 0xfffffffe",
-            "write one that no rule for packets uses, nor the next: 0x5b11ce00",
+            format_args!("must be a number from 0x1 to {MAX_MARK:#x}"),
+            "write one that no rule for packets uses, nor the next two: 0x5b11ce00",
         );
     }
     number

@@ -100,6 +100,7 @@ impl Page {
         self.differs("orphan_timeout", &s.orphan_timeout, &d.orphan_timeout, |time| limit(*time));
         self.differs("mark", &s.mark, &d.mark, |mark| format!("{mark:#x}"));
         self.differs("mss", &s.mss, &d.mss, |mss| mss.unwrap_or_default().to_string());
+        self.differs("agree_at_handshake", &s.agree_at_handshake, &d.agree_at_handshake, bool::to_string);
     }
 
     fn options(&mut self, options: &HttpOptions) {

@@ -22,6 +22,8 @@ use super::session::{Key, Session};
 pub(crate) const MARK: u32 = 0x0c0f_fee0;
 /// The mark of copied acknowledgements.
 pub(crate) const COPY_MARK: u32 = MARK + 1;
+/// The mark of sockets whose SYN is to leave without timestamps.
+pub(crate) const SYN_MARK: u32 = MARK + 2;
 
 pub(crate) const RECORDS: u32 = 16;
 /// Small, so that a test can fill the ring.

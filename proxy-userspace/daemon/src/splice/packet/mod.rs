@@ -4,6 +4,7 @@
 //! - `relayed`: a session before its hand-over, copied by `lanes`. Many streams end before their
 //!   hand-over.
 //! - `decide`: whether and how a stream is spliced, from what `survey` found.
+//! - `handshake`: prepares the connection to an endpoint, before it is made.
 //! - `approach`: prepares a session and switches it.
 //! - `hand_over`: everything from the switch until the sockets are closed.
 //! - `owned_record`: the place of a stream in the kernel's maps. `gate` says whether this process
@@ -22,6 +23,7 @@ mod decide;
 pub mod detach;
 mod gate;
 mod hand_over;
+mod handshake;
 mod lanes;
 mod life;
 mod owned_record;
@@ -117,6 +119,8 @@ pub struct PacketSplice {
     after: Duration,
     /// See [`steer_policy::config::PacketSplice::hand_over_within`].
     within: Duration,
+    /// See [`steer_policy::config::PacketSplice::agree_at_handshake`].
+    agrees_at_handshake: bool,
     /// The number of sessions before the switch, and after the switch while their sockets are open.
     underway: AtomicUsize,
     /// The number of sessions after the switch while their sockets are open.
@@ -190,6 +194,7 @@ impl PacketSplice {
             survey,
             after: config.hand_over_after,
             within: config.hand_over_within,
+            agrees_at_handshake: config.agree_at_handshake,
             underway: AtomicUsize::new(0),
             handing_over: AtomicUsize::new(0),
             reaper,

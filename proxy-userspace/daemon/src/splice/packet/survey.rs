@@ -1,14 +1,14 @@
 //! Asks the kernel for the facts that [`decide`](super::decide) needs: about the host, and about
 //! the two connections of a stream.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use proxy_common::reason::Reason;
 use steer_kernel::net::canonical;
 use steer_kernel::net::conntrack::Conntrack;
-use steer_kernel::net::host;
+use steer_kernel::net::host::{self, InterfaceKind};
 use steer_kernel::net::next_hop::{NextHop, NextHops};
 use steer_kernel::net::route::RouteError;
 use steer_kernel::tcp::repair;
@@ -47,6 +47,13 @@ impl Survey {
         let host = ask_host();
         self.host.store((Instant::now(), host).into());
         host
+    }
+
+    /// The interface by which packets from `source` to `peer` leave. `None`: there is no route, or
+    /// no program can be attached to the interface.
+    pub(super) fn interface_towards(&self, source: IpAddr, peer: IpAddr) -> Option<u32> {
+        let [next_hop] = self.next_hops.of([(source, peer)]);
+        next_hop.ok().filter(|hop| hop.interface != InterfaceKind::Other).map(|hop| hop.ifindex)
     }
 
     /// The facts about the two connections of a stream.

@@ -36,6 +36,10 @@ const LATE_AFTER: Duration = Duration::from_secs(1);
 /// So often; the last time from a port that no stream has.
 const LATE_TRIES: u32 = 3;
 
+/// Returns the `SO_MARK` with which a socket connects from the first address to the second without
+/// TCP timestamps. `None`: that is not possible.
+pub type WithoutTimestamps<'a> = dyn Fn(IpAddr, IpAddr) -> Option<u32> + Sync + 'a;
+
 /// A connection that is to become a stream.
 #[derive(Debug)]
 pub struct Connected {
@@ -92,12 +96,14 @@ impl Connector {
 
     /// A new connection for a stream, [prepared](socket::prepare). With `ports` it has one of these, as long as there are
     /// any, and the endpoint is told to send no larger segments than the client
-    /// accepts, and windows in units that are no larger than the client's.
+    /// accepts, and windows in units that are no larger than the client's. If the client has no timestamps, the
+    /// connection has none either, if possible.
     pub async fn connect_stream(
         &self,
         endpoint: SocketAddr,
         client: Option<ClientTcp>,
         ports: Option<&SourcePorts>,
+        without_timestamps: &WithoutTimestamps<'_>,
     ) -> Result<Connected, ConnectError> {
         let endpoint = canonical(endpoint);
         let mut source = None;
@@ -110,7 +116,10 @@ impl Connector {
                     if let Some(client) = client {
                         self.learn_mss(&lease, endpoint, client).await;
                     }
-                    attempts.push(Attempt::from_lease(lease, endpoint, client));
+                    let mark = client
+                        .filter(|client| !client.timestamps)
+                        .and_then(|_client| without_timestamps(lease.address().ip(), endpoint.ip()));
+                    attempts.push(Attempt::from_lease(lease, endpoint, client, mark));
                     tries += 1;
                 } else if !from_any_port {
                     attempts.push(Attempt::from_any_port(self, endpoint));
@@ -238,8 +247,8 @@ struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    fn from_lease(lease: Lease, endpoint: SocketAddr, client: Option<ClientTcp>) -> Self {
-        let connecting = Box::pin(connect_from(lease.address(), endpoint, client));
+    fn from_lease(lease: Lease, endpoint: SocketAddr, client: Option<ClientTcp>, mark: Option<u32>) -> Self {
+        let connecting = Box::pin(connect_from(lease.address(), endpoint, client, mark));
         Self { lease: Some(lease), connecting }
     }
 
@@ -262,12 +271,14 @@ async fn first(attempts: &mut Vec<Attempt<'_>>) -> (Option<Lease>, io::Result<Op
     .await
 }
 
-/// Connects from just this address and port, which connections to other endpoints may use, too. `None`: a
-/// listener has the port, or a connection to the same endpoint, or the address is not this host's.
+/// Connects from just this address and port, which connections to other endpoints may use, too. During the
+/// handshake the socket has the `mark`. `None`: a listener has the port, or a connection to the same endpoint, or
+/// the address is not this host's.
 async fn connect_from(
     source: SocketAddr,
     endpoint: SocketAddr,
     client: Option<ClientTcp>,
+    mark: Option<u32>,
 ) -> io::Result<Option<TcpStream>> {
     let socket = socket_for(endpoint)?;
     socket::prepare_for_hand_over(&socket);
@@ -285,13 +296,24 @@ async fn connect_from(
         // Refused, the scale is the host's, and the stream may have to be relayed.
         repair::clamp_window(&socket, largest).ok();
     }
+    if let Some(mark) = mark {
+        // Refused, the connection has timestamps, and the stream is relayed.
+        repair::set_mark(&socket, mark).ok();
+    }
     let connected = match socket.bind(source) {
         Ok(()) => socket.connect(endpoint).await,
         Err(error) => Err(error),
     };
     match connected {
         Err(error) if is_taken(&error) => Ok(None),
-        connected => connected.map(Some),
+        Ok(socket) => {
+            if mark.is_some() {
+                // It was for the SYN. Refused, it does no harm: the program looks for nothing else.
+                repair::set_mark(&socket, 0).ok();
+            }
+            Ok(Some(socket))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use steer_policy::config::LbPolicy;
 use tokio::net::TcpListener;
@@ -10,6 +10,8 @@ use tokio::net::TcpListener;
 use super::*;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// No way to connect without timestamps.
+const IMPOSSIBLE: fn(IpAddr, IpAddr) -> Option<u32> = |_, _| None;
 
 struct Rig {
     connector: Connector,
@@ -39,7 +41,7 @@ impl Rig {
     }
 
     async fn stream(&self) -> Connected {
-        self.connector.connect_stream(self.endpoint(), None, Some(&self.ports)).await.unwrap()
+        self.connector.connect_stream(self.endpoint(), None, Some(&self.ports), &IMPOSSIBLE).await.unwrap()
     }
 
     fn used(&self) -> i64 {
@@ -73,8 +75,11 @@ async fn one_port_serves_several_endpoints() {
     let rig = Rig::new(&[], 20110..=20110).await;
     let other = TcpListener::bind((HERE, 0)).await.unwrap();
     let first = rig.stream().await;
-    let second =
-        rig.connector.connect_stream(other.local_addr().unwrap(), None, Some(&rig.ports)).await.unwrap();
+    let second = rig
+        .connector
+        .connect_stream(other.local_addr().unwrap(), None, Some(&rig.ports), &IMPOSSIBLE)
+        .await
+        .unwrap();
     assert_eq!(first.socket.local_addr().unwrap(), second.socket.local_addr().unwrap());
     assert!(first.source.is_some() && second.source.is_some());
 }
@@ -83,7 +88,8 @@ async fn one_port_serves_several_endpoints() {
 async fn ports_of_others_are_passed_over() {
     let rig = Rig::new(&[], 20120..=20122).await;
     let _listens = TcpListener::bind((HERE, 20120)).await.unwrap();
-    let connected = connect_from("127.0.0.1:20121".parse().unwrap(), rig.endpoint(), None).await.unwrap();
+    let connected =
+        connect_from("127.0.0.1:20121".parse().unwrap(), rig.endpoint(), None, None).await.unwrap();
     let stream = rig.stream().await;
     assert_eq!(stream.socket.local_addr().unwrap().port(), 20122);
     assert_eq!(rig.used(), 1);
@@ -117,8 +123,12 @@ async fn source_addresses_are_used_evenly_and_by_ordinary_connections_too() {
 async fn an_endpoint_learns_what_the_client_accepts() {
     let rig = Rig::new(&[], 20140..=20149).await;
     for (accepts, expected) in [(1000, 900..=1000), (20, 40..=88), (u16::MAX, 30000..=65483)] {
-        let client = Some(ClientTcp { accepts, told: accepts, window_scale: 7 });
-        let _stream = rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports)).await.unwrap();
+        let client = Some(ClientTcp { accepts, told: accepts, window_scale: 7, timestamps: true });
+        let _stream = rig
+            .connector
+            .connect_stream(rig.endpoint(), client, Some(&rig.ports), &IMPOSSIBLE)
+            .await
+            .unwrap();
         let (socket, _) = rig.listener.accept().await.unwrap();
         let mss = SockRef::from(&socket).tcp_mss().unwrap();
         assert!(expected.contains(&mss), "{mss} for {accepts}");
@@ -131,8 +141,12 @@ async fn an_endpoint_is_told_windows_in_units_of_the_clients() {
     let plain = TcpInfo::of(&rig.stream().await.socket).unwrap().receive_scale();
     rig.listener.accept().await.unwrap();
     for window_scale in 0..=14 {
-        let client = Some(ClientTcp { accepts: 1460, told: 1460, window_scale });
-        let stream = rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports)).await.unwrap();
+        let client = Some(ClientTcp { accepts: 1460, told: 1460, window_scale, timestamps: true });
+        let stream = rig
+            .connector
+            .connect_stream(rig.endpoint(), client, Some(&rig.ports), &IMPOSSIBLE)
+            .await
+            .unwrap();
         let (socket, _) = rig.listener.accept().await.unwrap();
         let told = TcpInfo::of(&socket).unwrap().send_scale();
         assert_eq!(told, window_scale.min(plain));
@@ -141,22 +155,44 @@ async fn an_endpoint_is_told_windows_in_units_of_the_clients() {
 }
 
 #[tokio::test]
+async fn only_a_client_without_timestamps_is_connected_with_a_mark_that_is_taken_off_again() {
+    let rig = Rig::new(&["127.0.0.2"], 20240..=20249).await;
+    let asked = Mutex::new(Vec::new());
+    let mark = |source, endpoint| {
+        asked.lock().unwrap().push((source, endpoint));
+        Some(0x1234)
+    };
+    for timestamps in [true, false] {
+        let client = Some(ClientTcp { accepts: 1460, told: 1460, window_scale: 7, timestamps });
+        let stream =
+            rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports), &mark).await.unwrap();
+        assert!(stream.source.is_some());
+        assert_eq!(SockRef::from(&stream.socket).mark().unwrap(), 0);
+        let expected = if timestamps { vec![] } else { vec![(IpAddr::from([127, 0, 0, 2]), HERE)] };
+        assert_eq!(*asked.lock().unwrap(), expected);
+    }
+}
+
+#[tokio::test]
 async fn what_an_endpoint_accepts_is_asked_once_if_the_client_may_send_more() {
     let rig = Rig::new(&[], 20170..=20179).await;
-    let client = Some(ClientTcp { accepts: 1000, told: 1460, window_scale: 7 });
-    let stream = rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports)).await.unwrap();
+    let client = Some(ClientTcp { accepts: 1000, told: 1460, window_scale: 7, timestamps: true });
+    let stream =
+        rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports), &IMPOSSIBLE).await.unwrap();
     assert!(stream.source.as_ref().unwrap().endpoint_mss().unwrap() > 1460);
     let port = async || rig.listener.accept().await.unwrap().1.port();
     assert!(!(20170..=20179).contains(&port().await), "asked on another connection");
     assert_eq!(port().await, 20170);
-    let _more = rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports)).await.unwrap();
+    let _more =
+        rig.connector.connect_stream(rig.endpoint(), client, Some(&rig.ports), &IMPOSSIBLE).await.unwrap();
     assert_eq!(port().await, 20171);
 }
 
 #[tokio::test]
 async fn a_source_address_that_is_not_here_is_an_error() {
     let rig = Rig::new(&["192.0.2.1"], 20150..=20159).await;
-    let error = rig.connector.connect_stream(rig.endpoint(), None, Some(&rig.ports)).await.unwrap_err();
+    let error =
+        rig.connector.connect_stream(rig.endpoint(), None, Some(&rig.ports), &IMPOSSIBLE).await.unwrap_err();
     assert!(matches!(error, ConnectError::Failed { .. }), "{error:?}");
 }
 
@@ -177,7 +213,7 @@ async fn a_refused_stream_gives_its_port_back() {
     let Rig { connector, ports, metrics, listener } = rig;
     drop(listener);
     for _ in 0..3 {
-        let error = connector.connect_stream(endpoint, None, Some(&ports)).await.unwrap_err();
+        let error = connector.connect_stream(endpoint, None, Some(&ports), &IMPOSSIBLE).await.unwrap_err();
         assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
     }
     let endpoint = endpoint.to_string();

@@ -141,8 +141,8 @@ impl fmt::Debug for PacketKernel {
 
 impl PacketKernel {
     /// Loads the programs, and maps for `max_records` streams (2 or more, since [`inspect`] takes a
-    /// map of one record for unused). `mark` and the next number are the packet marks of
-    /// hand-overs. With `pins`, programs and maps outlive the process. If an earlier process has
+    /// map of one record for unused). `mark` and the next two numbers are packet marks
+    /// ([`abi::GLOBAL_MARK`]). With `pins`, programs and maps outlive the process. If an earlier process has
     /// left streams there, its maps are taken over, or, if the maps are of another build or size,
     /// the streams are moved to new maps. Then the links or filters of the earlier process get the
     /// new programs. Call this inside a tokio runtime: the event ring registers with the runtime.
@@ -402,6 +402,13 @@ impl PacketKernel {
     /// The mark that the sockets of a hand-over get.
     pub fn mark(&self) -> u32 {
         self.mark
+    }
+
+    /// The mark of a socket that is to connect without TCP timestamps. The programs must be
+    /// [attached](Self::attach) to the interface by which the SYN leaves. The programs change
+    /// nothing but the SYN, so every SYN of the socket is changed, also if it is repeated.
+    pub fn syn_mark(&self) -> u32 {
+        abi::syn_mark(self.mark)
     }
 }
 

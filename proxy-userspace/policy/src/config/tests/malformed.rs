@@ -69,7 +69,7 @@ const NATIVE_ROWS: &[Row] = &[
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { source_ports: [60000-70000] }", 16, "source_ports[0]: is not a range of ports", "FIRST-LAST"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { source_ports: [] }", 16, "must have at least one range", "remove the key"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { max_streams: 0 }", 16, "max_streams: must be a whole number from 2 to 8388608", "in that range"),
-    ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { mark: 0xffffffff }", 16, "mark: must be a number from 0x1 to 0xfffffffe", "nor the next"),
+    ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { mark: 0xfffffffe }", 16, "mark: must be a number from 0x1 to 0xfffffffd", "nor the next two"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { mss: 40 }", 16, "mss: must be a whole number from 88 to 32767", "in that range"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { keepalive: { time: 0s } }", 16, "keepalive.time: must be more than 0", "60s"),
     ("127.0.0.1:9901", "127.0.0.1:9901\npacket_splice: { orphan_timeout: 2s }", 16, "orphan_timeout: must be at least 3s", "3h"),
