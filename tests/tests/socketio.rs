@@ -76,11 +76,12 @@ impl<'n> Cluster<'n> {
         keys.iter().cloned().zip(answers.iter().map(name)).collect()
     }
 
-    /// Runs one client for each key until all clients have finished.
-    fn converse(&self, transports: &str, keys: &[String]) -> Process {
+    /// Starts one client for each key, and waits until all have echoed their texts. Each echoes `load`
+    /// more at SIGUSR2.
+    fn converse(&self, transports: &str, keys: &[String], load: usize) -> Process {
         let url = format!("http://{}:{PORT}", Topology::PROXY);
         let mut command = node_app("clients.js").unwrap();
-        command.args([&url, transports, &MESSAGES.to_string()]).args(keys);
+        command.args([&url, transports, &MESSAGES.to_string()]).args(keys).env("LOAD", load.to_string());
         let name = format!("clients-{transports}");
         let netns = &self.topology.clients;
         let mut clients =
@@ -113,7 +114,7 @@ fn clients_stay(splice: &str) {
     assert_eq!(ring.values().collect::<BTreeSet<_>>().len(), SERVERS.len(), "a server would have no client");
 
     for transports in ["upgrade", "websocket"] {
-        let mut clients = cluster.converse(transports, &keys);
+        let mut clients = cluster.converse(transports, &keys, 0);
         let flows = cluster.steer.flows().unwrap();
         clients.signal(libc::SIGTERM).unwrap();
         clients.wait(PATIENCE).unwrap();
@@ -133,7 +134,7 @@ fn clients_stay(splice: &str) {
 /// and no client was cut off.
 fn check_reports(clients: &Process, transports: &str, ring: &BTreeMap<String, String>) {
     let reports = events(clients.stdout().unwrap().as_str(), "client").unwrap();
-    assert_eq!(reports.len(), CLIENTS, "{transports}");
+    assert_eq!(reports.len(), ring.len(), "{transports}");
     for report in reports {
         assert_eq!(report["errors"], json!([]), "{transports}: {report}");
         assert_eq!(report["echoed"], 2 * MESSAGES, "{transports}: {report}");
@@ -162,6 +163,38 @@ fn check_records(cluster: &Cluster<'_>, ring: &BTreeMap<String, String>) {
     // For each polling client: the handshake, at least one POST and at least one GET.
     assert!(polls >= 3 * CLIENTS, "{polls} polls");
     assert_eq!(upgrades, 2 * CLIENTS);
+}
+
+/// Windows does not use TCP timestamps. Twenty clients of that kind echo 20,000 texts: 50 MB each way.
+#[test]
+fn clients_without_timestamps_are_spliced_through_fifty_megabytes() {
+    const FEW: usize = 20;
+    const LOAD: usize = 1000;
+    let Some(topology) = network() else { return };
+    topology.clients.sysctl("net.ipv4.tcp_timestamps", "0").unwrap();
+    let cluster = Cluster::start(&topology, "packet");
+    let keys: Vec<_> = (0..FEW).map(|i| format!("203.0.113.{i}")).collect();
+    let ring = cluster.ring(&keys);
+    let mut clients = cluster.converse("upgrade", &keys, LOAD);
+    let all_spliced = || {
+        let flows = cluster.steer.flows()?;
+        Ok((flows.len() == FEW && flows.iter().all(|flow| flow["path"] == "packet")).then_some(()))
+    };
+    eventually("splice of all streams", PATIENCE, all_spliced).unwrap();
+    clients.signal(libc::SIGUSR2).unwrap();
+    wait_for("loaded", &mut clients).unwrap();
+    clients.signal(libc::SIGTERM).unwrap();
+    clients.wait(PATIENCE).unwrap();
+
+    check_reports(&clients, "upgrade", &ring);
+    let loaded = events(&clients.stdout().unwrap(), "loaded").unwrap();
+    assert_eq!((&loaded[0]["echoed"], &loaded[0]["errors"]), (&json!(FEW * LOAD), &json!([])));
+    let changed = cluster.steer.metric("steer_packet_total", &[("what", "syn_plain")]).unwrap();
+    assert!(changed >= FEW as f64, "{changed} SYNs were changed");
+    let bytes = |direction| cluster.steer.metric("steer_stream_bytes_total", &[("direction", direction)]);
+    for direction in ["to_upstream", "to_downstream"] {
+        assert!(bytes(direction).unwrap() > 48e6, "{direction}: {:?}", bytes(direction));
+    }
 }
 
 /// Browsers and front proxies send the requests of many clients on one connection.

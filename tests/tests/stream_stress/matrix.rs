@@ -173,10 +173,13 @@ impl<'t> Matrix<'t> {
             anyhow::ensure!(refused > 0.0, "no stream was refused for its timestamps");
         }
         ensure_no_stall(&round, &direct, rates)?;
+        let repeated =
+            self.topology.all().zip(&grown).find(|(netns, _)| netns.name() == self.topology.proxy.name());
+        let repeated = repeated.map_or(0, |(_, grown)| grown.get("TcpRetransSegs"));
         for (netns, grown) in self.topology.all().zip(&grown) {
             ensure_intact(netns, grown)?;
             if options.is_spliced() {
-                ensure_accepted(netns, grown, rates)?;
+                ensure_accepted(netns, grown, rates, repeated)?;
             }
         }
         Ok(round.counted.hand_overs)
@@ -243,14 +246,20 @@ fn ensure_intact(netns: &NetNs, grown: &Counters) -> Result<()> {
     Ok(())
 }
 
-/// No segment of a spliced stream may be refused as too old. With faults, a few in a thousand may be
-/// refused, on the relay as well: segments that come twice and late, or that others have overtaken.
+/// No segment of a spliced stream may be refused as too old, with two exceptions:
+///
+/// - With faults, a few in a thousand may be refused, on the relay as well: segments that come twice
+///   and late, or that others have overtaken.
+/// - During a hand-over Steer's sockets repeat segments with the timestamp of the first time. On a
+///   busy machine, few of the `repeated` segments arrive after newer ones, and are refused. They were
+///   received before: only segments that follow in order make a receiver refuse older timestamps
+///   (RFC 7323, 4.3). A wrong shift of timestamps has far more segments refused than are repeated.
 ///
 /// Says nothing about relayed streams: both ends of their connections are sockets of the kernel, and
 /// no program changes their timestamps.
-fn ensure_accepted(netns: &NetNs, grown: &Counters, rates: Rates) -> Result<()> {
+fn ensure_accepted(netns: &NetNs, grown: &Counters, rates: Rates, repeated: i64) -> Result<()> {
     let refused = grown.get("TcpExtPAWSEstab") + grown.get("TcpExtPAWSActive");
-    let allowed = if rates == Rates::NONE { 0 } else { grown.get("TcpInSegs") / 300 };
-    anyhow::ensure!(refused <= allowed, "{}: {}", netns.name(), grown.only(&DAMAGE));
+    let allowed = if rates == Rates::NONE { repeated / 50 } else { grown.get("TcpInSegs") / 300 };
+    anyhow::ensure!(refused <= allowed, "{}: {}, more than {allowed}", netns.name(), grown.only(&DAMAGE));
     Ok(())
 }
