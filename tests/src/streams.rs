@@ -90,6 +90,14 @@ impl Client {
         Ok(Self { id, stream, random: Random(id + 1), is_good: true })
     }
 
+    /// The client's own address.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn address(&self) -> Result<SocketAddr> {
+        self.stream.local_addr().context("cannot get the client's address")
+    }
+
     /// Whether nothing has gone wrong with the stream.
     pub fn is_good(&self) -> bool {
         self.is_good
