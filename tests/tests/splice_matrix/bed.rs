@@ -79,7 +79,10 @@ impl Bed {
             eprintln!("{:?}, {client:?} to {endpoint:?}: {cell:?}", self.host);
             cells.push(cell.unwrap_or(Cell::Broken));
         }
-        eventually("end of all streams", PATIENCE, || Ok(steer.flows()?.is_empty().then_some(())))?;
+        // The peers of a broken stream may never learn that it has ended.
+        if !cells.contains(&Cell::Broken) {
+            eventually("end of all streams", PATIENCE, || Ok(steer.flows()?.is_empty().then_some(())))?;
+        }
         steer.stop(libc::SIGTERM)?;
         Ok(cells)
     }

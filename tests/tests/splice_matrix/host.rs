@@ -36,6 +36,9 @@ pub(crate) enum HostKind {
     ChangesSource,
     /// As `ChangesSource`, but only connections to endpoints are tracked.
     ChangesSourceOnly,
+    /// Connections to one endpoint reach another endpoint, as with a virtual address. Only these
+    /// connections are tracked.
+    ChangesDestinationOnly,
     TunToEndpoint,
     TunToClients,
 }
@@ -54,8 +57,12 @@ impl HostKind {
     ];
 
     /// A rule rewrites one connection. Only the tracked entry of that connection tells so.
-    pub(crate) const REWRITING: [Self; 3] =
-        [Self::RedirectsOnly, Self::RedirectsLiberally, Self::ChangesSourceOnly];
+    pub(crate) const REWRITING: [Self; 4] = [
+        Self::RedirectsOnly,
+        Self::RedirectsLiberally,
+        Self::ChangesSourceOnly,
+        Self::ChangesDestinationOnly,
+    ];
 
     pub(crate) const fn label(self) -> &'static str {
         match self {
@@ -69,6 +76,7 @@ impl HostKind {
             Self::Masquerades => "MASQUERADE towards endpoints",
             Self::ChangesSource => "SNAT towards endpoints",
             Self::ChangesSourceOnly => "SNAT towards endpoints, `notrack` for listeners",
+            Self::ChangesDestinationOnly => "DNAT towards endpoints, `notrack` for listeners",
             Self::TunToEndpoint => "tun device towards endpoints",
             Self::TunToClients => "tun device towards clients",
         }
@@ -107,6 +115,11 @@ impl HostKind {
                 nft(proxy, &notrack_fronts())?;
                 change_source(proxy)?;
             }
+            Self::ChangesDestinationOnly => {
+                let other = &topology.endpoints[EndpointKind::NoSack as usize];
+                other.ip(&["route", "add", "10.71.1.0/24", "via", "10.71.3.1"])?;
+                nft(proxy, &[&notrack_fronts(), CHANGE_DESTINATION].join("\n"))?;
+            }
             Self::TunToEndpoint => {
                 return TunLink::between(proxy, "endpoint0", &topology.endpoints[0], 1).map(Some);
             }
@@ -135,6 +148,15 @@ table inet nat {
     chain post {
         type nat hook postrouting priority srcnat
         oifname { \"endpoint*\", \"bridge0\" } masquerade
+    }
+}";
+
+/// From the endpoint of the kind `Linux` to that of the kind `NoSack`.
+const CHANGE_DESTINATION: &str = "\
+table inet nat {
+    chain out {
+        type nat hook output priority -100
+        ip daddr 10.71.1.2 dnat ip to 10.71.3.2
     }
 }";
 

@@ -51,10 +51,10 @@ fn streams_with_a_rewritten_connection_are_relayed() {
     if !require::root() || !nft() {
         return;
     }
-    for host in HostKind::REWRITING {
-        let cells = on(host, &[(ClientKind::Linux, EndpointKind::Linux)]);
-        assert_eq!(cells, [Cell::Relayed("conntrack".to_owned())], "{}", host.label());
-    }
+    let found = HostKind::REWRITING.map(|host| (host, on(host, &[(ClientKind::Linux, EndpointKind::Linux)])));
+    let relayed = [Cell::Relayed("conntrack".to_owned())];
+    let others: Vec<_> = found.iter().filter(|(_, cells)| cells[..] != relayed).collect();
+    assert!(others.is_empty(), "{others:?}");
 }
 
 /// What becomes of a stream in each case, on one host. Checks that Steer leaves the settings and
