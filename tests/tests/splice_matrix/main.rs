@@ -46,7 +46,6 @@ fn each_kind_of_host_splices_what_the_page_says() {
 }
 
 #[test]
-#[ignore = "Steer does not find the entry of a rewritten connection, splices the stream, and the stream breaks"]
 fn streams_with_a_rewritten_connection_are_relayed() {
     if !require::root() || !nft() {
         return;
