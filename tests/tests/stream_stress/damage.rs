@@ -48,7 +48,8 @@ async fn carry_badly(mut client: TcpStream, target: SocketAddr, damage: Damage) 
         match damage {
             Damage::LosesAByte => _ = from_client.read(&mut [0]).await?,
             Damage::DoublesAByte => to_backend.write_all(&start[read - 1..read]).await?,
-            Damage::Stalls => sleep(STALL).await,
+            // Longer, since the reader may begin to wait later.
+            Damage::Stalls => sleep(2 * STALL).await,
             Damage::ClosesOnHalfClose | Damage::TurnsResetsIntoFins => {}
         }
         tokio::io::copy(&mut from_client, &mut to_backend).await?;
