@@ -19,6 +19,24 @@ use anyhow::Result;
 use crate::instance;
 use crate::netns::{self, NetNs};
 
+/// A family of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+}
+
 /// All namespaces and their links. They are removed together.
 #[derive(Debug)]
 pub struct Topology {

@@ -11,6 +11,7 @@ use steer_tests::eventually::eventually;
 use steer_tests::netns::NetNs;
 use steer_tests::sockets::State;
 use steer_tests::steer::Steer;
+pub(crate) use steer_tests::topology::Family;
 use steer_tests::topology::Topology;
 use steer_tests::{require, socketio, sockets};
 
@@ -38,16 +39,6 @@ impl Path {
             Self::Relay => "relay",
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 
 /// The parameters of [`Net::start`].

@@ -9,10 +9,10 @@ use steer_tests::eventually::eventually;
 use steer_tests::netns::NetNs;
 use steer_tests::steer::Steer;
 use steer_tests::streams::{self, Client};
-use steer_tests::topology::Topology;
+use steer_tests::topology::{Family, Topology};
 
 use crate::host::HostKind;
-use crate::peers::{ClientKind, EndpointKind, Family, container};
+use crate::peers::{ClientKind, EndpointKind, container};
 use crate::tun::TunLink;
 
 /// Much longer than any step takes on a busy machine. A stream that takes longer is broken.

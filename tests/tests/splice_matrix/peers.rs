@@ -4,29 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
 use steer_tests::netns::NetNs;
-use steer_tests::topology::Topology;
+use steer_tests::topology::{Family, Topology};
 
 pub(crate) const ENDPOINT_PORT: u16 = 3000;
 /// The front of the endpoint kind with index `i` listens at this port plus `i`.
 pub(crate) const FRONT_PORT: u16 = 8000;
 const SMALL_MTU: &str = "1280";
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
-    const fn other(self) -> Self {
-        match self {
-            Self::V4 => Self::V6,
-            Self::V6 => Self::V4,
-        }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClientKind {

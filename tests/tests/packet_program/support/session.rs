@@ -4,18 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_common::flow::{Direction, Flow, FlowKey4, FlowKey6, Record, flags, output, state};
+pub(crate) use steer_tests::topology::Family;
 
 use super::packet::{ACK, CWR, ECE, Packet, SYN};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Key {
