@@ -1,15 +1,14 @@
-//! How long a stream or a body may keep its worker thread for itself.
+//! How many bytes a task may move before other tasks of its thread have their turn.
 
 use tokio::task::{coop, yield_now};
 
 /// In bytes: one full read of the relay. A worker looks at its timers and at new readiness only
-/// between the turns of its tasks: when no task is ready, and at least after each 61 turns. To move
-/// this much takes some ten microseconds on an idle machine, and milliseconds on a busy one.
+/// between the turns of its tasks: when no task is ready, and at least after each 61 turns
+/// (`event_interval` of tokio). So long turns delay the timers of all streams of the worker.
 pub(crate) const TURN_BYTES: usize = 64 * 1024;
 
-/// What a task has moved in its present turn. The budget of tokio counts operations, and an
-/// operation on a stream may move 256 KiB. So a turn of 128 operations could take a tenth of a
-/// second.
+/// What a task has moved in its present turn. The budget of tokio counts operations, not bytes: a
+/// turn may have 128 operations, and one operation on a stream may move 256 KiB.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
     moved: usize,

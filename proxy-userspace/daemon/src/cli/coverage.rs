@@ -1,5 +1,6 @@
-//! `steer flows --summary`: how many streams the kernel carries, and what keeps the others. Only the
-//! process knows its relayed streams, so its admin listener is asked.
+//! `steer flows --summary`: how many streams the kernel carries, and why it does not carry the
+//! others. Only a running process knows its relayed streams, so this command asks the process's admin
+//! listener.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 
 use super::table::table;
-use crate::splice::coverage::{Coverage, Relayed};
+use crate::splice::coverage::{Coverage, describe};
 
 const PAGE: &str = "/flows/summary";
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -16,8 +17,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 pub(super) fn run(admin: SocketAddr, json: bool) -> anyhow::Result<()> {
     let body = get(admin).with_context(|| {
         format!(
-            "cannot ask the admin listener {admin} for {PAGE}; is a Steer of this version running, and is this its \
-             `admin`? Name another one with --admin"
+            "cannot ask the admin listener {admin} for {PAGE}; start a Steer of this version, or name the address of \
+             its `admin` with --admin"
         )
     })?;
     if json {
@@ -37,7 +38,7 @@ fn get(admin: SocketAddr) -> anyhow::Result<String> {
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
     let status = head.lines().next().unwrap_or_default();
-    ensure!(status.split(' ').nth(1) == Some("200"), "it answered `{status}`");
+    ensure!(status.split(' ').nth(1) == Some("200"), "the listener answered `{status}`");
     Ok(body.to_owned())
 }
 
@@ -59,15 +60,12 @@ fn report(clusters: &[Coverage]) -> String {
 }
 
 fn row(coverage: &Coverage) -> [String; 5] {
-    let relayed = |Relayed { reason, streams, .. }: &Relayed| {
-        format!("{} {streams}", reason.as_deref().unwrap_or("a hand-over that is not over"))
-    };
     [
         coverage.cluster.clone(),
         coverage.streams.to_string(),
         coverage.spliced.to_string(),
         format!("{:.1} %", 100.0 * coverage.ratio()),
-        coverage.relayed.iter().map(relayed).collect::<Vec<_>>().join(", "),
+        describe(&coverage.relayed),
     ]
 }
 
@@ -84,6 +82,7 @@ fn fixes(clusters: &[Coverage]) -> Vec<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::splice::coverage::Relayed;
 
     #[test]
     fn each_cluster_has_a_row_and_each_reason_its_fix_once() {
@@ -108,7 +107,7 @@ mod tests {
         ];
         let expected = "\
 CLUSTER  STREAMS  SPLICED  SHARE   RELAYED FOR
-chat     1000     875      87.5 %  mss 120, a hand-over that is not over 5
+chat     1000     875      87.5 %  mss 120, no reason 5
 sio      4        3        75.0 %  mss 1
 mss: mend mss
 next: /flows of the admin listener has every stream with its reason; docs/splice.md explains the reasons

@@ -21,11 +21,11 @@ use crate::streams::{self, Row};
 /// Show the streams that the kernel carries, from its maps (needs root)
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Print a JSON array instead of tables: one object for each Steer or, of a summary, for each
-    /// cluster
+    /// Print a JSON array instead of tables: one object for each Steer; with --summary, one object for
+    /// each cluster
     #[arg(long)]
     json: bool,
-    /// Show how many streams the kernel carries, and why not the others. Asks a running Steer
+    /// Ask a running Steer how many of its streams the kernel carries, and why not all
     #[arg(long)]
     summary: bool,
     /// The admin listener of that Steer [default: the one of the configuration, or 127.0.0.1:9901]

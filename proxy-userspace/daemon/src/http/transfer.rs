@@ -154,13 +154,13 @@ impl Transfer {
         moved: &mut bool,
     ) -> Poll<Result<(), Cut>> {
         self.starved = false;
-        let mut turn = 0;
+        let mut written = 0;
         loop {
             while self.written < self.out.len() {
                 match ready!(to.poll_write(cx, &self.out[self.written..])) {
                     Ok(len) => {
                         self.written += len;
-                        turn += len;
+                        written += len;
                     }
                     Err(error) => return Poll::Ready(Err(Cut::Recipient(error))),
                 }
@@ -172,7 +172,8 @@ impl Transfer {
             if let Some(cut) = self.cut.take() {
                 return Poll::Ready(Err(cut));
             }
-            if turn >= TURN_BYTES {
+            if written >= TURN_BYTES {
+                // Other tasks first.
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }

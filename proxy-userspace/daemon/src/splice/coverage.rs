@@ -1,4 +1,4 @@
-//! The share of the live streams that the kernel carries, and what keeps the others.
+//! The share of the live streams that the kernel carries, and why it does not carry the others.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,19 +21,20 @@ pub struct Coverage {
     pub cluster: String,
     /// Live streams that are older than a second.
     pub streams: u64,
-    /// Those that the kernel carries.
+    /// Those of `streams` that the kernel carries.
     pub spliced: u64,
-    /// The others by what keeps them, the largest group first.
+    /// The rest of `streams`, by reason; the largest group comes first.
     pub relayed: Vec<Relayed>,
 }
 
-/// Settled streams that are relayed for one reason.
+/// The settled streams that are relayed for one reason.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Relayed {
-    /// A label of [`Reason`]; `null`: their hand-over is not over.
+    /// A label of [`Reason`]; `null`: the configuration asks for the relay, or the hand-over of the
+    /// streams is not over.
     pub reason: Option<String>,
     pub streams: u64,
-    /// What would raise the share.
+    /// What an operator can do, so that further streams are spliced.
     pub fix: Option<String>,
 }
 
@@ -44,10 +45,10 @@ impl Coverage {
     }
 }
 
-/// Looks at all live streams. In the order of the clusters' names.
+/// Looks at all live streams. The result is sorted by the names of the clusters.
 pub fn survey(streams: &Streams) -> Vec<Coverage> {
-    let settled = streams.snapshot();
-    of(settled.iter().filter(|stream| stream.age() > SETTLED).map(|stream| seen(stream)))
+    let alive = streams.snapshot();
+    of(alive.iter().filter(|stream| stream.age() > SETTLED).map(|stream| seen(stream)))
 }
 
 /// The cluster of a stream and, if the stream is relayed, the reason.
@@ -114,15 +115,12 @@ pub async fn log_hourly(streams: Arc<Streams>) {
     }
 }
 
-/// Such as `timestamps_differ 12, no reason yet 1`. `None`: no stream is relayed.
-fn describe(relayed: &[Relayed]) -> Option<String> {
-    let texts: Vec<_> = relayed
-        .iter()
-        .map(|Relayed { reason, streams, .. }| {
-            format!("{} {streams}", reason.as_deref().unwrap_or("no reason yet"))
-        })
-        .collect();
-    (!texts.is_empty()).then(|| texts.join(", "))
+/// The groups in words: `timestamps_differ 12, no reason 1`. Empty if no stream is relayed.
+pub fn describe(relayed: &[Relayed]) -> String {
+    let text = |Relayed { reason, streams, .. }: &Relayed| {
+        format!("{} {streams}", reason.as_deref().unwrap_or("no reason"))
+    };
+    relayed.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -148,7 +146,7 @@ mod tests {
         let groups: Vec<_> = found[0].relayed.iter().map(|g| (g.reason.as_deref(), g.streams)).collect();
         assert_eq!(groups, [(Some("conntrack"), 2), (None, 1), (Some("families_differ"), 1)]);
         assert!(found[0].relayed[0].fix.as_ref().unwrap().contains("tcp_be_liberal"));
-        assert_eq!(describe(&found[0].relayed).unwrap(), "conntrack 2, no reason yet 1, families_differ 1");
-        assert_eq!(describe(&found[1].relayed), None);
+        assert_eq!(describe(&found[0].relayed), "conntrack 2, no reason 1, families_differ 1");
+        assert_eq!(describe(&found[1].relayed), "");
     }
 }

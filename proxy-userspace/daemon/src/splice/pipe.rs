@@ -24,9 +24,9 @@ const SIZES: [usize; 2] = [1 << 20, 1 << 18];
 /// In bytes. Copying is faster than a smaller pipe, and pipes above the soft limit are smaller.
 const MIN_SIZE: usize = 1 << 16;
 
-/// One fill takes at most this many bytes, so that a stream does not keep its thread for long. (A
-/// page of a pipe holds at most one segment. So a pipe is larger, to take this much in segments of
-/// 1,460 bytes.)
+/// One fill takes at most this many bytes, so that a stream does not keep its thread for long. A pipe
+/// is larger, since each of its pages holds at most one segment, and a segment may be smaller than a
+/// page.
 const MAX_FILL: usize = 1 << 18;
 
 /// Hands out pipes, up to a limit.

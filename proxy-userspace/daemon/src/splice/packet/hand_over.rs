@@ -203,8 +203,8 @@ impl HandOver<'_> {
                 last_moved_ns = clock::monotonic_ns();
                 look = FIRST_LOOK;
                 alone_since = Instant::now();
-                // Not a turn at a time: the sockets have at most a window left, and these bytes come
-                // before the bytes that the kernel forwards already.
+                // No `Turn` here: the sockets have at most a window of bytes left, and the peers need
+                // these bytes before those that the kernel forwards already.
                 coop::consume_budget().await;
                 continue;
             }
