@@ -27,6 +27,9 @@ const BACKEND_PORT: u16 = 3000;
 /// flow. The record is freed soon after the end.
 const PACKET: &str = "packet_splice:\n  hand_over_after: 0s\n  hand_over_within: 40ms\n  linger: 1s\n";
 
+/// Half of the time after which a stream [hangs](load::run), and a little later.
+const STUCK_AFTER: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(40)];
+
 /// The IP version of both connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
@@ -141,7 +144,11 @@ impl<'t> Bed<'t> {
                 })
             });
             let mut paths = BTreeMap::new();
+            let mut looks = STUCK_AFTER.iter().peekable();
             while !running.is_finished() {
+                if looks.next_if(|after| started.elapsed() > **after).is_some() {
+                    self.print_stuck(started.elapsed());
+                }
                 for row in self.steer.flows()? {
                     let path = row["path"].as_str().context("the row of a stream does not have a path")?;
                     *paths.entry(path.to_owned()).or_insert(0_u64) += 1;
@@ -171,6 +178,19 @@ impl<'t> Bed<'t> {
             anyhow::ensure!(counted.bytes == bytes, "{bytes:?} bytes were carried: {counted:?}");
         }
         Ok(Round { outcome, paths, counted, slowdown })
+    }
+
+    /// Prints what is known of streams that take suspiciously long: the sockets of both peers, and the records of
+    /// Steer. Two prints show what still moves.
+    fn print_stuck(&self, elapsed: Duration) {
+        println!("after {elapsed:?} there are still streams; records: {}", records());
+        for netns in self.topology.all() {
+            let sockets = netns.run(|| quiet("ss").args(["-tneiH"]).output());
+            match sockets {
+                Ok(Ok(output)) => println!("{}: {}", netns.name(), String::from_utf8_lossy(&output.stdout)),
+                failed => println!("{}: {failed:?}", netns.name()),
+            }
+        }
     }
 
     /// Prints what Steer has counted for the paths.
