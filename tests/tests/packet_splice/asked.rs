@@ -71,11 +71,10 @@ instance: {instance}
             socket.set_nonblocking(true).unwrap();
             TcpStream::from_std(socket).unwrap()
         };
-        let listener = http::bind(self.front).unwrap();
+        let listener = tokio::net::TcpListener::from_std(http::bind(self.front).unwrap()).unwrap();
         let connect = || std::net::TcpStream::connect(self.front).unwrap();
         let client = tokio(self.topology.clients.run(connect).unwrap());
-        listener.readable().await.unwrap().retain_ready();
-        let downstream = tokio(listener.get_ref().accept().unwrap().0);
+        let (downstream, _) = listener.accept().await.unwrap();
         let endpoint = self.endpoint.local_addr().unwrap();
         let client_tcp = ClientTcp::of(&downstream);
         let Connected { socket: upstream, source } = self

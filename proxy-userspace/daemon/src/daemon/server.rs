@@ -11,7 +11,6 @@ use steer_kernel::bpf::packet::pinned;
 use steer_kernel::failpoint;
 use steer_kernel::net::node;
 use steer_policy::config::{Config, Listener, SpliceMode};
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -50,7 +49,7 @@ pub(super) struct Server {
 struct Serving {
     listener: Listener,
     /// `None` once the listener does not accept any more.
-    socket: Option<Arc<AsyncFd<TcpListener>>>,
+    socket: Option<Arc<TcpListener>>,
     phase: watch::Sender<Phase>,
 }
 
@@ -107,12 +106,7 @@ impl Server {
         Ok(server)
     }
 
-    fn listen(
-        &mut self,
-        sockets: Vec<AsyncFd<TcpListener>>,
-        clusters: &Arc<Clusters>,
-        runtimes: Vec<Handle>,
-    ) {
+    fn listen(&mut self, sockets: Vec<TcpListener>, clusters: &Arc<Clusters>, runtimes: Vec<Handle>) {
         self.config.clusters.iter().for_each(connect::warn_of_absent_sources);
         let generation = Generation::new(&self.config.listeners, clusters);
         let generation = Arc::new(ArcSwap::from_pointee(generation));
@@ -202,7 +196,7 @@ impl Server {
     /// The descriptors of all listening sockets.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let listeners = self.listeners.iter().filter_map(|serving| serving.socket.as_deref());
-        let listeners = listeners.map(|socket| socket.get_ref().as_fd());
+        let listeners = listeners.map(|socket| socket.as_fd());
         listeners.chain(self.admin_socket.as_ref().map(|socket| socket.as_fd())).collect()
     }
 

@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpListener};
 
 use anyhow::Context as _;
 use steer_policy::config::Config;
-use tokio::io::unix::AsyncFd;
 
 use crate::http;
 
@@ -44,7 +43,7 @@ impl InheritedSockets {
     }
 
     /// A listening socket, from which no connection is accepted yet.
-    fn open(&mut self, what: &str, address: SocketAddr) -> anyhow::Result<AsyncFd<TcpListener>> {
+    fn open(&mut self, what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
         let given = self.take(address);
         let is_given = given.is_some();
         let socket = given.map_or_else(|| http::bind(address), http::inherit);
@@ -57,7 +56,7 @@ impl InheritedSockets {
 /// All listening sockets that a configuration needs.
 pub(super) struct Sockets {
     /// In the order of the configuration.
-    pub(super) listeners: Vec<AsyncFd<TcpListener>>,
+    pub(super) listeners: Vec<TcpListener>,
     pub(super) admin: Option<tokio::net::TcpListener>,
 }
 
@@ -74,7 +73,7 @@ impl Sockets {
                 tracing::warn!(%address, "the admin listener has no access control and is not on loopback");
             }
             let socket = inherited.open("the admin listener", address);
-            let socket = socket.context("choose another address with --admin, or --admin off")?.into_inner();
+            let socket = socket.context("choose another address with --admin, or --admin off")?;
             tokio::net::TcpListener::from_std(socket).context("cannot watch the admin listener")
         });
         Ok(Self { listeners, admin: admin.transpose()? })

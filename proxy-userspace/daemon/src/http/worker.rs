@@ -44,14 +44,17 @@ impl Drop for Load {
     }
 }
 
-/// The position of the worker with the fewest connections; of several, the first at or after `turn`.
-pub(super) fn least_loaded(workers: &[Worker], turn: usize) -> usize {
-    least(workers.len(), turn, |position| workers[position].load())
+/// The position of the worker that gets a connection which the worker at `own` has accepted: that worker, as long as no
+/// other has clearly fewer connections. A connection that changes threads costs a system call and a switch of threads.
+pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
+    choose_by(workers.len(), own, |position| workers[position].load())
 }
 
-fn least(count: usize, turn: usize, load: impl Fn(usize) -> usize) -> usize {
-    let positions = (0..count).map(|step| (turn + step) % count);
-    positions.min_by_key(|&position| load(position)).unwrap_or_default()
+fn choose_by(count: usize, own: usize, load: impl Fn(usize) -> usize) -> usize {
+    let others = (1..count).map(|step| (own + step) % count);
+    let Some(least) = others.min_by_key(|&position| load(position)) else { return own };
+    let enough = load(least) + load(least) / 8 + 1;
+    if load(own) <= enough { own } else { least }
 }
 
 #[cfg(test)]
@@ -59,17 +62,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_are_dealt_evenly() {
-        let mut loads = [3, 0, 1];
-        let mut turn = 0;
-        for _ in 0..8 {
-            let chosen = least(loads.len(), turn, |position| loads[position]);
-            loads[chosen] += 1;
-            turn = chosen + 1;
+    fn connections_stay_until_another_worker_has_clearly_fewer() {
+        let choose = |own, loads: &[usize]| choose_by(loads.len(), own, |position| loads[position]);
+        assert_eq!(choose(0, &[9]), 0, "alone");
+        assert_eq!(choose(1, &[0, 1, 0]), 1, "one more");
+        assert_eq!(choose(1, &[0, 2, 0]), 2, "the next of those with the fewest");
+        assert_eq!(choose(0, &[91, 80]), 0, "an eighth more");
+        assert_eq!(choose(0, &[92, 80]), 1);
+    }
+
+    #[test]
+    fn what_one_worker_accepts_is_dealt_to_all() {
+        let mut loads = [0; 64];
+        for _ in 0..6400 {
+            loads[choose_by(loads.len(), 3, |position| loads[position])] += 1;
         }
-        assert_eq!(loads, [4, 4, 4]);
-        assert_eq!(least(3, 2, |_| 7), 2, "in turn where all have the same");
-        assert_eq!(least(3, 5, |_| 7), 2);
-        assert_eq!(least(1, 9, |_| 7), 0);
+        let (fewest, most) = (loads.iter().min(), loads.iter().max());
+        assert!(fewest >= Some(&98) && most <= Some(&115), "{loads:?}");
     }
 }

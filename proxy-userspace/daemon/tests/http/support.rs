@@ -158,7 +158,7 @@ impl Steer {
             // Accepted sockets inherit the size. The kernel doubles the size and has a minimum.
             SockRef::from(&socket).set_send_buffer_size(1).unwrap();
         }
-        let address = socket.get_ref().local_addr().unwrap();
+        let address = socket.local_addr().unwrap();
         let (drain, drained) = watch::channel(Phase::Open);
         let worker = Worker::new(Handle::current(), shared);
         let served =
