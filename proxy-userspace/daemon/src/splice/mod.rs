@@ -17,6 +17,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use proxy_common::reason::Reason;
+use steer_kernel::tcp::socket;
 use tokio::net::TcpStream;
 
 use steer_policy::config::{Config, SpliceMode};
@@ -138,7 +139,10 @@ impl Splicer {
     pub async fn carry(&self, session: Session) {
         let stream = Arc::clone(session.guard.stream());
         let carried = match self.mode {
-            SpliceMode::Relay => return self.relay(session).await,
+            SpliceMode::Relay => {
+                watch_endpoint(&session);
+                return self.relay(session).await;
+            }
             SpliceMode::Auto | SpliceMode::Packet => match self.packet() {
                 // Boxed, so that the task of a relayed stream does not keep room for this future.
                 Ok(packet) => {
@@ -147,7 +151,10 @@ impl Splicer {
                 Err(reason) => Err(Box::new(Refused { session, reason })),
             },
             SpliceMode::Sockmap => match &self.sock {
-                Ok(sock) => until_asked(&stream, sock.carry(session)).await,
+                Ok(sock) => {
+                    watch_endpoint(&session);
+                    until_asked(&stream, sock.carry(session)).await
+                }
                 Err(reason) => Err(Box::new(Refused { session, reason: *reason })),
             },
         };
@@ -168,6 +175,10 @@ impl Splicer {
                 );
             }
             session.guard.set_reason(reason);
+            // A stream at its end is not worth the system calls.
+            if reason != Reason::NotEstablished {
+                watch_endpoint(&session);
+            }
             self.relay(session).await;
         }
     }
@@ -229,6 +240,13 @@ impl Splicer {
             packet.stop().await;
         }
     }
+}
+
+/// Lets the kernel notice that the endpoint has vanished. (A client's connection has the setting from
+/// its listener. The packet splice watches the peers itself.)
+fn watch_endpoint(session: &Session) {
+    // A socket that refuses is closed already.
+    socket::watch_peer(&session.upstream).ok();
 }
 
 /// Waits for `carried`. When [`Stream::end`] is called before, drops `carried`, which resets both

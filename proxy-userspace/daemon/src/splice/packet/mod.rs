@@ -218,6 +218,10 @@ impl PacketSplice {
                 None => return Ok(()),
             }
         }
+        if stream.has_fin() {
+            // Most short streams end here: without a look at routes and sockets.
+            return Err(Box::new(Refused { session: stream.into(), reason: Reason::NotEstablished }));
+        }
         let decided = Instant::now();
         let mut approach = Approach::begin(self, stream)?;
         if !self.within.is_zero() {

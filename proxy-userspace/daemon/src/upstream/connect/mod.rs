@@ -88,13 +88,18 @@ impl Connector {
         }
     }
 
-    /// A new connection, [prepared](socket::prepare).
+    /// A new connection, [prepared](socket::prepare). Its peer is [watched](socket::watch_peer).
     pub async fn connect(&self, endpoint: SocketAddr) -> Result<TcpStream, ConnectError> {
         let endpoint = canonical(endpoint);
-        self.counted(endpoint, self.connect_from_any_port(endpoint)).await
+        let connect = async {
+            let socket = self.connect_from_any_port(endpoint).await?;
+            socket::watch_peer(&socket)?;
+            Ok(socket)
+        };
+        self.counted(endpoint, connect).await
     }
 
-    /// A new connection for a stream, [prepared](socket::prepare). With `ports` it has one of these, as long as there are
+    /// A new connection for a stream, [prepared](socket::prepare). What carries the stream watches the peer. With `ports` it has one of these, as long as there are
     /// any, and the endpoint is told to send no larger segments than the client
     /// accepts, and windows in units that are no larger than the client's. If the client has no timestamps, the
     /// connection has none either, if possible.
