@@ -5,11 +5,12 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
-use steer_kernel::net::conntrack::Conntrack;
+use steer_kernel::net::conntrack::{Conntrack, Handling, Obstacle};
 use steer_kernel::net::host::{self, InterfaceKind, LOOPBACK_IFINDEX};
 use steer_kernel::net::next_hop::NextHops;
 use steer_kernel::net::route::{RouteError, Routes};
 use steer_tests::netns::NetNs;
+use steer_tests::peers::nft;
 use steer_tests::require;
 
 fn address(text: &str) -> IpAddr {
@@ -196,11 +197,12 @@ fn connection_tracking_is_seen() {
         return;
     }
     let netns = NetNs::new("steer-t", "conntrack").unwrap();
-    let conntrack = netns.run(Conntrack::new).unwrap();
+    let conntrack = netns.run(|| Conntrack::new(Handling::Relay)).unwrap();
     let in_the_way = |address: &str| {
         let ask = || {
             let (peer, local, _sockets) = connect(address);
-            let answers = [conntrack.is_in_the_way(peer, local), conntrack.is_in_the_way(local, peer)];
+            let answers = [(peer, local), (local, peer)]
+                .map(|(peer, local)| conntrack.is_tracked(peer, local).is_err());
             assert_eq!(answers[0], answers[1], "an entry is found by either direction");
             answers[0]
         };
@@ -223,4 +225,152 @@ fn connection_tracking_is_seen() {
     let liberal = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
     netns.run(|| std::fs::write(liberal, "1").unwrap()).unwrap();
     assert_eq!(ways(), (false, false));
+}
+
+/// What stands in the way of a tracked connection in a namespace with these rules: a rule as `family
+/// table chain`, or nothing.
+fn rule_in_the_way(rules: &str) -> Option<String> {
+    let netns = NetNs::new("steer-t", "rules").unwrap();
+    let conntrack = netns.run(|| Conntrack::new(Handling::ByRules)).unwrap();
+    run(&netns, "nft", &[TRACKING]);
+    run(&netns, "nft", &[rules]);
+    ask(&netns, &conntrack)
+}
+
+/// Starts tracking. The rule looks at forwarded packets only, as those of Docker do.
+const TRACKING: &str =
+    "table inet t { chain f { type filter hook forward priority 0; ct state invalid drop; }; }";
+
+fn ask(netns: &NetNs, conntrack: &Conntrack) -> Option<String> {
+    let ask = || {
+        let (peer, local, _sockets) = connect("127.0.0.1");
+        conntrack.is_tracked(peer, local).map_err(|obstacle| match obstacle {
+            Obstacle::Rule(looking) => looking.to_string(),
+            other => panic!("{other:?}"),
+        })
+    };
+    match netns.run(ask).unwrap() {
+        Ok(tracked) => {
+            assert!(tracked);
+            None
+        }
+        Err(text) => {
+            let (_, rule) = text.split_once('`').unwrap();
+            Some(rule.split_once(" handle ").unwrap().0.to_owned())
+        }
+    }
+}
+
+#[test]
+fn rules_that_look_at_connections_of_this_host_are_found() {
+    if !require::root() || !nft() {
+        return;
+    }
+    let base = |hook: &str| format!("type filter hook {hook} priority 0;");
+    for hook in ["prerouting", "input", "output", "postrouting"] {
+        for family in ["inet", "ip", "ip6"] {
+            let rules =
+                format!("table {family} f {{ chain c {{ {} ct state invalid counter; }}; }}", base(hook));
+            assert_eq!(rule_in_the_way(&rules), Some(format!("{family} f c")), "{rules}");
+        }
+    }
+    let chains = |rules: &str| format!("table inet f {{ {rules} }}");
+    let looks = "chain looks { ct mark 1 accept; };";
+    for (rules, rule) in [
+        // Each field of an entry counts: an invalid packet has no entry.
+        (chains(&format!("chain c {{ {} ct status assured accept; }};", base("input"))), "inet f c"),
+        (
+            chains(&format!("{looks} chain c {{ {} tcp dport 1 jump looks; }};", base("input"))),
+            "inet f looks",
+        ),
+        (chains(&format!("{looks} chain c {{ {} goto looks; }};", base("input"))), "inet f looks"),
+        (
+            chains(&format!("{looks} chain a {{ jump looks; }}; chain c {{ {} jump a; }};", base("output"))),
+            "inet f looks",
+        ),
+        (
+            chains(&format!(
+                "{looks} chain c {{ {} tcp dport vmap {{ 1 : jump looks, 2 : drop }}; }};",
+                base("input")
+            )),
+            "inet f looks",
+        ),
+        (
+            chains(&format!(
+                "chain c {{ {} ct state vmap {{ established : accept, invalid : drop }}; }};",
+                base("input")
+            )),
+            "inet f c",
+        ),
+        (
+            chains(&format!(
+                "set s {{ type ipv4_addr; flags dynamic; }}; chain c {{ {} add @s {{ ip saddr ct count over 9 }} drop; }};",
+                base("input")
+            )),
+            "inet f c",
+        ),
+    ] {
+        assert_eq!(rule_in_the_way(&rules).as_deref(), Some(rule), "{rules}");
+    }
+}
+
+#[test]
+fn rules_for_forwarded_packets_and_rules_that_do_not_look_are_not_in_the_way() {
+    if !require::root() || !nft() {
+        return;
+    }
+    let looks = "chain looks { ct state invalid drop; };";
+    for rules in [
+        "chain c { type filter hook forward priority 0; ct state invalid drop; };".to_owned(),
+        format!("{looks} chain c {{ type filter hook forward priority 0; jump looks; }};"),
+        format!("{looks} chain c {{ type filter hook input priority 0; tcp dport 1 drop; }};"),
+        "chain c { type nat hook prerouting priority dstnat; ct state new tcp dport 1 redirect to :2; };"
+            .to_owned(),
+        "chain c { type filter hook prerouting priority 0; ct mark set 1; };".to_owned(),
+        "chain c { type filter hook prerouting priority raw; tcp dport 1 notrack; };".to_owned(),
+        "chain c { type filter hook input priority 0; policy drop; accept; };".to_owned(),
+    ] {
+        let rules = format!("table inet f {{ {rules} }}");
+        assert_eq!(rule_in_the_way(&rules), None, "{rules}");
+    }
+}
+
+#[test]
+fn the_answer_follows_the_rules() {
+    if !require::root() || !nft() {
+        return;
+    }
+    let netns = NetNs::new("steer-t", "follows").unwrap();
+    let conntrack = netns.run(|| Conntrack::new(Handling::ByRules)).unwrap();
+    run(&netns, "nft", &[TRACKING]);
+    for _ in 0..2 {
+        assert_eq!(ask(&netns, &conntrack), None);
+        // More rules than one answer of the kernel has room for.
+        let many = "tcp dport 1 counter drop; ".repeat(2000);
+        let chain = format!("type filter hook input priority 0; {many} ct state invalid drop;");
+        run(&netns, "nft", &[&format!("table inet f {{ chain c {{ {chain} }}; }}")]);
+        assert_eq!(ask(&netns, &conntrack).as_deref(), Some("inet f c"));
+        run(&netns, "nft", &["delete table inet f"]);
+    }
+}
+
+#[test]
+fn a_forgotten_connection_has_no_entry() {
+    if !require::root() || !nft() {
+        return;
+    }
+    let netns = NetNs::new("steer-t", "forgotten").unwrap();
+    let conntrack = netns.run(|| Conntrack::new(Handling::ByRules)).unwrap();
+    run(&netns, "nft", &[TRACKING]);
+    for address in ["127.0.0.1", "::1"] {
+        let forget = || {
+            let (peer, local, _sockets) = connect(address);
+            assert!(conntrack.is_tracked(peer, local).unwrap());
+            conntrack.forget(peer, local).unwrap();
+            assert!(!conntrack.is_tracked(peer, local).unwrap());
+            // Nothing is left to forget, and that is no error.
+            conntrack.forget(local, peer).unwrap();
+        };
+        netns.run(forget).unwrap();
+    }
 }

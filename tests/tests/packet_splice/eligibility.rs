@@ -1,12 +1,7 @@
 //! Which connections are spliced, depending on what their ends have negotiated. Spliced streams
 //! carry bulk.
 
-use std::io::Write as _;
-use std::process::Stdio;
-
 use steer_tests::netns::NetNs;
-use steer_tests::peers::nft;
-use steer_tests::process::quiet;
 use steer_tests::require;
 use steer_tests::topology::Topology;
 
@@ -80,29 +75,6 @@ fn other_options_may_differ() {
 
 fn ends(topology: &Topology) -> [&NetNs; 2] {
     [&topology.clients, &topology.endpoints[0]]
-}
-
-#[test]
-fn a_firewall_that_drops_what_it_cannot_track_is_respected() {
-    if !nft() {
-        return;
-    }
-    expect(Some("conntrack"), |topology| drop_untracked(&topology.proxy));
-    expect(None, |topology| {
-        drop_untracked(&topology.proxy);
-        topology.proxy.sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", "1").unwrap();
-    });
-}
-
-fn drop_untracked(host: &NetNs) {
-    let rules = "table inet test {\n chain in {\n type filter hook prerouting priority 0;\n ct state invalid drop\n }\n \
-                 chain out {\n type filter hook output priority 0;\n ct state invalid drop\n }\n }\n";
-    let mut command = quiet("nft");
-    command.args(["-f", "-"]).stdin(Stdio::piped());
-    host.enter(&mut command).unwrap();
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success());
 }
 
 /// Packets of up to 64 KiB are not cut on their way.

@@ -145,7 +145,7 @@ mod tests {
         assert!((found[0].ratio() - 0.2).abs() < 1e-9 && (found[1].ratio() - 1.0).abs() < 1e-9);
         let groups: Vec<_> = found[0].relayed.iter().map(|g| (g.reason.as_deref(), g.streams)).collect();
         assert_eq!(groups, [(Some("conntrack"), 2), (None, 1), (Some("families_differ"), 1)]);
-        assert!(found[0].relayed[0].fix.as_ref().unwrap().contains("tcp_be_liberal"));
+        assert!(found[0].relayed[0].fix.as_ref().unwrap().contains("notrack"));
         assert_eq!(describe(&found[0].relayed), "conntrack 2, no reason 1, families_differ 1");
         assert_eq!(describe(&found[1].relayed), "");
     }

@@ -163,7 +163,9 @@ impl Splicer {
             let Refused { session, reason } = *refused;
             let fallbacks = self.metrics.splice_fallbacks.with_label_values(&[reason.as_str()]);
             fallbacks.inc();
+            // For `conntrack`, the packet splice has logged the rule that is in the way.
             if self.mode != SpliceMode::Sockmap
+                && reason != Reason::Conntrack
                 && let (1, Some(fix)) = (fallbacks.get(), fix(reason))
             {
                 let (stream, reason) = (session.guard.stream().id, reason.as_str());
@@ -271,7 +273,7 @@ const fn fix(reason: Reason) -> Option<&'static str> {
         Reason::Mss => "set packet_splice.mss to what the endpoints accept, so that clients send no more",
         Reason::FamiliesDiffer => "give the cluster endpoints of the clients' address family",
         Reason::Conntrack => {
-            "sysctl net.netfilter.nf_conntrack_tcp_be_liberal=1, or notrack for both connections in the raw table"
+            "the log names the rule that is in the way; exempt both connections from tracking (notrack in the raw table)"
         }
         Reason::LocalHop => {
             "let clients or endpoints of this host use 127.0.0.1, with net.ipv4.tcp_early_demux=1"

@@ -5,7 +5,8 @@ use std::io;
 use std::marker::PhantomData;
 
 use netlink_packet_core::{
-    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -18,8 +19,7 @@ use super::host;
 /// KiB.
 const BUFFER_BYTES: usize = 32 << 10;
 
-/// A socket for requests with one answer, which the kernel gives before the system call of the
-/// request returns.
+/// A socket for requests that the kernel answers before the system call of the request returns.
 pub(crate) struct Netlink<M> {
     socket: Socket,
     sequence: u32,
@@ -35,7 +35,7 @@ impl Netlink<RouteNetlinkMessage> {
 }
 
 impl Netlink<NetfilterMessage> {
-    /// For connection tracking.
+    /// For connection tracking, and the rules of nftables.
     pub(crate) fn netfilter() -> io::Result<Self> {
         Self::new(NETLINK_NETFILTER)
     }
@@ -51,35 +51,85 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     /// # Errors
     /// What the kernel answered, as an OS error; or an answer that cannot be read.
     pub(crate) fn ask(&mut self, request: M) -> io::Result<M> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let payload = NetlinkPayload::InnerMessage(request);
-        let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
-        message.header.flags = NLM_F_REQUEST;
-        message.header.sequence_number = self.sequence;
-        message.finalize();
-        let len = message.buffer_len();
-        message.serialize(&mut self.buffer[..len]);
-        self.socket.send(&self.buffer[..len], 0)?;
+        self.send(request, NLM_F_REQUEST)?;
+        match self.answer()? {
+            NetlinkPayload::InnerMessage(answer) => Ok(answer),
+            NetlinkPayload::Error(error) => Err(error.to_io()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Tells the kernel to change something.
+    ///
+    /// # Errors
+    /// What the kernel answered, as an OS error; or an answer that cannot be read.
+    pub(crate) fn tell(&mut self, request: M) -> io::Result<()> {
+        self.send(request, NLM_F_REQUEST | NLM_F_ACK)?;
+        match self.answer()? {
+            NetlinkPayload::Error(error) if error.code.is_none() => Ok(()),
+            NetlinkPayload::Error(error) => Err(error.to_io()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Asks for a list. After an error, answers may be left in the socket: it is to be dropped.
+    ///
+    /// # Errors
+    /// What the kernel answered, as an OS error; or an answer that cannot be read. `Interrupted`:
+    /// the list changed meanwhile.
+    pub(crate) fn dump(&mut self, request: M) -> io::Result<Vec<M>> {
+        self.send(request, NLM_F_REQUEST | NLM_F_DUMP)?;
+        let mut answers = Vec::new();
         loop {
-            let answer = self.receive()?;
-            // An answer with another number belongs to an earlier request, whose answer could not
-            // be read.
-            if answer.header.sequence_number == self.sequence {
-                return match answer.payload {
-                    NetlinkPayload::InnerMessage(answer) => Ok(answer),
-                    NetlinkPayload::Error(error) => Err(error.to_io()),
-                    _ => Err(io::ErrorKind::InvalidData.into()),
-                };
+            // The kernel puts the next part into the socket before it returns the last one.
+            let len = self.socket.recv(&mut &mut self.buffer[..], libc::MSG_DONTWAIT)?;
+            let mut rest = &self.buffer[..len];
+            while !rest.is_empty() {
+                let message = read(rest)?;
+                if message.header.flags & NLM_F_DUMP_INTR != 0 {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                // Each message begins at a multiple of four.
+                let end = message.header.length.next_multiple_of(4) as usize;
+                rest = rest.get(end..).unwrap_or_default();
+                match message.payload {
+                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => return Err(io::ErrorKind::InvalidData.into()),
+                }
             }
         }
     }
 
-    fn receive(&mut self) -> io::Result<NetlinkMessage<M>> {
-        // The answer is there already. If the call would have to wait, the answer is lost.
-        let len = self.socket.recv(&mut &mut self.buffer[..], libc::MSG_DONTWAIT)?;
-        NetlinkMessage::deserialize(&self.buffer[..len])
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    fn send(&mut self, request: M, flags: u16) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let payload = NetlinkPayload::InnerMessage(request);
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        message.header.flags = flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let len = message.buffer_len();
+        message.serialize(&mut self.buffer[..len]);
+        self.socket.send(&self.buffer[..len], 0).map(drop)
     }
+
+    fn answer(&mut self) -> io::Result<NetlinkPayload<M>> {
+        loop {
+            // The answer is there already. If the call would have to wait, the answer is lost.
+            let len = self.socket.recv(&mut &mut self.buffer[..], libc::MSG_DONTWAIT)?;
+            let answer = read(&self.buffer[..len])?;
+            // An answer with another number belongs to an earlier request, whose answer could not
+            // be read.
+            if answer.header.sequence_number == self.sequence {
+                return Ok(answer.payload);
+            }
+        }
+    }
+}
+
+fn read<M: NetlinkDeserializable>(bytes: &[u8]) -> io::Result<NetlinkMessage<M>> {
+    NetlinkMessage::deserialize(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// Tells which interfaces were removed.

@@ -33,7 +33,7 @@ pub use error::{LoadError, Problem};
 pub use flags::from_flags;
 pub use load::{Format, Loaded, load, parse, read};
 pub use native::DEFAULT_ADMIN;
-pub use packet_splice::{Keepalive, MSS, PacketSplice};
+pub use packet_splice::{ConntrackMode, Keepalive, MSS, PacketSplice};
 pub use print::to_yaml;
 
 #[derive(Debug, Clone)]

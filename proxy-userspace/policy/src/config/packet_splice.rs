@@ -39,6 +39,30 @@ pub struct PacketSplice {
     /// If a client has no TCP timestamps, the connection to its endpoint does without, too, so that
     /// the stream can be spliced.
     pub agree_at_handshake: bool,
+    pub conntrack: ConntrackMode,
+}
+
+/// What happens to a stream with a tracked connection. (A connection that a rule rewrites is always
+/// relayed.)
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ConntrackMode {
+    /// The stream is spliced if no rule looks at the state of connections.
+    #[default]
+    Auto,
+    /// The stream is relayed, unless `nf_conntrack_tcp_be_liberal` is on.
+    Relay,
+}
+
+impl ConntrackMode {
+    pub const ALL: [Self; 2] = [Self::Auto, Self::Relay];
+
+    /// As files name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Relay => "relay",
+        }
+    }
 }
 
 /// When a silent peer of a spliced stream is probed. None of it is 0.
@@ -71,6 +95,7 @@ impl Default for PacketSplice {
             mark: DEFAULT_MARK,
             mss: None,
             agree_at_handshake: true,
+            conntrack: ConntrackMode::default(),
         }
     }
 }
@@ -109,6 +134,10 @@ pub(super) fn read(field: &Field<'_>) -> Option<PacketSplice> {
         mss: number("mss", (*MSS.start()).into()..=(*MSS.end()).into())
             .and_then(|mss| u16::try_from(mss).ok()),
         agree_at_handshake: map.boolean("agree_at_handshake").unwrap_or(default.agree_at_handshake),
+        conntrack: map
+            .get("conntrack")
+            .and_then(|mode| mode.one_of_any_case(&ConntrackMode::ALL.map(|mode| (mode.as_str(), mode))))
+            .unwrap_or_default(),
     };
     map.finish();
     Some(read)

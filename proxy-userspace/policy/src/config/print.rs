@@ -101,6 +101,7 @@ impl Page {
         self.differs("mark", &s.mark, &d.mark, |mark| format!("{mark:#x}"));
         self.differs("mss", &s.mss, &d.mss, |mss| mss.unwrap_or_default().to_string());
         self.differs("agree_at_handshake", &s.agree_at_handshake, &d.agree_at_handshake, bool::to_string);
+        self.differs("conntrack", &s.conntrack, &d.conntrack, |mode| mode.as_str().to_owned());
     }
 
     fn options(&mut self, options: &HttpOptions) {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use super::PacketSplice;
 use super::decide::{Plan, decide};
-use super::hand_over::{HandOver, Switched};
+use super::hand_over::{HandOver, Switched, Tracked};
 use super::lanes::Fin;
 use super::owned_record::OwnedRecord;
 use super::relayed::Relayed;
@@ -40,6 +40,8 @@ const SILENCE: Duration = Duration::from_millis(4);
 pub(super) struct Approach<'a> {
     splice: &'a PacketSplice,
     plan: Plan,
+    /// The connections that the kernel tracks.
+    tracked: Tracked,
     stream: Relayed,
 }
 
@@ -48,10 +50,10 @@ impl<'a> Approach<'a> {
     /// have reached.
     pub(super) fn begin(splice: &'a PacketSplice, mut stream: Relayed) -> Result<Self, Box<Refused>> {
         let prepared = splice.records.gate.keep().and_then(|_kept| {
-            let plan = plan(splice, &stream)?;
-            Ok((plan, positions(&stream)?))
+            let (plan, tracked) = plan(splice, &stream)?;
+            Ok((plan, tracked, positions(&stream)?))
         });
-        let (plan, positions) = match prepared {
+        let (plan, tracked, positions) = match prepared {
             Ok(prepared) => prepared,
             Err(reason) => return Err(Box::new(Refused { session: stream.into(), reason })),
         };
@@ -62,7 +64,7 @@ impl<'a> Approach<'a> {
         failpoint::reached("begun");
         stream.lanes.read_end = positions.map(|position| position.read_end);
         stream.lanes.write_end = positions.map(|position| position.write_end);
-        Ok(Self { splice, plan, stream })
+        Ok(Self { splice, plan, tracked, stream })
     }
 
     fn refuse(self, reason: Reason) -> Box<Refused> {
@@ -168,8 +170,8 @@ impl<'a> Approach<'a> {
         }
         failpoint::reached("activated");
         let watcher = Switched { record, copies_acks: Cell::new(!quiet) };
-        let Self { splice, stream: Relayed { lanes, source, guard, idle_timeout, .. }, .. } = self;
-        Ok(HandOver { splice, lanes, watcher, source, guard, idle_timeout, carried: None })
+        let Self { splice, tracked, stream: Relayed { lanes, source, guard, idle_timeout, .. }, .. } = self;
+        Ok(HandOver { splice, lanes, watcher, source, guard, idle_timeout, tracked, carried: None })
     }
 
     /// Checks that both connections still exist. To be called after the keys are in the map.
@@ -259,7 +261,7 @@ fn is_quiet(stream: &Relayed) -> bool {
 
 /// Decides, once for the stream, whether and how it is spliced. Attaches the programs to the
 /// interfaces on which its packets arrive.
-fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
+fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<(Plan, Tracked), Reason> {
     if stream.has_fin() {
         return Err(Reason::NotEstablished);
     }
@@ -284,7 +286,8 @@ fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<Plan, Reason> {
         );
         error.reason()
     })?;
-    Ok(plan)
+    let tracked = [&downstream, &upstream].into_iter().filter(|leg| leg.tracked);
+    Ok((plan, tracked.map(|leg| (leg.peer, leg.local)).collect()))
 }
 
 /// The sequence numbers that a connection has reached, on its own wire.

@@ -42,6 +42,8 @@ pub(super) struct Leg {
     pub(super) next_hop: Result<NextHop, Reason>,
     /// Connection tracking may drop what a hand-over sends.
     pub(super) conntrack_in_the_way: bool,
+    /// Connection tracking has an entry, which is of no use once the stream is spliced.
+    pub(super) tracked: bool,
 }
 
 /// How a stream is spliced.
@@ -196,6 +198,7 @@ mod tests {
             send_mss: 1448,
             next_hop: Ok(NextHop { ifindex, interface, local: ifindex == LO }),
             conntrack_in_the_way: false,
+            tracked: false,
         }
     }
 

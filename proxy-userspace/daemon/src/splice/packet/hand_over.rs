@@ -17,6 +17,7 @@
 //! are made, and one grace period is enough.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +94,9 @@ impl Failed {
     }
 }
 
+/// The tracked connections of a stream: the peer's address, and the local one.
+pub(super) type Tracked = Vec<(SocketAddr, SocketAddr)>;
+
 /// A session after the switch, while its sockets are open. Dropping it resets both connections.
 pub(super) struct HandOver<'a> {
     pub(super) splice: &'a PacketSplice,
@@ -104,6 +108,7 @@ pub(super) struct HandOver<'a> {
     pub(super) source: Option<Lease>,
     pub(super) guard: StreamGuard,
     pub(super) idle_timeout: Option<Duration>,
+    pub(super) tracked: Tracked,
     /// `None` before the grace period has passed.
     pub(super) carried: Option<Arc<Carried>>,
 }
@@ -170,6 +175,8 @@ impl HandOver<'_> {
             close(socket);
             failpoint::reached("closing");
         }
+        // The sockets are closed, and netfilter sees no packet of the stream any more.
+        self.splice.survey.forget(&self.tracked);
         self.splice.hand_overs.of(how).inc();
         metrics.hand_over_seconds.observe(decided.elapsed().as_secs_f64());
         let stream = SplicedStream::new(record, self.guard, carried, self.source);

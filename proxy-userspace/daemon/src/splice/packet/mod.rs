@@ -171,7 +171,7 @@ impl PacketSplice {
         let used = metrics.packet_streams.with_label_values(&["used"]);
         let records = RecordPool::new(kernel, used).map_err(StartError::Sockets)?;
         metrics.packet_streams.with_label_values(&["limit"]).set(max_streams.into());
-        let survey = Survey::new().map_err(StartError::Sockets)?;
+        let survey = Survey::new(config.conntrack).map_err(StartError::Sockets)?;
         let grace = Grace::start().map_err(StartError::Thread)?;
         let limits = Limits { keepalive: config.keepalive, linger: config.linger };
         let table = Arc::new(Table::new(Arc::clone(&records), limits));

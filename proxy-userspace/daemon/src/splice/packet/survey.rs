@@ -1,18 +1,21 @@
 //! Asks the kernel for the facts that [`decide`](super::decide) needs: about the host, and about
 //! the two connections of a stream.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use proxy_common::reason::Reason;
 use steer_kernel::net::canonical;
-use steer_kernel::net::conntrack::Conntrack;
+use steer_kernel::net::conntrack::{Conntrack, Handling, Obstacle};
 use steer_kernel::net::host::{self, InterfaceKind};
 use steer_kernel::net::next_hop::{NextHop, NextHops};
 use steer_kernel::net::route::RouteError;
 use steer_kernel::tcp::repair;
 use steer_kernel::tcp::tcp_info::TcpInfo;
+use steer_policy::config::ConntrackMode;
 use tokio::net::TcpStream;
 
 use super::decide::{Host, Leg};
@@ -20,19 +23,28 @@ use super::decide::{Host, Leg};
 /// The settings of the host are read again after this time. They may change, but reading them for
 /// each stream costs too much.
 const HOST_AGE: Duration = Duration::from_secs(5);
+/// How many obstacles of connection tracking are logged. There are a few, unless the rules change
+/// all the time.
+const OBSTACLES: usize = 32;
 
 #[derive(Debug)]
 pub(super) struct Survey {
     next_hops: NextHops,
     conntrack: Conntrack,
+    /// The obstacles that were logged.
+    said: Mutex<HashSet<String>>,
     host: ArcSwap<(Instant, Host)>,
 }
 
 impl Survey {
-    pub(super) fn new() -> std::io::Result<Self> {
+    pub(super) fn new(conntrack: ConntrackMode) -> std::io::Result<Self> {
         Ok(Self {
             next_hops: NextHops::new()?,
-            conntrack: Conntrack::new(),
+            conntrack: Conntrack::new(match conntrack {
+                ConntrackMode::Auto => Handling::ByRules,
+                ConntrackMode::Relay => Handling::Relay,
+            }),
+            said: Mutex::default(),
             host: ArcSwap::from_pointee((Instant::now(), ask_host())),
         })
     }
@@ -64,6 +76,32 @@ impl Survey {
         Ok([self.leg(downstream, down, down_hop)?, self.leg(upstream, up, up_hop)?])
     }
 
+    /// Logs each obstacle once: an operator learns which rule is in the way.
+    fn say(&self, obstacle: &Obstacle) {
+        let text = obstacle.to_string();
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() < OBSTACLES && !said.contains(&text) {
+            let (reason, fix) = (Reason::Conntrack.as_str(), fix(obstacle));
+            let error: &dyn std::error::Error = obstacle;
+            tracing::warn!(
+                reason,
+                error,
+                fix,
+                "streams with a tracked connection are relayed; said once for each cause"
+            );
+            said.insert(text);
+        }
+    }
+
+    /// Removes the entries of connections whose packets netfilter does not see any more.
+    pub(super) fn forget(&self, tracked: &[(SocketAddr, SocketAddr)]) {
+        for (peer, local) in tracked {
+            if let Err(error) = self.conntrack.forget(*peer, *local) {
+                tracing::debug!(%error, %peer, %local, "the entry of a spliced connection stays");
+            }
+        }
+    }
+
     fn leg(
         &self,
         socket: &TcpStream,
@@ -73,6 +111,10 @@ impl Survey {
         let info = TcpInfo::of(socket).map_err(unreadable)?;
         if !info.is_established() {
             return Err(Reason::NotEstablished);
+        }
+        let tracked = self.conntrack.is_tracked(peer, local);
+        if let Err(obstacle) = &tracked {
+            self.say(obstacle);
         }
         Ok(Leg {
             peer,
@@ -85,8 +127,25 @@ impl Survey {
             announced_mss: info.announced_mss(),
             send_mss: info.send_mss(),
             next_hop: next_hop.map_err(|error| error.reason()),
-            conntrack_in_the_way: self.conntrack.is_in_the_way(peer, local),
+            conntrack_in_the_way: tracked.is_err(),
+            tracked: tracked.unwrap_or(false),
         })
+    }
+}
+
+/// What an operator can do about an obstacle.
+const fn fix(obstacle: &Obstacle) -> &'static str {
+    match obstacle {
+        Obstacle::Rewritten => "move the NAT to another host or network namespace",
+        Obstacle::Tracked => {
+            "set packet_splice.conntrack: auto, or exempt both connections from tracking (notrack)"
+        }
+        Obstacle::Rule(_) => {
+            "exempt both connections from tracking (notrack, see docs/splice.md), or remove the rule"
+        }
+        Obstacle::Unreadable(_) => {
+            "load the kernel module nf_conntrack_netlink, or exempt both connections from tracking (notrack)"
+        }
     }
 }
 
