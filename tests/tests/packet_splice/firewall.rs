@@ -1,6 +1,7 @@
 //! Streams with tracked connections: which packet filters of Steer's host let them be spliced.
 
 use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 
 use steer_kernel::net::conntrack::{Conntrack, Handling};
@@ -8,9 +9,10 @@ use steer_tests::netns::NetNs;
 use steer_tests::peers::nft;
 use steer_tests::process::quiet;
 use steer_tests::require;
+use steer_tests::steer::{Steer, binary};
 use steer_tests::topology::Topology;
 
-use crate::net::{Family, Net, Path, Setup, at_once};
+use crate::net::{ENDPOINT_PORT, Family, Net, Path, Setup, at_once};
 
 const BULK: usize = 16 << 20;
 
@@ -175,5 +177,108 @@ fn a_spliced_stream_leaves_no_entry_in_connection_tracking() {
         };
         assert_eq!(topology.proxy.run(tracked).unwrap(), 0);
         streams.iter_mut().for_each(|stream| stream.bulk(1 << 20));
+    });
+}
+
+const LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+
+fn is_liberal(host: &NetNs) -> bool {
+    host.run(|| std::fs::read_to_string(LIBERAL).unwrap()).unwrap().trim() == "1"
+}
+
+#[test]
+fn in_liberal_mode_streams_behind_a_stateful_firewall_are_spliced() {
+    if require::root() && nft() {
+        expect(true, "liberal", DROPS_INVALID);
+        expect(true, "liberal", STATEFUL);
+    }
+}
+
+#[test]
+fn the_liberal_setting_is_restored_when_the_last_instance_leaves_nothing() {
+    if !require::root() || !nft() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    tell_nft(&topology.proxy, DROPS_INVALID);
+    let mut net = Net::start(&topology, setup(Family::V4, "liberal"));
+    assert!(is_liberal(&topology.proxy));
+    let other = setup(Family::V6, "liberal");
+    let mut other = Steer::start(&other.config(), Some(&topology.proxy), &[]).unwrap();
+    drop(net.carried());
+    net.expect_nothing_left();
+    net.steer.stop(libc::SIGTERM).unwrap();
+    assert!(is_liberal(&topology.proxy), "the other instance needs the setting");
+    other.stop(libc::SIGTERM).unwrap();
+    assert!(!is_liberal(&topology.proxy));
+}
+
+#[test]
+fn a_setting_that_an_operator_has_made_liberal_stays() {
+    if !require::root() || !nft() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    topology.proxy.sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", "1").unwrap();
+    let mut net = Net::start(&topology, setup(Family::V4, "liberal"));
+    net.steer.stop(libc::SIGTERM).unwrap();
+    assert!(is_liberal(&topology.proxy));
+}
+
+#[test]
+fn after_a_crash_cleanup_and_detach_restore_the_liberal_setting() {
+    if !require::root() || !nft() {
+        return;
+    }
+    at_once(["cleanup", "detach"], |command| {
+        let topology = Topology::new(1).unwrap();
+        tell_nft(&topology.proxy, DROPS_INVALID);
+        let mut net = Net::start(&topology, setup(Family::V4, "liberal"));
+        let stream = net.carried();
+        let left = (command == "detach").then_some(stream);
+        if left.is_none() {
+            net.expect_nothing_left();
+        }
+        net.steer.stop(libc::SIGKILL).unwrap();
+        assert!(is_liberal(&topology.proxy));
+        let mut steer = quiet(binary().unwrap());
+        steer.args([command, "--instance", net.steer.instance()]);
+        topology.proxy.enter(&mut steer).unwrap();
+        assert!(steer.status().unwrap().success());
+        assert!(!is_liberal(&topology.proxy), "{command}");
+    });
+}
+
+/// The rules that docs/splice.md recommends behind [`STATEFUL`].
+const NOTRACK: &str = "
+add table inet steer
+add chain inet steer in { type filter hook prerouting priority raw; }
+add chain inet steer out { type filter hook output priority raw; }
+add rule inet steer in tcp dport 8080 notrack
+add rule inet steer in tcp sport 3000 notrack
+add rule inet steer out tcp sport 8080 notrack
+add rule inet steer out tcp dport 3000 notrack
+add rule inet steer out tcp sport 3000 notrack
+insert rule inet firewall input ct state untracked tcp dport 8080 accept
+insert rule inet firewall input ct state untracked tcp sport 3000 tcp flags & (syn | ack) != syn accept";
+
+#[test]
+fn streams_that_are_exempt_from_tracking_are_spliced_behind_a_stateful_firewall() {
+    if !require::root() || !nft() {
+        return;
+    }
+    let near = Setup {
+        endpoint: SocketAddr::from((Ipv4Addr::LOCALHOST, ENDPOINT_PORT)),
+        ..setup(Family::V4, "auto")
+    };
+    at_once([near, setup(Family::V4, "auto"), setup(Family::V6, "auto")], |setup| {
+        let topology = Topology::new(1).unwrap();
+        tell_nft(&topology.proxy, STATEFUL);
+        tell_nft(&topology.proxy, NOTRACK);
+        let net = Net::start(&topology, setup);
+        let mut stream = net.open();
+        stream.bulk(BULK);
+        net.expect_path(&stream, Path::Packet);
+        stream.bulk(BULK);
     });
 }

@@ -7,7 +7,7 @@ use steer_kernel::bpf::packet::pinned::{self, Pinned};
 use steer_kernel::bpf::packet::{Orphans, remove_pinned};
 use steer_kernel::bpf::pins::{self, Pins, PinsError};
 
-use crate::splice::packet::detach;
+use crate::splice::packet::{detach, liberal};
 use crate::streams::ports;
 use crate::takeover;
 
@@ -124,6 +124,7 @@ fn clean(instance: &Instance, args: &Args) -> anyhow::Result<Option<Verdict>> {
         if let Ok(Some(found)) = &found
             && found.ensure_is_here().is_ok()
         {
+            liberal::restore(instance).context("cannot turn nf_conntrack_tcp_be_liberal off")?;
             ports::unreserve(&found.reserved()?)?;
         }
         takeover::remove_left(instance).context("cannot remove its socket in /run/steer")?;

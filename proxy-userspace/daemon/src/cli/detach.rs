@@ -8,7 +8,7 @@ use steer_kernel::bpf::packet::remove_pinned;
 use steer_kernel::bpf::pins::{Pins, PinsError};
 
 use super::cleanup::{orphans, others, said_of_orphans};
-use crate::splice::packet::detach;
+use crate::splice::packet::{detach, liberal};
 use crate::streams::ports;
 use crate::takeover;
 
@@ -53,6 +53,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             streams = detach::living(found);
         } else {
             streams = detach::reset_all(found).context("cannot send RSTs; run as root (CAP_NET_RAW)")?;
+            liberal::restore(instance).context("cannot turn nf_conntrack_tcp_be_liberal off")?;
             ports::unreserve(&found.reserved()?).context("cannot give the reserved ports back")?;
             takeover::remove_left(instance).context("cannot remove its socket in /run/steer")?;
             remove_pinned(pins)?;

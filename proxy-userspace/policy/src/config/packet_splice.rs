@@ -49,17 +49,20 @@ pub enum ConntrackMode {
     /// The stream is spliced if no rule looks at the state of connections.
     #[default]
     Auto,
+    /// Steer turns `nf_conntrack_tcp_be_liberal` on, so the stream is spliced.
+    Liberal,
     /// The stream is relayed, unless `nf_conntrack_tcp_be_liberal` is on.
     Relay,
 }
 
 impl ConntrackMode {
-    pub const ALL: [Self; 2] = [Self::Auto, Self::Relay];
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Liberal, Self::Relay];
 
     /// As files name it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
+            Self::Liberal => "liberal",
             Self::Relay => "relay",
         }
     }

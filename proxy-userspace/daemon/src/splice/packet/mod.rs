@@ -12,6 +12,7 @@
 //! - `adopt`: takes over the records of an earlier process.
 //! - `table`: holds the streams. `reap` looks after them, by the rules of `life`.
 //! - `detach`: ends the streams of a stopped process.
+//! - `liberal`: the setting of connection tracking that `packet_splice.conntrack: liberal` needs.
 //! - `segments`: the segments that Steer sends in the name of a peer.
 //! - `unfit`: remembers peers whose packets cannot be carried.
 //! - `counters`: the metrics of what the programs count.
@@ -25,6 +26,7 @@ mod gate;
 mod hand_over;
 mod handshake;
 mod lanes;
+pub mod liberal;
 mod life;
 mod owned_record;
 mod reap;
@@ -115,6 +117,7 @@ pub struct PacketSplice {
     table: Arc<Table>,
     grace: Arc<Grace>,
     survey: Survey,
+    instance: Instance,
     /// See [`steer_policy::config::PacketSplice::hand_over_after`].
     after: Duration,
     /// See [`steer_policy::config::PacketSplice::hand_over_within`].
@@ -157,7 +160,7 @@ impl PacketSplice {
         predecessor: Predecessor,
     ) -> Result<Arc<Self>, StartError> {
         let (kernel, events) = load(config, predecessor)?;
-        let config = &config.packet_splice;
+        let (config, instance) = (&config.packet_splice, &config.instance);
         if let Err(error) = kernel.set_limits(config.orphan_timeout, config.linger) {
             tracing::warn!(%error, "while no process runs, the kernel keeps streams whose peers have vanished");
         }
@@ -171,7 +174,7 @@ impl PacketSplice {
         let used = metrics.packet_streams.with_label_values(&["used"]);
         let records = RecordPool::new(kernel, used).map_err(StartError::Sockets)?;
         metrics.packet_streams.with_label_values(&["limit"]).set(max_streams.into());
-        let survey = Survey::new(config.conntrack).map_err(StartError::Sockets)?;
+        let survey = Survey::new(config.conntrack, instance).map_err(StartError::Sockets)?;
         let grace = Grace::start().map_err(StartError::Thread)?;
         let limits = Limits { keepalive: config.keepalive, linger: config.linger };
         let table = Arc::new(Table::new(Arc::clone(&records), limits));
@@ -192,6 +195,7 @@ impl PacketSplice {
             table,
             grace,
             survey,
+            instance: instance.clone(),
             after: config.hand_over_after,
             within: config.hand_over_within,
             agrees_at_handshake: config.agree_at_handshake,
@@ -272,7 +276,7 @@ impl PacketSplice {
                 return;
             }
         }
-        if let Err(error) = clear_up(kernel) {
+        if let Err(error) = clear_up(kernel, &self.instance) {
             tracing::warn!(error = &*error, "cannot clear up; `steer cleanup` does");
         }
     }
@@ -358,7 +362,8 @@ fn load(config: &Config, predecessor: Predecessor) -> Result<(PacketKernel, Flow
 }
 
 /// Removes everything from the kernel that would outlive the process.
-fn clear_up(kernel: &PacketKernel) -> Result<(), Box<dyn std::error::Error>> {
+fn clear_up(kernel: &PacketKernel, instance: &Instance) -> Result<(), Box<dyn std::error::Error>> {
+    liberal::restore(instance)?;
     ports::unreserve(&kernel.noted_reserved()?)?;
     kernel.unpin()?;
     Ok(())

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use proxy_common::instance::Instance;
 use proxy_common::reason::Reason;
 use steer_kernel::net::canonical;
 use steer_kernel::net::conntrack::{Conntrack, Handling, Obstacle};
@@ -19,6 +20,7 @@ use steer_policy::config::ConntrackMode;
 use tokio::net::TcpStream;
 
 use super::decide::{Host, Leg};
+use super::liberal;
 
 /// The settings of the host are read again after this time. They may change, but reading them for
 /// each stream costs too much.
@@ -31,19 +33,28 @@ const OBSTACLES: usize = 32;
 pub(super) struct Survey {
     next_hops: NextHops,
     conntrack: Conntrack,
+    /// The instance, with [`ConntrackMode::Liberal`].
+    liberal: Option<Instance>,
     /// The obstacles that were logged.
     said: Mutex<HashSet<String>>,
     host: ArcSwap<(Instant, Host)>,
 }
 
 impl Survey {
-    pub(super) fn new(conntrack: ConntrackMode) -> std::io::Result<Self> {
+    pub(super) fn new(conntrack: ConntrackMode, instance: &Instance) -> std::io::Result<Self> {
+        let liberal = (conntrack == ConntrackMode::Liberal).then(|| instance.clone());
+        // An earlier process may have had another mode.
+        let changed = if liberal.is_some() { liberal::turn_on(instance) } else { liberal::restore(instance) };
+        if let Err(error) = changed {
+            tracing::warn!(%error, "cannot change net.netfilter.nf_conntrack_tcp_be_liberal");
+        }
         Ok(Self {
             next_hops: NextHops::new()?,
             conntrack: Conntrack::new(match conntrack {
-                ConntrackMode::Auto => Handling::ByRules,
+                ConntrackMode::Auto | ConntrackMode::Liberal => Handling::ByRules,
                 ConntrackMode::Relay => Handling::Relay,
             }),
+            liberal,
             said: Mutex::default(),
             host: ArcSwap::from_pointee((Instant::now(), ask_host())),
         })
@@ -74,6 +85,17 @@ impl Survey {
         let [down, up] = [ends(downstream)?, ends(upstream)?];
         let [down_hop, up_hop] = self.next_hops.of([down, up].map(|(peer, local)| (local.ip(), peer.ip())));
         Ok([self.leg(downstream, down, down_hop)?, self.leg(upstream, up, up_hop)?])
+    }
+
+    fn is_tracked(&self, peer: SocketAddr, local: SocketAddr) -> Result<bool, Obstacle> {
+        let tracked = self.conntrack.is_tracked(peer, local);
+        match (&tracked, &self.liberal) {
+            // The module was loaded after the start, or somebody has turned the setting off.
+            (Err(Obstacle::Rule(_)), Some(instance)) if liberal::turn_on(instance).is_ok() => {
+                self.conntrack.is_tracked(peer, local)
+            }
+            _ => tracked,
+        }
     }
 
     /// Logs each obstacle once: an operator learns which rule is in the way.
@@ -112,7 +134,7 @@ impl Survey {
         if !info.is_established() {
             return Err(Reason::NotEstablished);
         }
-        let tracked = self.conntrack.is_tracked(peer, local);
+        let tracked = self.is_tracked(peer, local);
         if let Err(obstacle) = &tracked {
             self.say(obstacle);
         }
@@ -141,7 +163,7 @@ const fn fix(obstacle: &Obstacle) -> &'static str {
             "set packet_splice.conntrack: auto, or exempt both connections from tracking (notrack)"
         }
         Obstacle::Rule(_) => {
-            "exempt both connections from tracking (notrack, see docs/splice.md), or remove the rule"
+            "set packet_splice.conntrack: liberal, or exempt both connections from tracking (notrack): see docs/splice.md"
         }
         Obstacle::Unreadable(_) => {
             "load the kernel module nf_conntrack_netlink, or exempt both connections from tracking (notrack)"

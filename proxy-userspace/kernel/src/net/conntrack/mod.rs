@@ -16,6 +16,7 @@ mod entry;
 mod nftables;
 mod rules;
 
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,9 +27,12 @@ use self::entry::Entry;
 pub use self::nftables::Rule;
 pub use self::rules::Looking;
 use self::rules::Rules;
+use super::host;
 use super::netlink::Netlink;
 use super::pool::Pool;
 use super::sysctl::Sysctl;
+
+const LIBERAL: &str = "netfilter/nf_conntrack_tcp_be_liberal";
 
 /// What to do with a tracked connection that no rule rewrites, while
 /// `nf_conntrack_tcp_be_liberal` is off.
@@ -77,7 +81,7 @@ impl Conntrack {
         Self {
             handling,
             entries: Sysctl::new("netfilter/nf_conntrack_count"),
-            is_liberal: Sysctl::new("netfilter/nf_conntrack_tcp_be_liberal"),
+            is_liberal: Sysctl::new(LIBERAL),
             rules: Rules::default(),
             // If the protocol is missing, this kernel has no netfilter, or none that can be asked.
             nobody_answers: AtomicBool::new(netlink.is_err()),
@@ -148,6 +152,25 @@ impl Conntrack {
             }
         }
     }
+}
+
+/// Whether segments outside of the windows count as valid in the caller's network namespace. `None`:
+/// connection tracking is not loaded.
+///
+/// # Errors
+/// The setting cannot be read.
+pub fn is_liberal() -> io::Result<Option<bool>> {
+    match fs::read_to_string(host::path(LIBERAL)) {
+        Ok(text) => Ok(Some(text.trim() != "0")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// # Errors
+/// CAP_NET_ADMIN is missing, or /proc/sys is read-only.
+pub fn set_liberal(on: bool) -> io::Result<()> {
+    fs::write(host::path(LIBERAL), if on { "1" } else { "0" })
 }
 
 fn is_positive(setting: &Sysctl) -> bool {
