@@ -18,6 +18,8 @@ const NAT_PORT: u16 = 9000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HostKind {
     Plain,
+    /// Rules for forwarded packets only, as those of Docker.
+    Forwards,
     /// `ct state invalid drop`
     DropsInvalid,
     /// `ct state invalid drop`, with `nf_conntrack_tcp_be_liberal`.
@@ -44,8 +46,9 @@ pub(crate) enum HostKind {
 }
 
 impl HostKind {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Plain,
+        Self::Forwards,
         Self::DropsInvalid,
         Self::DropsInvalidLiberally,
         Self::DropsInvalidExceptSteer,
@@ -67,6 +70,7 @@ impl HostKind {
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Plain => "no rules",
+            Self::Forwards => "`ct state invalid drop` for forwarded packets only",
             Self::DropsInvalid => "`ct state invalid drop`",
             Self::DropsInvalidLiberally => "`ct state invalid drop`, `nf_conntrack_tcp_be_liberal=1`",
             Self::DropsInvalidExceptSteer => "`ct state invalid drop`, `notrack` for both connections",
@@ -95,6 +99,7 @@ impl HostKind {
         let proxy = &topology.proxy;
         match self {
             Self::Plain => {}
+            Self::Forwards => nft(proxy, FORWARDS)?,
             Self::DropsInvalid => nft(proxy, DROP_INVALID)?,
             Self::DropsInvalidLiberally => {
                 nft(proxy, DROP_INVALID)?;
@@ -130,6 +135,14 @@ impl HostKind {
         Ok(None)
     }
 }
+
+const FORWARDS: &str = "\
+table inet filter {
+    chain forward {
+        type filter hook forward priority filter
+        ct state invalid drop
+    }
+}";
 
 const DROP_INVALID: &str = "\
 table inet filter {
@@ -216,7 +229,9 @@ table inet nat {{
 fn change_source(proxy: &NetNs) -> Result<()> {
     for (device, v4, v6) in [("endpoint0", "10.71.1", "fd71:0:0:1:"), ("bridge0", "10.72.0", "fd72:")] {
         proxy.ip(&["address", "add", &format!("{v4}.9/24"), "dev", device])?;
-        proxy.ip(&["address", "add", &format!("{v6}:9/64"), "dev", device, "nodad"])?;
+        // IPv6 would take the newest address as a source by itself, and the rule would change nothing.
+        let v6 = format!("{v6}:9/64");
+        proxy.ip(&["address", "add", &v6, "dev", device, "nodad", "preferred_lft", "0"])?;
     }
     nft(
         proxy,

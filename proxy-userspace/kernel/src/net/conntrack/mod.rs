@@ -89,8 +89,8 @@ impl Conntrack {
         }
     }
 
-    /// Whether the connection between these addresses, as its socket knows them, is tracked. An
-    /// entry in a zone of its own (`ct zone set`) is not seen.
+    /// Whether the connection between these addresses, as its socket knows them, is tracked by an
+    /// entry that no rule needs, so that it can be [forgotten](Self::forget). An entry in a zone of its own (`ct zone set`) is not seen.
     ///
     /// A firewall may start tracking at any time, so nothing is remembered about entries. As long as
     /// nothing is tracked, the answer costs one system call. For a tracked connection the kernel is
@@ -107,7 +107,11 @@ impl Conntrack {
         match self.entry(peer, local).map_err(Obstacle::Unreadable)? {
             None => Ok(false),
             Some(Entry::Rewritten) => Err(Obstacle::Rewritten),
-            Some(Entry::Plain) if is_positive(&self.is_liberal) => Ok(true),
+            // A rule that looks may still meet later packets, such as a RST from Steer or the FIN of a
+            // container. Without their entry, these packets would be invalid.
+            Some(Entry::Plain) if is_positive(&self.is_liberal) => {
+                Ok(self.rules.looking().is_ok_and(|looking| looking.is_none()))
+            }
             Some(Entry::Plain) if self.handling == Handling::Relay => Err(Obstacle::Tracked),
             Some(Entry::Plain) => match self.rules.looking().map_err(Obstacle::Unreadable)? {
                 Some(looking) => Err(Obstacle::Rule(looking)),
