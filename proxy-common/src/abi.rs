@@ -3,7 +3,7 @@
 /// Version of every map layout in this crate; raised by any change to a shared type.
 pub const ABI_VERSION: u32 =
     if cfg!(feature = "other-layout") { OWN_ABI_VERSION + 1000 } else { OWN_ABI_VERSION };
-const OWN_ABI_VERSION: u32 = 7;
+const OWN_ABI_VERSION: u32 = 8;
 
 /// The sk_skb stream verdict program of the socket splice.
 pub const PROG_SOCK_SPLICE: &str = "sock_splice";
@@ -44,6 +44,9 @@ pub const MAP_TIMER: &str = "STEER_TIMER";
 /// The array of [`Entry`](crate::layout::Entry): where each field of a record is, for a process of
 /// another build.
 pub const MAP_LAYOUT: &str = "STEER_LAYOUT";
+/// The hash map from [`LocalEnd`](crate::no_stamps::LocalEnd) to
+/// [`Until`](crate::no_stamps::Until): where SYNs lose their timestamps.
+pub const MAP_NO_STAMPS: &str = "STEER_NO_STAMPS";
 /// A global of the object: the mark (`SO_MARK`) of the proxy's own sockets during a hand-over. The
 /// mark plus one is that of copied acknowledgements. The mark plus two ([`syn_mark`]) is that of
 /// sockets whose SYN is to leave without timestamps.
@@ -66,6 +69,9 @@ pub const fn syn_mark(mark: u32) -> u32 {
 /// Streams that the packet splice has room for, unless userspace sets another size when it loads
 /// the maps (`STEER_CONNS` has so many entries, the flow maps twice as many).
 pub const DEFAULT_MAX_RECORDS: u32 = 65_536;
+/// Local addresses with a port that can be without timestamps at the same time. Clients of further
+/// ones have timestamps, as if nothing were known.
+pub const NO_STAMPS_ENTRIES: u32 = 1024;
 /// Bytes of the event ring; events may be lost, so it need not hold all that can be under way.
 pub const FLOW_EVENTS_BYTES: u32 = 1 << 20;
 

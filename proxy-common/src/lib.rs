@@ -13,6 +13,7 @@ pub mod flow;
 pub mod instance;
 mod labels;
 pub mod layout;
+pub mod no_stamps;
 pub mod packet;
 pub mod reason;
 pub mod shared;

@@ -72,6 +72,8 @@ labelled! {
         GivenUp = 26, "given_up";
         /// A SYN of the proxy left without timestamps, since the client has none.
         SynPlain = 27, "syn_plain";
+        /// A SYN of a client lost its timestamps, since the endpoints have none.
+        SynPlainIn = 28, "syn_plain_in";
     }
 }
 

@@ -7,11 +7,14 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
 use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash};
-use proxy_common::abi::{DEFAULT_MAX_RECORDS, FLOW_EVENTS_BYTES, SOCK_ENTRIES, SOCK_EVENTS_BYTES};
+use proxy_common::abi::{
+    DEFAULT_MAX_RECORDS, FLOW_EVENTS_BYTES, NO_STAMPS_ENTRIES, SOCK_ENTRIES, SOCK_EVENTS_BYTES,
+};
 use proxy_common::about::About;
 use proxy_common::expiry::Expiry;
 use proxy_common::flow::{FlowKey4, FlowKey6, FlowRef, Record};
 use proxy_common::layout::{ENTRY_COUNT, Entry};
+use proxy_common::no_stamps::{LocalEnd, Until};
 use proxy_common::packet::options::Walk;
 use proxy_common::packet::shape::{FirstPiece, PieceKey};
 use proxy_common::sock::{SockCredit, SockFlow};
@@ -73,6 +76,12 @@ pub(crate) struct Timer {
     pub(crate) next: u32,
     _pad: u32,
 }
+
+/// Where the SYNs of clients lose their timestamps. An entry ends at the time in it. Writer:
+/// userspace. Reader: `packet_ingress`.
+#[map]
+pub(crate) static STEER_NO_STAMPS: HashMap<LocalEnd, Until> =
+    HashMap::with_max_entries(NO_STAMPS_ENTRIES, BPF_F_NO_PREALLOC);
 
 /// Room for the work on unusual TCP options, which does not fit on the stack. Only `packet_ingress`
 /// uses it, for one packet at a time.

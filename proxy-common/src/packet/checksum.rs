@@ -42,6 +42,13 @@ impl Difference {
         fold16(sum as u64 + self.0)
     }
 
+    /// The same change of bytes that stand one byte further on: each changes from one half of its
+    /// 16-bit word to the other. For a few words only.
+    #[inline(always)]
+    pub const fn at_odd_place(self) -> Self {
+        Self(self.0 << 8)
+    }
+
     /// The opposite change of a sum.
     #[inline(always)]
     pub const fn negative(self) -> Self {

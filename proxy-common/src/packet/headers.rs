@@ -13,6 +13,7 @@ use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 
 use crate::flow::{FlowKey4, FlowKey6, SharedAddress};
+use crate::no_stamps::LocalEnd;
 use crate::packet::checksum::Difference;
 
 /// Ethernet II.
@@ -230,6 +231,9 @@ pub trait Ip: Pod {
     /// The key of the flow to which an answer would belong.
     fn answer_key(&self, ports: u32) -> Self::Key;
 
+    /// Where the packet goes if it arrives here.
+    fn local_end(&self, ports: u32) -> LocalEnd;
+
     /// The sum over the pseudo header of a segment of `len` bytes.
     fn pseudo_sum(&self, len: u16) -> u64;
 
@@ -241,6 +245,13 @@ pub trait Ip: Pod {
         destination: &SharedAddress,
         strip_ecn: bool,
     ) -> HeaderChange;
+}
+
+/// The second one of two ports, both in wire order.
+#[inline(always)]
+const fn destination_port(ports: u32) -> u16 {
+    let [_, _, high, low] = ports.to_ne_bytes();
+    u16::from_ne_bytes([high, low])
 }
 
 impl Ip for Ipv4 {
@@ -301,6 +312,11 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn answer_key(&self, ports: u32) -> FlowKey4 {
         FlowKey4 { source: self.destination, destination: self.source, ports: ports.rotate_left(16) }
+    }
+
+    #[inline(always)]
+    fn local_end(&self, ports: u32) -> LocalEnd {
+        LocalEnd { address: [self.destination, 0, 0, 0], port: destination_port(ports), kind: Self::KIND }
     }
 
     #[inline(always)]
@@ -391,6 +407,11 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn answer_key(&self, ports: u32) -> FlowKey6 {
         FlowKey6 { source: self.destination, destination: self.source, ports: ports.rotate_left(16) }
+    }
+
+    #[inline(always)]
+    fn local_end(&self, ports: u32) -> LocalEnd {
+        LocalEnd { address: self.destination, port: destination_port(ports), kind: Self::KIND }
     }
 
     #[inline(always)]

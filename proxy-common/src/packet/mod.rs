@@ -7,6 +7,7 @@ pub mod copy;
 pub mod headers;
 pub mod icmp;
 pub mod life;
+pub mod offer;
 pub mod options;
 pub mod rewrite;
 pub mod seq;

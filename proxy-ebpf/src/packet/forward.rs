@@ -129,7 +129,7 @@ fn jiffies() -> u32 {
 
 /// CLOCK_MONOTONIC_COARSE.
 #[inline(always)]
-fn coarse_ns() -> u64 {
+pub(super) fn coarse_ns() -> u64 {
     // SAFETY: the helper has no conditions.
     unsafe { bpf_ktime_get_coarse_ns() }
 }

@@ -9,6 +9,7 @@ mod forward;
 mod icmp;
 mod local_stack;
 mod odd;
+mod offer;
 mod options;
 mod stats;
 mod syn;
@@ -62,7 +63,9 @@ fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> Verdict {
         }
         flow = access::linear_ip::<I>(ctx).and_then(|ip| forward::flow::<I>(ctx, ip));
     }
-    let Some(flow) = flow else { return Verdict::Pass };
+    let Some(flow) = flow else {
+        return if is_odd { Verdict::Pass } else { offer::packet::<I>(ctx) };
+    };
     let verdict = forward::packet::<I>(ctx, flow);
     let is_whole = !made.is_first_piece() || odd::put_back::<I>(ctx, made) != 0;
     if is_whole { verdict } else { Verdict::NotRewritten }

@@ -30,6 +30,8 @@ pub(super) enum Verdict {
     Freshened,
     /// A SYN of the proxy, from which the timestamps were taken.
     SynPlain,
+    /// A SYN of a client, from which the timestamps were taken.
+    SynPlainIn,
     /// A RST of the local stack that ends its stream, since a packet of the peer was not carried.
     GivenUp,
     /// Forwarded to the other peer, by its interface.
@@ -71,6 +73,7 @@ impl Verdict {
             Self::Copy => (PASS, Stat::CopyPassed),
             Self::Freshened => (PASS, Stat::Freshened),
             Self::SynPlain => (PASS, Stat::SynPlain),
+            Self::SynPlainIn => (PASS, Stat::SynPlainIn),
             Self::GivenUp => (PASS, Stat::GivenUp),
             Self::Spliced => (REDIRECT, Stat::Spliced),
             Self::SplicedInPlace => (PASS, Stat::Spliced),

@@ -9,6 +9,7 @@ mod forward;
 mod hand_over;
 mod icmp;
 mod odd;
+mod offer;
 mod options;
 mod passed;
 mod pieces;

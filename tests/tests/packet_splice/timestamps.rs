@@ -98,15 +98,119 @@ fn a_client_without_timestamps_is_relayed_if_the_configuration_says_so() {
     });
 }
 
+/// The network of an endpoint without timestamps, changed by `prepare`.
+fn network_of_plain_endpoint(prepare: impl FnOnce(&Topology)) -> Topology {
+    let topology = Topology::new(1).unwrap();
+    topology.endpoints[0].sysctl("net.ipv4.tcp_timestamps", "0").unwrap();
+    prepare(&topology);
+    topology
+}
+
+/// The first stream shows that the endpoint has no timestamps. From then on clients get none.
+fn expect_learned(net: &Net<'_>) {
+    let mut first = net.open();
+    net.expect_relayed(&first, "timestamps_differ");
+    for _ in 0..STREAMS {
+        let mut stream = net.open();
+        net.expect_path(&stream, Path::Packet);
+        stream.bulk(BULK);
+    }
+    first.bulk(BULK);
+    assert_eq!(net.packets("syn_plain_in"), STREAMS);
+    // The endpoint gets the offer, and shows each time that it has no timestamps.
+    assert_eq!(net.packets("syn_plain"), 0);
+}
+
+fn learns(topology: &Topology, setup: Setup) {
+    let net = Net::start(topology, setup);
+    expect_learned(&net);
+    net.expect_nothing_left();
+}
+
 #[test]
-fn an_endpoint_without_timestamps_is_relayed_to_a_client_that_has_them() {
+fn the_second_stream_to_an_endpoint_without_timestamps_is_spliced() {
     if !require::root() {
         return;
     }
     at_once(Family::BOTH, |family| {
-        let topology = Topology::new(1).unwrap();
-        topology.endpoints[0].sysctl("net.ipv4.tcp_timestamps", "0").unwrap();
-        expect_relayed(&topology, Setup::new(Path::Packet, family));
+        learns(&network_of_plain_endpoint(|_| ()), Setup::new(Path::Packet, family));
+    });
+}
+
+/// The kernel of the client then computes the checksum before the program sees the SYN.
+#[test]
+fn a_client_whose_checksums_are_computed_loses_its_timestamps_too() {
+    if !require::root() {
+        return;
+    }
+    at_once(Family::BOTH, |family| {
+        let no_offload = |topology: &Topology| {
+            topology.clients.run(|| without_checksum_offload("eth0")).unwrap().unwrap();
+        };
+        learns(&network_of_plain_endpoint(no_offload), Setup::new(Path::Packet, family));
+    });
+}
+
+/// Without timestamps, a cookie has no room for window scale and SACK.
+#[test]
+fn a_listener_that_sends_syn_cookies_learns_of_endpoints_without_timestamps() {
+    if !require::root() {
+        return;
+    }
+    at_once(Family::BOTH, |family| {
+        let always = |topology: &Topology| topology.proxy.sysctl("net.ipv4.tcp_syncookies", "2").unwrap();
+        learns(&network_of_plain_endpoint(always), Setup::new(Path::Packet, family));
+    });
+}
+
+#[test]
+fn a_client_of_this_host_loses_its_timestamps_too() {
+    if !require::root() {
+        return;
+    }
+    let topology = network_of_plain_endpoint(|_| ());
+    let net = Net::start(&topology, Setup::new(Path::Packet, Family::V4)).with_clients_beside_the_proxy();
+    expect_learned(&net);
+    net.expect_nothing_left();
+}
+
+#[test]
+fn an_endpoint_that_has_timestamps_again_costs_one_stream() {
+    if !require::root() {
+        return;
+    }
+    at_once(Family::BOTH, |family| {
+        let topology = network_of_plain_endpoint(|_| ());
+        let net = Net::start(&topology, Setup::new(Path::Packet, family));
+        expect_learned(&net);
+        topology.endpoints[0].sysctl("net.ipv4.tcp_timestamps", "1").unwrap();
+        // This client has lost its timestamps, and the endpoint accepts the offer.
+        net.expect_relayed(&net.open(), "timestamps_differ");
+        for number in 1..=STREAMS {
+            let mut stream = net.open();
+            net.expect_path(&stream, Path::Packet);
+            stream.bulk(BULK);
+            assert_eq!(net.packets("syn_plain"), number);
+        }
+        net.expect_nothing_left();
+    });
+}
+
+#[test]
+fn an_endpoint_without_timestamps_is_relayed_if_the_configuration_says_so() {
+    if !require::root() {
+        return;
+    }
+    at_once(Family::BOTH, |family| {
+        let topology = network_of_plain_endpoint(|_| ());
+        let net = Net::start(&topology, Setup::new(Path::Packet, family).with("agree_at_handshake: false"));
+        for _ in 0..STREAMS {
+            let mut stream = net.open();
+            net.expect_relayed(&stream, "timestamps_differ");
+            stream.bulk(BULK);
+        }
+        assert_eq!(net.packets("syn_plain_in"), 0);
+        net.expect_nothing_left();
     });
 }
 

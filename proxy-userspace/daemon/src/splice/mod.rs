@@ -268,7 +268,8 @@ async fn until_asked(
 const fn fix(reason: Reason) -> Option<&'static str> {
     Some(match reason {
         Reason::TimestampsDiffer => {
-            "give endpoints net.ipv4.tcp_timestamps=1, and let packet_splice.agree_at_handshake be true"
+            "nothing, if these are the first streams to an endpoint without TCP timestamps; else let \
+             packet_splice.agree_at_handshake be true"
         }
         Reason::Mss => "set packet_splice.mss to what the endpoints accept, so that clients send no more",
         Reason::FamiliesDiffer => "give the cluster endpoints of the clients' address family",

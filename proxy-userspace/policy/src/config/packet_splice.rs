@@ -37,7 +37,7 @@ pub struct PacketSplice {
     /// endpoints.
     pub mss: Option<u16>,
     /// If a client has no TCP timestamps, the connection to its endpoint does without, too, so that
-    /// the stream can be spliced.
+    /// the stream can be spliced. If an endpoint has none, later clients do without.
     pub agree_at_handshake: bool,
     pub conntrack: ConntrackMode,
 }

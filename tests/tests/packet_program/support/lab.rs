@@ -2,6 +2,7 @@
 //! packets through them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -11,11 +12,13 @@ use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi;
 use proxy_common::expiry::Expiry;
 use proxy_common::flow::{Direction, FlowEvent, FlowKey4, FlowKey6, FlowRef, Record};
+use proxy_common::no_stamps::{LocalEnd, Until};
+use proxy_common::packet::headers::Ethernet;
 use proxy_common::stat::Stat;
 use steer_tests::netns::NetNs;
 use steer_tests::require;
 
-use super::session::{Key, Session};
+use super::session::{Key, Session, wire};
 
 /// The `SO_MARK` of the proxy's sockets in a hand-over. It is not the default, so that the tests
 /// see that the programs use the setting.
@@ -81,6 +84,7 @@ pub(crate) struct Lab {
     stats: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
     expiry: Array<MapData, Expiry>,
+    no_stamps: HashMap<MapData, LocalEnd, Until>,
     /// The timer runs as long as this map is open.
     _timer: Map,
 }
@@ -132,6 +136,7 @@ impl Lab {
             stats: take(abi::MAP_FLOW_STATS).try_into().unwrap(),
             events: take(abi::MAP_FLOW_EVENTS).try_into().unwrap(),
             expiry: take(abi::MAP_AGEING).try_into().unwrap(),
+            no_stamps: take(abi::MAP_NO_STAMPS).try_into().unwrap(),
             _timer: take(abi::MAP_TIMER),
         }
     }
@@ -190,6 +195,13 @@ impl Lab {
 
     pub(crate) fn set_expiry(&mut self, expiry: Expiry) {
         self.expiry.set(0, expiry, 0).unwrap();
+    }
+
+    /// SYNs to `local` lose their timestamps until this time.
+    pub(crate) fn take_timestamps(&mut self, local: SocketAddr, until: u64) {
+        let kind = if local.is_ipv4() { Ethernet::IPV4 } else { Ethernet::IPV6 };
+        let key = LocalEnd { address: wire(local.ip()), port: local.port().to_be(), kind };
+        self.no_stamps.insert(key, Until { ns: until }, 0).unwrap();
     }
 
     /// The events since the last call.

@@ -277,7 +277,9 @@ fn plan(splice: &PacketSplice, stream: &Relayed) -> Result<(Plan, Tracked), Reas
     if [&downstream, &upstream].into_iter().any(|leg| splice.records.unfit.has(leg.peer.ip())) {
         return Err(Reason::NotCarried);
     }
-    let plan = decide(&survey.host(), &downstream, &upstream)?;
+    let host = survey.host();
+    splice.learn(&host, &downstream, &upstream);
+    let plan = decide(&host, &downstream, &upstream)?;
     splice.records.kernel.attach_all(&plan.arrive_on).map_err(|error| {
         tracing::debug!(
             interfaces = ?plan.arrive_on,

@@ -114,6 +114,16 @@ pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Pl
     })
 }
 
+/// Whether the stream would be spliced if neither connection had timestamps.
+pub(super) fn would_without_timestamps(host: &Host, downstream: &Leg, upstream: &Leg) -> bool {
+    let [downstream, upstream] = [downstream, upstream].map(|leg| {
+        let timestamps = if leg.options.timestamps { TIMESTAMP_BYTES } else { 0 };
+        let options = TcpOptions { timestamps: false, ..leg.options };
+        Leg { options, send_mss: leg.send_mss + timestamps, ..*leg }
+    });
+    decide(host, &downstream, &upstream).is_ok()
+}
+
 /// The [`output`] of the flow *from* each peer.
 fn outputs(host: &Host, [downstream, upstream]: [&Leg; 2]) -> Result<[u8; 2], Reason> {
     use Place::{Loopback, Own, Remote};
@@ -293,6 +303,24 @@ mod tests {
         assert_eq!(plan.flags, flags::SACK);
         let smaller = Leg { send_mss: 1448, ..plain(endpoint()) };
         assert!(matches!(decide(&HOST, &plain(client()), &smaller), Err(Reason::Mss)));
+    }
+
+    #[test]
+    fn a_client_loses_its_timestamps_only_if_that_is_all_that_is_in_the_way() {
+        let endpoint = || {
+            let mut leg = Leg { send_mss: 1460, ..endpoint() };
+            leg.options.timestamps = false;
+            leg
+        };
+        assert!(matches!(decide(&HOST, &client(), &endpoint()), Err(Reason::TimestampsDiffer)));
+        assert!(would_without_timestamps(&HOST, &client(), &endpoint()));
+        for other in [
+            Leg { send_window: 1023, ..endpoint() },
+            Leg { send_mss: 1448, ..endpoint() },
+            Leg { next_hop: Err(Reason::NoRoute), ..endpoint() },
+        ] {
+            assert!(!would_without_timestamps(&HOST, &client(), &other));
+        }
     }
 
     #[test]

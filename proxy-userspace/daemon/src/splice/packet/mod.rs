@@ -4,7 +4,8 @@
 //! - `relayed`: a session before its hand-over, copied by `lanes`. Many streams end before their
 //!   hand-over.
 //! - `decide`: whether and how a stream is spliced, from what `survey` found.
-//! - `handshake`: prepares the connection to an endpoint, before it is made.
+//! - `handshake`: prepares connections before they are made. `plain_endpoints` has what it knows of
+//!   endpoints.
 //! - `approach`: prepares a session and switches it.
 //! - `hand_over`: everything from the switch until the sockets are closed.
 //! - `owned_record`: the place of a stream in the kernel's maps. `gate` says whether this process
@@ -29,6 +30,7 @@ mod lanes;
 pub mod liberal;
 mod life;
 mod owned_record;
+mod plain_endpoints;
 mod reap;
 mod relayed;
 mod segments;
@@ -56,6 +58,7 @@ use self::counters::Counters;
 use self::hand_over::HandOvers;
 use self::life::Limits;
 use self::owned_record::RecordPool;
+use self::plain_endpoints::PlainEndpoints;
 use self::relayed::Relayed;
 use self::survey::Survey;
 use self::table::Table;
@@ -124,6 +127,7 @@ pub struct PacketSplice {
     within: Duration,
     /// See [`steer_policy::config::PacketSplice::agree_at_handshake`].
     agrees_at_handshake: bool,
+    plain_endpoints: PlainEndpoints,
     /// The number of sessions before the switch, and after the switch while their sockets are open.
     underway: AtomicUsize,
     /// The number of sessions after the switch while their sockets are open.
@@ -199,6 +203,7 @@ impl PacketSplice {
             after: config.hand_over_after,
             within: config.hand_over_within,
             agrees_at_handshake: config.agree_at_handshake,
+            plain_endpoints: PlainEndpoints::default(),
             underway: AtomicUsize::new(0),
             handing_over: AtomicUsize::new(0),
             reaper,

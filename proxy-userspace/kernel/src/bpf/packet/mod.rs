@@ -12,6 +12,7 @@ mod interfaces;
 mod key;
 mod mapped;
 mod migrate;
+mod no_stamps;
 mod orphans;
 pub mod pinned;
 mod place;
@@ -21,6 +22,7 @@ mod records;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::sync::{Mutex, PoisonError};
@@ -48,12 +50,13 @@ use expiry::Heartbeat;
 use flow_map::FlowMap;
 use interfaces::Interfaces;
 use migrate::Goal;
+use no_stamps::NoStamps;
 use pinned::PinnedError;
 use place::Place;
 use programs::Programs;
 
 /// All maps of the packet splice.
-pub(super) const MAPS: [&str; 9] = [
+pub(super) const MAPS: [&str; 10] = [
     abi::MAP_FLOWS4,
     abi::MAP_FLOWS6,
     abi::MAP_CONNS,
@@ -63,6 +66,7 @@ pub(super) const MAPS: [&str; 9] = [
     abi::MAP_AGEING,
     abi::MAP_TIMER,
     abi::MAP_LAYOUT,
+    abi::MAP_NO_STAMPS,
 ];
 
 /// The events of flows that the programs report.
@@ -126,6 +130,7 @@ pub struct PacketKernel {
     stats: PerCpuArray<MapData, u64>,
     about: Mutex<Array<MapData, About>>,
     heartbeat: Heartbeat,
+    no_stamps: NoStamps,
     interfaces: Interfaces,
     mark: u32,
     pins: Option<Pins>,
@@ -230,6 +235,7 @@ impl PacketKernel {
         let flows4 = FlowMap::new(take(abi::MAP_FLOWS4)?, abi::MAP_FLOWS4)?;
         let flows6 = FlowMap::new(take(abi::MAP_FLOWS6)?, abi::MAP_FLOWS6)?;
         let stats = loader::typed(take(abi::MAP_FLOW_STATS)?, abi::MAP_FLOW_STATS)?;
+        let no_stamps = NoStamps::new(take(abi::MAP_NO_STAMPS)?)?;
         let mut about = loader::typed(take(abi::MAP_ABOUT)?, abi::MAP_ABOUT)?;
         let mut layout = loader::typed(take(abi::MAP_LAYOUT)?, abi::MAP_LAYOUT)?;
         // The map stays open until the programs that refer to it are loaded.
@@ -253,7 +259,19 @@ impl PacketKernel {
         }
         let about = Mutex::new(about);
         Ok((
-            Self { flows4, flows6, records, stats, about, heartbeat, interfaces, mark, pins: None, are_new },
+            Self {
+                flows4,
+                flows6,
+                records,
+                stats,
+                about,
+                heartbeat,
+                no_stamps,
+                interfaces,
+                mark,
+                pins: None,
+                are_new,
+            },
             events,
         ))
     }
@@ -409,6 +427,16 @@ impl PacketKernel {
     /// nothing but the SYN, so every SYN of the socket is changed, also if it is repeated.
     pub fn syn_mark(&self) -> u32 {
         abi::syn_mark(self.mark)
+    }
+
+    /// For `time` from now on, clients that connect to `local` get connections without TCP
+    /// timestamps. The programs must be [attached](Self::attach) to the interface on which the SYNs
+    /// of the clients arrive.
+    ///
+    /// # Errors
+    /// The map is full, or the kernel does not take it.
+    pub fn take_timestamps(&self, local: SocketAddr, time: Duration) -> io::Result<()> {
+        self.no_stamps.add(local, time)
     }
 }
 
