@@ -38,22 +38,25 @@ fn expect(path: Path, front: &str, endpoint: &str, client_is_local: bool) {
 #[test]
 fn an_endpoint_on_loopback_is_spliced() {
     expect(Path::Packet, "10.71.0.1", "127.0.0.1", false);
+    expect(Path::Packet, "fd71::1", "::1", false);
 }
 
 #[test]
 fn a_client_and_an_endpoint_on_loopback_are_spliced() {
     expect(Path::Packet, "127.0.0.1", "127.0.0.1", true);
+    expect(Path::Packet, "::1", "::1", true);
 }
 
 #[test]
 fn a_client_on_the_hosts_own_address_is_spliced() {
     expect(Path::Packet, "10.71.0.1", "10.71.1.2", true);
+    expect(Path::Packet, "fd71::1", "fd71:0:0:1::2", true);
 }
 
 #[test]
 fn other_local_peers_are_relayed() {
     expect(Path::Relay, "10.71.0.1", "127.0.0.1", true);
     expect(Path::Relay, "127.0.0.1", "10.71.1.2", true);
-    expect(Path::Relay, "fd71:0:0:0::1", "::1", false);
-    expect(Path::Relay, "::1", "::1", true);
+    expect(Path::Relay, "fd71::1", "::1", true);
+    expect(Path::Relay, "::1", "fd71:0:0:1::2", true);
 }

@@ -1,6 +1,6 @@
 //! Decides whether a stream is spliced by packets, and how. Pure; asked once for each stream.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use bytemuck::Zeroable as _;
 use proxy_common::flow::{DirFixed, Direction, flags, output};
@@ -66,7 +66,7 @@ pub(super) struct Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Remote,
-    /// On this host, under an address of 127.0.0.0/8.
+    /// On this host, under ::1 or an address of 127.0.0.0/8.
     Loopback,
     /// On this host, under another address.
     Own,
@@ -144,9 +144,8 @@ fn place(leg: &Leg) -> Result<Place, Reason> {
     match (next_hop.local, next_hop.interface, leg.peer.ip()) {
         (false, InterfaceKind::Ethernet, _) => Ok(Place::Remote),
         (false, InterfaceKind::Loopback | InterfaceKind::Other, _) => Err(Reason::Interface),
-        (true, _, IpAddr::V4(ip)) if ip.is_loopback() => Ok(Place::Loopback),
-        (true, _, IpAddr::V4(_)) => Ok(Place::Own),
-        (true, _, IpAddr::V6(_)) => Err(Reason::LocalHop),
+        (true, _, ip) if ip.is_loopback() => Ok(Place::Loopback),
+        (true, _, _) => Ok(Place::Own),
     }
 }
 
@@ -340,7 +339,9 @@ mod tests {
             assert_eq!(outputs(down, up), Err(Reason::LocalHop));
         }
         let v6 = || leg("[::1]:3000", "[::1]:20000", LO);
-        assert_eq!(outputs(v6(), v6()), Err(Reason::LocalHop));
+        assert_eq!(outputs(v6(), v6()), Ok([output::IN_PLACE; 2]));
+        let v6_client = leg("[2001:db8::1]:5000", "[2001:db8::9]:80", ETH0);
+        assert_eq!(outputs(v6_client, v6()), Ok([output::LOOPBACK, output::NEIGHBOUR]));
         let host = Host { loopback_takes_redirected: false };
         assert!(matches!(decide(&host, &client(), &at_127()), Err(Reason::LocalHop)));
         assert!(decide(&host, &large(), &large()).is_ok());
