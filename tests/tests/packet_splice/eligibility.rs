@@ -38,6 +38,49 @@ fn clients_with_a_smaller_mtu_are_spliced() {
     });
 }
 
+/// As an endpoint behind a tunnel that the proxy does not know of.
+fn with_narrow_endpoint(topology: &Topology) {
+    topology.endpoints[0].ip(&["link", "set", "eth0", "mtu", "1280"]).unwrap();
+}
+
+#[test]
+fn endpoints_with_a_smaller_mtu_are_spliced_from_the_second_stream_on() {
+    if !require::root() {
+        return;
+    }
+    at_once(Family::BOTH, |family| {
+        let topology = Topology::new(1).unwrap();
+        with_narrow_endpoint(&topology);
+        let net = Net::start(&topology, Setup::new(Path::Packet, family));
+        let mut first = net.open();
+        net.expect_relayed(&first, "mss");
+        first.bulk(BULK);
+        for _ in 0..3 {
+            let mut stream = net.open();
+            net.expect_path(&stream, Path::Packet);
+            stream.bulk(BULK);
+        }
+        drop(first);
+        net.expect_nothing_left();
+    });
+}
+
+#[test]
+fn an_mss_in_the_configuration_is_what_all_clients_are_told() {
+    if !require::root() {
+        return;
+    }
+    let topology = Topology::new(1).unwrap();
+    with_narrow_endpoint(&topology);
+    let net = Net::start(&topology, Setup::new(Path::Packet, Family::V4).with("mss: 1400"));
+    for _ in 0..2 {
+        let mut stream = net.open();
+        net.expect_relayed(&stream, "mss");
+        stream.bulk(BULK);
+    }
+    net.expect_nothing_left();
+}
+
 #[test]
 fn clients_with_jumbo_frames_are_spliced() {
     expect(None, |topology| {

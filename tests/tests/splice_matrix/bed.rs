@@ -90,9 +90,9 @@ impl Bed {
     fn cell(&self, steer: &Steer<'_>, client: ClientKind, endpoint: EndpointKind) -> Result<Cell> {
         client.apply(&self.topology.clients)?;
         let first = self.stream(steer, client, endpoint)?;
-        // The first stream may have shown Steer that the endpoint has no timestamps.
-        let is_learned = first == Cell::Relayed("timestamps_differ".to_owned());
-        if is_learned { self.stream(steer, client, endpoint) } else { Ok(first) }
+        // The first stream may have shown Steer that the endpoint has no timestamps, or a small MSS.
+        let learned = ["timestamps_differ", "mss"].map(|reason| Cell::Relayed(reason.to_owned()));
+        if learned.contains(&first) { self.stream(steer, client, endpoint) } else { Ok(first) }
     }
 
     /// What becomes of one stream.

@@ -249,15 +249,14 @@ impl Server {
         if !self.splicer.needs_source_ports() {
             return;
         }
+        // What the configuration says is not changed by what endpoints say.
+        let learns = self.config.packet_splice.mss.is_none();
         for Serving { listener, socket, .. } in &self.listeners {
-            let (Some(socket), Some(mss)) = (socket, mss::for_listener(listener, &self.config)) else {
-                continue;
-            };
-            match http::limit_mss(socket, mss) {
-                Ok(()) => {
-                    tracing::debug!(listener = listener.name, mss, "limited the MSS of clients");
-                }
-                Err(error) => tracing::warn!(listener = listener.name, mss, %error, "cannot limit the MSS"),
+            let Some(socket) = socket else { continue };
+            let (name, mss) = (&listener.name, mss::for_listener(listener, &self.config));
+            match self.splicer.limit_mss(socket, listener.address, mss, learns) {
+                Ok(()) => tracing::debug!(listener = name, mss, "limited the MSS of clients"),
+                Err(error) => tracing::warn!(listener = name, mss, %error, "cannot limit the MSS"),
             }
         }
     }

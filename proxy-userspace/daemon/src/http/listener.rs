@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use prometheus::{IntCounter, IntGauge};
 use rustix::net::{SocketFlags, acceptfrom_with};
-use socket2::SockRef;
 use steer_kernel::ready;
 use steer_kernel::tcp::socket;
 use tokio::io::Interest;
@@ -54,11 +53,6 @@ fn listen(socket: socket2::Socket) -> io::Result<TcpListener> {
     socket::watch_peer(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
-}
-
-/// Announces no larger segments to the clients that connect from now on.
-pub fn limit_mss(socket: &TcpListener, mss: u16) -> io::Result<()> {
-    SockRef::from(socket).set_tcp_mss(mss.into())
 }
 
 /// Serves the listener of this name through the [phases](Phase) that it is told, until it is closed and no connection speaks HTTP any

@@ -34,7 +34,7 @@ use crate::telemetry::Metrics;
 use crate::upstream::pool::Pool;
 
 pub use generation::Generation;
-pub use listener::{bind, inherit, limit_mss, serve};
+pub use listener::{bind, inherit, serve};
 pub use phase::Phase;
 pub use worker::Worker;
 

@@ -1,6 +1,7 @@
 //! Carries an upgraded stream after its 101 was relayed. This module knows bytes and sockets, never
 //! HTTP. `http/` hands over a [`Session`] and does not learn which path carries it.
 
+mod client_mss;
 pub mod coverage;
 pub mod packet;
 mod pipe;
@@ -10,7 +11,8 @@ pub mod sock;
 
 use std::fs::File;
 use std::future::Future;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ use tokio::net::TcpStream;
 
 use steer_policy::config::{Config, SpliceMode};
 
+use self::client_mss::ClientMss;
 use self::packet::{PacketSplice, Predecessor};
 use self::sock::SockSplice;
 use crate::streams::ports::{Lease, SourcePorts};
@@ -68,6 +71,7 @@ pub struct Splicer {
     /// splice.
     packet: ArcSwap<Result<Arc<PacketSplice>, Reason>>,
     sock: Result<Arc<SockSplice>, Reason>,
+    client_mss: ClientMss,
 }
 
 impl Splicer {
@@ -91,6 +95,7 @@ impl Splicer {
             pipes: pipe::Pipes::new(pipe::MAX_PIPES),
             packet: ArcSwap::from_pointee(Err(Reason::SpliceOff)),
             sock: Err(Reason::SpliceOff),
+            client_mss: ClientMss::default(),
         };
         let insists = config.splice == SpliceMode::Packet || matches!(predecessor, Predecessor::Draining(_));
         match config.splice {
@@ -132,6 +137,21 @@ impl Splicer {
     /// see [`PacketSplice::mark_without_timestamps`].
     pub fn mark_without_timestamps(&self, source: IpAddr, endpoint: IpAddr) -> Option<u32> {
         self.packet.load().as_ref().as_ref().ok()?.mark_without_timestamps(source, endpoint)
+    }
+
+    /// Lets a listener announce at most `mss` to the clients that connect from now on. `None`: no
+    /// limit. With `learns`, the listener announces less as soon as an endpoint accepts less.
+    pub fn limit_mss(
+        &self,
+        socket: &Arc<TcpListener>,
+        address: SocketAddr,
+        mss: Option<u16>,
+        learns: bool,
+    ) -> io::Result<()> {
+        if learns {
+            self.client_mss.add(Arc::downgrade(socket), address, mss);
+        }
+        mss.map_or(Ok(()), |mss| client_mss::limit(socket, mss))
     }
 
     /// Carries a session until its stream has ended or needs userspace no more. Dropping the future
@@ -177,6 +197,9 @@ impl Splicer {
                 );
             }
             session.guard.set_reason(reason);
+            if reason == Reason::Mss {
+                self.client_mss.learn(&session);
+            }
             // A stream at its end is not worth the system calls.
             if reason != Reason::NotEstablished {
                 watch_endpoint(&session);
@@ -271,13 +294,15 @@ const fn fix(reason: Reason) -> Option<&'static str> {
             "nothing, if these are the first streams to an endpoint without TCP timestamps; else let \
              packet_splice.agree_at_handshake be true"
         }
-        Reason::Mss => "set packet_splice.mss to what the endpoints accept, so that clients send no more",
+        Reason::Mss => {
+            "nothing for first streams: later clients are told to send smaller segments, unless packet_splice.mss is set"
+        }
         Reason::FamiliesDiffer => "give the cluster endpoints of the clients' address family",
         Reason::Conntrack => {
             "the log names the rule that is in the way; exempt both connections from tracking (notrack in the raw table)"
         }
         Reason::LocalHop => {
-            "let clients or endpoints of this host use 127.0.0.1, with net.ipv4.tcp_early_demux=1"
+            "let clients or endpoints of this host use 127.0.0.1 or ::1, with net.ipv4.tcp_early_demux=1"
         }
         Reason::NoSourcePort => "give the cluster more source_addresses, or widen packet_splice.source_ports",
         Reason::MapFull => "raise packet_splice.max_streams",
@@ -319,6 +344,7 @@ mod tests {
             pipes: pipe::Pipes::new(1),
             packet: ArcSwap::from_pointee(Err(Reason::NoCapability)),
             sock: Err(Reason::SpliceOff),
+            client_mss: ClientMss::default(),
         };
         let ((mut client, downstream), (mut backend, upstream)) = (connected().await, connected().await);
         let guard = streams.open(StreamInfo {
