@@ -17,7 +17,7 @@ use crate::net::{ENDPOINT_PORT, Family, Net, Path, Setup, at_once};
 const BULK: usize = 16 << 20;
 
 /// Rules for forwarded packets, as those of Docker, start connection tracking.
-const FORWARDED_ONLY: &str = "table inet docker {
+pub(crate) const FORWARDED_ONLY: &str = "table inet docker {
     chain user {
         ct state { established, related } accept
         ct state invalid drop
@@ -40,7 +40,7 @@ const STATEFUL: &str = "table inet firewall {
     }
 }";
 
-const DROPS_INVALID: &str = "table inet firewall {
+pub(crate) const DROPS_INVALID: &str = "table inet firewall {
     chain in {
         type filter hook prerouting priority filter
         ct state invalid drop

@@ -16,6 +16,7 @@ mod firewall;
 mod flows;
 mod forge;
 mod injection;
+mod leaves;
 mod local;
 mod maps;
 mod net;
