@@ -21,6 +21,9 @@ What OPTION may be:
                    steer-sockmap, steer-relay, haproxy, nginx, envoy
   --rounds N       rounds of each case
   --span-ms MS     what is measured in each round, after its warm-up
+  --client-sysctl NAME=VALUE
+                   a setting of the clients' host, for example
+                   net.ipv4.tcp_timestamps=0, as Windows has it
   --json FILE      write the results
   --report [FILE]  make the plots and tables under docs/ from these results,
                    or from those of FILE without measuring

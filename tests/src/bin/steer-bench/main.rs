@@ -84,6 +84,9 @@ struct Options {
     /// What is measured in each round, after its warm-up
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     span_ms: Option<u64>,
+    /// A setting of the clients' host, for example net.ipv4.tcp_timestamps=0, as Windows has it
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting, conflicts_with = "report")]
+    client_sysctl: Vec<(String, String)>,
     /// Write the results
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -113,6 +116,11 @@ enum Part {
 fn kind(name: &str) -> Result<Kind, String> {
     let names = || Kind::ALL.map(Kind::name).join(", ");
     Kind::named(name).ok_or_else(|| format!("there is no subject {name}; there are: {}", names()))
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn main() -> ExitCode {
@@ -173,7 +181,8 @@ impl Options {
         let mut size = Size::of(profile);
         size.rounds = self.rounds.map_or(size.rounds, usize::from);
         size.span = self.span_ms.map_or(size.span, Duration::from_millis);
-        Plan::new(profile, size, &self.only, &self.peers)
+        let plan = Plan::new(profile, size, &self.only, &self.peers)?;
+        Ok(Plan { client_settings: self.client_sysctl.clone(), ..plan })
     }
 }
 
@@ -189,6 +198,9 @@ fn measure(plan: &Plan) -> Result<Report> {
     let descriptors = machine::raise_descriptor_limit()?;
     let found = Programs::find()?;
     let lanes = Lanes::new(&plan.subjects)?;
+    for (name, value) in &plan.client_settings {
+        lanes.clients.sysctl(name, value)?;
+    }
 
     let endpoint = Endpoint::start(&lanes)?;
     let start = |kind: &Kind| Subject::start(*kind, &lanes, &found);

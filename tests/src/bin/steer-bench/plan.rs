@@ -68,6 +68,8 @@ pub(crate) struct Plan {
     pub(crate) memory: bool,
     pub(crate) programs: bool,
     pub(crate) outlive: Vec<Event>,
+    /// Names and values.
+    pub(crate) client_settings: Vec<(String, String)>,
 }
 
 impl Plan {
@@ -113,6 +115,7 @@ impl Plan {
                 .filter(|event| wanted(event.name()) && (profile != Profile::Quick || !only.is_empty()))
                 .collect(),
             subjects,
+            client_settings: Vec::new(),
         })
     }
 
