@@ -184,6 +184,9 @@ impl<'t> Bed<'t> {
     /// Steer. Two prints show what still moves.
     fn print_stuck(&self, elapsed: Duration) {
         println!("after {elapsed:?} there are still streams; records: {}", records());
+        if let Err(error) = self.print_metrics() {
+            println!("{error:#}");
+        }
         for netns in self.topology.all() {
             let sockets = netns.run(|| quiet("ss").args(["-tneiH"]).output());
             match sockets {
