@@ -139,6 +139,24 @@ pub mod output {
     pub const NEIGHBOUR: u8 = 1;
     /// bpf_redirect to the ingress of `ifindex`, which is loopback; MAC addresses are zeroed.
     pub const LOOPBACK: u8 = 2;
+    /// The packet becomes one of the other IP version, then as [`NEIGHBOUR`].
+    pub const OTHER_FAMILY: u8 = 3;
+    /// The packet becomes one of the other IP version, then as [`LOOPBACK`].
+    pub const OTHER_FAMILY_LOOPBACK: u8 = 4;
+
+    /// The output of the same way for packets that change their IP version. `None`: there is none.
+    pub const fn with_other_family(output: u8) -> Option<u8> {
+        match output {
+            NEIGHBOUR => Some(OTHER_FAMILY),
+            LOOPBACK => Some(OTHER_FAMILY_LOOPBACK),
+            _ => None,
+        }
+    }
+
+    /// Whether packets change their IP version.
+    pub const fn is_other_family(output: u8) -> bool {
+        matches!(output, OTHER_FAMILY | OTHER_FAMILY_LOOPBACK)
+    }
 }
 
 shared! {
@@ -170,15 +188,44 @@ shared! {
         /// 1: a hash chose the endpoint, and `key_hash` has that hash. 0: the request had no hash.
         /// Written by userspace before the record is active.
         pub has_key: u32,
-        /// 4 or 6.
+        /// 4 or 6: the IP version of the downstream connection. The upstream connection has the
+        /// same one, unless [`DirFixed::output`] says otherwise (in both directions).
         pub family: u32,
         /// By [`Direction`].
         pub flows: [Flow; 2],
     }
 }
 
+impl Record {
+    /// 4 or 6: the IP version of the packets of a direction when they arrive.
+    pub const fn family_of(&self, direction: Direction) -> u32 {
+        family_of(self.family, self.flows[0].fixed.output, direction)
+    }
+}
+
+/// [`Record::family_of`], from the fields of a record.
+#[inline(always)]
+const fn family_of(downstream: u32, output: u8, direction: Direction) -> u32 {
+    match direction {
+        Direction::ToDownstream if output::is_other_family(output) => {
+            if downstream == 4 {
+                6
+            } else {
+                4
+            }
+        }
+        _ => downstream,
+    }
+}
+
 impl SharedRecord {
-    /// The key in `FLOWS4` of one of the record's flows, if the stream is IPv4.
+    /// [`Record::family_of`].
+    #[inline(always)]
+    pub fn family_of(&self, direction: Direction) -> u32 {
+        family_of(self.family.get(), self.flows[0].fixed.output.get(), direction)
+    }
+
+    /// The key in `FLOWS4` of one of the record's flows, if the flow is IPv4.
     #[inline(always)]
     pub fn key4(&self, direction: Direction) -> FlowKey4 {
         let back = &self.flows[direction.opposite() as usize].fixed;
@@ -189,7 +236,7 @@ impl SharedRecord {
         }
     }
 
-    /// The key in `FLOWS6`, if the stream is IPv6.
+    /// The key in `FLOWS6`, if the flow is IPv6.
     #[inline(always)]
     pub fn key6(&self, direction: Direction) -> FlowKey6 {
         let back = &self.flows[direction.opposite() as usize].fixed;
@@ -204,8 +251,9 @@ impl SharedRecord {
 /// An address of a [`SharedFixed`]. Wire; IPv4 in the first word.
 pub type SharedAddress = [Word<u32>; 4];
 
+/// The words of an address.
 #[inline(always)]
-fn words(address: &SharedAddress) -> [u32; 4] {
+pub(crate) fn words(address: &SharedAddress) -> [u32; 4] {
     let [a, b, c, d] = address;
     [a.get(), b.get(), c.get(), d.get()]
 }

@@ -4,6 +4,7 @@
 pub(crate) mod atomic;
 pub mod checksum;
 pub mod copy;
+pub mod family;
 pub mod headers;
 pub mod icmp;
 pub mod life;

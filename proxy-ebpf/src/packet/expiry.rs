@@ -127,7 +127,7 @@ fn give_up(record: &RecordHandle, record_state: u32) -> bool {
     let mut had_keys = false;
     for direction in Direction::BOTH {
         let flow = FlowRef::new(record.flow.record(), direction);
-        had_keys |= match shared.family.get() {
+        had_keys |= match shared.family_of(direction) {
             4 => forget_own::<Ipv4>(&Ipv4::key_of(shared, direction), flow),
             _ => forget_own::<Ipv6>(&Ipv6::key_of(shared, direction), flow),
         };

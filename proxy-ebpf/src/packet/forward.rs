@@ -205,26 +205,43 @@ fn headers<I: Ip>(
 }
 
 /// Sends a rewritten packet on its way. Returns `redirected`, or `in_place` if the local stack
-/// delivers the packet.
+/// delivers the packet, or [`Verdict::OtherFamily`] if the packet is of the wrong IP version.
 #[inline(always)]
 pub(super) fn leave(ctx: &TcContext, fixed: &SharedFixed, redirected: Verdict, in_place: Verdict) -> Verdict {
     // The helpers only note where the packet is to go, and refuse nothing but flags that they do
     // not know.
     match fixed.output.get() {
-        output::IN_PLACE => return in_place,
-        output::LOOPBACK => {
-            if zero_mac_addresses(ctx).is_none() {
-                return Verdict::NotRewritten;
-            }
-            // SAFETY: the helper has no conditions; the packet is dropped if there is no such
-            // interface.
-            let _ = unsafe { bpf_redirect(fixed.ifindex.get(), BPF_F_INGRESS.into()) };
-        }
-        _ => {
-            // SAFETY: as above; without parameters the next hop is looked up.
-            let _ = unsafe { bpf_redirect_neigh(fixed.ifindex.get(), core::ptr::null_mut(), 0, 0) };
-        }
+        output::IN_PLACE => in_place,
+        output::OTHER_FAMILY | output::OTHER_FAMILY_LOOPBACK => Verdict::OtherFamily,
+        output::LOOPBACK => to_loopback(ctx, fixed, redirected),
+        _ => to_neighbour(fixed, redirected),
     }
+}
+
+/// [`leave`] for a packet that is now of the other IP version.
+#[inline(always)]
+pub(super) fn leave_changed(ctx: &TcContext, fixed: &SharedFixed, redirected: Verdict) -> Verdict {
+    match fixed.output.get() {
+        output::OTHER_FAMILY_LOOPBACK => to_loopback(ctx, fixed, redirected),
+        _ => to_neighbour(fixed, redirected),
+    }
+}
+
+#[inline(always)]
+fn to_neighbour(fixed: &SharedFixed, redirected: Verdict) -> Verdict {
+    // SAFETY: the helper has no conditions; the packet is dropped if there is no such interface.
+    // Without parameters the next hop is looked up.
+    let _ = unsafe { bpf_redirect_neigh(fixed.ifindex.get(), core::ptr::null_mut(), 0, 0) };
+    redirected
+}
+
+#[inline(always)]
+fn to_loopback(ctx: &TcContext, fixed: &SharedFixed, redirected: Verdict) -> Verdict {
+    if zero_mac_addresses(ctx).is_none() {
+        return Verdict::NotRewritten;
+    }
+    // SAFETY: as above.
+    let _ = unsafe { bpf_redirect(fixed.ifindex.get(), BPF_F_INGRESS.into()) };
     redirected
 }
 

@@ -4,7 +4,8 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{SharedFixed, state};
+use proxy_common::flow::{SharedFixed, output, state};
+use proxy_common::packet::family::error::TooBig;
 use proxy_common::packet::headers::Ethernet;
 use proxy_common::packet::icmp::{IcmpError, IcmpIp, is_outstanding};
 use proxy_common::packet::seq;
@@ -21,22 +22,26 @@ use crate::packet::{access, forward};
 /// of the proxy's own socket is for the local stack alone, which sends these bytes again; the
 /// peer's copy of them was acknowledged long ago, so the peer would ignore the error. So each error
 /// has one receiver, and none is copied.
+///
+/// [`Verdict::OtherFamily`]: the error is for a peer of the other IP version, and unchanged.
 // A function of its own in the program, for its own stack.
 #[inline(never)]
-pub(super) fn packet<I: Flows + IcmpIp>(ctx: &TcContext) -> Verdict {
+pub(super) fn packet<I: Flows + TooBig>(ctx: &TcContext) -> Verdict {
     let Some(error) = read::<I>(ctx) else { return Verdict::Pass };
     let Some(record) = I::find(&error.key()).and_then(RecordHandle::of) else { return Verdict::Pass };
-    let sent = if access::is_for_us(ctx) && is_for_sender(&record, error.quoted_seq()) {
-        send(ctx, error, &record.other().fixed, &record.arriving().fixed)
-    } else {
-        None
-    };
-    sent.unwrap_or(Verdict::IcmpPassed)
+    if !access::is_for_us(ctx) || !is_for_sender(&record, error.quoted_seq()) {
+        return Verdict::IcmpPassed;
+    }
+    let (sent, back) = (&record.other().fixed, &record.arriving().fixed);
+    if output::is_other_family(back.output.get()) {
+        return if I::mtu(&error.icmp).is_some() { Verdict::OtherFamily } else { Verdict::IcmpPassed };
+    }
+    send(ctx, error, sent, back).unwrap_or(Verdict::IcmpPassed)
 }
 
 /// An error about a TCP packet.
 #[inline(always)]
-fn read<I: IcmpIp>(ctx: &TcContext) -> Option<IcmpError<I>> {
+pub(super) fn read<I: IcmpIp>(ctx: &TcContext) -> Option<IcmpError<I>> {
     let mut error = IcmpError::<I>::zeroed();
     load(ctx, &mut error, IcmpError::<I>::SHORT)?;
     if !error.is_about_tcp() {

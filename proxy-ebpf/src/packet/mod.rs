@@ -4,6 +4,7 @@
 mod access;
 mod ack_clone;
 mod expiry;
+mod family;
 mod flows;
 mod forward;
 mod icmp;
@@ -18,8 +19,8 @@ mod verify;
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use proxy_common::packet::family::error::TooBig;
 use proxy_common::packet::headers::{Ip, Ipv4, Ipv6, protocol};
-use proxy_common::packet::icmp::IcmpIp;
 use proxy_common::packet::shape::ShapedIp;
 
 use crate::packet::flows::Flows;
@@ -39,7 +40,7 @@ fn packet_ingress(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> Verdict {
+fn arrival<I: Flows + ShapedIp + TooBig<Other: TooBig>>(ctx: &TcContext) -> Verdict {
     let mut flow = None;
     let mut is_odd = true;
     if let Some(ip) = access::linear_ip::<I>(ctx) {
@@ -50,7 +51,10 @@ fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> Verdict {
             flow = forward::flow::<I>(ctx, ip);
             is_odd = false;
         } else if ip.protocol() == I::ICMP {
-            return icmp::packet::<I>(ctx);
+            return match icmp::packet::<I>(ctx) {
+                Verdict::OtherFamily => family::error::<I>(ctx),
+                verdict => verdict,
+            };
         } else if !ip.may_be_odd() {
             return Verdict::Pass;
         }
@@ -67,6 +71,10 @@ fn arrival<I: Flows + IcmpIp + ShapedIp>(ctx: &TcContext) -> Verdict {
         return if is_odd { Verdict::Pass } else { offer::packet::<I>(ctx) };
     };
     let verdict = forward::packet::<I>(ctx, flow);
+    if verdict == Verdict::OtherFamily {
+        // A first piece does not come here: see `odd::takes_pieces`.
+        return family::packet::<I>(ctx, flow);
+    }
     let is_whole = !made.is_first_piece() || odd::put_back::<I>(ctx, made) != 0;
     if is_whole { verdict } else { Verdict::NotRewritten }
 }

@@ -193,13 +193,11 @@ fn tell(flow: FlowRef, key: &PieceKey, segment: &Segment, header_len: u32) -> Op
 /// Whether the pieces of a packet get to the other peer. Packets between two peers on this host
 /// arrive only whole. For a whole packet the local stack looks for the socket before it asks for
 /// the route. For a piece the stack asks for the route first, and discards the piece, since packets
-/// with such addresses do not come from outside. Therefore the local stack ends the stream instead.
+/// with such addresses do not come from outside. Pieces do not change their IP version, either.
+/// Therefore the local stack ends the stream instead.
 #[inline(always)]
 fn takes_pieces(flow: FlowRef) -> bool {
-    RecordHandle::of(flow).is_some_and(|record| {
-        let output = record.arriving().fixed.output.get();
-        output != output::IN_PLACE && output != output::LOOPBACK
-    })
+    RecordHandle::of(flow).is_some_and(|record| record.arriving().fixed.output.get() == output::NEIGHBOUR)
 }
 
 #[inline(always)]

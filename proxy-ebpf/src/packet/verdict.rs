@@ -44,6 +44,9 @@ pub(super) enum Verdict {
     Icmp,
     /// The same, by the local stack.
     IcmpInPlace,
+    /// Rewritten, but not yet in the IP version of the other peer. Not an end: the packet goes on to
+    /// [`family`](crate::packet::family).
+    OtherFamily,
     /// The kernel refused to change the packet.
     NotRewritten,
     /// A copy, but there is no hand-over any more, or no socket.
@@ -80,7 +83,7 @@ impl Verdict {
             Self::Piece => (REDIRECT, Stat::Fragment),
             Self::Icmp => (REDIRECT, Stat::IcmpTranslated),
             Self::IcmpInPlace => (PASS, Stat::IcmpTranslated),
-            Self::NotRewritten => (DROP, Stat::DropRewrite),
+            Self::OtherFamily | Self::NotRewritten => (DROP, Stat::DropRewrite),
             Self::LateCopy => (DROP, Stat::DropLateCopy),
             Self::BadCopy => (DROP, Stat::CopyFailed),
             Self::StackReset => (DROP, Stat::DropStackRst),

@@ -248,6 +248,7 @@ const SYN_RESET: Row =
 /// SYN, but they see the answer.
 #[test]
 fn an_endpoints_answer_to_a_new_connection_takes_the_tuple_a_clients_does_not() {
+    use crate::support::session::Session;
     use crate::table::check_row;
     const ANSWER: Row = Row {
         name: "SYN and ACK after the end",
@@ -262,8 +263,8 @@ fn an_endpoints_answer_to_a_new_connection_takes_the_tuple_a_clients_does_not() 
     };
     in_namespace(|lab| {
         for family in crate::support::session::Family::BOTH {
-            check_row(lab, &ANSWER, family, Direction::ToDownstream);
-            check_row(lab, &STRAY, family, Direction::ToUpstream);
+            check_row(lab, &ANSWER, Session::new(family), Direction::ToDownstream);
+            check_row(lab, &STRAY, Session::new(family), Direction::ToUpstream);
         }
     });
 }

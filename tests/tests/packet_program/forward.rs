@@ -13,7 +13,7 @@ fn numbers_addresses_and_ports() {
     in_namespace(|lab| check(lab, NUMBERS));
 }
 
-const NUMBERS: &[Row] = &[
+pub(crate) const NUMBERS: &[Row] = &[
     Row { name: "a bare acknowledgement", ..SPLICED },
     Row { name: "one byte", packet: |p, _| p.payload = vec![1], ..SPLICED },
     Row { name: "an odd number of bytes", packet: |p, _| p.payload = vec![0xff; 1447], ..SPLICED },
@@ -92,8 +92,8 @@ const NUMBERS: &[Row] = &[
     Row { name: "ECE and CWR", packet: |p, _| p.flags = ACK | ECE | CWR, ..SPLICED },
     Row {
         name: "a fragmentable packet",
-        packet: |p, s| {
-            if s.record.family == 4 {
+        packet: |p, _| {
+            if p.source.is_ipv4() {
                 p.fragment = 0
             }
         },
@@ -106,7 +106,7 @@ fn windows() {
     in_namespace(|lab| check(lab, WINDOWS));
 }
 
-const WINDOWS: &[Row] = &[
+pub(crate) const WINDOWS: &[Row] = &[
     Row { name: "zero", packet: |p, _| p.window = 0, ..SPLICED },
     Row { name: "a larger window", packet: |p, _| p.window = 65_535, ..SPLICED },
     Row {
@@ -140,7 +140,7 @@ fn congestion_marks_are_taken_off_when_the_other_connection_has_none() {
     in_namespace(|lab| check(lab, STRIPPED));
 }
 
-const STRIPPED: &[Row] = &[
+pub(crate) const STRIPPED: &[Row] = &[
     Row {
         name: "ECT(0)",
         session: |s, _| s.record.flags |= flags::STRIP_ECN,
@@ -179,7 +179,7 @@ fn lengths() {
     in_namespace(|lab| check(lab, LENGTHS));
 }
 
-const LENGTHS: &[Row] = &[
+pub(crate) const LENGTHS: &[Row] = &[
     Row {
         name: "the padding of a short frame is not payload",
         packet: |p, _| p.trailer = vec![0; 6],

@@ -181,6 +181,73 @@ fn errors_reach_the_sender_with_its_own_packet_in_them() {
     });
 }
 
+/// Other errors are not for the sender. They stay as they are, and the stack discards them.
+#[test]
+fn of_errors_of_the_other_ip_version_only_too_big_reaches_the_sender() {
+    in_namespace(|lab| {
+        for client in Family::BOTH {
+            for direction in Direction::BOTH {
+                let mut session = Session::between(client, client.other());
+                let (arrived, left) = under_way(&mut session, direction);
+                for quoted in [8, 20, 500] {
+                    eprintln!("{client:?} {direction:?} {quoted}");
+                    let error = IcmpError::about(&left, quoted);
+                    check_other_family(lab, &session, direction, &error, &arrived, 1400);
+                }
+                let narrow = IcmpError { rest: [0, 0, 2, 88], ..IcmpError::about(&left, 8) };
+                // IPv6 knows no smaller MTU than 1280, and IPv4 cuts its packets.
+                let told = if left.source.is_ipv4() { 1260 } else { 600 };
+                check_other_family(lab, &session, direction, &narrow, &arrived, told);
+
+                let family = if left.source.is_ipv4() { Family::V4 } else { Family::V6 };
+                for kind in &kinds(family)[1..] {
+                    let error = IcmpError { kind: *kind, ..IcmpError::about(&left, 8) };
+                    check_passed(lab, &session, error.to_bytes(), &[Stat::IcmpPassed]);
+                }
+            }
+        }
+    });
+}
+
+/// The error must reach the sender of `arrived` as an error about this MTU, in the sender's IP
+/// version. `mtu`: in the IP version of the error.
+fn check_other_family(
+    lab: &mut Lab,
+    session: &Session,
+    direction: Direction,
+    error: &IcmpError,
+    arrived: &Packet,
+    mtu: u16,
+) {
+    lab.clear();
+    lab.open(session);
+    let before = lab.stats();
+    let input = Input { frame: error.to_bytes(), ..Input::default() };
+    let output = lab.run(Hook::Ingress, &input);
+    assert_eq!(output.verdict, Verdict::Redirect);
+    check_counts(lab, &before, &[Stat::IcmpTranslated]);
+    let (sender, proxy) = session.arrives(direction);
+    let is_ipv4 = sender.is_ipv4();
+    let quoted = Packet { ttl: 64, id: 0, ..arrived.clone() };
+    let [high, low] = if is_ipv4 { mtu - 20 } else { mtu + 20 }.to_be_bytes();
+    let expected = IcmpError {
+        source: proxy.ip(),
+        destination: sender.ip(),
+        rest: [0, 0, high, low],
+        ..IcmpError::about(&quoted, 8)
+    };
+    let ip = &output.frame[ETHERNET..];
+    let header = if is_ipv4 { 20 } else { 40 };
+    assert_eq!(addresses(ip, is_ipv4), (proxy.ip(), sender.ip()));
+    assert_eq!(ip[header..], expected.to_bytes()[ETHERNET + header..]);
+    if is_ipv4 {
+        assert_eq!((checksum(&ip[..header]), ip[8], ip[9]), (0, 64, 1));
+    } else {
+        assert_eq!((ip[7], ip[6]), (64, 58));
+    }
+    // When the length changes, the kernel forgets the sum that a network card has made.
+}
+
 #[test]
 fn a_quote_that_ends_inside_the_tcp_header_is_translated_as_far_as_errors_are_read() {
     for_each(|lab, family, direction| {

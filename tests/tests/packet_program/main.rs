@@ -5,6 +5,7 @@
 
 mod ends;
 mod expiry;
+mod family;
 mod forward;
 mod hand_over;
 mod icmp;

@@ -115,14 +115,13 @@ pub(crate) fn check(lab: &mut Lab, rows: &[Row]) {
         for family in Family::BOTH {
             for direction in Direction::BOTH {
                 eprintln!("{} ({family:?}, {direction:?})", row.name);
-                check_row(lab, row, family, direction);
+                check_row(lab, row, Session::new(family), direction);
             }
         }
     }
 }
 
-pub(crate) fn check_row(lab: &mut Lab, row: &Row, family: Family, direction: Direction) {
-    let mut session = Session::new(family);
+pub(crate) fn check_row(lab: &mut Lab, row: &Row, mut session: Session, direction: Direction) {
     (row.session)(&mut session, direction);
     let mut packet = session.packet(direction);
     (row.packet)(&mut packet, &session);
@@ -158,7 +157,11 @@ fn check_output(
             assert_eq!(output.verdict, Verdict::Redirect);
             let mut expected = session.rewritten(direction, packet);
             change(&mut expected);
-            assert_eq!(Packet::parse(&output.frame), expected);
+            let found = Packet::parse(&output.frame);
+            if packet.source.is_ipv6() && found.source.is_ipv4() {
+                allow_cutting(&mut expected, packet, input, found.id);
+            }
+            assert_eq!(found, expected);
         }
         Expect::InPlace => {
             assert_eq!(output.verdict, Verdict::Pass);
@@ -170,6 +173,17 @@ fn check_output(
         }
     }
     assert_eq!(output.mark, input.mark);
+}
+
+/// A packet that was IPv6 may be fragmented if its segments are small. Then any identification, like
+/// this `id`, is right.
+fn allow_cutting(expected: &mut Packet, arrived: &Packet, input: &Input, id: u16) {
+    if input.gso_size != 0 && arrived.ip_length.is_none() {
+        expected.fragment = 0;
+    }
+    if expected.fragment == 0 {
+        expected.id = id;
+    }
 }
 
 /// Compares only whether times were set.
@@ -203,7 +217,17 @@ fn check_summed(lab: &mut Lab, session: &Session, input: &Input, output: &Output
     lab.clear();
     lab.open(session);
     match lab.run_summed(Hook::Ingress, input) {
-        Ok(summed) => assert_eq!((summed.verdict, summed.frame), (output.verdict, output.frame.clone())),
+        Ok(summed) => {
+            assert_eq!(summed.verdict, output.verdict);
+            if summed.frame != output.frame {
+                let [mut found, expected] = [&summed, output].map(|output| Packet::parse(&output.frame));
+                if input.frame[12..14] == [0x86, 0xdd] && expected.source.is_ipv4() {
+                    // A random one.
+                    found.id = expected.id;
+                }
+                assert_eq!(found, expected);
+            }
+        }
         Err(error) => panic!("CHECKSUM_COMPLETE: {error}"),
     }
 }

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use crate::net::{EVERY_PATH, Family, Net, Path, Setup, at_once, on};
+use crate::net::{Family, Net, Path, Setup, at_once, every_path, on};
 use crate::stream::{HANG, Learned, Side, learned, learned_by_writing, reset, say};
 
 #[test]
@@ -77,7 +77,7 @@ fn a_reset_is_learned_at_once() {
 }
 
 fn at_once_on_every_path(scenario: impl Fn(&mut Net<'_>) + Sync) {
-    at_once(EVERY_PATH, |(path, family)| on(Setup::new(path, family), &scenario));
+    at_once(every_path(), |setup| on(setup, &scenario));
 }
 
 /// Sends data that nobody reads.

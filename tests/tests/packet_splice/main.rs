@@ -12,6 +12,7 @@ mod asked;
 mod bridge;
 mod eligibility;
 mod ends;
+mod families;
 mod firewall;
 mod flows;
 mod forge;

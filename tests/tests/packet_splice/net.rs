@@ -1,6 +1,7 @@
 //! One `steer` between a client's host and an endpoint's, and its state as seen from outside.
 
 use std::io::{self, ErrorKind};
+use std::iter;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -55,9 +56,18 @@ pub(crate) struct Setup {
 impl Setup {
     /// The client is on its own host, the endpoint on the first of the endpoints' hosts.
     pub(crate) fn new(path: Path, family: Family) -> Self {
-        let (front, endpoint) = match family {
-            Family::V4 => (IpAddr::from(Topology::PROXY), IpAddr::from(Topology::endpoint(0))),
-            Family::V6 => (IpAddr::from(Topology::PROXY6), IpAddr::from(Topology::endpoint6(0))),
+        Self::of_families(path, family, family)
+    }
+
+    /// The same with a client and an endpoint of these families.
+    pub(crate) fn of_families(path: Path, client: Family, endpoint: Family) -> Self {
+        let front = match client {
+            Family::V4 => IpAddr::from(Topology::PROXY),
+            Family::V6 => Topology::PROXY6.into(),
+        };
+        let endpoint = match endpoint {
+            Family::V4 => IpAddr::from(Topology::endpoint(0)),
+            Family::V6 => Topology::endpoint6(0).into(),
         };
         Self {
             path,
@@ -263,15 +273,17 @@ fn try_listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// The packet splice over IPv4 and over IPv6, and the relay.
-pub(crate) const EVERY_PATH: [(Path, Family); 3] =
-    [(Path::Relay, Family::V4), (Path::Packet, Family::V4), (Path::Packet, Family::V6)];
+/// The relay, and the packet splice between peers of each family.
+pub(crate) fn every_path() -> impl Iterator<Item = Setup> {
+    let spliced = Family::BOTH
+        .into_iter()
+        .flat_map(|client| Family::BOTH.map(|endpoint| Setup::of_families(Path::Packet, client, endpoint)));
+    iter::once(Setup::new(Path::Relay, Family::V4)).chain(spliced)
+}
 
 /// Runs a scenario on every path, one after the other.
 pub(crate) fn on_every_path(scenario: impl Fn(&mut Net<'_>)) {
-    for (path, family) in EVERY_PATH {
-        on(Setup::new(path, family), &scenario);
-    }
+    every_path().for_each(|setup| on(setup, &scenario));
 }
 
 /// Runs all cases at the same time, each in its own network. For scenarios that mostly wait. Not
@@ -291,7 +303,7 @@ pub(crate) fn on(setup: Setup, scenario: impl Fn(&mut Net<'_>)) {
     if !require::root() {
         return;
     }
-    eprintln!("--- {} {}", setup.path.as_str(), setup.front);
+    eprintln!("--- {} {} {}", setup.path.as_str(), setup.front, setup.endpoint);
     let topology = Topology::new(2).unwrap();
     let mut net = Net::start(&topology, setup);
     scenario(&mut net);

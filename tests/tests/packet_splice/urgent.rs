@@ -10,7 +10,7 @@ use socket2::SockRef;
 use steer_tests::eventually::eventually;
 use steer_tests::require;
 
-use crate::net::{EVERY_PATH, GONE_WITHIN, Net, Path, Setup, on};
+use crate::net::{GONE_WITHIN, Net, Path, every_path, on};
 use crate::stream::{HANG, Side, Stream};
 
 /// The delay of the later bytes after the 101, in milliseconds: before, during and after the
@@ -20,9 +20,7 @@ const DELAYS: std::ops::Range<u64> = 0..60;
 #[test]
 fn urgent_bytes_arrive_in_their_place() {
     let streams = if require::long() { 1000 } else { 60 };
-    for (path, family) in EVERY_PATH {
-        on(Setup::new(path, family), |net| send_urgent_bytes(net, streams));
-    }
+    every_path().for_each(|setup| on(setup, |net| send_urgent_bytes(net, streams)));
 }
 
 fn send_urgent_bytes(net: &Net<'_>, streams: u64) {

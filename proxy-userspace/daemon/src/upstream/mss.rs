@@ -74,7 +74,6 @@ fn of_routes(listener: &Listener, clusters: &[Cluster], routes: &Routes) -> Opti
     let fits = |cluster: &Cluster| {
         let addresses = cluster.endpoints.iter().map(|endpoint| endpoint.address.ip().to_canonical());
         addresses
-            .filter(|address| listener.address.is_ipv6() || address.is_ipv4())
             .filter_map(|address| of_route(address, &cluster.source_addresses, routes))
             .collect::<Vec<_>>()
     };

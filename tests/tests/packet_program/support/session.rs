@@ -47,11 +47,16 @@ pub(crate) const LOOPBACK: u32 = 1;
 impl Session {
     /// In state SPLICED, with timestamps and SACK. Windows need no scaling.
     pub(crate) fn new(family: Family) -> Self {
-        let mut session = Self::closed(family);
+        Self::between(family, family)
+    }
+
+    /// The same between peers of these families.
+    pub(crate) fn between(client: Family, endpoint: Family) -> Self {
+        let mut session = Self::closed(client, endpoint);
         session.record.state = state::SPLICED;
         session.record.flags = flags::TIMESTAMPS | flags::SACK;
         session.record.generation = GENERATION;
-        session.record.family = if family == Family::V4 { 4 } else { 6 };
+        session.record.family = if client == Family::V4 { 4 } else { 6 };
         let next = [(CLIENT_NEXT, FRONT_NEXT, BACK_NEXT), (ENDPOINT_NEXT, BACK_NEXT, FRONT_NEXT)];
         for (direction, (seq, ack, sent_as)) in Direction::BOTH.into_iter().zip(next) {
             let (source, destination) = session.leaves(direction);
@@ -66,7 +71,7 @@ impl Session {
             // The local socket has received a little less.
             flow.fixed.received = seq.wrapping_sub(1000);
             flow.fixed.ifindex = LOOPBACK;
-            flow.fixed.output = output::NEIGHBOUR;
+            flow.fixed.output = if client == endpoint { output::NEIGHBOUR } else { output::OTHER_FAMILY };
             flow.live.seq_end = seq;
             flow.live.ack_end = ack;
             flow.live.window = 500;
@@ -77,16 +82,16 @@ impl Session {
     }
 
     /// The tuples, and an empty record.
-    fn closed(family: Family) -> Self {
-        let at = |v4: &str, v6: &str, port| {
+    fn closed(client: Family, endpoint: Family) -> Self {
+        let at = |family, v4: &str, v6: &str, port| {
             let address = if family == Family::V4 { v4 } else { v6 };
             SocketAddr::new(address.parse().unwrap(), port)
         };
-        let client = at("192.0.2.10", "2001:db8:1::10", 50_123);
-        let front = at("192.0.2.1", "2001:db8:1::1", 443);
-        let back = at("198.51.100.1", "2001:db8:2:ffff::1", 20_007);
-        let endpoint = at("198.51.100.20", "2001:db8:2::20", 8080);
-        Self { index: 3, client, front, back, endpoint, record: bytemuck::Zeroable::zeroed() }
+        let near = at(client, "192.0.2.10", "2001:db8:1::10", 50_123);
+        let front = at(client, "192.0.2.1", "2001:db8:1::1", 443);
+        let back = at(endpoint, "198.51.100.1", "2001:db8:2:ffff::1", 20_007);
+        let far = at(endpoint, "198.51.100.20", "2001:db8:2::20", 8080);
+        Self { index: 3, client: near, front, back, endpoint: far, record: bytemuck::Zeroable::zeroed() }
     }
 
     /// The session of record `index`. No other session has its tuple.
@@ -146,7 +151,7 @@ impl Session {
         let (source, destination) = self.arrives(direction);
         let ports = wire_ports(source, destination);
         let (source, destination) = (wire(source.ip()), wire(destination.ip()));
-        if self.record.family == 4 {
+        if self.arrives(direction).0.is_ipv4() {
             Key::V4(FlowKey4 { source: source[0], destination: destination[0], ports })
         } else {
             Key::V6(FlowKey6 { source, destination, ports })
@@ -173,6 +178,14 @@ impl Session {
         let back = &self.record.flows[direction.opposite() as usize].fixed;
         let (source, destination) = self.leaves(direction);
         let mut out = Packet { source, destination, ttl: 64, ..packet.clone() };
+        if source.is_ipv4() != packet.source.is_ipv4() {
+            (out.id, out.fragment) = match source.is_ipv4() {
+                // What needs the smallest path of IPv6 may be cut, and then has any number.
+                true if packet.payload.len() + packet.options.len() + 60 <= 1280 => (0, 0),
+                true => (0, Packet::DONT_FRAGMENT),
+                false => (Packet::new(source, destination).id, 0),
+            };
+        }
         out.seq = packet.seq.wrapping_add(fixed.seq_delta);
         // In a hand-over, bytes that the local socket has received are acknowledged, and missing
         // from the window.

@@ -48,13 +48,15 @@ enum Fate {
 /// `keys`: how many of its two keys lead to the record. `completes`: the earlier process completes
 /// its hand-overs.
 fn fate(record: &Record, keys: usize, completes: bool) -> Fate {
+    let outputs = record.flows.map(|flow| flow.fixed.output);
     let is_possible = matches!(record.family, 4 | 6)
         && record.flows.iter().all(|flow| {
             let fixed = &flow.fixed;
             fixed.window_left <= MAX_SCALE
                 && fixed.window_right <= MAX_SCALE
-                && matches!(fixed.output, output::IN_PLACE | output::NEIGHBOUR | output::LOOPBACK)
-        });
+                && fixed.output <= output::OTHER_FAMILY_LOOPBACK
+        })
+        && output::is_other_family(outputs[0]) == output::is_other_family(outputs[1]);
     match (record.state, keys) {
         _ if !is_possible => Fate::Unusable,
         // The record waited for a grace period, to be used again.

@@ -76,9 +76,6 @@ enum Place {
 /// is not.
 pub(super) fn decide(host: &Host, downstream: &Leg, upstream: &Leg) -> Result<Plan, Reason> {
     let legs = [downstream, upstream];
-    if downstream.peer.is_ipv4() != upstream.peer.is_ipv4() {
-        return Err(Reason::FamiliesDiffer);
-    }
     let outputs = outputs(host, legs)?;
     if legs.iter().any(|leg| leg.conntrack_in_the_way) {
         return Err(Reason::Conntrack);
@@ -128,15 +125,22 @@ pub(super) fn would_without_timestamps(host: &Host, downstream: &Leg, upstream: 
 fn outputs(host: &Host, [downstream, upstream]: [&Leg; 2]) -> Result<[u8; 2], Reason> {
     use Place::{Loopback, Own, Remote};
     let outputs = match (place(downstream)?, place(upstream)?) {
-        (Remote, Remote) => return Ok([output::NEIGHBOUR; 2]),
-        (Loopback, Loopback) => return Ok([output::IN_PLACE; 2]),
+        (Remote, Remote) => [output::NEIGHBOUR; 2],
+        (Loopback, Loopback) => [output::IN_PLACE; 2],
         (Remote, Loopback) => [output::LOOPBACK, output::NEIGHBOUR],
         (Own, Remote) => [output::NEIGHBOUR, output::LOOPBACK],
         (Loopback, Remote) | (Remote | Loopback | Own, Own) | (Own, Loopback) => {
             return Err(Reason::LocalHop);
         }
     };
-    if host.loopback_takes_redirected { Ok(outputs) } else { Err(Reason::LocalHop) }
+    if outputs.contains(&output::LOOPBACK) && !host.loopback_takes_redirected {
+        return Err(Reason::LocalHop);
+    }
+    if downstream.peer.is_ipv4() == upstream.peer.is_ipv4() {
+        return Ok(outputs);
+    }
+    let [up, down] = outputs.map(|output| output::with_other_family(output).ok_or(Reason::FamiliesDiffer));
+    Ok([up?, down?])
 }
 
 fn place(leg: &Leg) -> Result<Place, Reason> {
@@ -260,7 +264,6 @@ mod tests {
     fn every_reason_to_refuse_has_its_name() {
         type Change = fn(&mut Host, &mut Leg, &mut Leg);
         let cases: &[(Change, Reason)] = &[
-            (|_, _, up| *up = leg("[2001:db8::2]:3000", "[2001:db8::1]:20000", ETH1), Reason::FamiliesDiffer),
             (|_, _, up| up.next_hop = Err(Reason::NoRoute), Reason::NoRoute),
             (
                 |_, down, _| {
@@ -320,6 +323,27 @@ mod tests {
         ] {
             assert!(!would_without_timestamps(&HOST, &client(), &other));
         }
+    }
+
+    #[test]
+    fn packets_between_two_families_change_their_ip_version() {
+        let outputs = |down: Leg, up: Leg| {
+            decide(&HOST, &down, &up).map(|plan| (plan.family, plan.flows.map(|flow| flow.output)))
+        };
+        let client6 = || leg("[2001:db8::9]:5000", "[2001:db8::1]:80", ETH0);
+        let endpoint6 = || leg("[2001:db8::2]:3000", "[2001:db8::1]:20000", ETH1);
+        assert_eq!(outputs(client6(), endpoint()), Ok((6, [output::OTHER_FAMILY; 2])));
+        assert_eq!(outputs(client(), endpoint6()), Ok((4, [output::OTHER_FAMILY; 2])));
+        let at_127 = leg("127.0.0.1:3000", "127.0.0.1:20000", LO);
+        assert_eq!(
+            outputs(client6(), at_127),
+            Ok((6, [output::OTHER_FAMILY_LOOPBACK, output::OTHER_FAMILY]))
+        );
+        // An IPv4 client was told 1460 bytes, which an IPv6 packet of 1500 bytes does not hold.
+        let endpoint6 = Leg { send_mss: 1428, announced_mss: 1440, ..endpoint6() };
+        assert_eq!(outputs(client(), endpoint6), Err(Reason::Mss));
+        let client = Leg { announced_mss: 1440, ..client() };
+        assert!(outputs(client, endpoint6).is_ok());
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Ends {
     pub fn of(record: &Record, direction: Direction) -> Self {
         // Packets of the opposite direction leave on that connection.
         let fixed = &record.flows[direction.opposite() as usize].fixed;
-        let ip = |words: [u32; 4]| match record.family {
+        let ip = |words: [u32; 4]| match record.family_of(direction) {
             6 => IpAddr::V6(Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(words))),
             _ => IpAddr::V4(Ipv4Addr::from(words[0].to_ne_bytes())),
         };
@@ -89,6 +89,7 @@ fn wire6(address: Ipv6Addr) -> [u32; 4] {
 #[cfg(test)]
 mod tests {
     use bytemuck::Zeroable as _;
+    use proxy_common::flow::output;
 
     use super::*;
 
@@ -124,6 +125,23 @@ mod tests {
         let plain = FlowKey::new(socket("10.0.0.1:1"), socket("10.0.0.2:80"));
         let mapped = FlowKey::new(socket("[::ffff:10.0.0.1]:1"), socket("[::ffff:10.0.0.2]:80"));
         assert_eq!(plain, mapped);
+    }
+
+    #[test]
+    fn a_record_of_two_families_tells_both() {
+        let mut record = Record { family: 6, ..Record::zeroed() };
+        let ends = [("[2001:db8::9]:80", "[2001:db8::1]:50000"), ("192.0.2.9:20000", "192.0.2.1:3000")];
+        let ends = ends.map(|(local, peer)| Ends { local: socket(local), peer: socket(peer) });
+        for (ends, direction) in ends.iter().zip(Direction::BOTH) {
+            let fixed = &mut record.flows[direction.opposite() as usize].fixed;
+            fixed.output = output::OTHER_FAMILY;
+            fixed.to_source = wire_address(ends.local.ip());
+            fixed.to_destination = wire_address(ends.peer.ip());
+            fixed.to_ports = wire_ports(ends.local.port(), ends.peer.port());
+        }
+        assert_eq!(Direction::BOTH.map(|direction| Ends::of(&record, direction)), ends);
+        assert!(matches!(FlowKey::of(&record, Direction::ToUpstream), FlowKey::V6(_)));
+        assert!(matches!(FlowKey::of(&record, Direction::ToDownstream), FlowKey::V4(_)));
     }
 
     #[test]
