@@ -7,9 +7,9 @@ use proxy_common::flow::FlowRef;
 use proxy_common::packet::checksum::Difference;
 use proxy_common::packet::family::OtherFamily;
 use proxy_common::packet::family::error::{ShortError, TooBig};
-use proxy_common::packet::headers::{Ethernet, Ip, Tcp};
+use proxy_common::packet::headers::{Ethernet, Ip, Ipv6, Tcp};
 
-use crate::packet::access::{read, tcp_offset};
+use crate::packet::access::{at, read, tcp_offset};
 use crate::packet::flows::{Flows, RecordHandle};
 use crate::packet::verdict::Verdict;
 use crate::packet::{forward, icmp};
@@ -26,8 +26,9 @@ pub(super) fn packet<I: Flows + OtherFamily>(ctx: &TcContext, flow: FlowRef) -> 
     let fixed = &record.arriving().fixed;
     let lacks = I::lacks(&fixed.to_source, &fixed.to_destination);
     let Some(ip) = read::<I>(ctx, Ethernet::LEN) else { return Verdict::NotRewritten };
+    // Only IPv4 has an identification.
     // SAFETY: the helper has no conditions.
-    let id = unsafe { bpf_get_prandom_u32() } as u16;
+    let id = if I::KIND == Ipv6::KIND { unsafe { bpf_get_prandom_u32() } } else { 0 } as u16;
     // SAFETY: the context is that of the running program.
     let gso_size = unsafe { (*ctx.skb.skb).gso_size };
     let ip = ip.in_other_family(&fixed.to_source, &fixed.to_destination, gso_size, id);
@@ -63,8 +64,17 @@ fn replace_all<I: OtherFamily<Other: TooBig>>(ctx: &TcContext, error: &ShortErro
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, len as u32, 0) } != 0 {
         return None;
     }
-    ctx.store(core::mem::offset_of!(Ethernet, kind), &kind, 0).ok()?;
+    set_kind(ctx, kind)?;
     ctx.store(Ethernet::LEN, error, BPF_F_RECOMPUTE_CSUM.into()).ok()
+}
+
+/// The helper that changes the IP version does not change Ethernet's header, which loopback reads.
+#[inline(always)]
+fn set_kind(ctx: &TcContext, kind: u16) -> Option<()> {
+    let place = at::<u16>(ctx, core::mem::offset_of!(Ethernet, kind))?;
+    // SAFETY: `at` has checked that the field is in the packet, to which nobody else has access.
+    unsafe { place.write(kind) };
+    Some(())
 }
 
 /// Replaces the IP header. `None`: the kernel refused, and the packet is unusable.
@@ -73,7 +83,7 @@ fn replace<I: OtherFamily>(ctx: &TcContext, ip: &I::Other, lacks: Difference) ->
     let kind = <I::Other as Ip>::KIND;
     // The segments of a super-packet keep their size.
     ctx.change_proto(kind, 0).ok()?;
-    ctx.store(core::mem::offset_of!(Ethernet, kind), &kind, 0).ok()?;
+    set_kind(ctx, kind)?;
     ctx.store(Ethernet::LEN, ip, BPF_F_RECOMPUTE_CSUM.into()).ok()?;
     if lacks == Difference::default() {
         return Some(());

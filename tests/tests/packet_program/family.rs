@@ -1,7 +1,6 @@
 //! Packets between an IPv4 peer and an IPv6 peer.
 
 use proxy_common::flow::{Direction, output};
-use proxy_common::stat::Stat;
 
 use crate::forward::{LENGTHS, NUMBERS, STRIPPED, WINDOWS};
 use crate::support::lab::{Hook, Input, Lab, Verdict, in_namespace};
@@ -44,6 +43,20 @@ const SIZES: &[Row] = &[
         ..SPLICED
     },
 ];
+
+#[test]
+fn a_packet_that_goes_to_the_other_version_and_back_is_what_it_was() {
+    in_namespace(|lab| {
+        let session = Session::there_and_back();
+        lab.open(&session);
+        let packet =
+            Packet { id: 0, payload: vec![1; 1428], ttl: 64, ..session.packet(Direction::ToUpstream) };
+        let input = Input { frame: packet.to_bytes(), ..Input::default() };
+        let [there, back] = [1, 2].map(|runs| lab.try_run(Hook::Ingress, &input, runs, 0).unwrap().frame);
+        assert!(Packet::parse(&there).source.is_ipv6());
+        assert_eq!(Packet::parse(&back), packet);
+    });
+}
 
 /// The local stack then ends the stream.
 #[test]

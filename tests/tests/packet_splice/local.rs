@@ -39,6 +39,8 @@ fn expect(path: Path, front: &str, endpoint: &str, client_is_local: bool) {
 fn an_endpoint_on_loopback_is_spliced() {
     expect(Path::Packet, "10.71.0.1", "127.0.0.1", false);
     expect(Path::Packet, "fd71::1", "::1", false);
+    expect(Path::Packet, "fd71::1", "127.0.0.1", false);
+    expect(Path::Packet, "10.71.0.1", "::1", false);
 }
 
 #[test]

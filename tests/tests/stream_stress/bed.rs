@@ -30,26 +30,37 @@ const PACKET: &str = "packet_splice:\n  hand_over_after: 0s\n  hand_over_within:
 /// Half of the time after which a stream [hangs](load::run), and a little later.
 const STUCK_AFTER: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(40)];
 
-/// The IP version of both connections.
+/// The IP versions of the two connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     V4,
     V6,
+    /// Clients have IPv4, and the endpoint has IPv6.
+    V4ToV6,
+    /// The other way.
+    V6ToV4,
 }
 
 impl Family {
+    pub(crate) const ALL: [Self; 4] = [Self::V4, Self::V6, Self::V4ToV6, Self::V6ToV4];
+
     fn proxy(self) -> IpAddr {
         match self {
-            Self::V4 => Topology::PROXY.into(),
-            Self::V6 => Topology::PROXY6.into(),
+            Self::V4 | Self::V4ToV6 => Topology::PROXY.into(),
+            Self::V6 | Self::V6ToV4 => Topology::PROXY6.into(),
         }
     }
 
     fn endpoint(self) -> IpAddr {
         match self {
-            Self::V4 => Topology::endpoint(0).into(),
-            Self::V6 => Topology::endpoint6(0).into(),
+            Self::V4 | Self::V6ToV4 => Topology::endpoint(0).into(),
+            Self::V6 | Self::V4ToV6 => Topology::endpoint6(0).into(),
         }
+    }
+
+    /// Each has a port of its own.
+    fn front(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.proxy(), port + 100 * self as u16)
     }
 }
 
@@ -63,28 +74,26 @@ pub(crate) struct Bed<'t> {
 impl<'t> Bed<'t> {
     /// `mode` is a value of `splice`. Each bed of a topology has its own `port`.
     pub(crate) fn new(topology: &'t Topology, mode: &'t str, port: u16) -> Result<Self> {
-        let listener = |family: Family, cluster: &str| {
-            let address = SocketAddr::new(family.proxy(), port);
+        let listener = |family: Family| {
+            let address = family.front(port);
             format!(
                 "- address: '{address}'\n  \
                    routes:\n  \
                    - match: {{ prefix: / }}\n    \
-                     cluster: {cluster}\n    \
+                     cluster: {family:?}\n    \
                      hash_policy:\n    \
                      - header: {{ header_name: x-forwarded-for }}\n    \
                      upgrade_configs: [websocket]\n"
             )
         };
-        let cluster = |family: Family, name: &str| {
+        let cluster = |family: Family| {
             let address = SocketAddr::new(family.endpoint(), BACKEND_PORT);
-            format!("- name: {name}\n  lb_policy: ring_hash\n  endpoints: ['{address}']\n")
+            format!("- name: {family:?}\n  lb_policy: ring_hash\n  endpoints: ['{address}']\n")
         };
         let config = format!(
-            "listeners:\n{}{}clusters:\n{}{}splice: {mode}\n{}",
-            listener(Family::V4, "streams4"),
-            listener(Family::V6, "streams6"),
-            cluster(Family::V4, "streams4"),
-            cluster(Family::V6, "streams6"),
+            "listeners:\n{}clusters:\n{}splice: {mode}\n{}",
+            Family::ALL.map(listener).concat(),
+            Family::ALL.map(cluster).concat(),
             if mode == "packet" { PACKET } else { "" },
         );
         let steer = Steer::start(&config, Some(&topology.proxy), &["--log-level", "warn"])?;
@@ -99,7 +108,7 @@ impl<'t> Bed<'t> {
         work: impl FnOnce(SocketAddr, Arc<Backend>) -> F + Send,
     ) -> Result<T> {
         let listener = self.listener(family)?;
-        let target = SocketAddr::new(family.proxy(), self.port);
+        let target = family.front(self.port);
         self.at(listener, |backend| work(target, backend))
     }
 

@@ -131,7 +131,7 @@ impl<'t> Matrix<'t> {
         }
         self.faults.iter_mut().try_for_each(|faults| faults.set(rates))?;
         let mut hand_overs = 0.0;
-        for family in [Family::V4, Family::V6] {
+        for family in Family::ALL {
             for options in Options::ALL {
                 if !is_wanted(&format!("{family:?} {options:?}")) {
                     continue;

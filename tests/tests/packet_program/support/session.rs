@@ -126,6 +126,27 @@ impl Session {
         session
     }
 
+    /// A session between an IPv4 client and an IPv6 endpoint whose packets come back: what a packet
+    /// of one direction becomes is a packet of the other direction. If it has no timestamps, two runs
+    /// leave it as it was.
+    pub(crate) fn there_and_back() -> Self {
+        let mut session = Self::between(Family::V4, Family::V6);
+        let live = session.record.flows[0].live;
+        for direction in Direction::BOTH {
+            let (source, destination) = session.arrives(direction.opposite());
+            let flow = session.flow(direction);
+            flow.live = live;
+            let fixed = &mut flow.fixed;
+            fixed.to_source = wire(source.ip());
+            fixed.to_destination = wire(destination.ip());
+            fixed.to_ports = wire_ports(source, destination);
+            (fixed.seq_delta, fixed.ack_delta) = (0, 0);
+            fixed.ts_shift = if direction == Direction::ToUpstream { u32::MAX } else { 0 };
+            fixed.ts_floor = IDENTITY_TIMESTAMPS.0;
+        }
+        session
+    }
+
     /// This direction's part of the record.
     pub(crate) fn flow(&mut self, direction: Direction) -> &mut Flow {
         &mut self.record.flows[direction as usize]
