@@ -51,28 +51,29 @@ pub(super) fn offer(ctx: &TcContext, record: &RecordHandle, record_state: u32, t
 }
 
 /// The verdict on a copy: cut to size, and passed to the socket; or dropped, if the hand-over is
-/// over or the socket is gone. A function of its own in the program, so that it has its own stack.
+/// over or the socket is gone. A copy of a stream that has no record here is left to the programs of
+/// another instance, which has the same marks by default. (Our own copies do not outlive a record.)
+/// A function of its own in the program, so that it has its own stack.
 #[inline(never)]
 pub(super) fn deliver<I: Flows>(ctx: &TcContext) -> Verdict {
-    let Some((rcv_nxt, own_end)) = local_socket::<I>(ctx) else { return Verdict::LateCopy };
-    match trim::<I>(ctx, rcv_nxt, own_end) {
+    let Some(key) = key::<I>(ctx) else { return Verdict::Pass };
+    let Some(record) = I::find(&key).and_then(RecordHandle::of) else { return Verdict::Pass };
+    if record.state() != state::HAND_OVER {
+        return Verdict::LateCopy;
+    }
+    let Some(rcv_nxt) = rcv_nxt(ctx, key) else { return Verdict::LateCopy };
+    match trim::<I>(ctx, rcv_nxt, record.arriving().live.own_end.get()) {
         Some(()) => Verdict::Copy,
         None => Verdict::BadCopy,
     }
 }
 
-/// What the local socket of the packet's connection expects next and has been given to send, in a
-/// hand-over.
+/// The key of the flow to which the packet belongs.
 #[inline(always)]
-fn local_socket<I: Flows>(ctx: &TcContext) -> Option<(u32, u32)> {
+fn key<I: Flows>(ctx: &TcContext) -> Option<I::Key> {
     let ip = read::<I>(ctx, Ethernet::LEN)?;
     let tcp = read::<Tcp>(ctx, tcp_offset::<I>())?;
-    let key = ip.key(tcp.ports);
-    let record = I::find(&key).and_then(RecordHandle::of)?;
-    if record.state() != state::HAND_OVER {
-        return None;
-    }
-    Some((rcv_nxt(ctx, key)?, record.arriving().live.own_end.get()))
+    Some(ip.key(tcp.ports))
 }
 
 /// The sequence number that the local socket expects; `None` if the socket is gone. (Then the

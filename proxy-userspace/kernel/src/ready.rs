@@ -3,6 +3,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -17,12 +18,14 @@ pub fn descriptor(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }
 
-/// [`descriptor`], for a socket that listens: ready when there is somebody to accept.
+/// [`descriptor`], for a socket that listens: ready when there is somebody to accept. Several
+/// runtimes may wait for the same socket.
 ///
 /// # Errors
 ///
 /// If the runtime's epoll refuses it.
-pub fn listener(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
-    // SAFETY: a listening socket has one descriptor, which is open until the socket is dropped.
+pub fn listener(listener: Arc<TcpListener>) -> io::Result<AsyncFd<Arc<TcpListener>>> {
+    // SAFETY: a listening socket has one descriptor, which is open until the last owner of the
+    // socket drops it.
     Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
 }

@@ -227,10 +227,19 @@ fn a_copy_that_comes_late_is_dropped() {
             drop((_listener, far));
             let (verdict, _) = run(lab, &session, Hook::Ingress, &copy, &[Stat::DropLateCopy]);
             assert_eq!(verdict, Verdict::Drop);
-            // There is no session.
+        }
+    });
+}
+
+/// Several instances have programs on an interface, and the same marks.
+#[test]
+fn a_copy_of_a_stream_without_a_record_is_left_to_the_next_program() {
+    in_namespace(|lab| {
+        for family in Family::BOTH {
+            let copy = copy_of(&handing_over(family).packet(DIRECTION));
             lab.clear();
             let output = lab.run(Hook::Ingress, &copy);
-            assert_eq!(output.verdict, Verdict::Drop);
+            assert_eq!((output.verdict, output.frame), (Verdict::Pass, copy.frame));
         }
     });
 }

@@ -17,6 +17,7 @@ mod firewall;
 mod flows;
 mod forge;
 mod injection;
+mod instances;
 mod leaves;
 mod local;
 mod maps;

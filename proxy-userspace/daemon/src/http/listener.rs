@@ -124,7 +124,7 @@ impl Acceptor {
     }
 
     async fn run(mut self) {
-        let socket = match self.socket.try_clone().and_then(ready::listener) {
+        let socket = match ready::listener(Arc::clone(&self.socket)) {
             Ok(socket) => socket,
             Err(error) => return tracing::error!(listener = self.name, %error, "cannot wait for connections"),
         };
@@ -135,7 +135,7 @@ impl Acceptor {
             let accepted = tokio::select! {
                 biased;
                 told = phases.changed() => if told.is_ok() { continue } else { break },
-                accepted = socket.async_io(Interest::READABLE, accept), if phase == Phase::Open => accepted,
+                accepted = socket.async_io(Interest::READABLE, |socket| accept(socket)), if phase == Phase::Open => accepted,
                 () = std::future::ready(()), if !matches!(phase, Phase::Open | Phase::Paused) => break,
             };
             match accepted {

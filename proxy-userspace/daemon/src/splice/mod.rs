@@ -197,7 +197,7 @@ impl Splicer {
                 );
             }
             session.guard.set_reason(reason);
-            if reason == Reason::Mss {
+            if matches!(reason, Reason::Mss | Reason::TimestampsDiffer) {
                 self.client_mss.learn(&session);
             }
             // A stream at its end is not worth the system calls.
