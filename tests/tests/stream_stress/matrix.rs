@@ -63,6 +63,12 @@ impl Options {
         self == Self::EndpointWithoutTimestamps
     }
 
+    /// All options are tried within a family. Only some of them matter for the change of the IP header.
+    fn are_for(self, family: Family) -> bool {
+        let is_one = matches!(family, Family::V4 | Family::V6);
+        is_one || matches!(self, Self::Default | Self::NobodyHasTimestamps | Self::ClientAsksForEcn)
+    }
+
     fn apply(self, topology: &Topology) -> Result<()> {
         const DEFAULTS: [&str; 4] = ["tcp_sack=1", "tcp_timestamps=1", "tcp_window_scaling=1", "tcp_ecn=2"];
         let (client, endpoint) = self.settings();
@@ -133,7 +139,7 @@ impl<'t> Matrix<'t> {
         let mut hand_overs = 0.0;
         for family in Family::ALL {
             for options in Options::ALL {
-                if !is_wanted(&format!("{family:?} {options:?}")) {
+                if !options.are_for(family) || !is_wanted(&format!("{family:?} {options:?}")) {
                     continue;
                 }
                 options.apply(self.topology)?;
