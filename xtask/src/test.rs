@@ -13,7 +13,7 @@ use crate::suite::{Suite, Work, summarize};
 use crate::{build_ebpf, check, setup};
 
 /// A suite that takes longer than this hangs; it is ended and counts as failed.
-const LIMIT: Duration = Duration::from_secs(15 * 60);
+const LIMIT: Duration = Duration::from_secs(25 * 60);
 const LIMIT_LONG: Duration = Duration::from_secs(60 * 60);
 
 /// The suite that runs in virtual machines.
