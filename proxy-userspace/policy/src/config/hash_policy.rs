@@ -63,7 +63,7 @@ fn policy(field: &Field<'_>, short_forms: bool) -> Option<HashPolicy> {
 }
 
 fn source(policy: &Field<'_>, value: &Field<'_>, short_forms: bool) -> Option<HashSource> {
-    let is = |kind| policy.peek(kind).is_some();
+    let is = |kind: &'static str| policy.peek(kind).is_some();
     let short = short_forms && value.scalar().is_some();
     if is("header") {
         if short { plain_header(value) } else { header(value.map()?) }

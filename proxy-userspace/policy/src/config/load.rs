@@ -84,7 +84,7 @@ pub fn parse(text: &str, file: &str) -> Result<Loaded, LoadError> {
     let tree = tree::parse(text).map_err(|problem| invalid(vec![problem]))?;
     let mut report = Report::default();
     let format = recognise(&Field::root(&tree, &report));
-    report.camel_case = format == Format::EnvoyV3;
+    report.protobuf_json = format == Format::EnvoyV3;
     let root = Field::root(&tree, &report);
     let config = match format {
         Format::EnvoyV3 => envoy_v3::read(&root),
@@ -110,8 +110,8 @@ pub fn parse(text: &str, file: &str) -> Result<Loaded, LoadError> {
 
 /// Tells the formats apart by the keys that only one of them has.
 fn recognise(root: &Field<'_>) -> Format {
-    let has = |names: &[&str]| names.iter().any(|name| root.peek(name).is_some());
-    let first = |list: &str, names: &[&str]| {
+    let has = |names: &[&'static str]| names.iter().any(|name| root.peek(name).is_some());
+    let first = |list: &'static str, names: &[&'static str]| {
         let item = root.peek(list).and_then(|list| list.first());
         item.is_some_and(|item| names.iter().any(|name| item.peek(name).is_some()))
     };

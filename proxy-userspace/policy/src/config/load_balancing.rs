@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
+use super::protobuf_json::EXTENSION_HASH_FUNCTION;
 use super::reader::{Field, Map};
 use super::{Endpoint, HashFunction, Health, LbPolicy};
 
@@ -25,7 +26,11 @@ pub(super) const HEALTH: [(&str, Health); 6] = [
 
 /// Reads the keys of `ring_hash_lb_config`. Does not finish `map`.
 pub(super) fn ring_hash(map: &Map<'_>) -> LbPolicy {
-    let hash_function = map.get("hash_function").and_then(|word| word.one_of_any_case(&HASH_FUNCTIONS));
+    let is_extension = map.field.peek("@type").is_some();
+    let hash_function = map.get("hash_function").and_then(|word| {
+        let word = if is_extension { word.named(EXTENSION_HASH_FUNCTION) } else { word };
+        word.one_of_any_case(&HASH_FUNCTIONS)
+    });
     let minimum = map.get("minimum_ring_size");
     let maximum = map.get("maximum_ring_size");
     ring(hash_function.unwrap_or_default(), minimum.as_ref(), maximum.as_ref(), &map.field)

@@ -16,8 +16,10 @@ mod load_balancing;
 mod native;
 mod packet_splice;
 mod print;
+mod protobuf_json;
 mod re2;
 mod reader;
+mod scalar;
 mod tree;
 
 #[cfg(test)]

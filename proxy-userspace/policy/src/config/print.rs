@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::reader::reads_as_string;
+use super::scalar::reads_as_string;
 use super::{
     Cluster, Config, Endpoint, HashFunction, HashPolicy, HashSource, HeaderSource, Health, HttpOptions,
     Instance, Keepalive, LbPolicy, Listener, PacketSplice, PathMatch, Route, SpliceMode, load_balancing,

@@ -12,17 +12,16 @@ use std::time::Duration;
 use super::Warning;
 use super::error::Problem;
 use super::tree::{Entry, Node, Position, Value};
-
-/// Longer durations are refused: about 136 years.
-const MAX_SECONDS: u64 = u32::MAX as u64;
+use super::{protobuf_json, scalar};
 
 /// The problems and warnings that reading one file finds.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub(super) problems: RefCell<Vec<Problem>>,
     pub(super) warnings: RefCell<Vec<Warning>>,
-    /// Protobuf's JSON form also allows `hashPolicy` for `hash_policy`.
-    pub(super) camel_case: bool,
+    /// The file is Envoy's: [`protobuf_json`] says how values are written, a field may be null, a
+    /// list may be one value, and `hashPolicy` stands for `hash_policy`.
+    pub(super) protobuf_json: bool,
 }
 
 /// A value with its path, such as `listeners[0].routes[1].cluster`.
@@ -30,12 +29,19 @@ pub(super) struct Report {
 pub(super) struct Field<'t> {
     node: &'t Node,
     path: String,
+    /// The key's name in snake_case, which tells the field's type; empty in a list.
+    name: &'static str,
     report: &'t Report,
 }
 
 impl<'t> Field<'t> {
     pub(super) fn root(node: &'t Node, report: &'t Report) -> Self {
-        Self { node, path: String::new(), report }
+        Self { node, path: String::new(), name: "", report }
+    }
+
+    /// The same value as a field of another name, and so of another type.
+    pub(super) fn named(self, name: &'static str) -> Self {
+        Self { name, ..self }
     }
 
     pub(super) fn at(&self) -> Position {
@@ -54,7 +60,7 @@ impl<'t> Field<'t> {
         let found = match &self.node.value {
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a map".to_owned(),
-            Value::Scalar { text, plain: true } if is_null(text) => "empty".to_owned(),
+            Value::Scalar { text, plain: true, .. } if scalar::is_null(text) => "empty".to_owned(),
             Value::Scalar { text, .. } => format!("`{}`", shorten(text)),
         };
         self.error(format_args!("must be {wanted}, is {found}"), hint);
@@ -63,14 +69,17 @@ impl<'t> Field<'t> {
     /// The text of a scalar, and whether it is plain.
     pub(super) fn scalar(&self) -> Option<(&'t str, bool)> {
         match &self.node.value {
-            Value::Scalar { text, plain } => Some((text, *plain)),
+            Value::Scalar { text, plain, .. } => Some((text, *plain)),
             Value::List(_) | Value::Map(_) => None,
         }
     }
 
     /// A string, unless YAML reads it as something else.
     pub(super) fn is_string(&self) -> bool {
-        self.scalar().is_some_and(|(text, plain)| !plain || reads_as_string(text))
+        if self.report.protobuf_json {
+            return protobuf_json::is_string(self.node);
+        }
+        self.scalar().is_some_and(|(text, plain)| !plain || scalar::reads_as_string(text))
     }
 
     pub(super) fn is_map(&self) -> bool {
@@ -80,7 +89,7 @@ impl<'t> Field<'t> {
     pub(super) fn string(&self) -> Option<&'t str> {
         match self.scalar() {
             Some((text, _)) if self.is_string() => Some(text),
-            Some((text, _)) if !is_null(text) => {
+            Some((text, _)) if !scalar::is_null(text) => {
                 self.wrong_type("a string", format!("quote it: \"{text}\""));
                 None
             }
@@ -112,20 +121,26 @@ impl<'t> Field<'t> {
     }
 
     pub(super) fn boolean(&self) -> Option<bool> {
-        match self.scalar() {
-            Some(("true" | "True" | "TRUE", true)) => Some(true),
-            Some(("false" | "False" | "FALSE", true)) => Some(false),
-            _ => {
-                self.wrong_type("true or false", "write true or false, without quotes");
-                None
-            }
+        let value = if self.report.protobuf_json {
+            protobuf_json::unwrap(self.node, self.name, protobuf_json::boolean)
+        } else {
+            self.scalar().and_then(|(text, plain)| scalar::boolean(text).filter(|_| plain))
+        };
+        if value.is_none() {
+            self.wrong_type("true or false", "write true or false, without quotes");
         }
+        value
     }
 
     /// A whole number; it may be quoted, as protobuf's JSON form allows.
     pub(super) fn unsigned(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let (low, high) = (*range.start(), *range.end());
-        let number = self.scalar().and_then(|(text, _)| text.parse().ok()).filter(|n| range.contains(n));
+        let number = if self.report.protobuf_json {
+            protobuf_json::unwrap(self.node, self.name, protobuf_json::unsigned)
+        } else {
+            self.scalar().and_then(|(text, _)| text.parse().ok())
+        };
+        let number = number.filter(|number| range.contains(number));
         if number.is_none() {
             self.wrong_type(&format!("a whole number from {low} to {high}"), "write a number in that range");
         }
@@ -133,7 +148,11 @@ impl<'t> Field<'t> {
     }
 
     pub(super) fn percent(&self) -> Option<f64> {
-        let number = self.scalar().and_then(|(text, _)| text.parse::<f64>().ok());
+        let number = if self.report.protobuf_json {
+            protobuf_json::unwrap(self.node, self.name, protobuf_json::number)
+        } else {
+            self.scalar().and_then(|(text, _)| text.parse().ok())
+        };
         let number = number.filter(|n| (0.0..=100.0).contains(n));
         if number.is_none() {
             self.wrong_type("a number from 0 to 100", "write a percentage without the sign, such as 50");
@@ -141,11 +160,17 @@ impl<'t> Field<'t> {
         number
     }
 
-    /// `250ms`, `15s`, `0.25s`, `5m`, `1h`.
+    /// `250ms`, `15s`, `0.25s`, `5m`, `1h`; for Envoy, seconds only.
     pub(super) fn duration(&self) -> Option<Duration> {
-        let duration = self.scalar().and_then(|(text, _)| parse_duration(text));
+        let text = self.scalar().map_or("", |(text, _)| text);
+        let (duration, hint) = if self.report.protobuf_json {
+            (protobuf_json::duration(self.node), protobuf_json::duration_hint(text))
+        } else {
+            let hint = "write a number and its unit: 250ms, 15s, 0.25s, 5m or 1h";
+            (scalar::duration(text), hint.to_owned())
+        };
         if duration.is_none() {
-            self.wrong_type("a duration", "write a number and its unit: 250ms, 15s, 0.25s, 5m or 1h");
+            self.wrong_type("a duration", hint);
         }
         duration
     }
@@ -155,22 +180,33 @@ impl<'t> Field<'t> {
         self.duration().map(|limit| Some(limit).filter(|limit| !limit.is_zero()))
     }
 
-    /// One of some words, in the case given.
+    /// One of some words, in the case given; for Envoy, in any case or by its number.
     pub(super) fn one_of<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
         self.word(words, |a, b| a == b)
     }
 
     /// One of some words, in any case.
     pub(super) fn one_of_any_case<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
-        self.word(words, |a, b| a.eq_ignore_ascii_case(b))
+        self.word(words, str::eq_ignore_ascii_case)
+    }
+
+    /// The word of an enum of protobuf in upper case, whether Steer supports it or not; reports
+    /// nothing.
+    pub(super) fn enum_word(&self) -> Option<&'static str> {
+        protobuf_json::enum_word(self.name, self.node)
     }
 
     fn word<T: Copy>(&self, words: &[(&str, T)], same: fn(&str, &str) -> bool) -> Option<T> {
-        let found = self.scalar().map(|(text, _)| text);
-        let hit = found.and_then(|text| words.iter().find(|(word, _)| same(word, text)));
+        let text = self.scalar().map(|(text, _)| text);
+        let (found, same) = if self.report.protobuf_json {
+            (self.enum_word(), str::eq_ignore_ascii_case as fn(&str, &str) -> bool)
+        } else {
+            (text, same)
+        };
+        let hit = found.and_then(|found| words.iter().find(|(word, _)| same(word, found)));
         if hit.is_none() {
             let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-            let hint = match found.and_then(|text| nearest(text, names.iter().copied())) {
+            let hint = match text.and_then(|text| nearest(text, names.iter().copied())) {
                 Some(name) => format!("did you mean `{name}`?"),
                 None => format!("write one of {}", names.join(", ")),
             };
@@ -179,18 +215,31 @@ impl<'t> Field<'t> {
         hit.map(|(_, value)| *value)
     }
 
-    /// The items of a list; empty, and reported, if it is none.
+    /// The items of a list; empty, and reported, if it is none. For Envoy, one value is a list, too,
+    /// and a list in a list stands for its items.
     pub(super) fn items(&self) -> Vec<Self> {
         let Value::List(items) = &self.node.value else {
+            if self.report.protobuf_json {
+                return vec![self.clone().named("")];
+            }
             self.wrong_type("a list", "write each item on its own line after `- `");
             return Vec::new();
         };
         let item = |(index, node): (usize, &'t Rc<Node>)| Self {
             node,
             path: format!("{}[{index}]", self.path),
+            name: "",
             report: self.report,
         };
-        items.iter().enumerate().map(item).collect()
+        let items = items.iter().enumerate().map(item);
+        if self.report.protobuf_json {
+            return items.flat_map(|item| if item.is_list() { item.items() } else { vec![item] }).collect();
+        }
+        items.collect()
+    }
+
+    fn is_list(&self) -> bool {
+        matches!(self.node.value, Value::List(_))
     }
 
     pub(super) fn map(&self) -> Option<Map<'t>> {
@@ -198,15 +247,15 @@ impl<'t> Field<'t> {
             self.wrong_type("a map", "write `key: value` lines, indented below it");
             return None;
         };
-        let used = entries.iter().map(|_| Cell::new(false)).collect();
+        let used = entries.iter().map(|entry| Cell::new(self.report.is_ignored(entry))).collect();
         Some(Map { field: self.clone(), entries, used, asked: RefCell::default() })
     }
 
     /// Looks at a key without reading the map; reports nothing.
-    pub(super) fn peek(&self, name: &str) -> Option<Self> {
+    pub(super) fn peek(&self, name: &'static str) -> Option<Self> {
         let Value::Map(entries) = &self.node.value else { return None };
-        let entry = entries.iter().find(|entry| self.report.same_key(&entry.key, name))?;
-        Some(self.child(entry))
+        let entry = entries.iter().find(|entry| self.report.is(entry, name))?;
+        self.report.has_value(entry).then(|| self.child(entry, name))
     }
 
     /// The first item, if this is a list; reports nothing.
@@ -217,8 +266,8 @@ impl<'t> Field<'t> {
         }
     }
 
-    fn child(&self, entry: &'t Entry) -> Self {
-        Self { node: &entry.value, path: self.join(&entry.key), report: self.report }
+    fn child(&self, entry: &'t Entry, name: &'static str) -> Self {
+        Self { node: &entry.value, path: self.join(&entry.key), name, report: self.report }
     }
 
     fn join(&self, key: &str) -> String {
@@ -238,8 +287,17 @@ impl Report {
         self.warnings.borrow_mut().push(Warning { line: at.line, column: at.column, text });
     }
 
-    fn same_key(&self, key: &str, name: &str) -> bool {
-        key == name || self.camel_case && is_camel_case_of(key, name)
+    fn is(&self, entry: &Entry, name: &str) -> bool {
+        let same = entry.key == name || self.protobuf_json && is_camel_case_of(&entry.key, name);
+        same && !self.is_ignored(entry)
+    }
+
+    fn is_ignored(&self, entry: &Entry) -> bool {
+        self.protobuf_json && entry.ignored
+    }
+
+    fn has_value(&self, entry: &Entry) -> bool {
+        !(self.protobuf_json && protobuf_json::is_null(&entry.value))
     }
 }
 
@@ -256,13 +314,13 @@ pub(super) struct Map<'t> {
 impl<'t> Map<'t> {
     fn entry(&self, name: &'static str) -> Option<&'t Entry> {
         self.asked.borrow_mut().push(name);
-        let index = self.entries.iter().position(|entry| self.field.report.same_key(&entry.key, name))?;
+        let index = self.entries.iter().position(|entry| self.field.report.is(entry, name))?;
         self.used[index].set(true);
-        Some(&self.entries[index])
+        Some(&self.entries[index]).filter(|entry| self.field.report.has_value(entry))
     }
 
     pub(super) fn get(&self, name: &'static str) -> Option<Field<'t>> {
-        self.entry(name).map(|entry| self.field.child(entry))
+        self.entry(name).map(|entry| self.field.child(entry, name))
     }
 
     /// `get`, for a key that must be there.
@@ -319,16 +377,20 @@ impl<'t> Map<'t> {
     pub(super) fn finish(self) {
         let asked = self.asked.borrow();
         for (entry, _) in self.entries.iter().zip(&self.used).filter(|(_, used)| !used.get()) {
-            let hint = match nearest(&entry.key, asked.iter().copied()) {
-                Some(name) => format!("did you mean `{name}`?"),
-                None => "remove it; docs/configuration.md lists what is read here".to_owned(),
+            let is = |name: &&&'static str| self.field.report.is(entry, name);
+            let (message, hint) = if let Some(name) = asked.iter().find(is) {
+                (format!("stands twice in this map, also as `{name}`"), "keep one of the two".to_owned())
+            } else if entry.key == "<<" {
+                let hint = "write the keys out, or use an alias for the whole value";
+                ("merge keys are not read, by Envoy neither".to_owned(), hint.to_owned())
+            } else {
+                let hint = match nearest(&entry.key, asked.iter().copied()) {
+                    Some(name) => format!("did you mean `{name}`?"),
+                    None => "remove it; docs/configuration.md lists what is read here".to_owned(),
+                };
+                ("unknown key, Steer does not read it".to_owned(), hint)
             };
-            self.field.report.problem(
-                entry.at,
-                &self.field.join(&entry.key),
-                "unknown key, Steer does not read it",
-                hint,
-            );
+            self.field.report.problem(entry.at, &self.field.join(&entry.key), message, hint);
         }
     }
 }
@@ -360,50 +422,9 @@ fn is_camel_case_of(key: &str, name: &str) -> bool {
     key.next().is_none()
 }
 
-/// Whether YAML's core schema takes an unquoted scalar for a string.
-pub(super) fn reads_as_string(text: &str) -> bool {
-    !(is_null(text) || is_bool(text) || is_number(text))
-}
-
-fn is_null(text: &str) -> bool {
-    matches!(text, "" | "~" | "null" | "Null" | "NULL")
-}
-
-fn is_bool(text: &str) -> bool {
-    matches!(text, "true" | "True" | "TRUE" | "false" | "False" | "FALSE")
-}
-
-fn is_number(text: &str) -> bool {
-    let digits = text.bytes().any(|byte| byte.is_ascii_digit());
-    digits && (text.parse::<f64>().is_ok() || text.starts_with("0x") || text.starts_with("0o"))
-}
-
 /// Long enough to recognise, short enough for one line.
 fn shorten(text: &str) -> String {
     const SHOWN: usize = 60;
     let line: String = text.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().nth(SHOWN).is_some() { line + "…" } else { line }
-}
-
-fn parse_duration(text: &str) -> Option<Duration> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-    let (number, unit) = text.split_at(digits);
-    let nanoseconds_per_unit: u128 = match unit {
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" => 60_000_000_000,
-        "h" => 3_600_000_000_000,
-        _ => return None,
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-    if whole.len() > 12 || fraction.is_empty() || fraction.len() > 9 {
-        return None;
-    }
-    let whole: u128 = whole.parse().ok()?;
-    let scale = 10u128.pow(u32::try_from(fraction.len()).ok()?);
-    let fraction: u128 = fraction.parse().ok()?;
-    let nanoseconds = whole * nanoseconds_per_unit + fraction * nanoseconds_per_unit / scale;
-    let seconds = u64::try_from(nanoseconds / 1_000_000_000).ok().filter(|s| *s <= MAX_SECONDS)?;
-    let rest = u32::try_from(nanoseconds % 1_000_000_000).ok()?;
-    Some(Duration::new(seconds, rest))
 }

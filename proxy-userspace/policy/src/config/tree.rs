@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use regex::Regex;
-use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 
 use super::error::Problem;
 
@@ -44,6 +44,8 @@ pub(super) enum Value {
         text: String,
         /// Neither quoted nor a block: may mean null, a boolean or a number.
         plain: bool,
+        /// Has a tag, other than `!`. Envoy takes such a scalar for a plain one, also in quotes.
+        tagged: bool,
     },
     List(Vec<Rc<Node>>),
     Map(Vec<Entry>),
@@ -54,6 +56,8 @@ pub(super) struct Entry {
     pub(super) key: String,
     pub(super) at: Position,
     pub(super) value: Rc<Node>,
+    /// The key has the tag `!ignore`: Envoy skips the entry, whose anchors are used elsewhere.
+    pub(super) ignored: bool,
 }
 
 /// Reads the one document of `text`.
@@ -117,17 +121,33 @@ struct Open {
     anchor: usize,
     value: Value,
     /// A map's key that waits for its value.
-    key: Option<(String, Position)>,
+    key: Option<Key>,
     size: usize,
+}
+
+struct Key {
+    text: String,
+    at: Position,
+    ignored: bool,
 }
 
 impl Builder {
     fn take(&mut self, event: Event<'_>, at: Position) -> Result<(), Problem> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
-                let string = tag.is_some_and(|tag| tag.is_yaml_core_schema() && tag.suffix == "str");
-                let plain = style == ScalarStyle::Plain && !string;
-                self.close(at, anchor, Value::Scalar { text: text.into_owned(), plain }, 1)
+                let tag = tag.as_deref();
+                let is_bang = |tag: &Tag| tag.handle.is_empty() && tag.suffix == "!";
+                let string = |tag: &Tag| is_bang(tag) || tag.is_yaml_core_schema() && tag.suffix == "str";
+                let plain = style == ScalarStyle::Plain && !tag.is_some_and(string);
+                let tagged = tag.is_some_and(|tag| !is_bang(tag));
+                let ignored = tag.is_some_and(|tag| tag.handle == "!" && tag.suffix == "ignore");
+                let is_key = self.expects_key();
+                self.close(at, anchor, Value::Scalar { text: text.into_owned(), plain, tagged }, 1)?;
+                if let Some(key) = self.open.last_mut().and_then(|open| open.key.as_mut()).filter(|_| is_key)
+                {
+                    key.ignored = ignored;
+                }
+                Ok(())
             }
             Event::SequenceStart(anchor, _) => self.open(at, anchor, Value::List(Vec::new())),
             Event::MappingStart(anchor, _) => self.open(at, anchor, Value::Map(Vec::new())),
@@ -191,7 +211,7 @@ impl Builder {
         match &mut open.value {
             Value::List(items) => items.push(node),
             Value::Map(entries) => match open.key.take() {
-                Some((key, at)) => {
+                Some(Key { text: key, at, ignored }) => {
                     if let Some(first) = entries.iter().find(|entry| entry.key == key) {
                         let text =
                             format!("`{key}` stands twice in this map, first on line {}", first.at.line);
@@ -201,10 +221,12 @@ impl Builder {
                         let text = format!("more than {MAX_KEYS} keys in one map");
                         return Err(Problem::at(at, text).hint("no map of this file needs so many"));
                     }
-                    entries.push(Entry { key, at, value: node });
+                    entries.push(Entry { key, at, value: node, ignored });
                 }
                 None => match &node.value {
-                    Value::Scalar { text, .. } => open.key = Some((text.clone(), at)),
+                    Value::Scalar { text, .. } => {
+                        open.key = Some(Key { text: text.clone(), at, ignored: false });
+                    }
                     Value::List(_) | Value::Map(_) => {
                         return Err(
                             Problem::at(at, "a list or a map cannot be a key").hint("write `key: value`")

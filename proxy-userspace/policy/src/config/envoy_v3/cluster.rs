@@ -131,10 +131,8 @@ fn refused(map: &Map<'_>) {
 }
 
 fn discovery(field: &Field<'_>) -> Option<Discovery> {
-    match field.string()? {
-        "STATIC" => Some(Discovery::Static),
-        "STRICT_DNS" => Some(Discovery::StrictDns),
-        kind @ ("EDS" | "LOGICAL_DNS" | "ORIGINAL_DST") => {
+    match field.enum_word() {
+        Some(kind @ ("EDS" | "LOGICAL_DNS" | "ORIGINAL_DST")) => {
             field.error(
                 format_args!("{kind} is not supported"),
                 "use STATIC, or STRICT_DNS with IP addresses, and write the endpoints as load_assignment",
@@ -189,16 +187,24 @@ fn lb_policy(map: &Map<'_>) -> Option<Balancing> {
     let ring_config = map.get("ring_hash_lb_config").and_then(|field| field.map());
     let maglev_config = map.get("maglev_lb_config").and_then(|field| field.map());
     let word = word?;
-    let policy = match word.string()? {
-        "RING_HASH" => {
+    let policy = match word.enum_word() {
+        Some("RING_HASH") => {
             ring_config.map_or(LbPolicy::RING_HASH, |map| finished(map, load_balancing::ring_hash))
         }
-        "MAGLEV" => {
+        Some("MAGLEV") => {
             let default = LbPolicy::Maglev { table_size: LbPolicy::DEFAULT_TABLE_SIZE };
             maglev_config.map_or(default, |map| finished(map, load_balancing::maglev))
         }
-        other => {
+        Some("LOAD_BALANCING_POLICY_CONFIG") => {
+            word.error("`load_balancing_policy` is missing", "add it, or use RING_HASH or MAGLEV");
+            return None;
+        }
+        Some(other) => {
             word.error(format_args!("`{other}` keeps no client on its endpoint"), "use RING_HASH or MAGLEV");
+            return None;
+        }
+        None => {
+            word.one_of(&[("RING_HASH", ()), ("MAGLEV", ())]);
             return None;
         }
     };

@@ -226,7 +226,7 @@ fn empty_and_hopeless_files() {
         ("hello", "must be a map, is `hello`"),
         ("[]", "must be a map, is a list"),
         ("{}", "`listeners` is missing"),
-        ("static_resources:", "must be a map, is empty"),
+        ("static_resources:", "`static_resources` is missing"),
         ("cluster_manager: { clusters: [] }", "`listeners` is missing"),
     ] {
         assert!(

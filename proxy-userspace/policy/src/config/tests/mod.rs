@@ -4,6 +4,7 @@ mod formats;
 mod http1;
 mod malformed;
 mod mutated;
+mod spellings;
 
 /// A short file that uses most of the native format.
 const NATIVE: &str = "\
