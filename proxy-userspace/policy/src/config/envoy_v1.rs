@@ -180,7 +180,7 @@ fn connection_manager(field: &Field<'_>, clusters: &[&str]) -> Option<(HttpOptio
     map.warn(&["http2_settings", "drain_timeout_ms"], "not honoured by Steer");
     map.refuse(&["rds"], NO_SERVER, "write a route_config");
     map.refuse(&["tracing", "set_current_client_cert_details"], EDITS, "remove it");
-    map.refuse_true(&["add_user_agent"], EDITS, "remove it");
+    map.warn_if_true(&["add_user_agent"], "not honoured: Steer adds no `user-agent`");
     if let Some(codec) = map.get("codec_type") {
         codec.one_of(&[("auto", ()), ("http1", ())]);
     }

@@ -7,9 +7,6 @@ use thiserror::Error;
 
 use super::tree::Position;
 
-/// No more problems than this are printed.
-const SHOWN: usize = 20;
-
 /// One thing that is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -54,7 +51,7 @@ struct Listed<'a> {
 
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().take(SHOWN).enumerate() {
+        for (index, problem) in self.problems.iter().enumerate() {
             if index > 0 {
                 writeln!(f)?;
             }
@@ -66,9 +63,6 @@ impl fmt::Display for Listed<'_> {
                 write!(f, "\n  hint: {hint}")?;
             }
         }
-        match self.problems.len().saturating_sub(SHOWN) {
-            0 => Ok(()),
-            more => write!(f, "\n... and {more} more"),
-        }
+        Ok(())
     }
 }

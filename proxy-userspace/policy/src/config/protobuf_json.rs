@@ -12,8 +12,9 @@ const MAX_EXACT: u64 = 1 << 53;
 
 /// Fields that are messages with one `value`, such as `google.protobuf.BoolValue`. Envoy takes
 /// `{ value: true }` for these beside `true`, but for no other field.
-const WRAPPERS: [&str; 18] = [
+const WRAPPERS: [&str; 19] = [
     "add_user_agent",
+    "allow_absolute_url",
     "bind_to_port",
     "case_sensitive",
     "enabled",

@@ -352,6 +352,17 @@ impl<'t> Map<'t> {
         }
     }
 
+    /// Like [`Map::warn`], but says nothing of `false`, the default.
+    pub(super) fn warn_if_true(&self, names: &[&'static str], text: &str) {
+        for name in names {
+            if let Some(field) = self.get(name)
+                && field.boolean() == Some(true)
+            {
+                field.warn(text);
+            }
+        }
+    }
+
     /// Refuses fields that Steer must not ignore: without them, requests would go elsewhere or look
     /// different.
     pub(super) fn refuse(&self, names: &[&'static str], why: &str, hint: &str) {

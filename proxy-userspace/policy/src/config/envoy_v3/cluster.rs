@@ -52,8 +52,10 @@ pub(super) fn read(field: &Field<'_>) -> Option<Cluster> {
             );
         }
     }
+    // Endpoints are looked at in any case, so that one run names their problems, too.
+    let by_hostname = balancing.as_ref().is_some_and(|balancing| balancing.by_hostname);
+    let endpoints = load_assignment(&assignment?, by_hostname, discovery)?;
     let balancing = balancing?;
-    let endpoints = load_assignment(&assignment?, &balancing, discovery)?;
     Some(Cluster {
         name: name?.to_owned(),
         lb_policy: balancing.policy,
@@ -284,7 +286,7 @@ pub(super) fn header_key_format<'t>(field: &Field<'t>) -> Option<Field<'t>> {
     field.peek("http_protocol_options").or_else(typed)?.peek("header_key_format")
 }
 
-fn load_assignment(field: &Field<'_>, balancing: &Balancing, discovery: Discovery) -> Option<Vec<Endpoint>> {
+fn load_assignment(field: &Field<'_>, by_hostname: bool, discovery: Discovery) -> Option<Vec<Endpoint>> {
     let map = field.map()?;
     map.harmless(&["cluster_name", "named_endpoints"]);
     if let Some(policy) = map.get("policy").and_then(|field| field.map()) {
@@ -315,13 +317,13 @@ fn load_assignment(field: &Field<'_>, balancing: &Balancing, discovery: Discover
         }
         let list = map.get("lb_endpoints").map(|list| list.items()).unwrap_or_default();
         map.finish();
-        endpoints.extend(list.iter().filter_map(|item| lb_endpoint(item, balancing, discovery)));
+        endpoints.extend(list.iter().filter_map(|item| lb_endpoint(item, by_hostname, discovery)));
     }
     load_balancing::check_endpoints(field, &endpoints);
     Some(endpoints)
 }
 
-fn lb_endpoint(field: &Field<'_>, balancing: &Balancing, discovery: Discovery) -> Option<Endpoint> {
+fn lb_endpoint(field: &Field<'_>, by_hostname: bool, discovery: Discovery) -> Option<Endpoint> {
     let map = field.map()?;
     map.refuse(&["endpoint_name"], "not supported", "write the endpoint itself");
     let health = map.get("health_status").and_then(|word| word.one_of(&load_balancing::HEALTH));
@@ -339,7 +341,7 @@ fn lb_endpoint(field: &Field<'_>, balancing: &Balancing, discovery: Discovery) -
     map.finish();
     let address = address?;
     let hostname = match hostname {
-        _ if !balancing.by_hostname => None,
+        _ if !by_hostname => None,
         None if discovery == Discovery::StrictDns => Some(address.ip().to_string()),
         None if hash_key.is_none() => {
             endpoint.error(

@@ -3,16 +3,19 @@
 use std::collections::HashMap;
 
 use super::super::reader::{Field, Map};
-use super::super::{HttpOptions, Listener, PathMatch, Route, VirtualHost, hash_policy, listening, native};
+use super::super::{HttpOptions, Listener, VirtualHost, listening, native};
 use super::http1::{self, Downstream};
+use super::route::virtual_host;
 use super::{socket_address, typed};
 
+const HTTP_INSPECTOR: &str = ".http_inspector.v3.HttpInspector";
 const TLS: &str = "Steer does not terminate TLS";
-const EDITS: &str = "Steer does not edit headers";
-const KEEP_PLAIN: &str = "remove it, or do this in front of Steer or in the endpoints";
+pub(super) const EDITS: &str = "Steer does not edit headers";
+pub(super) const NO_TRACING: &str = "not done: Steer adds no trace headers, so a trace has a gap here";
+pub(super) const KEEP_PLAIN: &str = "remove it, or do this in front of Steer or in the endpoints";
 
 /// Fields with which every level of the route table may edit headers.
-const HEADER_EDITS: [&str; 4] = [
+pub(super) const HEADER_EDITS: [&str; 4] = [
     "request_headers_to_add",
     "request_headers_to_remove",
     "response_headers_to_add",
@@ -27,7 +30,6 @@ pub(super) fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Op
         "drain_type",
         "traffic_direction",
         "listener_filters_timeout",
-        "enable_mptcp",
         "continue_on_listener_filters_timeout",
         "ignore_global_conn_limit",
     ]);
@@ -45,6 +47,7 @@ pub(super) fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Op
         ],
         "not honoured: Steer has its own sockets and logs",
     );
+    map.warn_if_true(&["enable_mptcp"], "not honoured: Steer has its own sockets");
     map.refuse(
         &["default_filter_chain"],
         "Steer has one filter chain for each listener",
@@ -65,14 +68,22 @@ pub(super) fn listener(field: &Field<'_>, index: usize, clusters: &[&str]) -> Op
         listener_filter(&filter);
     }
     let address = address.and_then(|address| socket_address(&address, true));
-    let manager = only(&chains?, "filter chain").and_then(|chain| filter_chain(&chain))?;
-    let (options, virtual_hosts) = connection_manager(&manager, clusters)?;
+    // A second chain is a problem, and so may be its content.
+    let chains = chains.map(|list| one_item(&list, "filter chain")).unwrap_or_default();
+    let read = |chain: &Field<'_>| connection_manager(&filter_chain(chain)?, clusters);
+    let (options, virtual_hosts) = chains.iter().map(read).collect::<Vec<_>>().pop()??;
     let name = listening::listener_name(name, index);
     Some(Listener { name, address: address?, options, virtual_hosts })
 }
 
 fn listener_filter(field: &Field<'_>) {
     let name = field.peek("name").and_then(|name| name.scalar()).map_or("?", |(name, _)| name);
+    let config = field.peek("typed_config");
+    // The type decides, not the name. This filter finds out whether a connection speaks HTTP, on
+    // which only a filter_chain_match can depend, and every match is refused.
+    if config.and_then(|config| type_of(&config)).is_some_and(|kind| kind.ends_with(HTTP_INSPECTOR)) {
+        return;
+    }
     let why = match name {
         "envoy.filters.listener.proxy_protocol" => {
             "Steer does not read PROXY protocol headers, so clients would be taken for others"
@@ -82,9 +93,14 @@ fn listener_filter(field: &Field<'_>) {
     field.error(format_args!("`{name}`: {why}"), "remove it, or use a listener without it");
 }
 
-/// The one item that a list must have.
-fn only<'t>(list: &Field<'t>, what: &str) -> Option<Field<'t>> {
-    let mut items = list.items();
+/// The `@type` of an `Any`; reports nothing.
+fn type_of<'t>(config: &Field<'t>) -> Option<&'t str> {
+    Some(config.peek("@type")?.scalar()?.0)
+}
+
+/// The items of a list that must have one.
+fn one_item<'t>(list: &Field<'t>, what: &str) -> Vec<Field<'t>> {
+    let items = list.items();
     if items.len() != 1 {
         let count = items.len();
         list.error(
@@ -92,7 +108,7 @@ fn only<'t>(list: &Field<'t>, what: &str) -> Option<Field<'t>> {
             "keep the one with the HttpConnectionManager; write one listener for each port",
         );
     }
-    items.pop()
+    items
 }
 
 /// The connection manager's typed config.
@@ -106,7 +122,7 @@ fn filter_chain<'t>(chain: &Field<'t>) -> Option<Field<'t>> {
     }
     let filters = map.require("filters", "[HttpConnectionManager]");
     map.finish();
-    let map = only(&filters?, "network filter")?.map()?;
+    let map = one_item(&filters?, "network filter").pop()?.map()?;
     map.harmless(&["name"]);
     let config = map.require("typed_config", "{ \"@type\": ...HttpConnectionManager }");
     map.finish();
@@ -224,7 +240,14 @@ fn not_honoured(map: &Map<'_>) {
         "Steer reads no routes from a server",
         "write a route_config",
     );
-    map.refuse(&["tracing"], "Steer adds no tracing headers", "remove it");
+    map.warn(&["tracing"], NO_TRACING);
+    map.warn_if_true(&["add_user_agent"], "not honoured: Steer adds no `user-agent`");
+    if let Some(field) = map.get("server_header_transformation")
+        && field.enum_word() != Some("OVERWRITE")
+        && field.one_of(&[("OVERWRITE", ()), ("APPEND_IF_ABSENT", ()), ("PASS_THROUGH", ())]).is_some()
+    {
+        field.warn("not honoured: Steer writes `server` itself, with the value of server_name");
+    }
     map.refuse(
         &["local_reply_config", "set_current_client_cert_details", "early_header_mutation_extensions"],
         EDITS,
@@ -248,7 +271,6 @@ fn not_honoured(map: &Map<'_>) {
     );
     map.refuse_true(
         &[
-            "add_user_agent",
             "always_set_request_id_in_response",
             "append_x_forwarded_port",
             "append_local_overload",
@@ -260,14 +282,11 @@ fn not_honoured(map: &Map<'_>) {
         "not done by Steer",
         "remove it",
     );
-    for (name, default) in [
-        ("server_header_transformation", "OVERWRITE"),
-        ("forward_client_cert_details", "SANITIZE"),
-        ("path_with_escaped_slashes_action", "KEEP_UNCHANGED"),
-    ] {
-        if let Some(field) = map.get(name) {
-            field.one_of(&[(default, ())]);
-        }
+    if let Some(field) = map.get("forward_client_cert_details") {
+        field.one_of(&[("SANITIZE", ())]);
+    }
+    if let Some(field) = map.get("path_with_escaped_slashes_action") {
+        field.one_of(&[("KEEP_UNCHANGED", ()), ("IMPLEMENTATION_SPECIFIC_DEFAULT", ())]);
     }
 }
 
@@ -282,9 +301,13 @@ fn http_filter(field: &Field<'_>) {
         return;
     }
     let Some(name) = name else { return };
-    let type_of = config.as_ref().and_then(|config| config.peek("@type")).and_then(|kind| kind.scalar());
-    let is_router = match type_of {
-        Some((kind, _)) => kind.ends_with(".router.v3.Router"),
+    let kind = config.as_ref().and_then(type_of);
+    if kind.is_some_and(|kind| kind.ends_with(".compressor.v3.Compressor")) {
+        field.warn("not done: Steer compresses no responses");
+        return;
+    }
+    let is_router = match kind {
+        Some(kind) => kind.ends_with(".router.v3.Router"),
         None => matches!(name, "envoy.filters.http.router" | "envoy.router"),
     };
     if !is_router {
@@ -302,163 +325,8 @@ fn http_filter(field: &Field<'_>) {
     map.finish();
 }
 
-fn virtual_host(
-    field: &Field<'_>,
-    clusters: &[&str],
-    options: &HttpOptions,
-    seen: &mut HashMap<String, usize>,
-) -> Option<VirtualHost> {
-    let map = field.map()?;
-    map.harmless(&["metadata", "virtual_clusters", "include_attempt_count_in_response"]);
-    map.refuse(&HEADER_EDITS, EDITS, KEEP_PLAIN);
-    if let Some(tls) = map.get("require_tls") {
-        tls.one_of(&[("NONE", ())]);
-    }
-    map.warn(&["retry_policy", "hedge_policy"], RETRY);
-    let name = map.require("name", "default").and_then(|name| name.string());
-    let domains = map.require("domains", "[\"*\"]").map(|list| listening::domains(&list, seen));
-    let routes = map.get("routes");
-    map.finish();
-    let routes = routes.map(|list| list.items()).unwrap_or_default();
-    if routes.is_empty() {
-        field.warn("no routes: every request is answered with 404");
-    }
-    let routes = routes.iter().filter_map(|item| route(item, clusters, options)).collect();
-    Some(VirtualHost { name: name?.to_owned(), domains: domains?, routes })
-}
-
-const RETRY: &str = "not honoured: Steer sends a request once; a failure is answered with 502, 503 or 504";
-
-fn route(field: &Field<'_>, clusters: &[&str], options: &HttpOptions) -> Option<Route> {
-    let map = field.map()?;
-    map.harmless(&["name", "metadata", "stat_prefix"]);
-    map.warn(
-        &["per_request_buffer_limit_bytes", "request_body_buffer_limit"],
-        "not honoured: Steer buffers no bodies",
-    );
-    map.refuse(&HEADER_EDITS, EDITS, KEEP_PLAIN);
-    map.refuse(
-        &["redirect", "direct_response", "filter_action", "non_forwarding_action"],
-        "Steer forwards requests and answers none itself",
-        KEEP_PLAIN,
-    );
-    map.refuse(
-        &["typed_per_filter_config", "decorator", "tracing"],
-        "Steer has no filters and no tracing",
-        "remove it",
-    );
-    let path = map.require("match", "{ prefix: / }").and_then(|field| path_match(&field));
-    let action = map.get("route");
-    map.finish();
-    let Some(action) = action else {
-        field.error("`route` is missing", "add `route: { cluster: NAME, hash_policy: [...] }`");
-        return None;
-    };
-    let mut route = route_action(&action, clusters)?;
-    route.path = path?;
-    listening::warn_if_not_sticky(field, &route, options);
-    if action.peek("timeout").is_none() {
-        listening::warn_if_polls_end(&action, &route, options, "timeout: 0s");
-    }
-    Some(route)
-}
-
-fn path_match(field: &Field<'_>) -> Option<PathMatch> {
-    let map = field.map()?;
-    map.refuse(
-        &[
-            "headers",
-            "query_parameters",
-            "cookies",
-            "grpc",
-            "runtime_fraction",
-            "tls_context",
-            "dynamic_metadata",
-            "filter_state",
-            "safe_regex",
-            "connect_matcher",
-            "path_separated_prefix",
-            "path_match_policy",
-        ],
-        "Steer matches by host and by prefix or path only",
-        "use prefix or path",
-    );
-    if let Some(sensitive) = map.get("case_sensitive")
-        && sensitive.boolean() == Some(false)
-    {
-        sensitive.error("Steer compares paths case-sensitively", "remove it, and list each spelling");
-    }
-    let found = (map.get("prefix"), map.get("path"));
-    map.finish();
-    listening::path_match(field, found, "write `match: { prefix: / }`")
-}
-
-/// Reads a `RouteAction`; the caller knows the path.
-fn route_action(field: &Field<'_>, clusters: &[&str]) -> Option<Route> {
-    let map = field.map()?;
-    map.harmless(&["cluster_not_found_response_code", "include_vh_rate_limits", "metadata"]);
-    map.warn(&["retry_policy", "retry_policy_typed_config", "hedge_policy", "priority"], RETRY);
-    map.warn(&["request_mirror_policies"], "not honoured: Steer mirrors no requests");
-    map.warn(&["max_stream_duration", "flush_timeout"], "not honoured: Steer ends no stream for its age");
-    map.refuse(
-        &[
-            "weighted_clusters",
-            "cluster_header",
-            "cluster_specifier_plugin",
-            "inline_cluster_specifier_plugin",
-            "metadata_match",
-        ],
-        "a route of Steer has one fixed cluster",
-        "use `cluster`",
-    );
-    map.refuse(
-        &[
-            "prefix_rewrite",
-            "regex_rewrite",
-            "path_rewrite",
-            "path_rewrite_policy",
-            "host_rewrite",
-            "host_rewrite_literal",
-            "host_rewrite_header",
-            "host_rewrite_path_regex",
-            "auto_host_rewrite",
-            "auto_host_rewrite_header",
-            "append_x_forwarded_host",
-        ],
-        "Steer forwards path and Host as they come",
-        KEEP_PLAIN,
-    );
-    map.refuse(
-        &[
-            "rate_limits",
-            "cors",
-            "internal_redirect_policy",
-            "internal_redirect_action",
-            "max_grpc_timeout",
-            "early_data_policy",
-        ],
-        "not done by Steer",
-        KEEP_PLAIN,
-    );
-    let cluster = map.require("cluster", clusters.first().copied().unwrap_or("NAME"));
-    let cluster = cluster.and_then(|name| listening::known_cluster(&name, clusters));
-    let timeout = map.get("timeout").and_then(|field| field.limit());
-    let idle_timeout = map.get("idle_timeout").and_then(|field| field.limit());
-    let upgrade_websocket = map.get("upgrade_configs").and_then(|list| upgrade_configs(&list));
-    let hash_policy = map.get("hash_policy").map(|list| hash_policy::read(&list, false)).unwrap_or_default();
-    map.finish();
-    Some(Route {
-        path: PathMatch::Prefix(String::new()),
-        cluster: cluster?,
-        timeout: timeout.unwrap_or(Some(listening::ENVOY_ROUTE_TIMEOUT)),
-        idle_timeout,
-        upgrade_websocket,
-        hash_policy,
-    })
-}
-
 /// Whether `websocket` is allowed; `None` if the list does not say.
-fn upgrade_configs(list: &Field<'_>) -> Option<bool> {
+pub(super) fn upgrade_configs(list: &Field<'_>) -> Option<bool> {
     let mut websocket = None;
     for item in list.items() {
         let Some(map) = item.map() else { continue };

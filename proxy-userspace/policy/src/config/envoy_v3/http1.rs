@@ -13,7 +13,13 @@ pub(super) struct Downstream {
 
 pub(super) fn downstream(field: &Field<'_>) -> Downstream {
     let Some(map) = field.map() else { return Downstream::default() };
-    map.harmless(&["allow_absolute_url"]);
+    // Steer forwards trailers in any case.
+    map.harmless(&["enable_trailers"]);
+    if let Some(allow) = map.get("allow_absolute_url")
+        && allow.boolean() == Some(false)
+    {
+        allow.warn("not honoured: Steer accepts absolute URLs, as HTTP/1.1 demands");
+    }
     let accept_http_10 = map.boolean("accept_http_10").unwrap_or_default();
     let preserve_case = map.get("header_key_format").is_some_and(|format| header_key_format(&format));
     for matcher in map.get("ignore_http_11_upgrade").map(|list| list.items()).unwrap_or_default() {
@@ -23,8 +29,10 @@ pub(super) fn downstream(field: &Field<'_>) -> Downstream {
     Downstream { accept_http_10, preserve_case }
 }
 
-/// A cluster's options: the format of header names is all that they may have.
+/// A cluster's options, of which none changes what Steer does.
 pub(super) fn upstream(map: Map<'_>) {
+    // The first two concern requests of clients. Steer forwards trailers in any case.
+    map.harmless(&["accept_http_10", "allow_absolute_url", "enable_trailers"]);
     if let Some(format) = map.get("header_key_format") {
         header_key_format(&format);
     }

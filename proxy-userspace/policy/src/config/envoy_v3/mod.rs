@@ -7,6 +7,7 @@ mod bind;
 mod cluster;
 mod http;
 mod http1;
+mod route;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -124,10 +125,10 @@ fn socket_address(field: &Field<'_>, port_zero: bool) -> Option<SocketAddr> {
     let text = map.require("address", "10.0.0.1").and_then(|text| Some((text.string()?, text)));
     let port = map.require("port_value", "3000");
     map.finish();
-    let port = port.and_then(|port| port.unsigned(u64::from(!port_zero)..=65535))?;
+    let port = port.and_then(|port| port.unsigned(u64::from(!port_zero)..=65535));
     let (text, field) = text?;
     match text.parse::<IpAddr>() {
-        Ok(ip) => Some(SocketAddr::new(ip, u16::try_from(port).ok()?)),
+        Ok(ip) => Some(SocketAddr::new(ip, u16::try_from(port?).ok()?)),
         Err(_) => {
             field.error(
                 format_args!("`{text}` is not an IP address"),

@@ -362,6 +362,63 @@ fn what_is_lacking_is_warned_about_by_name() {
 }
 
 #[test]
+fn fields_of_envoy_that_only_lack_something_are_warnings() {
+    let manager = |field: &str| ENVOY_V3.replace("codec_type: AUTO", field);
+    let filter = "http_filters:\n          - name: gzip\n            typed_config: { \"@type\": \
+                  type.googleapis.com/envoy.extensions.filters.http.compressor.v3.Compressor }\n";
+    let rows = [
+        (manager("tracing: {}"), "typed_config.tracing: not done: Steer adds no trace headers"),
+        (manager("add_user_agent: true"), "add_user_agent: not honoured"),
+        (manager("server_header_transformation: pass_through"), "server_header_transformation: not honoured"),
+        (manager("http_protocol_options: { allow_absolute_url: false }"), "allow_absolute_url: not honoured"),
+        (
+            ENVOY_V3.replace("http_filters:\n", filter),
+            "http_filters[0]: not done: Steer compresses no responses",
+        ),
+        (
+            ENVOY_V3.replace("- name: ingress", "- enable_mptcp: true"),
+            "listeners[0].enable_mptcp: not honoured",
+        ),
+        (
+            ENVOY_V3.replace(
+                "- name: backend",
+                "- name: backend\n              include_attempt_count_in_response: on",
+            ),
+            "include_attempt_count_in_response: not honoured",
+        ),
+        (
+            ENVOY_V3
+                .replace("                route:", "                decorator: {}\n                route:"),
+            "decorator: not done",
+        ),
+        (
+            ENVOY_V1.replace("\"codec_type\"", "\"add_user_agent\": true, \"codec_type\""),
+            "add_user_agent: not honoured",
+        ),
+    ];
+    for (text, want) in rows {
+        let warnings = config(&text).warnings;
+        assert!(warnings.len() == 1 && warnings[0].text.contains(want), "want {want}\nfound {warnings:?}");
+    }
+    for silent in [
+        manager("tracing: ~"),
+        manager("add_user_agent: false"),
+        manager("server_header_transformation: 0"),
+        manager("http_protocol_options: { allow_absolute_url: true, enable_trailers: true }"),
+        ENVOY_V3.replace(
+            "    filter_chains:",
+            "    listener_filters: { name: x, typed_config: { \"@type\": y/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector } }\n    filter_chains:",
+        ),
+        ENVOY_V3.replace(
+            "type: STATIC",
+            "http_protocol_options: { accept_http_10: true, enable_trailers: true }",
+        ),
+    ] {
+        assert_eq!(config(&silent).warnings.len(), 0, "{silent}");
+    }
+}
+
+#[test]
 fn the_documentation_names_every_key_and_shows_good_files() {
     let page = include_str!("../../../../../docs/configuration.md");
     let key = regex::Regex::new(r"(?m)(?:^[ -]*|[{,] )([a-z][a-z_0-9]*):(?: |$)").unwrap();

@@ -97,7 +97,7 @@ const V3_ROWS: &[Row] = &[
     ("cluster: ws", "cluster: wss", 20, "there is no cluster `wss`", "did you mean `ws`?"),
     ("          codec_type: AUTO", "          codec_typ: AUTO", 11, "typed_config.codec_typ: unknown key", "did you mean `codec_type`?"),
     ("codec_type: AUTO", "codec_type: HTTP2", 11, "must be one of AUTO, HTTP1, is `HTTP2`", "HTTP1"),
-    ("codec_type: AUTO", "tracing: {}", 11, "tracing: Steer adds no tracing headers", "remove it"),
+    ("codec_type: AUTO", "codec_type: quic", 11, "must be one of AUTO, HTTP1, is `quic`", "AUTO, HTTP1"),
     ("codec_type: AUTO", "normalize_path: true", 11, "normalize_path: Steer compares and forwards", "remove it"),
     ("codec_type: AUTO", "max_request_headers_kb: 9000", 11, "from 1 to 8192", "in that range"),
     ("codec_type: AUTO", "upgrade_configs: [{ upgrade_type: CONNECT }]", 11, "`CONNECT`: Steer carries only websocket", "remove it"),
@@ -216,6 +216,38 @@ steer.yaml:14:15: clusters[0].endpoints[0]: `10.0.0.1:x` is not an address
 steer.yaml:14:27: clusters[0].endpoints[1]: `10.0.0.2:x` is not an address
   hint: write ip:port, such as 10.0.0.1:3000 or [fd00::1]:3000; host names are not resolved";
     assert_eq!(message, want);
+}
+
+#[test]
+fn one_run_names_the_problems_of_each_part_of_an_envoy_file() {
+    let text = ENVOY_V3
+        .replace("type: STATIC", "type: EDS")
+        .replace("lb_policy: RING_HASH", "lb_policy: RANDOM")
+        .replace("10.10.62.120, port_value: 3000", "one.local, port_value: 70000")
+        .replace("cluster: ws\n", "cluster: other\n")
+        .replace(
+            "    - filters:\n",
+            "    - filters: [{ name: x, typed_config: { \"@type\": y.TcpProxy } }]\n    - filters:\n",
+        );
+    let found = problems(&text);
+    for want in [
+        "exactly one filter chain",
+        "`y.TcpProxy` is not supported",
+        "there is no cluster `other`",
+        "EDS is not supported",
+        "`RANDOM` keeps no client",
+        "`one.local` is not an IP address",
+        "from 1 to 65535, is `70000`",
+    ] {
+        assert!(found.iter().any(|problem| problem.message.contains(want)), "want {want}\nfound {found:#?}");
+    }
+}
+
+#[test]
+fn all_problems_are_printed() {
+    let routes = "  - { cluster: x }\n".repeat(100);
+    let message = parse(&NATIVE.replace("  routes:\n", &format!("  routes:\n{routes}")), "file").unwrap_err();
+    assert_eq!(message.to_string().matches("there is no cluster `x`").count(), 100);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::super::{LoadError, parse, to_yaml};
 use super::{ENVOY_V1, ENVOY_V3, EVERY_KEY};
 
 /// Pieces that tend to change the structure or the type of what they hit.
-const SPLINTERS: [&str; 20] = [
+const SPLINTERS: [&str; 22] = [
     "",
     "\n",
     "- ",
@@ -27,6 +27,8 @@ const SPLINTERS: [&str; 20] = [
     "\t",
     "99999999999999999999",
     "!!str ",
+    "!ignore ",
+    "{ value: ",
     "\\",
 ];
 

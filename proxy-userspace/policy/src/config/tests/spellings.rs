@@ -284,7 +284,7 @@ fn a_field_that_is_null_is_absent() {
         ("common_lb_config: 5", ""), ("connectTimeout: 2s", ""),
     ];
     check("type: STATIC", "type: STATIC\n    $", &rows, ok);
-    check("codec_type: AUTO", "$", &[("tracing: null", "ok"), ("tracing: {}", "")], ok);
+    check("codec_type: AUTO", "$", &[("rds: null", "ok"), ("rds: {}", "")], ok);
     let rows = [("pipe: ~, socket_address", "ok"), ("pipe: {}, socket_address", ""), ("socketAddress", "ok")];
     check("socket_address: { address: 10", "$: { address: 10", &rows, ok);
 }
