@@ -30,7 +30,7 @@ pub(super) fn turn_on(instance: &Instance) -> io::Result<()> {
     let Some(is_on) = conntrack::is_liberal()? else { return Ok(()) };
     let _locked = lock()?;
     let mine = read(&note_of(instance)) == Some(namespace);
-    if is_on && !mine && !any_note(namespace)? {
+    if is_on && !mine && !others_need_it(namespace, instance)? {
         return Ok(());
     }
     if !mine {
@@ -63,13 +63,15 @@ pub fn restore(instance: &Instance) -> io::Result<()> {
     if read(&note) != Some(namespace) {
         return Ok(());
     }
-    fs::remove_file(&note)?;
-    // The directory may have a control socket.
-    note.parent().map(fs::remove_dir);
-    if !any_note(namespace)? && conntrack::is_liberal()? == Some(true) {
+    if !others_need_it(namespace, instance)? && conntrack::is_liberal()? == Some(true) {
         conntrack::set_liberal(false)?;
         tracing::info!("turned net.netfilter.nf_conntrack_tcp_be_liberal off again");
     }
+    // After the setting: a process that dies in between leaves a note that does no harm. Without
+    // the note, the setting would look like an operator's, and stay on.
+    fs::remove_file(&note)?;
+    // The directory may have a control socket.
+    note.parent().map(fs::remove_dir);
     Ok(())
 }
 
@@ -82,10 +84,11 @@ fn read(note: &Path) -> Option<u64> {
     fs::read_to_string(note).ok()?.trim().parse().ok()
 }
 
-/// Whether an instance has a note for the network namespace.
-fn any_note(namespace: u64) -> io::Result<bool> {
+/// Whether another instance has a note for the network namespace.
+fn others_need_it(namespace: u64, instance: &Instance) -> io::Result<bool> {
     for entry in fs::read_dir(DIRECTORY)? {
-        if read(&entry?.path().join(NOTE)) == Some(namespace) {
+        let note = entry?.path().join(NOTE);
+        if note != note_of(instance) && read(&note) == Some(namespace) {
             return Ok(true);
         }
     }
