@@ -36,9 +36,10 @@ labelled! {
         MicrosecondTimestamps = 13, "microsecond_timestamps";
         /// A peer may send larger segments than the other one accepts.
         Mss = 14, "mss";
-        /// One connection is IPv4 and the other IPv6.
+        /// One connection is IPv4 and the other IPv6, and both peers are on loopback.
         FamiliesDiffer = 15, "families_differ";
-        /// Connection tracking would drop what the hand-over sends: neither notrack nor be_liberal.
+        /// A rule of this host may drop what the hand-over sends, by its state in connection
+        /// tracking; or a rule rewrites the connection.
         Conntrack = 16, "conntrack";
         /// There is no route to a peer, or the route does not lead over an interface.
         NoRoute = 17, "no_route";

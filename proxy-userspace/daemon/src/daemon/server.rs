@@ -255,7 +255,7 @@ impl Server {
             let Some(socket) = socket else { continue };
             let (name, mss) = (&listener.name, mss::for_listener(listener, &self.config));
             match self.splicer.limit_mss(socket, listener.address, mss, learns) {
-                Ok(()) => tracing::debug!(listener = name, mss, "limited the MSS of clients"),
+                Ok(()) => tracing::debug!(listener = name, mss, "the limit for the MSS of clients"),
                 Err(error) => tracing::warn!(listener = name, mss, %error, "cannot limit the MSS"),
             }
         }

@@ -150,7 +150,7 @@ impl Acceptor {
                     }
                     tokio::time::sleep(BACK_OFF).await;
                 }
-                // The client was gone before it was accepted, or another worker was quicker.
+                // The client was gone before it was accepted.
                 Err(error) => tracing::debug!(listener = self.name, %error, "accept failed"),
             }
         }

@@ -90,7 +90,8 @@ impl Conntrack {
     }
 
     /// Whether the connection between these addresses, as its socket knows them, is tracked by an
-    /// entry that no rule needs, so that it can be [forgotten](Self::forget). An entry in a zone of its own (`ct zone set`) is not seen.
+    /// entry that no rule needs, so that it can be [forgotten](Self::forget). An entry in a zone of its
+    /// own (`ct zone set`) is not seen.
     ///
     /// A firewall may start tracking at any time, so nothing is remembered about entries. As long as
     /// nothing is tracked, the answer costs one system call. For a tracked connection the kernel is
